@@ -1,0 +1,5 @@
+"""Assigners: predictions or anchors and targets to an assignment."""
+
+from codetr.assigners.hungarian import HungarianMatcher
+
+__all__ = ["HungarianMatcher"]

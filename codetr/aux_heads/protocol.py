@@ -1,0 +1,28 @@
+"""What an auxiliary head is: a one-to-many detector on the encoder's maps, for training only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from codetr.structures import Batch, Candidates, Losses, Pyramid
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuxOutput:
+    """``losses`` with the head's own weights (the scheme scales them by lambda_2 times the number
+    of decoder layers); ``candidates[b]`` the boxes that the head assigned on image b.
+    """
+
+    losses: Losses
+    candidates: tuple[Candidates, ...]
+
+
+class AuxHead(Protocol):
+    """Owns its anchors, assigner, sampler and losses. With no boxes in a batch it still owes a
+    zero-valued loss that is connected to each of its parameters.
+    """
+
+    def __call__(self, pyramid: Pyramid, batch: Batch) -> AuxOutput:
+        """Losses and candidates for a batch with targets."""
+        ...

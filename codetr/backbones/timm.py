@@ -1,0 +1,93 @@
+"""Any backbone of timm that can give feature maps."""
+
+from __future__ import annotations
+
+import timm
+from timm.utils.model import freeze_batch_norm_2d
+from torch import Tensor, nn
+
+from codetr.backbones.weights import load_backbone_weights
+from codetr.errors import UserError
+from codetr.structures import Pyramid
+
+
+class TimmBackbone(nn.Module):
+    """Feature maps of a timm model, by ``features_only``.
+
+    Args:
+        name: timm's model name, for example ``resnet50`` or ``swin_large_patch4_window12_384``.
+        out_indices: which of the model's feature levels to give.
+        pretrained: fetch timm's default weights from its hub.
+        weights: a .safetensors or .pth file with timm's parameter names instead.
+        frozen_norm: batch norm with fixed statistics and affine parameters (the recipes' choice
+            when weights are pretrained).
+        frozen_stages: the stem and this many levels get no gradient; 0 freezes the stem alone,
+            -1 nothing.
+        model_args: further arguments of the timm model, such as ``drop_path_rate``.
+
+    Raises UserError for a name that timm does not know or that has no feature maps.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        out_indices: tuple[int, ...] = (1, 2, 3, 4),
+        pretrained: bool = False,
+        weights: str | None = None,
+        frozen_norm: bool = True,
+        frozen_stages: int = -1,
+        model_args: dict[str, object] | None = None,
+    ) -> None:
+        super().__init__()
+        if pretrained and weights:
+            raise UserError(
+                f"backbone {name}: pretrained=true and weights={weights} exclude each other: "
+                "drop one"
+            )
+        try:
+            self.body = timm.create_model(
+                name,
+                features_only=True,
+                pretrained=pretrained,
+                out_indices=tuple(out_indices),
+                **(model_args or {}),
+            )
+        except (RuntimeError, AttributeError) as error:
+            raise UserError(
+                f"timm cannot build backbone '{name}' with feature maps ({error}): see "
+                "timm.list_models() for names"
+            ) from error
+        self.channels: tuple[int, ...] = tuple(self.body.feature_info.channels())
+        self.strides: tuple[int, ...] = tuple(self.body.feature_info.reduction())
+        if weights:
+            load_backbone_weights(self.body, weights)
+        if frozen_norm:
+            self.body = freeze_batch_norm_2d(self.body)
+        if frozen_stages >= 0:
+            self._freeze(frozen_stages)
+
+    def _freeze(self, stages: int) -> None:
+        """Stop gradients of all parameters up to the last one of feature level ``stages``."""
+        module = self.body.feature_info.get_dicts()[0]["module"]  # names of all levels are alike
+        names = [info["module"] for info in self.body.feature_info.info]
+        if not 0 <= stages < len(names):
+            raise UserError(
+                f"backbone.frozen_stages={stages}, but this backbone has levels 0 to "
+                f"{len(names) - 1} ({module}, ...)"
+            )
+        prefixes = (names[stages] + ".", names[stages].replace(".", "_") + ".")
+        parameters = list(self.body.named_parameters())
+        last = max(
+            (i for i, (key, _) in enumerate(parameters) if key.startswith(prefixes)), default=-1
+        )
+        for _, parameter in parameters[: last + 1]:
+            parameter.requires_grad_(False)
+
+    def forward(self, pixels: Tensor) -> Pyramid:
+        """(B, 3, H, W) normalised pixels to maps (B, C_l, H_l, W_l)."""
+        maps = self.body(pixels)
+        channels_first = tuple(
+            m if m.shape[1] == c else m.permute(0, 3, 1, 2)
+            for m, c in zip(maps, self.channels, strict=True)
+        )
+        return Pyramid(maps=channels_first, strides=self.strides)

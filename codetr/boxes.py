@@ -1,0 +1,82 @@
+"""Box formats, areas and overlaps. ``cxcywh`` = centre and size, ``xyxy`` = corners.
+
+Overlaps take ``eps`` = 1e-6 as a lower bound of the denominator, as the official code does
+(mmdet ``bbox_overlaps``), so that numbers agree to the last digits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+EPS = 1e-6
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """(..., 4) centre and size to corners, same unit."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """(..., 4) corners to centre and size, same unit."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], dim=-1)
+
+
+def area_xyxy(boxes: Tensor) -> Tensor:
+    """(...,) areas of (..., 4) corner boxes."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def clip_xyxy(boxes: Tensor, size_wh: Tensor) -> Tensor:
+    """Corner boxes (..., 4) clipped to [0, width] x [0, height]; ``size_wh`` (2,), same unit."""
+    return torch.minimum(boxes.clamp(min=0), size_wh.repeat(2).to(boxes.dtype))
+
+
+def _overlap(a: Tensor, b: Tensor, area_a: Tensor, area_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Intersection and clamped union of broadcastable corner boxes."""
+    low = torch.maximum(a[..., :2], b[..., :2])
+    high = torch.minimum(a[..., 2:], b[..., 2:])
+    size = (high - low).clamp(min=0)
+    intersection = size[..., 0] * size[..., 1]
+    return intersection, (area_a + area_b - intersection).clamp(min=EPS)
+
+
+def _giou(a: Tensor, b: Tensor, area_a: Tensor, area_b: Tensor) -> Tensor:
+    intersection, union = _overlap(a, b, area_a, area_b)
+    low = torch.minimum(a[..., :2], b[..., :2])
+    high = torch.maximum(a[..., 2:], b[..., 2:])
+    size = (high - low).clamp(min=0)
+    hull = (size[..., 0] * size[..., 1]).clamp(min=EPS)
+    return intersection / union - (hull - union) / hull
+
+
+def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU (..., Q, N) of every ``a`` (..., Q, 4) with every ``b`` (..., N, 4), both xyxy."""
+    area_a, area_b = area_xyxy(a)[..., :, None], area_xyxy(b)[..., None, :]
+    intersection, union = _overlap(a[..., :, None, :], b[..., None, :, :], area_a, area_b)
+    return intersection / union
+
+
+def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU (..., Q, N) of (..., Q, 4) with (..., N, 4), both xyxy, any one unit."""
+    area_a, area_b = area_xyxy(a)[..., :, None], area_xyxy(b)[..., None, :]
+    return _giou(a[..., :, None, :], b[..., None, :, :], area_a, area_b)
+
+
+def paired_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU (P,) of ``a[p]`` with ``b[p]``, both (P, 4) xyxy."""
+    intersection, union = _overlap(a, b, area_xyxy(a), area_xyxy(b))
+    return intersection / union
+
+
+def paired_giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU (P,) of ``a[p]`` with ``b[p]``, both (P, 4) xyxy."""
+    return _giou(a, b, area_xyxy(a), area_xyxy(b))
+
+
+def logit(p: Tensor, eps: float) -> Tensor:
+    """Inverse sigmoid with ``p`` and ``1 - p`` clamped from below by ``eps``."""
+    p = p.clamp(0, 1)
+    return torch.log(p.clamp(min=eps) / (1 - p).clamp(min=eps))

@@ -1,0 +1,44 @@
+"""Focal losses on sigmoid classifiers, element by element.
+
+Both are built on the cross-entropy of logits (log-sum-exp inside), so that no logarithm of a
+rounded probability is ever taken.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def one_hot_labels(labels: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(..., K) one-hot rows of ``labels`` (...) int64; label K = ``num_classes`` (background)
+    gives a row of zeros.
+    """
+    classes = torch.arange(num_classes, device=labels.device)
+    return (labels[..., None] == classes).to(dtype)
+
+
+def sigmoid_focal_loss(
+    logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """Focal loss (Lin et al. 2017, eq. 5), same shape as ``logits``.
+
+    ``targets`` are 0 or 1 in the dtype of ``logits``.
+    """
+    probability = logits.sigmoid()
+    missed = targets * (1 - probability) + (1 - targets) * probability
+    balance = targets * alpha + (1 - targets) * (1 - alpha)
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return balance * missed.pow(gamma) * entropy
+
+
+def quality_focal_loss(logits: Tensor, soft_targets: Tensor, beta: float = 2.0) -> Tensor:
+    """Quality focal loss (Li et al. 2020, eq. 3), same shape as ``logits``.
+
+    ``soft_targets`` in [0, 1], dtype of ``logits``: the overlap of the predicted box with its
+    target at the matched class, 0 everywhere else.
+    """
+    distance = (soft_targets - logits.sigmoid()).abs()
+    entropy = F.binary_cross_entropy_with_logits(logits, soft_targets, reduction="none")
+    return distance.pow(beta) * entropy

@@ -1,0 +1,139 @@
+"""The loss of a set of predictions under a given assignment, and its use on every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from codetr.boxes import cxcywh_to_xyxy, paired_giou, paired_iou
+from codetr.criteria.focal import quality_focal_loss, sigmoid_focal_loss
+from codetr.distributed import mean_over_ranks
+from codetr.structures import Assignment, Losses, LossTerm, Predictions, Targets, prefixed
+
+
+class Classification(Protocol):
+    """A classification loss: which targets a matched class gets, and how they are measured."""
+
+    def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
+        """Elementwise (B, Q, K) of ``logits`` (B, Q, K), ``labels`` (B, Q) with K = background,
+        and ``quality`` (B, Q), the IoU of each matched box, 0 elsewhere.
+        """
+        ...
+
+
+def _class_targets(logits: Tensor, labels: Tensor, value: Tensor) -> Tensor:
+    """(B, Q, K) zeros with ``value`` at each label; background rows stay zero."""
+    table = logits.new_zeros(*labels.shape, logits.shape[-1] + 1)
+    return table.scatter(-1, labels[..., None], value[..., None].to(table.dtype))[..., :-1]
+
+
+class FocalClassification(nn.Module):
+    """Sigmoid focal loss with hard targets (Deformable DETR, Co-Deformable-DETR)."""
+
+    def __init__(self, alpha: float = 0.25, gamma: float = 2.0) -> None:
+        super().__init__()
+        self.alpha, self.gamma = alpha, gamma
+
+    def forward(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
+        """See ``Classification``."""
+        targets = _class_targets(logits, labels, torch.ones_like(quality))
+        return sigmoid_focal_loss(logits, targets, self.alpha, self.gamma)
+
+
+class QualityClassification(nn.Module):
+    """Quality focal loss: a matched class's target is its box's IoU (GFL, Co-DINO)."""
+
+    def __init__(self, beta: float = 2.0) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def forward(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
+        """See ``Classification``."""
+        return quality_focal_loss(logits, _class_targets(logits, labels, quality), self.beta)
+
+
+def concatenated(targets: Sequence[Targets]) -> Targets:
+    """The targets of all images one after the other; ``size`` becomes (N, 2), one per box."""
+    return Targets(
+        boxes=torch.cat([t.boxes for t in targets]),
+        labels=torch.cat([t.labels for t in targets]),
+        weights=torch.cat([t.weights for t in targets]),
+        size=torch.cat([t.size.expand(len(t), 2) for t in targets]),
+    )
+
+
+class SetCriterion(nn.Module):
+    """Classification of all queries, L1 and GIoU of the matched ones (DETR, equation 2).
+
+    Each is summed and divided by ``num_boxes``. L1 is on relative cxcywh, GIoU on pixels; both
+    are weighted by the target's own weight.
+    """
+
+    def __init__(
+        self,
+        classification: Classification,
+        cls: float = 1.0,
+        l1: float = 5.0,
+        giou: float = 2.0,
+    ) -> None:
+        super().__init__()
+        self.classification = classification
+        self.cls, self.l1, self.giou = cls, l1, giou
+
+    def forward(
+        self,
+        predictions: Predictions,
+        targets: Sequence[Targets],
+        assignment: Assignment,
+        num_boxes: Tensor,
+    ) -> Losses:
+        """Losses ``cls``, ``bbox`` and ``giou`` of one layer."""
+        boxes = predictions.boxes[assignment.image, assignment.query]
+        logits = predictions.logits.to(predictions.boxes.dtype)
+        chosen = concatenated(targets).map(lambda value: value[assignment.target])
+        wanted = chosen.boxes.to(boxes.dtype)
+        corners, wanted_corners = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(wanted)
+        size = chosen.size.repeat(1, 2).to(boxes.dtype)
+        weights = chosen.weights.to(boxes.dtype)
+
+        place = (assignment.image, assignment.query)
+        labels = torch.full(logits.shape[:2], logits.shape[-1], device=logits.device)
+        labels = labels.index_put(place, chosen.labels)
+        overlap = paired_iou(corners.detach(), wanted_corners)
+        quality = logits.new_zeros(logits.shape[:2]).index_put(place, overlap)
+        per_query = self.classification(logits, labels, quality).sum(-1)
+        importance = torch.ones_like(quality).index_put(place, weights)
+
+        distance = (boxes - wanted).abs().sum(-1)
+        mismatch = 1 - paired_giou(corners * size, wanted_corners * size)
+        divisor = num_boxes.to(boxes.dtype) + torch.finfo(boxes.dtype).eps
+        return {
+            "cls": LossTerm((per_query * importance).sum() / divisor, self.cls),
+            "bbox": LossTerm((distance * weights).sum() / divisor, self.l1),
+            "giou": LossTerm((mismatch * weights).sum() / divisor, self.giou),
+        }
+
+
+def normaliser(assignment: Assignment, like: Tensor) -> Tensor:
+    """Number of pairs, averaged over processes, at least 1."""
+    count = torch.full((), float(len(assignment)), dtype=like.dtype, device=like.device)
+    return mean_over_ranks(count).clamp(min=1)
+
+
+def deep_supervision(
+    criterion: SetCriterion,
+    layers: Sequence[Predictions],
+    targets: Sequence[Targets],
+    assignments: Sequence[Assignment],
+) -> Losses:
+    """The criterion on every layer, under ``layer0/cls`` and so on. All layers have the same
+    number of pairs, so they share one normaliser.
+    """
+    losses: Losses = {}
+    num_boxes = normaliser(assignments[0], layers[0].boxes)
+    for i, (layer, assignment) in enumerate(zip(layers, assignments, strict=True)):
+        losses |= prefixed(f"layer{i}", criterion(layer, targets, assignment, num_boxes))
+    return losses

@@ -1,0 +1,77 @@
+"""Several query groups in one decoder pass: concatenation, the attention mask, and splitting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from codetr.structures import Decoded, Predictions, Queries, QueryGroup
+
+
+def separable(groups: Sequence[QueryGroup]) -> list[list[QueryGroup]]:
+    """The groups in sets that share no attention: each with the groups that it sees."""
+    by_name = {group.name: group for group in groups}
+    sets: list[set[str]] = []
+    for group in groups:
+        linked = {group.name, *group.sees}
+        touching = [s for s in sets if s & linked]
+        sets = [s for s in sets if not s & linked] + [linked.union(*touching)]
+    return [[by_name[g.name] for g in groups if g.name in names] for names in sets]
+
+
+def joined(groups: Sequence[QueryGroup]) -> Queries:
+    """All groups' queries one after the other (without proposals and padding)."""
+    positions = [g.queries.position for g in groups if g.queries.position is not None]
+    return Queries(
+        content=torch.cat([group.queries.content for group in groups], dim=1),
+        anchors=torch.cat([group.queries.anchors for group in groups], dim=1),
+        position=torch.cat(positions, dim=1) if len(positions) == len(groups) else None,
+    )
+
+
+def attention_mask(groups: Sequence[QueryGroup]) -> Tensor | None:
+    """Which query (row) may attend to which (column): (Q, Q) bool, or (B, 1, Q, Q) where groups
+    have padding; None where all may. A group sees itself and the groups that it names.
+    """
+    if len(groups) == 1 and groups[0].blocked is None and groups[0].queries.padding is None:
+        return None
+    content = groups[0].queries.content
+    lengths = [len(group) for group in groups]
+    starts = {g.name: sum(lengths[:i]) for i, g in enumerate(groups)}
+    allowed = torch.zeros(sum(lengths), sum(lengths), dtype=torch.bool, device=content.device)
+    for group, length in zip(groups, lengths, strict=True):
+        rows = slice(starts[group.name], starts[group.name] + length)
+        allowed[rows, rows] = True if group.blocked is None else ~group.blocked
+        for seen in groups:
+            if seen.name in group.sees:
+                allowed[rows, starts[seen.name] : starts[seen.name] + len(seen)] = True
+    if all(group.queries.padding is None for group in groups):
+        return allowed
+    void = torch.cat([_padding(group) for group in groups], dim=1)
+    itself = torch.eye(sum(lengths), dtype=torch.bool, device=content.device)
+    return ((allowed & ~void[:, None]) | itself)[:, None]  # a void query still sees itself: no NaN
+
+
+def _padding(group: QueryGroup) -> Tensor:
+    if group.queries.padding is not None:
+        return group.queries.padding
+    content = group.queries.content
+    return torch.zeros(content.shape[:2], dtype=torch.bool, device=content.device)
+
+
+def split(groups: Sequence[QueryGroup], layers: Sequence[Predictions]) -> dict[str, Decoded]:
+    """Predictions on joined queries cut back into groups, by name."""
+    lengths = [len(group) for group in groups]
+    logits = [layer.logits.split(lengths, dim=1) for layer in layers]
+    boxes = [layer.boxes.split(lengths, dim=1) for layer in layers]
+    return {
+        group.name: Decoded(
+            group=group,
+            layers=tuple(
+                Predictions(logits=logits[i][g], boxes=boxes[i][g]) for i in range(len(layers))
+            ),
+        )
+        for g, group in enumerate(groups)
+    }

@@ -1,0 +1,5 @@
+"""From hidden states to predictions."""
+
+from codetr.heads.detection import DetectionHead
+
+__all__ = ["DetectionHead"]

@@ -1,0 +1,123 @@
+"""Self-attention among queries and deformable attention to feature maps, residuals included."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from codetr.ops import multi_scale_deformable_attention
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention with positions added to queries and keys but not to values."""
+
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim={dim} cannot be cut into {heads} heads: make it a multiple")
+        self.heads = heads
+        self.in_proj = nn.Linear(dim, 3 * dim)
+        self.out_proj = nn.Linear(dim, dim)
+        self.attention_dropout = dropout
+        self.dropout = nn.Dropout(dropout)
+        nn.init.zeros_(self.in_proj.bias)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+
+    def forward(self, x: Tensor, position: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """(B, Q, C) to (B, Q, C); ``allowed`` bool, broadcast to (B, heads, Q, Q), True = may
+        attend.
+        """
+        dim = x.shape[-1]
+        weight, bias = self.in_proj.weight, self.in_proj.bias
+        query, key = F.linear(x + position, weight[: 2 * dim], bias[: 2 * dim]).chunk(2, dim=-1)
+        value = F.linear(x, weight[2 * dim :], bias[2 * dim :])
+        attended = F.scaled_dot_product_attention(
+            self._split(query),
+            self._split(key),
+            self._split(value),
+            attn_mask=allowed,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+        )
+        return x + self.dropout(self.out_proj(attended.transpose(-3, -2).flatten(-2)))
+
+
+class DeformableAttention(nn.Module):
+    """Multi-scale deformable attention (arXiv 2010.04159, equation 3).
+
+    References with two coordinates are centres, and offsets count cells of the sampled level;
+    with four they are boxes, and offsets are relative to half the box divided by ``points``.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, levels: int, points: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.heads, self.levels, self.points = heads, levels, points
+        self.sampling_offsets = nn.Linear(dim, heads * levels * points * 2)
+        self.attention_weights = nn.Linear(dim, heads * levels * points)
+        self.value_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Offsets start as ``points`` steps along one direction per head; weights start equal."""
+        angles = torch.arange(self.heads) * (2 * math.pi / self.heads)
+        directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        directions = directions / directions.abs().amax(-1, keepdim=True)
+        steps = torch.arange(1, self.points + 1)
+        offsets = directions[:, None, None] * steps[None, None, :, None]
+        with torch.no_grad():
+            bias = offsets.expand(-1, self.levels, -1, -1).reshape(-1)
+            self.sampling_offsets.bias.copy_(bias)
+        nn.init.zeros_(self.sampling_offsets.weight)
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        position: Tensor,
+        references: Tensor,
+        tokens: Tensor,
+        padding: Tensor,
+        shapes: tuple[tuple[int, int], ...],
+    ) -> Tensor:
+        """Args: ``x`` (B, Q, C) and its ``position``; ``references`` (B, Q, L, 2 or 4) relative
+        to each level; ``tokens`` (B, S, C) with ``padding`` (B, S) True where they are void;
+        ``shapes`` (H, W) per level. Returns (B, Q, C).
+        """
+        query = x + position
+        value = self.value_proj(tokens).masked_fill(padding[..., None], 0.0)
+        grid = (self.heads, self.levels, self.points)
+        offsets = self.sampling_offsets(query).unflatten(-1, (*grid, 2)).to(references.dtype)
+        weights = self.attention_weights(query).to(references.dtype)
+        weights = weights.unflatten(-1, (self.heads, -1)).softmax(-1).unflatten(-1, grid[1:])
+        sampled = multi_scale_deformable_attention(
+            value.unflatten(-1, (self.heads, -1)),
+            shapes,
+            self._locations(references, offsets, shapes),
+            weights,
+        )
+        return x + self.dropout(self.output_proj(sampled))
+
+    def _locations(
+        self, references: Tensor, offsets: Tensor, shapes: tuple[tuple[int, int], ...]
+    ) -> Tensor:
+        """(B, Q, heads, L, P, 2) sampling locations, relative to each level."""
+        centres = references[:, :, None, :, None, :2]
+        if references.shape[-1] == 2:
+            sizes = torch.tensor(
+                [(w, h) for h, w in shapes], dtype=offsets.dtype, device=offsets.device
+            )
+            return centres + offsets / sizes[:, None]
+        return centres + offsets / self.points * references[:, :, None, :, None, 2:] * 0.5

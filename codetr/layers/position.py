@@ -1,0 +1,43 @@
+"""Sine position encodings of pixels and of coordinates."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def _interleaved_sine(angles: Tensor) -> Tensor:
+    """(..., D) angles to sine on even and cosine on odd channels."""
+    return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-2)
+
+
+def _wavelengths(num_channels: int, temperature: float, like: Tensor) -> Tensor:
+    exponent = torch.arange(num_channels, device=like.device, dtype=like.dtype)
+    exponent = 2 * torch.div(exponent, 2, rounding_mode="floor") / num_channels
+    return torch.full_like(exponent, temperature) ** exponent
+
+
+def sine_map(padding: Tensor, dim: int, temperature: float, offset: float, like: Tensor) -> Tensor:
+    """Encoding (B, dim, H, W) of each pixel's place within the valid area, y before x.
+
+    ``padding`` (B, H, W) bool, True outside the image; ``offset`` is added to the pixel count
+    before it is normalised to 2 pi (Co-DINO 0, Deformable DETR -0.5); ``like`` gives the dtype.
+    """
+    valid = (~padding).to(like.dtype)
+    wavelengths = _wavelengths(dim // 2, temperature, like)
+    parts = []
+    for axis in (1, 2):
+        count = valid.cumsum(axis)
+        last = count.narrow(axis, count.shape[axis] - 1, 1)
+        angle = (count + offset) / (last + 1e-6) * (2 * math.pi)
+        parts.append(_interleaved_sine(angle[..., None] / wavelengths))
+    return torch.cat(parts, dim=-1).permute(0, 3, 1, 2)
+
+
+def sine_coordinates(coordinates: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:
+    """Encoding (..., n * dim) of (..., n) coordinates in [0, 1], ``dim`` channels for each."""
+    wavelengths = _wavelengths(dim, temperature, coordinates)
+    angles = coordinates[..., None] * (2 * math.pi) / wavelengths
+    return _interleaved_sine(angles).flatten(-2)

@@ -1,0 +1,153 @@
+"""Collaborative hybrid assignments (Co-DETR, arXiv 2211.12860).
+
+Auxiliary heads with one-to-many assignment supervise the encoder (section 3.2), and the boxes
+that they assigned become positive queries of the decoder (section 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from codetr.criteria import SetCriterion, deep_supervision
+from codetr.detectors.protocol import Detector
+from codetr.layers import sine_coordinates
+from codetr.schemes.positives import positive_group
+from codetr.schemes.protocol import Proposal
+from codetr.structures import (
+    Batch,
+    Decoded,
+    Losses,
+    Memory,
+    Pyramid,
+    QueryGroup,
+    prefixed,
+    scaled,
+)
+
+
+class CoordinateEmbedding(nn.Module):
+    """Content of a positive query from its box alone (Co-DINO); the decoder adds the position."""
+
+    def __init__(self, dim: int = 256) -> None:
+        super().__init__()
+        self.dim = dim
+        self.project = nn.Linear(2 * dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        nn.init.xavier_uniform_(self.project.weight)
+
+    def forward(self, anchors: Tensor, features: Tensor) -> tuple[Tensor, None]:
+        """``anchors`` (B, Q, 4) cxcywh to content (B, Q, C); ``features`` are not used."""
+        return self.norm(self.project(sine_coordinates(anchors, self.dim // 2))), None
+
+
+class CoordinateFeatureEmbedding(nn.Module):
+    """Content and position from the box, and the head's feature added to the content
+    (Co-Deformable-DETR, equation 4).
+
+    The official code also adds a learned scalar to every channel of the position, where an
+    embedding vector per head was meant: mirrored here, since published weights contain it.
+    """
+
+    def __init__(self, dim: int = 256) -> None:
+        super().__init__()
+        self.dim = dim
+        self.project = nn.Linear(2 * dim, 2 * dim)
+        self.norm = nn.LayerNorm(2 * dim)
+        self.project_feature = nn.Linear(dim, dim)
+        self.feature_norm = nn.LayerNorm(dim)
+        self.head_position = nn.Parameter(torch.empty(1))
+        nn.init.uniform_(self.head_position, -1.0, 1.0)
+        for projection in (self.project, self.project_feature):
+            nn.init.xavier_uniform_(projection.weight)
+
+    def forward(self, anchors: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """``anchors`` (B, Q, 4) cxcywh, ``features`` (B, Q, C) to content and position (B, Q, C)."""
+        encoded = self.norm(self.project(sine_coordinates(anchors, self.dim // 2)))
+        position, content = encoded.chunk(2, dim=-1)
+        content = content + self.feature_norm(self.project_feature(features))
+        return content, position + self.head_position
+
+
+class Collaborative(nn.Module):
+    """K auxiliary heads on the encoder's maps, and their positive queries.
+
+    Args:
+        heads: the auxiliary heads by name; with none the scheme does nothing (K = 0).
+        embedding: builds the query embedding of one head.
+        criterion: measures the positive queries, with the main queries' losses.
+        dim: width of the encoder's maps.
+        lambda_1: weight of the positive queries' losses (equation 6).
+        lambda_2: weight of the heads' own losses, times the number of decoder layers.
+        max_queries, min_queries: bounds of the number of queries per head and image.
+    """
+
+    def __init__(
+        self,
+        heads: Mapping[str, nn.Module],
+        embedding: Callable[[], nn.Module],
+        criterion: SetCriterion,
+        dim: int = 256,
+        lambda_1: float = 1.0,
+        lambda_2: float = 2.0,
+        max_queries: int = 300,
+        min_queries: int = 9,
+    ) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict(dict(heads))
+        self.embeddings = nn.ModuleDict({name: embedding() for name in heads})
+        self.criterion = criterion
+        self.lambda_1, self.lambda_2 = lambda_1, lambda_2
+        self.max_queries, self.min_queries = max_queries, min_queries
+        if heads:
+            self.extra_level = nn.Sequential(
+                nn.Conv2d(dim, dim, 3, stride=2, padding=1), nn.GroupNorm(32, dim)
+            )
+
+    def auxiliary_pyramid(self, memory: Memory) -> Pyramid:
+        """The encoder's maps and one of half the resolution more."""
+        pyramid = memory.pyramid()
+        coarse = self.extra_level(pyramid.maps[-1])
+        return Pyramid(
+            maps=(*pyramid.maps, coarse), strides=(*pyramid.strides, pyramid.strides[-1] * 2)
+        )
+
+    def propose(self, detector: Detector, memory: Memory, batch: Batch) -> Proposal:
+        """The heads' losses as ``{head}/...``, and one query group per head."""
+        losses: Losses = {}
+        groups = []
+        if self.heads:
+            pyramid = self.auxiliary_pyramid(memory)
+            factor = self.lambda_2 * detector.num_layers
+            for name, head in self.heads.items():
+                output = head(pyramid, batch)
+                losses |= prefixed(name, scaled(factor, output.losses))
+                groups.append(self._group(name, output.candidates, batch, detector.num_classes))
+        return Proposal(groups=tuple(groups), losses=losses)
+
+    def _group(self, name: str, candidates: tuple, batch: Batch, num_classes: int) -> QueryGroup:
+        return positive_group(
+            f"positive_{name}",
+            candidates,
+            tuple(t.size for t in batch.targets),
+            num_classes,
+            self.embeddings[name],
+            limits=(self.min_queries, self.max_queries),
+        )
+
+    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
+        """The positive queries' losses as ``positive_{head}/layer{i}/...``."""
+        losses: Losses = {}
+        for name in self.heads:
+            answer = decoded[f"positive_{name}"]
+            assert answer.group.assignment is not None
+            measured = deep_supervision(
+                self.criterion,
+                answer.layers,
+                answer.group.targets,
+                [answer.group.assignment] * len(answer.layers),
+            )
+            losses |= prefixed(f"positive_{name}", scaled(self.lambda_1, measured))
+        return losses

@@ -1,0 +1,30 @@
+"""What a training scheme is. Everything that exists only to train is one of these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from codetr.detectors.protocol import Detector
+from codetr.structures import Batch, Decoded, Losses, Memory, QueryGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """What a scheme adds before decoding: query groups, and losses known by then."""
+
+    groups: tuple[QueryGroup, ...] = ()
+    losses: Losses = field(default_factory=dict)
+
+
+class Scheme(Protocol):
+    """A training scheme: an ``nn.Module`` with no hidden state between the two calls."""
+
+    def propose(self, detector: Detector, memory: Memory, batch: Batch) -> Proposal:
+        """Before decoding: extra query groups and losses on the encoder's output."""
+        ...
+
+    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
+        """After decoding: assign targets to the decoded groups and measure them."""
+        ...

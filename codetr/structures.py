@@ -1,0 +1,298 @@
+"""The values that travel between the parts of a detector and its training schemes.
+
+All are frozen dataclasses with keyword-only fields, and know how to move themselves to a device.
+Shape letters: B images, Q queries, N boxes, M candidates, K classes, C channels, S positions,
+L levels, P pairs.
+
+Boxes are ``cxcywh`` relative to the image (0 to 1) unless a name says otherwise
+(``boxes_xyxy_px``: corners in pixels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T", bound="TensorStruct")
+
+
+def _map_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """Apply ``fn`` to every tensor inside dataclasses, tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return fn(value)
+    if isinstance(value, TensorStruct):
+        return value.map(fn)
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return tuple(_map_tensors(item, fn) for item in value)
+    if isinstance(value, list):
+        return [_map_tensors(item, fn) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _map_tensors(item, fn) for key, item in value.items()}
+    return value
+
+
+class TensorStruct:
+    """Base of the frozen dataclasses below: moves every tensor inside."""
+
+    def map(self: T, fn: Callable[[Tensor], Tensor]) -> T:
+        """A copy in which every tensor (nested ones too) is replaced by ``fn`` of it."""
+        changed = {
+            f.name: _map_tensors(getattr(self, f.name), fn)
+            for f in fields(self)  # type: ignore[arg-type]
+        }
+        return replace(self, **changed)  # type: ignore[type-var]
+
+    def to(self: T, *args: Any, **kwargs: Any) -> T:
+        """Like ``Tensor.to``; a dtype is applied to floating-point tensors only."""
+
+        def move(tensor: Tensor) -> Tensor:
+            if tensor.is_floating_point():
+                return tensor.to(*args, **kwargs)
+            kept = [a for a in args if not isinstance(a, torch.dtype)]
+            options = {k: v for k, v in kwargs.items() if k != "dtype"}
+            return tensor.to(*kept, **options) if kept or options else tensor
+
+        return self.map(move)
+
+    def pin_memory(self: T) -> T:
+        """A copy in page-locked memory."""
+        return self.map(lambda tensor: tensor.pin_memory())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images(TensorStruct):
+    """A padded batch of normalised images.
+
+    ``pixels`` (B, 3, H, W); ``padding`` (B, H, W) bool, True where there is no image; ``sizes``
+    (B, 2) int64, the valid (height, width) of each image; ``padded_sizes`` (B, 2) int64, each
+    image's own size after padding it to the size divisor, before batching (dense heads use
+    anchors up to there).
+    """
+
+    pixels: Tensor
+    padding: Tensor
+    sizes: Tensor
+    padded_sizes: Tensor
+
+    def __len__(self) -> int:
+        return self.pixels.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pyramid(TensorStruct):
+    """Feature maps, fine to coarse: ``maps[l]`` is (B, C_l, H_l, W_l), ``strides[l]`` pixels."""
+
+    maps: tuple[Tensor, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of every level, as Python integers."""
+        return tuple((m.shape[-2], m.shape[-1]) for m in self.maps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory(TensorStruct):
+    """What the encoder hands to the decoder: all levels flattened and concatenated.
+
+    ``tokens`` (B, S, C); ``padding`` (B, S) bool, True = no image there; ``shapes`` the (H, W) of
+    each level, S = sum of H*W; ``strides`` pixels per cell of each level; ``valid_ratios``
+    (B, L, 2), the share (x, y) of each level's width and height that is image.
+    """
+
+    tokens: Tensor
+    padding: Tensor
+    shapes: tuple[tuple[int, int], ...]
+    strides: tuple[int, ...]
+    valid_ratios: Tensor
+
+    def pyramid(self) -> Pyramid:
+        """The tokens cut back into maps (B, C, H_l, W_l)."""
+        levels = self.tokens.split([h * w for h, w in self.shapes], dim=1)
+        maps = tuple(
+            level.transpose(1, 2).unflatten(2, shape)
+            for level, shape in zip(levels, self.shapes, strict=True)
+        )
+        return Pyramid(maps=maps, strides=self.strides)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets(TensorStruct):
+    """The boxes that supervise one image.
+
+    ``boxes`` (N, 4) cxcywh in [0, 1]; ``labels`` (N,) int64, contiguous class indices;
+    ``weights`` (N,), 1 for ground truth, a teacher's score for its boxes; ``size`` (2,) float,
+    the (width, height) in pixels of the area that boxes are relative to (the image; the whole
+    canvas under LSJ).
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    weights: Tensor
+    size: Tensor
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    @property
+    def size_whwh(self) -> Tensor:
+        """(4,) width, height, width, height in pixels."""
+        return self.size.repeat(2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInfo:
+    """Where an image came from, to bring predictions back to it.
+
+    ``image_id`` of the annotation file; ``original_size`` (height, width) of the file;
+    ``scale`` (x, y): resized size over original size, per axis; ``path`` for messages.
+    """
+
+    image_id: int
+    original_size: tuple[int, int]
+    scale: tuple[float, float]
+    path: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(TensorStruct):
+    """One training or evaluation batch of B images.
+
+    ``targets[b]`` is the ground truth of image b without crowd regions; ``teachers[t][b]`` are
+    the boxes of teacher t on image b; ``infos[b]`` says where image b came from.
+    """
+
+    images: Images
+    targets: tuple[Targets, ...]
+    teachers: tuple[tuple[Targets, ...], ...] = ()
+    infos: tuple[ImageInfo, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions(TensorStruct):
+    """``logits`` (B, Q, K) before the sigmoid; ``boxes`` (B, Q, 4) cxcywh in [0, 1]."""
+
+    logits: Tensor
+    boxes: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queries(TensorStruct):
+    """What the decoder starts from.
+
+    ``content`` (B, Q, C); ``anchors`` (B, Q, 4) cxcywh in [0, 1] (or (B, Q, 2) centres);
+    ``position`` (B, Q, C) fixed position embedding, None where the decoder derives it from the
+    anchors anew in every layer; ``padding`` (B, Q) bool, True = not a query, None = all are;
+    ``proposals`` the encoder's own predictions, where the queries were selected from them.
+    """
+
+    content: Tensor
+    anchors: Tensor
+    position: Tensor | None = None
+    padding: Tensor | None = None
+    proposals: Predictions | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment(TensorStruct):
+    """P pairs of a query and a target: ``image`` (P,), ``query`` (P,) index in the image's
+    queries, ``target`` (P,) index into the targets of all images of the batch put one after
+    the other. Queries in no pair are background.
+    """
+
+    image: Tensor
+    query: Tensor
+    target: Tensor
+
+    def __len__(self) -> int:
+        return self.image.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryGroup(TensorStruct):
+    """Queries that are decoded together and see only themselves, and the groups they name.
+
+    ``targets`` supervise this group where it has its own; ``assignment`` is set where it is
+    known beforehand (denoising, positive queries); ``blocked`` (Q, Q) bool forbids attention
+    within the group (True = row may not see column); ``sees`` names other groups that this one
+    may attend to.
+    """
+
+    name: str
+    queries: Queries
+    targets: tuple[Targets, ...] = ()
+    assignment: Assignment | None = None
+    blocked: Tensor | None = None
+    sees: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return self.queries.content.shape[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded(TensorStruct):
+    """The decoder's answer for one group: ``layers`` from first to last; ``taps`` further
+    predictions that a decoder layer may emit, by name, one per layer.
+    """
+
+    layers: tuple[Predictions, ...]
+    group: QueryGroup
+    taps: Mapping[str, tuple[Predictions, ...]] = field(default_factory=dict)
+
+    @property
+    def proposals(self) -> Predictions | None:
+        """The encoder's predictions that the group was selected from, if it was."""
+        return self.group.queries.proposals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates(TensorStruct):
+    """The boxes of one image that an auxiliary head assigned, to be made into queries.
+
+    ``boxes`` (M, 4) cxcywh in [0, 1], detached; ``labels`` (M,) with K = background;
+    ``targets`` (M, 4) the assigned ground truth, cxcywh in [0, 1], zeros for background;
+    ``features`` (M, C) the head's input features there, with gradient.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    targets: Tensor
+    features: Tensor
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+
+class LossTerm(NamedTuple):
+    """One loss: ``value`` is raw (what is logged), ``weight`` enters the total only."""
+
+    value: Tensor
+    weight: float
+
+
+Losses = dict[str, LossTerm]
+"""Loss terms by name, ``scheme/layer/name`` once they have left their scheme."""
+
+
+def total_loss(losses: Losses) -> Tensor:
+    """The one place where losses are weighted and summed. Raises ValueError if there are none."""
+    if not losses:
+        raise ValueError("no loss to sum: add scheme=[one_to_one] or another scheme")
+    return torch.stack([term.value * term.weight for term in losses.values()]).sum()
+
+
+def prefixed(prefix: str, losses: Losses) -> Losses:
+    """The same losses under ``prefix/name``."""
+    return {f"{prefix}/{name}": term for name, term in losses.items()}
+
+
+def scaled(factor: float, losses: Losses) -> Losses:
+    """The same losses with their weights multiplied by ``factor``; raw values stay."""
+    return {name: LossTerm(t.value, t.weight * factor) for name, t in losses.items()}

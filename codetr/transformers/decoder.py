@@ -1,0 +1,141 @@
+"""The deformable decoder with iterative box refinement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from codetr.boxes import logit
+from codetr.heads.detection import DetectionHead
+from codetr.layers import DeformableAttention, FeedForward, Mlp, SelfAttention, sine_coordinates
+from codetr.structures import Memory, Predictions, Queries
+
+
+class DeformableDecoderLayer(nn.Module):
+    """Self-attention, deformable cross-attention and a feed-forward block, post-norm."""
+
+    def __init__(
+        self,
+        dim: int = 256,
+        heads: int = 8,
+        levels: int = 4,
+        points: int = 4,
+        hidden: int = 2048,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.self_attention = SelfAttention(dim, heads, dropout)
+        self.self_attention_norm = nn.LayerNorm(dim)
+        self.cross_attention = DeformableAttention(dim, heads, levels, points, dropout)
+        self.cross_attention_norm = nn.LayerNorm(dim)
+        self.feed_forward = FeedForward(dim, hidden, dropout)
+        self.feed_forward_norm = nn.LayerNorm(dim)
+        for projection in (
+            self.self_attention.in_proj,
+            self.self_attention.out_proj,
+            self.feed_forward.expand,
+            self.feed_forward.contract,
+        ):
+            nn.init.xavier_uniform_(projection.weight)
+
+    def forward(
+        self,
+        content: Tensor,
+        position: Tensor,
+        references: Tensor,
+        memory: Memory,
+        allowed: Tensor | None,
+    ) -> Tensor:
+        """(B, Q, C) content to (B, Q, C); ``references`` (B, Q, L, 4); ``allowed`` as in
+        ``SelfAttention``.
+        """
+        x = self.self_attention_norm(self.self_attention(content, position, allowed))
+        x = self.cross_attention(
+            x, position, references, memory.tokens, memory.padding, memory.shapes
+        )
+        return self.feed_forward_norm(self.feed_forward(self.cross_attention_norm(x)))
+
+
+class AnchorPosition(nn.Module):
+    """Position embedding of the current anchors (DAB-DETR, DINO): (B, Q, 4) to (B, Q, C)."""
+
+    def __init__(self, dim: int = 256, temperature: float = 10000.0) -> None:
+        super().__init__()
+        self.dim, self.temperature = dim, temperature
+        self.mlp = Mlp(2 * dim, dim, dim)
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self, anchors: Tensor) -> Tensor:
+        """``anchors`` cxcywh, encoded in the order y, x, w, h as DINO does."""
+        swapped = anchors[..., [1, 0, 2, 3]]
+        encoding = sine_coordinates(swapped, self.dim // 2, self.temperature)
+        return self.mlp(encoding.to(self.mlp[0].weight.dtype))
+
+
+class DeformableDecoder(nn.Module):
+    """Decodes queries layer by layer, refining their anchors.
+
+    ``layer`` builds one layer. ``anchor_position`` embeds the anchors anew in every layer (DINO);
+    None where queries bring a fixed position (Deformable DETR). ``norm`` is applied to every
+    layer's output before the heads read it, but anchors are refined from the output before it
+    (DINO); None for no norm. ``look_forward_twice`` lets a layer's box loss reach the previous
+    layer through the refined anchors (DINO, section 3.5). ``eps`` clamps the inverse sigmoid.
+    """
+
+    def __init__(
+        self,
+        layer: Callable[[], DeformableDecoderLayer],
+        num_layers: int = 6,
+        anchor_position: AnchorPosition | None = None,
+        norm: nn.Module | None = None,
+        look_forward_twice: bool = True,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layer() for _ in range(num_layers))
+        self.anchor_position = anchor_position
+        self.norm = norm
+        self.look_forward_twice = look_forward_twice
+        self.eps = eps
+
+    def forward(
+        self, queries: Queries, memory: Memory, head: DetectionHead, allowed: Tensor | None
+    ) -> tuple[Predictions, ...]:
+        """Predictions of every layer for ``queries``; ``allowed`` as in ``SelfAttention``."""
+        content = queries.content
+        anchors = queries.anchors  # what attention looks at
+        basis = anchors  # what the head refines: with gradient under look forward twice
+        ratios = memory.valid_ratios.repeat(1, 1, 2)[:, None]  # (B, 1, L, 4)
+        predictions = []
+        for i, layer in enumerate(self.layers):
+            references = anchors[:, :, None] * ratios
+            position = self._position(queries, references)
+            content = layer(content, position, references, memory, allowed)
+            refined = self._refine(head, i, content, anchors)
+            if self.norm is None:
+                normed, boxes = content, self._refine(head, i, content, basis)
+            else:
+                normed = self.norm(content)
+                boxes = self._refine(head, i, normed, basis)
+            predictions.append(Predictions(logits=head.classify[i](normed), boxes=boxes))
+            anchors = refined.detach()
+            basis = refined if self.look_forward_twice else anchors
+        return tuple(predictions)
+
+    def _position(self, queries: Queries, references: Tensor) -> Tensor:
+        if self.anchor_position is not None:
+            return self.anchor_position(references[:, :, 0])
+        if queries.position is None:
+            raise ValueError(
+                "these queries bring no position: give the decoder an anchor_position, or use a "
+                "query initialisation that embeds positions"
+            )
+        return queries.position
+
+    def _refine(self, head: DetectionHead, i: int, hidden: Tensor, anchors: Tensor) -> Tensor:
+        offsets = head.regress[i](hidden).to(anchors.dtype)
+        return torch.sigmoid(offsets + logit(anchors, self.eps))

@@ -1,0 +1,134 @@
+"""Query initialisation: where the decoder's main queries come from.
+
+Two-stage selection (Deformable DETR, appendix A.4): every memory token proposes a box, and the
+best ones become anchors. Mixed selection (DINO, section 3.4): their content is learned.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from codetr.heads.detection import DetectionHead
+from codetr.layers import sine_coordinates
+from codetr.structures import Memory, Predictions, Queries
+
+TEMPERATURE = 10000.0
+
+
+def grid_proposals(memory: Memory) -> tuple[Tensor, Tensor]:
+    """One square per token: logits (B, S, 4) of its cxcywh, +inf where it is not usable, and
+    ``usable`` (B, S): inside the image, and each coordinate in (0.01, 0.99).
+
+    Side 0.05 on the finest level, twice that on each further one.
+    """
+    dtype = memory.valid_ratios.dtype
+    levels = memory.padding.split([h * w for h, w in memory.shapes], dim=1)
+    boxes = []
+    for level, (padding, (height, width)) in enumerate(zip(levels, memory.shapes, strict=True)):
+        options = {"dtype": dtype, "device": padding.device}
+        valid = ~padding.unflatten(1, (height, width))
+        valid_size = torch.stack([valid[:, 0].sum(1), valid[:, :, 0].sum(1)], -1).to(dtype)
+        y, x = torch.meshgrid(
+            torch.arange(height, **options), torch.arange(width, **options), indexing="ij"
+        )
+        grid = torch.stack([x, y], dim=-1).flatten(0, 1) + 0.5
+        centres = grid / valid_size[:, None]
+        boxes.append(torch.cat([centres, torch.full_like(centres, 0.05 * 2.0**level)], dim=-1))
+    proposals = torch.cat(boxes, dim=1)
+    usable = ((proposals > 0.01) & (proposals < 0.99)).all(-1) & ~memory.padding
+    logits = torch.log(proposals / (1 - proposals))
+    return logits.masked_fill(~usable[..., None], math.inf), usable
+
+
+class ProposalStage(nn.Module):
+    """The encoder's own detector: class logits and boxes of every token, and the best of them.
+
+    ``rank_by`` says what the selection sorts: the best class (``any_class``, DINO) or class 0
+    alone (``objectness``, Deformable DETR).
+    """
+
+    def __init__(
+        self,
+        num_queries: int,
+        dim: int = 256,
+        rank_by: Literal["any_class", "objectness"] = "any_class",
+    ) -> None:
+        super().__init__()
+        self.num_queries, self.rank_by = num_queries, rank_by
+        self.project = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        nn.init.xavier_uniform_(self.project.weight)
+
+    def forward(self, memory: Memory, head: DetectionHead) -> tuple[Predictions, Tensor]:
+        """(all proposals with boxes as **logits** (B, S, 4), indices (B, Q) of the best ones)."""
+        anchors, usable = grid_proposals(memory)
+        tokens = self.norm(self.project(memory.tokens.masked_fill(~usable[..., None], 0.0)))
+        logits = head.classify[head.num_layers](tokens)
+        boxes = head.regress[head.num_layers](tokens).to(anchors.dtype) + anchors
+        return Predictions(logits=logits, boxes=boxes), self.select(logits)
+
+    def select(self, logits: Tensor) -> Tensor:
+        """(B, Q) indices of the best tokens, best first; all of them if there are fewer."""
+        scores = logits.amax(-1) if self.rank_by == "any_class" else logits[..., 0]
+        return scores.topk(min(self.num_queries, scores.shape[1]), dim=1).indices
+
+
+def _gather(values: Tensor, indices: Tensor) -> Tensor:
+    return values.gather(1, indices[..., None].expand(-1, -1, values.shape[-1]))
+
+
+class MixedQueries(nn.Module):
+    """Anchors from the best proposals, content learned, position left to the decoder (DINO).
+
+    The selected proposals are handed on for the encoder's loss.
+    """
+
+    def __init__(self, stage: ProposalStage, dim: int = 256) -> None:
+        super().__init__()
+        self.stage = stage
+        self.content = nn.Parameter(torch.randn(stage.num_queries, dim))
+
+    def forward(self, memory: Memory, head: DetectionHead) -> Queries:
+        """Row i of the content goes with the i-th best proposal."""
+        proposals, chosen = self.stage(memory, head)
+        boxes = _gather(proposals.boxes, chosen)
+        selected = Predictions(logits=_gather(proposals.logits, chosen), boxes=boxes.sigmoid())
+        content = self.content[: chosen.shape[1]].expand(len(chosen), -1, -1)
+        return Queries(content=content, anchors=boxes.detach().sigmoid(), proposals=selected)
+
+
+class PositionedQueries(nn.Module):
+    """Anchors from the best proposals and a position embedded from them once (Deformable DETR).
+
+    The content is learned (``mixed``, Deformable-DETR++ and Co-Deformable-DETR) or the other half
+    of the same embedding. All proposals are handed on for the encoder's loss.
+    """
+
+    def __init__(self, stage: ProposalStage, dim: int = 256, mixed: bool = True) -> None:
+        super().__init__()
+        self.stage = stage
+        self.content = nn.Parameter(torch.randn(stage.num_queries, dim)) if mixed else None
+        self.position = nn.Linear(2 * dim, 2 * dim)
+        self.position_norm = nn.LayerNorm(2 * dim)
+        nn.init.xavier_uniform_(self.position.weight)
+
+    def forward(self, memory: Memory, head: DetectionHead) -> Queries:
+        """Row i of the content goes with the i-th best proposal."""
+        proposals, chosen = self.stage(memory, head)
+        anchors = _gather(proposals.boxes, chosen).detach().sigmoid()
+        dim = self.position.out_features // 2
+        encoding = sine_coordinates(anchors, dim // 2, TEMPERATURE)
+        embedded = self.position_norm(self.position(encoding))
+        content = embedded[..., dim:]
+        if self.content is not None:
+            content = self.content[: chosen.shape[1]].expand(len(chosen), -1, -1)
+        return Queries(
+            content=content,
+            anchors=anchors,
+            position=embedded[..., :dim],
+            proposals=Predictions(logits=proposals.logits, boxes=proposals.boxes.sigmoid()),
+        )
