@@ -24,6 +24,9 @@ class TimmBackbone(nn.Module):
         frozen_stages: the stem and this many levels get no gradient; 0 freezes the stem alone,
             -1 nothing.
         model_args: further arguments of the timm model, such as ``drop_path_rate``.
+        mean, std: RGB from 0 to 255, what the weights expect inputs to be normalised with. Kept as
+            a fact for the data (``data.mean=${model.backbone.mean}``); the backbone does not use
+            them.
 
     Raises UserError for a name that timm does not know or that has no feature maps.
     """
@@ -37,8 +40,11 @@ class TimmBackbone(nn.Module):
         frozen_norm: bool = True,
         frozen_stages: int = -1,
         model_args: dict[str, object] | None = None,
+        mean: tuple[float, float, float] = (123.675, 116.28, 103.53),
+        std: tuple[float, float, float] = (58.395, 57.12, 57.375),
     ) -> None:
         super().__init__()
+        self.mean, self.std = tuple(mean), tuple(std)
         if pretrained and weights:
             raise UserError(
                 f"backbone {name}: pretrained=true and weights={weights} exclude each other: "

@@ -40,12 +40,12 @@ def positive_group(
     keeps = [_choose(p, n, wanted) for p, n in zip(is_positive, counts, strict=True)]
     chosen = [c.map(lambda v, k=k: v[k]) for c, k in zip(candidates, keeps, strict=True)]
     boxes = torch.stack([c.boxes for c in chosen])
-    anchors = logit(boxes, LOGIT_EPS).sigmoid()
-    content, position = embedding(anchors, torch.stack([c.features for c in chosen]))
+    inside = logit(boxes, LOGIT_EPS).sigmoid()  # the embedding alone sees clamped coordinates
+    content, position = embedding(inside, torch.stack([c.features for c in chosen]))
     positives = [min(n, wanted) for n in counts]
     return QueryGroup(
         name=name,
-        queries=Queries(content=content, anchors=anchors, position=position),
+        queries=Queries(content=content, anchors=boxes, position=position),
         targets=tuple(
             Targets(
                 boxes=c.targets[:n],

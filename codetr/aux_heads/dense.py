@@ -1,0 +1,58 @@
+"""Parts of heads that predict at every cell of every level."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from codetr.structures import Pyramid
+
+GROUPS = 32
+PRIOR_LOGIT = -math.log(99)
+"""Classifier bias that starts every class at probability 0.01 (Lin et al. 2017, section 3.3)."""
+
+
+class ConvBlock(nn.Module):
+    """3x3 convolution, group norm (or a bias where ``normalised`` is false), ReLU."""
+
+    def __init__(self, channels: int, *, normalised: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=not normalised)
+        self.norm = nn.GroupNorm(GROUPS, channels) if normalised else nn.Identity()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        return self.norm(self.conv(features)).relu()
+
+
+def conv_tower(channels: int, depth: int, *, normalised: bool = True) -> nn.Sequential:
+    """``depth`` blocks, shared by all levels."""
+    return nn.Sequential(*(ConvBlock(channels, normalised=normalised) for _ in range(depth)))
+
+
+def level_scales(num_levels: int) -> nn.ParameterList:
+    """One learned factor per level, shape (), starting at 1."""
+    return nn.ParameterList(nn.Parameter(torch.ones(())) for _ in range(num_levels))
+
+
+def init_convs(head: nn.Module, std: float = 0.01) -> None:
+    """Every convolution of ``head``: weights N(0, std), biases 0."""
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def flatten_level(prediction: Tensor, size: int) -> Tensor:
+    """(B, anchors * size, H, W) to (B, H * W * anchors, size), in the order of ``Anchors``."""
+    batch = prediction.shape[0]
+    return prediction.permute(0, 2, 3, 1).reshape(batch, -1, size)
+
+
+def cell_features(pyramid: Pyramid, per_cell: int = 1) -> Tensor:
+    """(B, A, C) for every anchor, the map's vector at its cell; keeps the gradient."""
+    cells = torch.cat([m.flatten(2).transpose(1, 2) for m in pyramid.maps], dim=1)
+    return cells if per_cell == 1 else cells.repeat_interleave(per_cell, dim=1)

@@ -1,0 +1,81 @@
+"""From the scores of a head to the boxes it detects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from codetr.structures import TensorStruct
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detections(TensorStruct):
+    """Boxes found in one image, best first: ``boxes_xyxy_px`` (N, 4) in the image that the network
+    saw, ``scores`` (N,), ``labels`` (N,) int64.
+    """
+
+    boxes_xyxy_px: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClasswiseNms:
+    """Greedy suppression among boxes of one class, then the ``limit`` best of all classes."""
+
+    iou: float
+    limit: int = 100
+
+    def __call__(self, found: Detections) -> Detections:
+        """The survivors, best first."""
+        kept = batched_nms(found.boxes_xyxy_px, found.scores, found.labels, self.iou)
+        kept = kept[: self.limit]
+        return found.map(lambda tensor: tensor[kept])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseSelection:
+    """Test-time choice among the (anchor, class) pairs of a dense head.
+
+    Per level the ``per_level`` pairs of highest class score above ``threshold``; these are ranked
+    by class score times localisation quality and go through ``nms``.
+    """
+
+    nms: ClasswiseNms
+    per_level: int = 1000
+    threshold: float = 0.0
+
+    def __call__(
+        self,
+        scores: Tensor,
+        boxes_px: Tensor,
+        level_sizes: tuple[int, ...],
+        quality: Tensor | None = None,
+    ) -> Detections:
+        """Detections of one image; ``scores`` (A, K) and ``quality`` (A,) in [0, 1];
+        ``boxes_px`` (A, 4) decoded and clipped xyxy.
+        """
+        found, start = [], 0
+        for level in scores.split(list(level_sizes)):
+            anchor, label, score = top_pairs(level, self.per_level, self.threshold)
+            anchor = anchor + start
+            score = score if quality is None else score * quality[anchor]
+            found.append((boxes_px[anchor], score, label))
+            start += len(level)
+        boxes, score, labels = (torch.cat(part) for part in zip(*found, strict=True))
+        return self.nms(Detections(boxes_xyxy_px=boxes, scores=score, labels=labels))
+
+
+def top_pairs(scores: Tensor, limit: int, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, column and value of the ``limit`` largest entries of ``scores`` (A, K) that are above
+    ``threshold``, largest first.
+    """
+    values, index = scores.flatten().topk(min(limit, scores.numel()))
+    values, index = values[values > threshold], index[values > threshold]
+    return index // scores.shape[1], index % scores.shape[1], values

@@ -1,0 +1,47 @@
+"""The targets that an assignment gives to anchors, and the candidates made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from codetr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from codetr.structures import Candidates, Targets, TensorStruct
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matched(TensorStruct):
+    """What each of A anchors shall predict: ``labels`` (A,) with K = background; ``boxes`` (A, 4)
+    cxcywh in [0, 1], zeros for background.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+
+
+def match(targets: Targets, assigned: Tensor, num_classes: int) -> Matched:
+    """Look up what an assigner's answer ``assigned`` (A,) stands for."""
+    # One row is appended for background; an index of -1 finds it, also where there are no boxes.
+    row = assigned.clamp(min=-1)
+    labels = F.pad(targets.labels, (0, 1), value=num_classes)
+    boxes = F.pad(targets.boxes, (0, 0, 0, 1))
+    return Matched(labels=labels[row], boxes=boxes[row])
+
+
+def boxes_xyxy_px(boxes: Tensor, targets: Targets) -> Tensor:
+    """(N, 4) corners in pixels of cxcywh ``boxes`` (N, 4) relative to the image of ``targets``."""
+    return cxcywh_to_xyxy(boxes * targets.size_whwh)
+
+
+def candidates(
+    boxes_px: Tensor, matched: Matched, features: Tensor, targets: Targets
+) -> Candidates:
+    """Candidates of one image from assigned ``boxes_px`` (M, 4) xyxy in pixels."""
+    return Candidates(
+        boxes=xyxy_to_cxcywh(boxes_px.detach()) / targets.size_whwh,
+        labels=matched.labels,
+        targets=matched.boxes,
+        features=features,
+    )

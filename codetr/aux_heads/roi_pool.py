@@ -1,0 +1,43 @@
+"""Features of regions, each from the map that fits its size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from codetr.aux_heads.precision import at_least_float32
+from codetr.boxes import area_xyxy
+from codetr.structures import Pyramid
+
+FINEST_SCALE = 14
+"""A region with sides below 2 * 14 cells of the finest map is read from that map."""
+
+
+def roi_levels(rois: Tensor, finest_stride: int, num_levels: int) -> Tensor:
+    """(R,) index of the map for ``rois`` (R, 4) xyxy px (Lin et al. 2017, FPN, eq. 1)."""
+    side = area_xyxy(rois).sqrt()
+    level = torch.log2(side / (FINEST_SCALE * finest_stride) + 1e-6).floor()
+    return level.clamp(0, num_levels - 1).long()
+
+
+def pool_rois(pyramid: Pyramid, rois: Sequence[Tensor], size: int = 7) -> Tensor:
+    """(R, C, size, size) RoIAlign features of ``rois``: per image (R_b, 4) xyxy px, in order.
+
+    Half-pixel aligned, with as many samples per bin as it has cells.
+    """
+    index = torch.cat([box.new_full((len(box), 1), image) for image, box in enumerate(rois)])
+    indexed = torch.cat([index, torch.cat(list(rois))], dim=1)
+    level = roi_levels(indexed[:, 1:], pyramid.strides[0], len(pyramid.maps))
+    # Sorting by level costs one transfer of the counts; a mask per level would cost one each.
+    order = level.argsort(stable=True)
+    counts = torch.bincount(level, minlength=len(pyramid.maps)).tolist()
+    pooled = [
+        roi_align(at_least_float32(features), part, size, 1 / stride, 0, aligned=True)
+        for features, stride, part in zip(
+            pyramid.maps, pyramid.strides, indexed[order].split(counts), strict=True
+        )
+    ]
+    return torch.cat(pooled)[order.argsort()].to(pyramid.maps[0].dtype)

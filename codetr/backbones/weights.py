@@ -1,0 +1,126 @@
+"""Loading a backbone's weights from a file, and saying what became of each tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from codetr.errors import UserError
+
+PREFIXES = ("module.", "model.", "backbone.", "body.")
+"""What training programs put before a backbone's own names."""
+
+WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema")
+"""Under which keys .pth files keep the weights, when not at the top."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """Names: ``loaded`` of the module, ``new`` of the module that the file lacks, ``dropped`` of
+    the file (with the reason) that the module has no place for.
+    """
+
+    loaded: tuple[str, ...]
+    new: tuple[str, ...]
+    dropped: Mapping[str, str]
+
+    def table(self, title: str) -> Table:
+        """The report for the terminal."""
+        table = Table("", "tensors", "such as", title=title)
+        dropped = [f"{name} ({reason})" for name, reason in self.dropped.items()]
+        rows = {"loaded": self.loaded, "new": self.new, "dropped": dropped}
+        for kind, names in rows.items():
+            shown = ", ".join(list(names)[:3]) + (", ..." if len(names) > 3 else "")
+            table.add_row(kind, str(len(names)), shown)
+        return table
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors or .pth file by name, on the CPU; ``.pth`` files are read
+    with ``weights_only=True``. Raises UserError for missing and broken files.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file: give a .safetensors or .pth file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's unpickler raises all kinds of errors on foreign bytes
+        reason = (str(error).splitlines() or ["cut off"])[0]
+        raise UserError(
+            f"{path}: not readable as weights ({reason}): give a .safetensors file or a .pth of "
+            "tensors alone"
+        ) from error
+    while isinstance(content, Mapping):
+        inner = next((content[k] for k in WRAPPERS if isinstance(content.get(k), Mapping)), None)
+        if inner is None:
+            return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+        content = inner
+    raise UserError(f"{path}: holds no named tensors: give a .safetensors or .pth file of weights")
+
+
+def _without_prefixes(name: str) -> str:
+    """The name after all leading ``PREFIXES``."""
+    while prefix := next((p for p in PREFIXES if name.startswith(p)), None):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _flat(name: str) -> str:
+    """timm's ``features_only`` joins the path of each stage by underscores (``layers.0.blocks`` ->
+    ``layers_0.blocks``): names are compared without that difference.
+    """
+    return _without_prefixes(name).replace(".", "_")
+
+
+def match_weights(
+    weights: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """Find each of the module's tensors in a file, by name and shape.
+
+    Returns what to load, under the module's names, and the report.
+    """
+    places = {_flat(name): name for name in state}
+    matched: dict[str, Tensor] = {}
+    dropped: dict[str, str] = {}
+    for name, value in weights.items():
+        place = places.get(_flat(name))
+        if place is None:
+            dropped[name] = "no place"
+        elif value.shape != state[place].shape:
+            dropped[name] = f"shape {tuple(value.shape)} instead of {tuple(state[place].shape)}"
+        else:
+            matched[place] = value
+    new = tuple(name for name in state if name not in matched and not _is_counter(name))
+    return matched, LoadReport(loaded=tuple(matched), new=new, dropped=dropped)
+
+
+def _is_counter(name: str) -> bool:
+    """Batch norm's step counter, which is no weight and which many files leave out."""
+    return name.endswith("num_batches_tracked")
+
+
+def load_backbone_weights(module: nn.Module, file: str | Path) -> LoadReport:
+    """Load ``file`` (.safetensors or .pth with timm's names) into ``module``, in place.
+
+    Prints a table of what was loaded, what is new (keeps its initial values) and what was
+    dropped. Raises UserError where the file cannot be read or nothing in it fits.
+    """
+    matched, report = match_weights(read_weights(file), module.state_dict())
+    if not report.loaded:
+        raise UserError(
+            f"{file}: none of its {len(report.dropped)} tensors fits the backbone: check that "
+            "the file belongs to model.backbone.name"
+        )
+    module.load_state_dict(matched, strict=False)
+    Console().print(report.table(f"backbone weights of {Path(file).name}"))
+    return report

@@ -1,0 +1,259 @@
+"""Reading COCO-format annotation files, with errors that a user can act on."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codetr.classes import ClassList
+from codetr.data.sample import BoxSet
+from codetr.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoAnnotations:
+    """The content of one annotation file: I images and their A boxes, sorted by image.
+
+    ``sizes`` (I, 2) int64 (height, width); ``boxes`` (A, 4) float32 xyxy pixels as written, not
+    yet clipped or filtered; ``labels`` (A,) int64 class indices; ``crowd`` (A,) bool;
+    ``annotation_ids`` as in the file; image i owns the rows ``offsets[i]`` to ``offsets[i + 1]``.
+    """
+
+    path: Path
+    classes: ClassList
+    image_ids: tuple[int, ...]
+    file_names: tuple[str, ...]
+    sizes: Tensor
+    boxes: Tensor
+    labels: Tensor
+    crowd: Tensor
+    annotation_ids: tuple[Any, ...]
+    offsets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def image_of_box(self) -> Tensor:
+        """(A,) the image index of every box."""
+        return torch.repeat_interleave(torch.arange(len(self)), self.offsets.diff())
+
+    @cached_property
+    def clipped(self) -> Tensor:
+        """(A, 4) ``boxes``, each clipped to its image."""
+        size_whwh = self.sizes.flip(1)[self.image_of_box].repeat(1, 2)
+        return torch.minimum(self.boxes.clamp(min=0), size_whwh.to(self.boxes.dtype))
+
+    @cached_property
+    def degenerate(self) -> Tensor:
+        """(A,) bool: not finite as written, or without area within the image."""
+        area = (self.clipped[:, 2:] > self.clipped[:, :2]).all(dim=1)
+        return ~(area & self.boxes.isfinite().all(dim=1))
+
+    @property
+    def usable(self) -> Tensor:
+        """(A,) bool: neither a crowd region nor degenerate, so a target."""
+        return ~(self.crowd | self.degenerate)
+
+    def targets(self, index: int) -> BoxSet:
+        """The boxes that supervise an image: clipped to it, without crowd and degenerate ones."""
+        rows = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        keep = ~(self.crowd[rows] | self.degenerate[rows])
+        return BoxSet.ground_truth(self.clipped[rows][keep], self.labels[rows][keep])
+
+
+def load_annotations(path: Path, classes: ClassList | None = None) -> CocoAnnotations:
+    """Parse a COCO-format file.
+
+    Classes are its categories, sorted by id. A category without annotations that others name as
+    their ``supercategory`` (the root that Roboflow exports add) is no class, unless ``classes``
+    (those of the training split) has it. Raises UserError for a missing folder or file, broken
+    JSON, missing keys, and ids of images or categories that have no entry.
+    """
+    content = _read_json(path)
+    images, annotations, categories = (
+        _entries(content, key, path) for key in ("images", "annotations", "categories")
+    )
+    image_ids = _column(images, "id", "image", path)
+    _require_unique_integers(image_ids, "image", path)
+    category_of_box = _column(annotations, "category_id", "annotation", path)
+    annotation_ids = tuple(a.get("id") for a in annotations)
+
+    found = _class_list(categories, set(category_of_box), classes, path)
+    labels = _look_up(category_of_box, found.index(), "category", annotation_ids, path)
+    index_of_image = {image_id: i for i, image_id in enumerate(image_ids)}
+    image_of_box = _look_up(
+        _column(annotations, "image_id", "annotation", path),
+        index_of_image,
+        "image",
+        annotation_ids,
+        path,
+    )
+    order = image_of_box.argsort(stable=True)
+    counts = torch.bincount(image_of_box, minlength=len(images))
+    return CocoAnnotations(
+        path=path,
+        classes=found,
+        image_ids=tuple(image_ids),
+        file_names=tuple(_column(images, "file_name", "image", path)),
+        sizes=_sizes(images, path),
+        boxes=_boxes(annotations, path)[order],
+        labels=labels[order],
+        crowd=torch.tensor([bool(a.get("iscrowd", 0)) for a in annotations], dtype=torch.bool)[
+            order
+        ],
+        annotation_ids=tuple(annotation_ids[i] for i in order.tolist()),
+        offsets=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+    )
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    if not path.parent.is_dir():
+        raise UserError(
+            f"folder {path.parent} of annotation file {path.name} does not exist: set data.root "
+            "to the folder of your data"
+        )
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"cannot read annotation file {path} ({error.strerror}): check data.root and the "
+            "annotation paths under data.source"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"annotation file {path} is not valid JSON, line {error.lineno} column {error.colno} "
+            f"({error.msg}): repair the file or export it again"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"annotation file {path} is not text, byte {error.start}: export it again as JSON"
+        ) from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"annotation file {path} holds a JSON {type(content).__name__}, not the object with "
+            "images, annotations and categories of the COCO format: export it as COCO"
+        )
+    return content
+
+
+def _entries(content: Mapping[str, Any], key: str, path: Path) -> Sequence[Mapping[str, Any]]:
+    """The list of objects under a top-level key."""
+    if key not in content:
+        raise UserError(
+            f"annotation file {path} has no key '{key}': a COCO file needs images, annotations "
+            "and categories"
+        )
+    entries = content[key]
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"'{key}' in annotation file {path} must be a list of objects: repair it")
+    return entries
+
+
+def _column(entries: Sequence[Mapping[str, Any]], key: str, kind: str, path: Path) -> list[Any]:
+    """The value of ``key`` in every entry."""
+    try:
+        return [entry[key] for entry in entries]
+    except KeyError:
+        number = next(i for i, entry in enumerate(entries) if key not in entry)
+        raise UserError(
+            f"{kind} number {number} (id {entries[number].get('id')}) in {path} has no '{key}': "
+            "add it or remove the entry"
+        ) from None
+
+
+def _require_unique_integers(ids: Sequence[Any], kind: str, path: Path) -> None:
+    seen: set[int] = set()
+    for value in ids:
+        if type(value) is not int:
+            raise UserError(
+                f"{kind} id {value!r} in {path} is not an integer: number them with integers"
+            )
+        if value in seen:
+            raise UserError(f"{kind} id {value} stands twice in {path}: make the ids unique")
+        seen.add(value)
+
+
+def _class_list(
+    categories: Sequence[Mapping[str, Any]],
+    used: set[Any],
+    required: ClassList | None,
+    path: Path,
+) -> ClassList:
+    ids = _column(categories, "id", "category", path)
+    names = dict(zip(ids, _column(categories, "name", "category", path), strict=True))
+    _require_unique_integers(ids, "category", path)
+    parents = {
+        category["supercategory"]
+        for category in categories
+        if category.get("supercategory") not in (None, category["name"])
+    }
+    kept = used | set(required.category_ids if required else ())
+    dropped = [i for i in ids if i not in kept and names[i] in parents]
+    for i in dropped:
+        log.info("%s: category %d '%s' is only a parent of others, no class", path, i, names[i])
+    classes = sorted(set(ids) - set(dropped))
+    if not classes:
+        raise UserError(f"annotation file {path} has no categories: add at least one class")
+    return ClassList(names=tuple(str(names[i]) for i in classes), category_ids=tuple(classes))
+
+
+def _look_up(
+    ids: Iterable[Any],
+    index: Mapping[int, int],
+    kind: str,
+    annotation_ids: Sequence[Any],
+    path: Path,
+) -> Tensor:
+    """(A,) int64 positions of ``ids`` in ``index``; UserError for the first that has none."""
+    positions = []
+    for value, annotation_id in zip(ids, annotation_ids, strict=True):
+        position = index.get(value) if isinstance(value, int) else None
+        if position is None:
+            plural = {"category": "categories", "image": "images"}[kind]
+            raise UserError(
+                f"annotation {annotation_id} in {path} has unknown {kind} id {value!r}: add it to "
+                f"'{plural}' or remove the annotation"
+            )
+        positions.append(position)
+    return torch.tensor(positions, dtype=torch.int64)
+
+
+def _sizes(images: Sequence[Mapping[str, Any]], path: Path) -> Tensor:
+    """(I, 2) int64 (height, width)."""
+    heights = _column(images, "height", "image", path)
+    widths = _column(images, "width", "image", path)
+    for image, height, width in zip(images, heights, widths, strict=True):
+        if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
+            raise UserError(
+                f"image {image['id']} in {path} has height {height!r} and width {width!r}: both "
+                "must be integers above 0, those of the file"
+            )
+    return torch.tensor([heights, widths], dtype=torch.int64).T.contiguous()
+
+
+def _boxes(annotations: Sequence[Mapping[str, Any]], path: Path) -> Tensor:
+    """(A, 4) float32 xyxy pixels, as written."""
+    rows = _column(annotations, "bbox", "annotation", path)
+    for annotation, row in zip(annotations, rows, strict=True):
+        if (
+            not isinstance(row, list)
+            or len(row) != 4
+            or not all(isinstance(v, int | float) for v in row)
+        ):
+            raise UserError(
+                f"annotation {annotation.get('id')} in {path} has bbox {row!r}: it must be four "
+                "numbers [x, y, width, height] in pixels"
+            )
+    xywh = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
+    return torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1).float()

@@ -1,0 +1,279 @@
+"""Augmentation: callables Sample -> Sample, composed of the steps below.
+
+Every step runs torchvision's v2 transforms on the image and on *all* box sets (ground truth and
+teachers) at once, so that no box can be forgotten. Pixels stay uint8; collating normalises. Random
+numbers come from torch's global generator, which the dataset seeds per sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from codetr.data.resize import resize_bilinear_opencv
+from codetr.data.sample import BoxSet, Sample
+
+Augmentation = Callable[[Sample], Sample]
+GREY = 114
+"""The value that large-scale jitter pads with, before normalisation."""
+
+
+def transform(sample: Sample, operation: Callable[..., Any]) -> Sample:
+    """``operation``, a torchvision v2 transform, applied once to the image and all box sets."""
+    size = sample.size
+    boxes = [
+        tv_tensors.BoundingBoxes(s.boxes, format="XYXY", canvas_size=size)  # type: ignore[call-overload]
+        for s in sample.box_sets
+    ]
+    image, *boxes = operation(tv_tensors.Image(sample.image), *boxes)
+    sets = tuple(
+        BoxSet(boxes=b.as_subclass(Tensor), labels=s.labels, scores=s.scores)
+        for b, s in zip(boxes, sample.box_sets, strict=True)
+    )
+    return replace(sample, image=image.as_subclass(Tensor)).with_box_sets(sets)
+
+
+def resize(sample: Sample, size: tuple[int, int], antialias: bool = True) -> Sample:
+    """Resize to ``size`` (height, width) and record the scale per axis.
+
+    With ``antialias`` by torchvision, else bit-exactly as OpenCV does.
+    """
+    height, width = sample.size
+    moved = transform(sample, v2.Resize(size) if antialias else _OpenCvResize(size))
+    x, y = sample.scale
+    return replace(moved, scale=(x * size[1] / width, y * size[0] / height))
+
+
+class _OpenCvResize(v2.Transform):
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if isinstance(inpt, tv_tensors.Image):
+            pixels = resize_bilinear_opencv(inpt.as_subclass(Tensor), self.size)
+            return tv_tensors.Image(pixels)
+        return v2.functional.resize(inpt, list(self.size))
+
+
+def without_tiny_boxes(sample: Sample, min_size_px: float = 0.0) -> Sample:
+    """Keep the boxes whose width and height are above ``min_size_px``."""
+    kept = tuple(
+        s.select((s.boxes[:, 2:] - s.boxes[:, :2] > min_size_px).all(dim=1))
+        for s in sample.box_sets
+    )
+    return sample.with_box_sets(kept)
+
+
+def fitted_size(size: tuple[int, int], short: float, long: float) -> tuple[int, int]:
+    """The largest (height, width) of the same shape within ``short`` and ``long`` sides.
+
+    Rounds half up, as the official code (mmcv ``imrescale``); enlarges too; at least 1.
+    """
+    scale = min(long / max(size), short / min(size))
+    height, width = (max(int(side * scale + 0.5), 1) for side in size)
+    return height, width
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Steps one after the other; none leaves the sample as it is."""
+
+    steps: Sequence[Augmentation] = ()
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Run every step."""
+        for step in self.steps:
+            sample = step(sample)
+        return sample
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``first`` with ``probability``, else ``second``."""
+
+    first: Augmentation
+    second: Augmentation
+    probability: float
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Toss once, run one of the two."""
+        chosen = self.first if torch.rand(()).item() < self.probability else self.second
+        return chosen(sample)
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Any torchvision v2 transform that keeps the number of boxes: flips, colour jitter..."""
+
+    operation: Callable[..., Any]
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Run the transform."""
+        return transform(sample, self.operation)
+
+
+@dataclass(frozen=True)
+class RandomShortSide:
+    """Resize to one of ``shorts`` at random, the long side within ``long`` (pixels)."""
+
+    shorts: Sequence[int]
+    long: int
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Pick a short side and resize."""
+        short = self.shorts[_randint(0, len(self.shorts) - 1)]
+        return resize(sample, fitted_size(sample.size, short, self.long))
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """Crop a window whose height and width are each uniform in [low, high] pixels, at most the
+    image. Boxes are clipped; those left without area are dropped (mmdet ``absolute_range``).
+    """
+
+    low: int
+    high: int
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Pick a window and crop."""
+        window = tuple(_randint(min(s, self.low), min(s, self.high)) for s in sample.size)
+        return without_tiny_boxes(transform(sample, v2.RandomCrop(window)))
+
+
+@dataclass(frozen=True)
+class DropTinyBoxes:
+    """Keep the boxes whose width and height are above ``min_size_px``."""
+
+    min_size_px: float
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Filter every box set."""
+        return without_tiny_boxes(sample, self.min_size_px)
+
+
+@dataclass(frozen=True)
+class ScaleJitter:
+    """Resize to fit a square canvas (pixels) times a random ratio in [low, high]."""
+
+    canvas: int
+    low: float
+    high: float
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Pick a ratio and resize."""
+        side = self.canvas * (self.low + (self.high - self.low) * torch.rand(()).item())
+        return resize(sample, fitted_size(sample.size, side, side))
+
+
+@dataclass(frozen=True)
+class PadToCanvas:
+    """Pad bottom and right with grey to a square canvas (pixels): all of it counts as image."""
+
+    canvas: int
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Pad to the canvas; the image must fit into it."""
+        height, width = sample.size
+        padding = [0, 0, self.canvas - width, self.canvas - height]
+        return transform(sample, v2.Pad(padding, fill=GREY))
+
+
+@dataclass(frozen=True)
+class EvalResize:
+    """Fit into ``short`` and ``long`` sides (pixels), without chance; enlarges too.
+
+    The default is OpenCV's arithmetic, as the official evaluation; ``antialias`` shrinks
+    better and runs faster.
+    """
+
+    short: int
+    long: int
+    antialias: bool = False
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Resize."""
+        return resize(sample, fitted_size(sample.size, self.short, self.long), self.antialias)
+
+
+class DetrAugmentation(Chain):
+    """DETR's recipe: flip, then with ``crop_probability`` resize, crop, resize, else resize.
+
+    ``shorts`` and ``long`` bound the final resize; ``crop_shorts`` and ``crop_long`` the one
+    before the crop, whose sides are in ``crop_range`` (all pixels). ``extra`` is a torchvision v2
+    transform put last, such as ColorJitter. Source: DETR (arXiv 2005.12872) appendix A.4.
+    """
+
+    def __init__(
+        self,
+        shorts: Sequence[int],
+        long: int,
+        crop_shorts: Sequence[int],
+        crop_long: int,
+        crop_range: tuple[int, int],
+        crop_probability: float = 0.5,
+        flip: float = 0.5,
+        extra: Callable[..., Any] | None = None,
+    ) -> None:
+        resized = RandomShortSide(tuple(shorts), long)
+        cropped = Chain(
+            (RandomShortSide(tuple(crop_shorts), crop_long), RandomCrop(*crop_range), resized)
+        )
+        last = () if extra is None else (Apply(extra),)
+        super().__init__(
+            (
+                Apply(v2.RandomHorizontalFlip(flip)),
+                Choice(cropped, resized, crop_probability),
+                *last,
+            )
+        )
+
+
+class FlipOnly(Chain):
+    """Mirror left and right with probability ``flip``."""
+
+    def __init__(self, flip: float = 0.5) -> None:
+        super().__init__((Apply(v2.RandomHorizontalFlip(flip)),))
+
+
+class LsjAugmentation(Chain):
+    """Large-scale jitter: resize by ``ratio`` of the canvas, crop to it, flip, pad to it.
+
+    ``canvas`` is the side of the square in pixels; boxes not larger than ``min_box_px`` after the
+    crop are dropped. Source: Simple Copy-Paste (arXiv 2012.07177) section 3, without the pasting.
+    """
+
+    def __init__(
+        self,
+        canvas: int,
+        ratio: tuple[float, float] = (0.1, 2.0),
+        flip: float = 0.5,
+        min_box_px: float = 1e-2,
+    ) -> None:
+        super().__init__(
+            (
+                ScaleJitter(canvas, *ratio),
+                RandomCrop(canvas, canvas),
+                DropTinyBoxes(min_box_px),
+                Apply(v2.RandomHorizontalFlip(flip)),
+                PadToCanvas(canvas),
+            )
+        )
+
+
+class LsjEval(Chain):
+    """Fit into the square canvas (pixels) and pad it with grey."""
+
+    def __init__(self, canvas: int) -> None:
+        super().__init__((EvalResize(canvas, canvas), PadToCanvas(canvas)))
+
+
+def _randint(low: int, high: int) -> int:
+    """A random integer from low to high, both included."""
+    return int(torch.randint(low, high + 1, ()).item())

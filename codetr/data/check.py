@@ -1,0 +1,161 @@
+"""Looking at a data set before training on it: errors now are cheaper than zero AP tomorrow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from codetr.data.annotations import CocoAnnotations
+from codetr.errors import UserError
+
+_EXAMPLES = 3
+_OUTSIDE_PX = 1.0  # annotation tools round: less than this beyond the border is not worth a line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """How many boxes have a flaw, and the first of them as text."""
+
+    count: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitReport:
+    """What was found in one annotation file.
+
+    ``boxes`` counts the usable targets; ``degenerate`` boxes (no area within the image) are
+    dropped, ``outside`` ones clipped.
+    """
+
+    path: Path
+    images: int
+    images_without_boxes: int
+    boxes: int
+    crowd: int
+    degenerate: Finding
+    outside: Finding
+    classes: int
+    classes_without_boxes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataReport:
+    """The reports of all splits; prints as a table with rich."""
+
+    splits: tuple[SplitReport, ...]
+
+    def __rich__(self) -> Table:
+        table = Table(title="data", title_justify="left")
+        table.add_column("")
+        for split in self.splits:
+            table.add_column(split.path.name, overflow="fold")
+        rows = [
+            ("images", [str(s.images) for s in self.splits]),
+            ("… without boxes", [str(s.images_without_boxes) for s in self.splits]),
+            ("boxes", [str(s.boxes) for s in self.splits]),
+            ("crowd regions (ignored)", [str(s.crowd) for s in self.splits]),
+            ("boxes without area (dropped)", [_text(s.degenerate) for s in self.splits]),
+            ("boxes beyond the image (clipped)", [_text(s.outside) for s in self.splits]),
+            ("classes", [str(s.classes) for s in self.splits]),
+            ("… without boxes", [_names(s.classes_without_boxes) for s in self.splits]),
+        ]
+        for name, cells in rows:
+            table.add_row(name, *cells)
+        return table
+
+
+def _text(finding: Finding) -> str:
+    examples = "".join(f"\n{example}" for example in finding.examples)
+    return f"{finding.count}{examples}"
+
+
+def _names(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:_EXAMPLES]) + (", …" if len(names) > _EXAMPLES else "")
+    return f"{len(names)}" + (f" ({shown})" if names else "")
+
+
+def check_split(annotations: CocoAnnotations, images: Path) -> SplitReport:
+    """Count what is in a split. Raises UserError for missing image files and for no boxes."""
+    _require_files(annotations, images)
+    boxes, usable = annotations.boxes, annotations.usable
+    if not usable.any():
+        raise UserError(
+            f"annotation file {annotations.path} has no usable box among "
+            f"{len(boxes)} annotations of {len(annotations)} images: nothing can be learned or "
+            "measured, annotate some images"
+        )
+    beyond = (boxes - annotations.clipped).abs().amax(dim=1) > _OUTSIDE_PX
+    counts = torch.bincount(annotations.labels[usable], minlength=len(annotations.classes))
+    with_boxes = annotations.image_of_box[usable].unique()
+    return SplitReport(
+        path=annotations.path,
+        images=len(annotations),
+        images_without_boxes=len(annotations) - len(with_boxes),
+        boxes=int(usable.sum()),
+        crowd=int(annotations.crowd.sum()),
+        degenerate=_finding(annotations, annotations.degenerate & ~annotations.crowd),
+        outside=_finding(annotations, beyond & usable),
+        classes=len(annotations.classes),
+        classes_without_boxes=tuple(
+            name
+            for name, count in zip(annotations.classes.names, counts.tolist(), strict=True)
+            if count == 0
+        ),
+    )
+
+
+def check_dataset(
+    train: tuple[CocoAnnotations, Path], val: tuple[CocoAnnotations, Path]
+) -> DataReport:
+    """Check both splits, each given as annotations and image folder.
+
+    Raises UserError for missing image files, splits without boxes, and differing class lists.
+    """
+    require_same_classes(train[0], val[0])
+    return DataReport(splits=(check_split(*train), check_split(*val)))
+
+
+def require_same_classes(train: CocoAnnotations, val: CocoAnnotations) -> None:
+    """Raises UserError with the first difference of the two class lists."""
+    ours = dict(zip(train.classes.category_ids, train.classes.names, strict=True))
+    theirs = dict(zip(val.classes.category_ids, val.classes.names, strict=True))
+    for i in sorted(ours.keys() | theirs.keys()):
+        if ours.get(i) != theirs.get(i):
+            raise UserError(
+                f"class lists differ: category {i} is {ours.get(i, 'missing')!r} in {train.path} "
+                f"and {theirs.get(i, 'missing')!r} in {val.path}: give both the same categories"
+            )
+
+
+def _require_files(annotations: CocoAnnotations, images: Path) -> None:
+    if not images.is_dir():
+        raise UserError(
+            f"image folder {images} of {annotations.path} does not exist: check data.root and the "
+            "image folders under data.source"
+        )
+    missing = [name for name in annotations.file_names if not (images / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(annotations)} image files are missing, the first is "
+            f"{images / missing[0]}: restore them or remove them from {annotations.path}"
+        )
+
+
+def _finding(annotations: CocoAnnotations, flawed: Tensor) -> Finding:
+    rows = flawed.nonzero().flatten().tolist()
+    image_of_box = annotations.image_of_box
+    examples = (
+        f"{annotations.file_names[int(image_of_box[row])]}: annotation "
+        f"{annotations.annotation_ids[row]}, xyxy {_rounded(annotations.boxes[row])}"
+        for row in rows[:_EXAMPLES]
+    )
+    return Finding(count=len(rows), examples=tuple(examples))
+
+
+def _rounded(box: Tensor) -> str:
+    return "(" + ", ".join(f"{value:.1f}" for value in box.tolist()) + ")"

@@ -1,0 +1,60 @@
+"""A COCO-format folder as a map from index to Sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from codetr.data.annotations import CocoAnnotations
+from codetr.data.images import ImageError, read_image
+from codetr.data.sample import Sample
+
+
+class CocoDetection(Dataset[Sample]):
+    """The images of an annotation file, with boxes or without, in the order of the file.
+
+    ``images`` is the folder that ``file_name`` is relative to. ``cache`` keeps every decoded image
+    in the memory of its process: for small data only. Raises ImageError for files that are
+    missing, damaged or of another size than annotated.
+    """
+
+    def __init__(self, annotations: CocoAnnotations, images: Path, cache: bool = False) -> None:
+        self.annotations = annotations
+        self.images = images
+        self._cache: dict[int, Tensor] | None = {} if cache else None
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def __getitem__(self, index: int) -> Sample:
+        image = self._image(index)
+        return Sample(
+            image=image,
+            targets=self.annotations.targets(index),
+            image_id=self.annotations.image_ids[index],
+            original_size=(image.shape[1], image.shape[2]),
+            path=str(self._path(index)),
+        )
+
+    def _path(self, index: int) -> Path:
+        return self.images / self.annotations.file_names[index]
+
+    def _image(self, index: int) -> Tensor:
+        if self._cache is None:
+            return self._read(index)
+        if index not in self._cache:
+            self._cache[index] = self._read(index)
+        return self._cache[index]
+
+    def _read(self, index: int) -> Tensor:
+        image = read_image(self._path(index))
+        height, width = self.annotations.sizes[index].tolist()
+        if image.shape[1:] != (height, width):
+            raise ImageError(
+                f"image {self._path(index)} is {image.shape[2]}x{image.shape[1]} pixels (width x "
+                f"height, upright by EXIF) but {self.annotations.path} says {width}x{height}: "
+                "correct the annotation file or the image"
+            )
+        return image

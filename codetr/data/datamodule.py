@@ -1,0 +1,187 @@
+"""One LightningDataModule for every source of COCO-format data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_only
+from rich import print as rich_print
+from torch.utils.data import DataLoader
+
+from codetr.classes import ClassList
+from codetr.data.annotations import CocoAnnotations, load_annotations
+from codetr.data.augment import Augmentation
+from codetr.data.check import check_dataset, check_split
+from codetr.data.coco import CocoDetection
+from codetr.data.collate import IMAGENET_MEAN, IMAGENET_STD, Collate
+from codetr.data.dataset import AugmentedDataset
+from codetr.data.samplers import EvalSampler, TrainSampler
+from codetr.data.sources import Source, Split
+from codetr.errors import UserError
+
+
+class CocoDataModule(LightningDataModule):
+    """Training and evaluation batches of the splits that ``source`` finds or makes under ``root``.
+
+    Batches are ``codetr.structures.Batch``. Shuffling and augmentation depend on (seed, epoch,
+    image) alone, whatever the number of workers. ``eval_split`` ("train" or "val") is what
+    validation and test run on. ``mean`` and ``std`` (RGB, 0 to 255) are those the backbone was
+    trained with; ``size_divisor`` pads every image to a multiple; ``group_by_aspect`` puts
+    landscape and portrait images into separate batches; ``cache`` keeps decoded images in the
+    memory of each process.
+
+    Raises UserError for bad arguments and, in ``setup``, for bad data.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        source: Source,
+        train_augmentation: Augmentation,
+        eval_augmentation: Augmentation,
+        batch_size: int = 2,
+        eval_batch_size: int = 2,
+        num_workers: int = 2,
+        seed: int = 0,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        size_divisor: int = 1,
+        group_by_aspect: bool = False,
+        cache: bool = False,
+        eval_split: str = "val",
+    ) -> None:
+        super().__init__()
+        if eval_split not in ("train", "val"):
+            raise UserError(f"data.eval_split={eval_split}: choose train or val")
+        if min(batch_size, eval_batch_size) < 1 or num_workers < 0:
+            raise UserError(
+                f"data.batch_size={batch_size} data.eval_batch_size={eval_batch_size} "
+                f"data.num_workers={num_workers}: give sizes of at least 1 and workers >= 0"
+            )
+        if seed < 0:
+            raise UserError(f"seed={seed}: give an integer of at least 0")
+        self.root = Path(root).expanduser()
+        self.source = source
+        self.train_augmentation = train_augmentation
+        self.eval_augmentation = eval_augmentation
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.collate = Collate(mean, std, size_divisor)
+        self.group_by_aspect = group_by_aspect
+        self.cache = cache
+        self.eval_split = eval_split
+        self._annotations: dict[str, CocoAnnotations] = {}
+        self._train: AugmentedDataset | None = None
+        self._eval: AugmentedDataset | None = None
+
+    @property
+    def classes(self) -> ClassList:
+        """The class list of the training split, or of the evaluated one where that alone was set
+        up.
+        """
+        assert self._annotations, "call setup(stage) before classes"
+        name = "train" if "train" in self._annotations else self.eval_split
+        return self._annotations[name].classes
+
+    @property
+    def val_annotations(self) -> Path:
+        """The annotation file that evaluation compares with."""
+        return self.split(self.eval_split).annotations
+
+    @property
+    def train_dataset(self) -> AugmentedDataset:
+        """Augmented training samples, uint8."""
+        assert self._train is not None, "call setup('fit') before train_dataset"
+        return self._train
+
+    @property
+    def eval_dataset(self) -> AugmentedDataset:
+        """Samples of the evaluated split, uint8."""
+        assert self._eval is not None, "call setup(stage) before eval_dataset"
+        return self._eval
+
+    def split(self, name: str) -> Split:
+        """Where ``train`` or ``val`` lies; makes the data if the source does."""
+        splits = self.source(self.root)
+        return splits.train if name == "train" else splits.val
+
+    def prepare_data(self) -> None:
+        """Render built-in data; nothing for data that is there."""
+        self.source(self.root)
+
+    def setup(self, stage: str) -> None:
+        """Read annotations and check the data, once. ``fit`` needs both splits, else one."""
+        if self._train is None and stage == "fit":
+            train = self._load("train", None)
+            val = self._load("val", train.classes)
+            report = check_dataset(
+                (train, self.split("train").images), (val, self.split("val").images)
+            )
+            rank_zero_only(rich_print)(report)
+            self._train = self._dataset("train", self.train_augmentation)
+        if self._eval is None:
+            if self._train is None:
+                check_split(self._load(self.eval_split, None), self.split(self.eval_split).images)
+            self._eval = self._dataset(self.eval_split, self.eval_augmentation)
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches of this rank."""
+        sizes = self.train_dataset.source.annotations.sizes
+        sampler = TrainSampler(
+            len(self.train_dataset),
+            self.batch_size,
+            self.seed,
+            *self._rank(),
+            (sizes[:, 0] > sizes[:, 1]).long() if self.group_by_aspect else None,
+        )
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=self.collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+            generator=self._generator(),
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """Every image of the evaluated split once over all ranks."""
+        return DataLoader(
+            self.eval_dataset,
+            batch_size=self.eval_batch_size,
+            sampler=EvalSampler(len(self.eval_dataset), *self._rank()),
+            num_workers=self.num_workers,
+            collate_fn=self.collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+            generator=self._generator(),
+        )
+
+    def test_dataloader(self) -> DataLoader:
+        """The same as ``val_dataloader``."""
+        return self.val_dataloader()
+
+    def _load(self, name: str, classes: ClassList | None) -> CocoAnnotations:
+        if name not in self._annotations:
+            self._annotations[name] = load_annotations(self.split(name).annotations, classes)
+        return self._annotations[name]
+
+    def _dataset(self, name: str, augmentation: Augmentation) -> AugmentedDataset:
+        source = CocoDetection(self._annotations[name], self.split(name).images, self.cache)
+        return AugmentedDataset(source, augmentation, self.seed)
+
+    def _rank(self) -> tuple[int, int]:
+        """This process and the number of processes that share the data."""
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _generator(self) -> torch.Generator:
+        """Seeds the workers; without it a loader draws from the training's own generator."""
+        return torch.Generator().manual_seed(self.seed)

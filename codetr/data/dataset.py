@@ -1,0 +1,55 @@
+"""Augmented samples whose randomness depends on (seed, epoch, index) and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from codetr.data.augment import Augmentation
+from codetr.data.coco import CocoDetection
+from codetr.data.sample import Sample, SampleKey
+
+
+@contextmanager
+def seeded(*entropy: int) -> Iterator[None]:
+    """Seed torch's CPU generator from integers >= 0 for a while, then restore it.
+
+    Only the CPU generator: ``torch.manual_seed`` would reseed CUDA too, in the middle of a
+    training step when data is loaded by the main process.
+    """
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(mixed_seed(*entropy))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def mixed_seed(*entropy: int) -> int:
+    """One 63-bit seed from several integers >= 0; close integers give unrelated seeds."""
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+
+
+class AugmentedDataset(Dataset[Sample]):
+    """``source`` through ``augmentation``; images stay uint8 (look at them as they are).
+
+    Takes a SampleKey, or an index alone for epoch 0. The same key gives the same sample in any
+    process, worker and order of access, also after a run was resumed.
+    """
+
+    def __init__(self, source: CocoDetection, augmentation: Augmentation, seed: int) -> None:
+        self.source = source
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: SampleKey | int) -> Sample:
+        index, epoch = key if isinstance(key, tuple) else SampleKey(key)
+        with seeded(self.seed, epoch, index):
+            return self.augmentation(self.source[index])

@@ -1,0 +1,56 @@
+"""Reading image files into RGB tensors with the right pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from codetr.errors import UserError
+
+
+class ImageError(UserError):
+    """An image file that cannot be used. The message is one line, also out of a data worker.
+
+    A DataLoader rebuilds a worker's exception from the text of its traceback, whose last line is
+    the message: everything before it is cut off here.
+    """
+
+    def __init__(self, message: str) -> None:
+        last_line = message.strip().rsplit("\n", 1)[-1]
+        super().__init__(last_line.removeprefix(f"{__name__}.ImageError: "))
+
+
+def read_image(path: Path) -> Tensor:
+    """The file as RGB, (3, H, W) uint8, turned upright by its EXIF orientation.
+
+    Any format that Pillow knows; grey, palette and CMYK are converted, alpha is dropped. For JPEG
+    the bytes are those that OpenCV gives. Raises ImageError for missing, foreign and damaged
+    files.
+    """
+    try:
+        with Image.open(path) as file:
+            pixels = np.array(_as_rgb(ImageOps.exif_transpose(file)))
+    except FileNotFoundError:
+        raise ImageError(
+            f"image {path} does not exist: restore the file or remove it from the annotation file"
+        ) from None
+    except Exception as error:  # Pillow's decoders raise many kinds for damaged files
+        reason = str(error).replace("\n", " ") or type(error).__name__
+        raise ImageError(
+            f"cannot decode image {path} ({reason}): replace the file or remove it from the "
+            "annotation file"
+        ) from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB; of 16-bit grey values the high byte, where Pillow alone would cut them at 255."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range")
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")

@@ -1,0 +1,72 @@
+"""One image with its boxes, from the file to the collated batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class SampleKey(NamedTuple):
+    """What a sampler asks for: the index of an image, and the epoch to augment it for."""
+
+    image: int
+    epoch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxSet:
+    """Boxes of one image from one source: the ground truth, or a teacher.
+
+    ``boxes`` (N, 4) float32 xyxy in pixels of the image as it is now; ``labels`` (N,) int64,
+    contiguous class indices; ``scores`` (N,) float32, 1 for ground truth.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    @classmethod
+    def ground_truth(cls, boxes: Tensor, labels: Tensor) -> BoxSet:
+        """A set with score 1 everywhere."""
+        return cls(boxes=boxes, labels=labels, scores=torch.ones(len(labels)))
+
+    def select(self, keep: Tensor) -> BoxSet:
+        """The boxes where ``keep`` (N,) bool is True, with their labels and scores."""
+        return BoxSet(boxes=self.boxes[keep], labels=self.labels[keep], scores=self.scores[keep])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """An image, its targets (no crowd regions) and its teachers' boxes.
+
+    ``image`` (3, H, W) uint8 RGB; ``original_size`` (height, width) of the file; ``scale`` (x, y)
+    product of all resizes so far, per axis; ``image_id`` of the annotation file.
+    """
+
+    image: Tensor
+    targets: BoxSet
+    teachers: tuple[BoxSet, ...] = ()
+    image_id: int
+    original_size: tuple[int, int]
+    scale: tuple[float, float] = (1.0, 1.0)
+    path: str = ""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the image as it is now."""
+        return self.image.shape[-2], self.image.shape[-1]
+
+    @property
+    def box_sets(self) -> tuple[BoxSet, ...]:
+        """Targets first, then every teacher: what geometric operations move."""
+        return (self.targets, *self.teachers)
+
+    def with_box_sets(self, sets: tuple[BoxSet, ...]) -> Sample:
+        """A copy with ``box_sets`` replaced."""
+        return replace(self, targets=sets[0], teachers=sets[1:])

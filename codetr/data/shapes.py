@@ -1,0 +1,69 @@
+"""The outlines of the built-in classes, as polygons within the unit disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Points = NDArray[np.float64]
+"""(P, 2) x, y; y points down as in images."""
+
+_ARC = 48  # points on a full circle: more than the pixels of the largest shape can show
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A polygon, and the polygon that is cut out of it, if any."""
+
+    outline: Points
+    hole: Points | None = None
+
+    def placed(self, matrix: NDArray[np.float64], centre: Points) -> Shape:
+        """Every point times ``matrix`` (2, 2), then moved to ``centre`` (2,)."""
+        hole = None if self.hole is None else self.hole @ matrix.T + centre
+        return Shape(self.outline @ matrix.T + centre, hole)
+
+
+def _arc(start: float, end: float, radius: float = 1.0, points: int = _ARC) -> Points:
+    """Points on a circle around the origin, from angle ``start`` to ``end`` (radians)."""
+    angles = np.linspace(start, end, points, endpoint=False)
+    return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def _regular(corners: int, turn: float = 0.0) -> Points:
+    return _arc(turn, turn + 2 * np.pi, points=corners)
+
+
+def _star(points: int = 5, waist: float = 0.42) -> Points:
+    radii = np.tile([1.0, waist], points)
+    return _regular(2 * points) * radii[:, None]
+
+
+def _cross(arm: float = 0.3) -> Points:
+    quarter = np.array([[1, -arm], [1, arm], [arm, arm]])
+    turn = np.array([[0.0, -1.0], [1.0, 0.0]])
+    return np.concatenate([quarter @ np.linalg.matrix_power(turn, n).T for n in range(4)])
+
+
+def _crescent(offset: float = 0.5, radius: float = 0.85) -> Points:
+    """The unit disk without a disk of ``radius`` at (``offset``, 0): outer arc, inner arc back."""
+    x = (1 + offset**2 - radius**2) / (2 * offset)  # where the two circles meet
+    outer = np.arccos(x)
+    inner = np.arctan2(np.sqrt(1 - x**2), x - offset)
+    back = _arc(2 * np.pi - inner, inner, radius) + np.array([offset, 0.0])
+    return np.concatenate([_arc(outer, 2 * np.pi - outer), back])
+
+
+SHAPES: dict[str, Shape] = {
+    "disk": Shape(_regular(_ARC)),
+    "square": Shape(_regular(4, np.pi / 4)),
+    "triangle": Shape(_regular(3)),
+    "star": Shape(_star()),
+    "ring": Shape(_regular(_ARC), _arc(0, 2 * np.pi, 0.55)),
+    "cross": Shape(_cross()),
+    "hexagon": Shape(_regular(6)),
+    "crescent": Shape(_crescent()),
+}
+"""Outline by class name; the order gives the category ids 1, 2, ..."""

@@ -1,0 +1,5 @@
+"""Detections from predictions, and how good they are."""
+
+from codetr.evaluation.coco import CocoEvaluator
+from codetr.evaluation.postprocess import Detections, Postprocess
+from codetr.evaluation.soft_nms import SoftNms

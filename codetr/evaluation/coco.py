@@ -1,0 +1,167 @@
+"""COCO evaluation of a split, over one process or many."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from codetr.classes import ClassList
+from codetr.errors import UserError
+from codetr.evaluation.gather import broadcast_from_first, gather_rows, is_first_rank
+from codetr.evaluation.ground_truth import read_ground_truth
+from codetr.evaluation.metrics import SUMMARY, CocoMetrics, coco_metrics
+from codetr.evaluation.postprocess import Detections
+from codetr.evaluation.report import (
+    class_names,
+    class_table,
+    prediction_records,
+    read_predictions,
+    summary_text,
+    write_json,
+)
+from codetr.structures import ImageInfo
+
+log = logging.getLogger(__name__)
+
+
+class CocoEvaluator:
+    """Collects detections, then measures them against a COCO annotation file.
+
+    Exactly the images that were given to ``update`` are evaluated, each once, however often and
+    on however many ranks it was given (samplers repeat images to fill the last batch). Numbers
+    equal pycocotools' ``COCOeval`` on these images; -1 where there is nothing to measure.
+    Raises UserError where the annotation file cannot be used (see ``read_ground_truth``).
+    """
+
+    def __init__(self, annotation_file: str | Path, classes: ClassList) -> None:
+        self.annotation_file = Path(annotation_file)
+        self.classes = classes
+        self.truth = read_ground_truth(self.annotation_file, classes)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all detections and results."""
+        self._images: list[tuple[int, int]] = []  # image id, number of rows
+        self._rows: list[Tensor] = []  # (n, 6) label, score, x, y, w, h, float64 on the CPU
+        self._gathered: dict[int, Tensor] = {}
+        self._metrics: CocoMetrics | None = None
+
+    def update(self, detections: Sequence[Detections], infos: Sequence[ImageInfo]) -> None:
+        """Add the detections of some images. Raises UserError for an image that is not in the
+        annotation file and for a label that is not a class.
+        """
+        for found, info in zip(detections, infos, strict=True):
+            boxes = found.boxes_xyxy_px.detach().cpu().double()
+            low, high = boxes[:, :2], boxes[:, 2:]
+            columns = [found.labels[:, None].cpu().double(), found.scores[:, None].cpu().double()]
+            self._add(info.image_id, torch.cat([*columns, low, high - low], dim=1))
+
+    def load_predictions(self, path: str | Path) -> None:
+        """Add all images of the annotation file, with the boxes of a COCO predictions file; an
+        image without a record there counts as one in which nothing was found.
+        """
+        found = read_predictions(Path(path), self.classes)
+        for image_id in [*self.truth, *(i for i in found if i not in self.truth)]:
+            self._add(image_id, found.get(image_id, torch.zeros(0, 6, dtype=torch.float64)))
+
+    def _add(self, image_id: int, rows: Tensor) -> None:
+        if image_id not in self.truth:
+            raise UserError(
+                f"{self.annotation_file}: has no image {image_id}, which predictions are for: "
+                "evaluate with the annotation file of the same split"
+            )
+        if len(rows) and not rows[:, 0].max() < len(self.classes):
+            raise UserError(
+                f"{self.annotation_file}: has {len(self.classes)} classes but class "
+                f"{int(rows[:, 0].max())} was predicted: set num_classes={len(self.classes)}"
+            )
+        if not rows.isfinite().all():
+            raise UserError(
+                f"{self.annotation_file}: image {image_id} has a prediction that is not finite: "
+                "check the checkpoint, or train with precision=32"
+            )
+        self._images.append((image_id, len(rows)))
+        self._rows.append(rows)
+
+    def compute(self) -> dict[str, float]:
+        """The twelve COCO numbers by name (AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs,
+        ARm, ARl), on every rank. All ranks must call it. Raises UserError without any image.
+        """
+        self._gathered = self._gather()
+        if not self._gathered:
+            raise UserError(
+                f"{self.annotation_file}: no image was evaluated: raise limit_val_batches"
+            )
+        num_classes = len(self.classes)
+        values = torch.zeros(len(SUMMARY) + num_classes, dtype=torch.float64)
+        if is_first_rank():
+            seen, total = len(self._gathered), len(self.truth)
+            log.info("evaluating %d of %d images of %s", seen, total, self.annotation_file.name)
+            metrics = coco_metrics(self._gathered, self.truth, num_classes)
+            numbers = [*metrics.summary.values(), *metrics.per_class]
+            values = torch.tensor(numbers, dtype=torch.float64)
+        numbers = broadcast_from_first(values).tolist()
+        self._metrics = CocoMetrics(
+            summary=dict(zip(SUMMARY, numbers, strict=False)),
+            per_class=tuple(numbers[len(SUMMARY) :]),
+        )
+        return dict(self._metrics.summary)
+
+    def _gather(self) -> dict[int, Tensor]:
+        """The rows of each image of all ranks by image id; the first of repeated images counts."""
+        images = gather_rows(torch.tensor(self._images, dtype=torch.int64).reshape(-1, 2))
+        rows = gather_rows(torch.cat([torch.zeros(0, 6, dtype=torch.float64), *self._rows]))
+        merged: dict[int, Tensor] = {}
+        parts = rows.split(images[:, 1].tolist())
+        for image_id, part in zip(images[:, 0].tolist(), parts, strict=True):
+            merged.setdefault(image_id, part)
+        return merged
+
+    @property
+    def metrics(self) -> CocoMetrics:
+        """The last result. Raises RuntimeError before ``compute``."""
+        if self._metrics is None:
+            raise RuntimeError("call compute() first")
+        return self._metrics
+
+    @property
+    def per_class(self) -> dict[str, float]:
+        """AP of every class by name, -1 for classes without boxes in the evaluated images."""
+        return dict(zip(class_names(self.classes), self.metrics.per_class, strict=True))
+
+    def table(self) -> str:
+        """The twelve lines of the usual COCO table."""
+        return summary_text(self.metrics.summary)
+
+    def class_table(self) -> Table:
+        """AP and number of boxes of every class, as a rich table."""
+        truth = [self.truth[image_id] for image_id in self._gathered]
+        labels = torch.cat([image.labels[image.crowd == 0] for image in truth])
+        num_boxes = labels.bincount(minlength=len(self.classes)).tolist()
+        return class_table(self.metrics, self.classes, num_boxes)
+
+    def write_metrics(self, path: str | Path) -> None:
+        """Write the numbers, ``per_class`` and the number of images as JSON, on rank 0 only."""
+        content = {
+            **self.metrics.summary,
+            "per_class": self.per_class,
+            "images": len(self._gathered),
+            "images_in_split": len(self.truth),
+            "annotation_file": self.annotation_file.name,
+        }
+        if is_first_rank():
+            write_json(Path(path), content)
+
+    def write_predictions(self, path: str | Path) -> None:
+        """Write COCO result records (original ids, xywh pixels of the original image), on rank 0
+        only. Raises RuntimeError before ``compute``, which gathers them.
+        """
+        if self._metrics is None:
+            raise RuntimeError("call compute() first")
+        if is_first_rank():
+            write_json(Path(path), prediction_records(self._gathered, self.classes))

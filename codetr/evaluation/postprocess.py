@@ -1,0 +1,116 @@
+"""From raw predictions to detections in the original image: the only place that does so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from codetr.boxes import cxcywh_to_xyxy
+from codetr.errors import UserError
+from codetr.evaluation.soft_nms import SoftNms
+from codetr.structures import ImageInfo, Predictions, TensorStruct
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detections(TensorStruct):
+    """What was found in one image, best score first.
+
+    ``boxes_xyxy_px`` (n, 4) in pixels of the original image; ``scores`` (n,) in (0, 1];
+    ``labels`` (n,) int64, contiguous class indices.
+    """
+
+    boxes_xyxy_px: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    def take(self, index: Tensor | slice) -> Detections:
+        """The detections that ``index`` (indices, a mask or a slice) picks."""
+        return Detections(
+            boxes_xyxy_px=self.boxes_xyxy_px[index],
+            scores=self.scores[index],
+            labels=self.labels[index],
+        )
+
+    def above(self, score: float) -> Detections:
+        """The detections whose score is greater than ``score``."""
+        return self.take(self.scores > score)
+
+
+class Postprocess:
+    """Top-k over (query, class), rescaling to the original image, optional soft-NMS.
+
+    ``max_detections`` per image come out (fewer where queries times classes are fewer). With
+    ``nms``, the best ``pre_nms`` go in (None: ``max_detections``). The official dialects are
+    numbers: Sense-X is 900 -> soft-NMS -> 300, the mmdet 3 port is 300 -> soft-NMS.
+    Raises UserError where a number is below 1 or ``pre_nms`` comes without ``nms``.
+    """
+
+    def __init__(
+        self, max_detections: int = 300, pre_nms: int | None = None, nms: SoftNms | None = None
+    ) -> None:
+        if max_detections < 1:
+            raise UserError(f"postprocess.max_detections is {max_detections}: choose 1 or more")
+        if pre_nms is not None and pre_nms < 1:
+            raise UserError(f"postprocess.pre_nms is {pre_nms}: choose 1 or more, or null")
+        if pre_nms is not None and nms is None:
+            raise UserError(
+                f"postprocess.pre_nms={pre_nms} has no effect without postprocess.nms: "
+                "set pre_nms=null or evaluation=soft_nms"
+            )
+        self.max_detections = max_detections
+        self.pre_nms = pre_nms
+        self.nms = nms
+
+    @torch.no_grad()
+    def __call__(
+        self, predictions: Predictions, sizes: Tensor, infos: Sequence[ImageInfo]
+    ) -> tuple[Detections, ...]:
+        """One ``Detections`` per image of the batch, on the device of the predictions.
+
+        ``sizes`` (B, 2) is ``Images.sizes``, the (height, width) in pixels that predicted boxes
+        are relative to and are clamped to; ``infos`` gives each image's scale per axis.
+        """
+        boxes, scores, labels = self._top(predictions)
+        boxes = self._rescale(boxes, sizes, infos)
+        # Scores of zero (a sigmoid that underflowed) say nothing and are sorted to the end. NaN is
+        # not dropped: a broken model must be noticed by whoever uses the detections.
+        counts = (~(scores <= 0)).sum(dim=1).tolist()
+        found = (
+            Detections(boxes_xyxy_px=b[:n], scores=s[:n], labels=k[:n])
+            for b, s, k, n in zip(boxes, scores, labels, counts, strict=True)
+        )
+        return tuple(self._suppress(image) for image in found)
+
+    def _top(self, predictions: Predictions) -> tuple[Tensor, Tensor, Tensor]:
+        """The best k of all (query, class) pairs: boxes (B, k, 4), scores and labels (B, k)."""
+        dtype = torch.promote_types(predictions.logits.dtype, torch.float32)
+        probability = predictions.logits.to(dtype).sigmoid().flatten(1)
+        k = min(self.pre_nms or self.max_detections, probability.shape[1])
+        scores, pair = probability.topk(k, dim=1)
+        num_classes = predictions.logits.shape[-1]
+        query = pair // num_classes
+        boxes = predictions.boxes.to(dtype).gather(1, query[..., None].expand(-1, -1, 4))
+        return boxes, scores, pair % num_classes
+
+    @staticmethod
+    def _rescale(boxes: Tensor, sizes: Tensor, infos: Sequence[ImageInfo]) -> Tensor:
+        """Relative cxcywh (B, k, 4) to xyxy pixels of the original images."""
+        size_whwh = sizes.flip(-1).repeat(1, 2)[:, None].to(boxes)
+        corners = torch.minimum((cxcywh_to_xyxy(boxes) * size_whwh).clamp(min=0), size_whwh)
+        scale = torch.tensor([info.scale for info in infos], dtype=boxes.dtype)
+        return corners / scale.repeat(1, 2)[:, None].to(boxes.device)
+
+    def _suppress(self, image: Detections) -> Detections:
+        if self.nms is None:
+            return image
+        keep, scores = self.nms(image.boxes_xyxy_px, image.scores, image.labels)
+        kept = Detections(
+            boxes_xyxy_px=image.boxes_xyxy_px[keep], scores=scores, labels=image.labels[keep]
+        )
+        return kept.take(slice(self.max_detections))

@@ -1,0 +1,105 @@
+"""Metrics and predictions as tables and files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from codetr.classes import ClassList
+from codetr.errors import UserError
+from codetr.evaluation.ground_truth import read_json
+from codetr.evaluation.metrics import CocoMetrics
+
+LINES = {
+    "AP": ("0.50:0.95", "all", 100),
+    "AP50": ("0.50", "all", 100),
+    "AP75": ("0.75", "all", 100),
+    "APs": ("0.50:0.95", "small", 100),
+    "APm": ("0.50:0.95", "medium", 100),
+    "APl": ("0.50:0.95", "large", 100),
+    "AR1": ("0.50:0.95", "all", 1),
+    "AR10": ("0.50:0.95", "all", 10),
+    "AR100": ("0.50:0.95", "all", 100),
+    "ARs": ("0.50:0.95", "small", 100),
+    "ARm": ("0.50:0.95", "medium", 100),
+    "ARl": ("0.50:0.95", "large", 100),
+}
+"""IoU range, area and number of detections behind each of the twelve numbers."""
+
+
+def summary_text(summary: Mapping[str, float]) -> str:
+    """The twelve lines that pycocotools prints."""
+    lines = []
+    for name, (iou, area, detections) in LINES.items():
+        title = "Average Precision" if name.startswith("AP") else "Average Recall"
+        lines.append(
+            f" {title:<18} ({name[:2]}) @[ IoU={iou:<9} | area={area:>6} "
+            f"| maxDets={detections:>3} ] = {summary[name]:0.3f}"
+        )
+    return "\n".join(lines)
+
+
+def class_table(metrics: CocoMetrics, classes: ClassList, num_boxes: Iterable[int]) -> Table:
+    """AP and number of ground-truth boxes (crowd regions not counted) of every class."""
+    table = Table("class", title="AP per class")
+    table.add_column("boxes", justify="right")
+    table.add_column("AP", justify="right")
+    for name, boxes, ap in zip(class_names(classes), num_boxes, metrics.per_class, strict=True):
+        table.add_row(name, str(boxes), "-" if ap < 0 else f"{ap:0.3f}")
+    return table
+
+
+def class_names(classes: ClassList) -> tuple[str, ...]:
+    """The names; a name that several classes share is told apart by its category id."""
+    return tuple(
+        name if classes.names.count(name) == 1 else f"{name} ({category})"
+        for name, category in zip(classes.names, classes.category_ids, strict=True)
+    )
+
+
+def prediction_records(
+    detections: Mapping[int, Tensor], classes: ClassList
+) -> list[dict[str, Any]]:
+    """COCO result records of rows (n, 6) label, score, x, y, w, h by image id."""
+    return [
+        {
+            "image_id": image_id,
+            "category_id": classes.category_ids[int(label)],
+            "bbox": box,
+            "score": score,
+        }
+        for image_id, rows in detections.items()
+        for label, score, *box in rows.tolist()
+    ]
+
+
+def read_predictions(path: Path, classes: ClassList) -> dict[int, Tensor]:
+    """The inverse: rows (n, 6) by image id, float64. Raises UserError on malformed records."""
+    records, index = read_json(path), classes.index()
+    if not isinstance(records, list):
+        raise UserError(f"{path}: is not a list of records: give a COCO predictions.json")
+    rows: dict[int, list[list[float]]] = {}
+    for position, record in enumerate(records):
+        try:
+            image_id, box = record["image_id"], record["bbox"]
+            label, score = index[record["category_id"]], record["score"]
+            x, y, w, h = box
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path}: record {position} is malformed ({error!r}): it needs 'image_id', a "
+                "known 'category_id', 'bbox' [x, y, width, height] and 'score'"
+            ) from error
+        rows.setdefault(image_id, []).append([label, score, x, y, w, h])
+    return {key: torch.tensor(value, dtype=torch.float64) for key, value in rows.items()}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content``; the folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=None if isinstance(content, list) else 2) + "\n")

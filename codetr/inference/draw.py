@@ -1,0 +1,158 @@
+"""Boxes with readable labels on images, and panels of images.
+
+An image here is a uint8 tensor (3, H, W), RGB; boxes are xyxy in its pixels.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+from torchvision.utils import make_grid
+
+Colour = tuple[int, int, int]
+
+BACKGROUND = 32
+"""Grey level between the images of a panel."""
+
+HUE_STEP = (5**0.5 - 1) / 2
+"""The golden ratio: multiples of it, modulo 1, are spread evenly for any number of classes."""
+
+TALL = "Ap"
+"""As high and as deep as a text gets, so that all labels are of one height."""
+
+
+def class_colour(label: int) -> Colour:
+    """A bright colour that depends on the class index alone."""
+    hue, saturation = label * HUE_STEP % 1, (0.9, 0.6)[label % 2]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def denormalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """The uint8 image (3, H, W) that a normalised one comes from.
+
+    ``mean`` and ``std`` per channel (RGB) in grey levels, 0 to 255, as in the data module.
+    """
+    scale, shift = pixels.new_tensor(std), pixels.new_tensor(mean)
+    restored = pixels * scale[:, None, None] + shift[:, None, None]
+    return restored.round().clamp(0, 255).to(torch.uint8)
+
+
+def draw_boxes(
+    image: Tensor,
+    boxes_xyxy_px: Tensor,
+    labels: Tensor,
+    names: Sequence[str],
+    scores: Tensor | None = None,
+    *,
+    min_side: int = 480,
+) -> Tensor:
+    """The image with boxes (n, 4), each with its class name and score; best scores on top.
+
+    Where the longer side is below ``min_side`` the result is enlarged by the smallest integer
+    factor that reaches it, so that labels can be read; otherwise the size stays.
+    """
+    factor = enlargement(image, min_side)
+    canvas = to_pil_image(image.cpu().repeat_interleave(factor, 1).repeat_interleave(factor, 2))
+    pen = ImageDraw.Draw(canvas)
+    font = _font(max(canvas.size))
+    width = max(1, round(max(canvas.size) / 320))
+    order = range(len(labels)) if scores is None else scores.argsort().tolist()
+    corners = (boxes_xyxy_px.detach().cpu().double() * factor).tolist()
+    classes = labels.tolist()
+    certainty = [None] * len(classes) if scores is None else scores.tolist()
+    for i in order:
+        colour = class_colour(classes[i])
+        pen.rectangle(_ordered(corners[i]), outline=colour, width=width)
+    for i in order:  # after all outlines, so that none crosses a text
+        text = names[classes[i]]
+        text = text if certainty[i] is None else f"{text} {certainty[i]:.2f}"
+        _label(pen, corners[i], text, class_colour(classes[i]), font, canvas.size)
+    return pil_to_tensor(canvas)
+
+
+def enlargement(image: Tensor, min_side: int) -> int:
+    """The integer factor that brings the longer side of (3, H, W) to ``min_side`` at least."""
+    return max(1, -(-min_side // max(image.shape[-2:])))
+
+
+def side_by_side(left: Tensor, right: Tensor, captions: tuple[str, str]) -> Tensor:
+    """Two images in one, each under its caption (such as "predicted" and "true")."""
+    font = _font(max(*left.shape[-2:], *right.shape[-2:]))
+    return grid([_captioned(left, captions[0], font), _captioned(right, captions[1], font)], 2)
+
+
+def grid(images: Sequence[Tensor], columns: int, *, gap: int = 4) -> Tensor:
+    """Images of any sizes in rows of ``columns``, each at the top left of an equal cell.
+
+    Raises ValueError where there is no image.
+    """
+    if not images:
+        raise ValueError("no image for the grid: give one or more")
+    height = max(image.shape[-2] for image in images)
+    width = max(image.shape[-1] for image in images)
+    cells = [_padded(image.cpu(), height, width) for image in images]
+    columns = min(columns, len(cells))
+    return make_grid(torch.stack(cells), nrow=columns, padding=gap, pad_value=BACKGROUND)
+
+
+def save_png(path: str | Path, image: Tensor) -> None:
+    """Write a uint8 image; the folder is made where it is missing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_pil_image(image.cpu()).save(path, format="PNG")
+
+
+def _font(side: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, its height growing with the longer side of the image in pixels."""
+    return ImageFont.load_default(size=max(12, round(side / 45)))
+
+
+def _ordered(box: Sequence[float]) -> tuple[float, float, float, float]:
+    """Corners with left <= right and top <= bottom, which Pillow insists on."""
+    x0, y0, x1, y1 = box
+    return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+
+
+def _label(
+    pen: ImageDraw.ImageDraw,
+    box: Sequence[float],
+    text: str,
+    colour: Colour,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    canvas_wh: tuple[int, int],
+) -> None:
+    """Text on a filled background on top of the box, or inside where there is no room above."""
+    left, _, right, _ = font.getbbox(text)
+    _, top, _, bottom = font.getbbox(TALL)
+    margin = 2
+    width, height = right - left + 2 * margin, bottom - top + 2 * margin
+    x0, y0, _, _ = _ordered(box)
+    x = max(0.0, min(x0, canvas_wh[0] - width))
+    y = y0 - height if y0 >= height else max(0.0, min(y0, canvas_wh[1] - height))
+    pen.rectangle((x, y, x + width, y + height), fill=colour)
+    red, green, blue = colour
+    bright = 0.299 * red + 0.587 * green + 0.114 * blue > 128  # luma, ITU-R BT.601
+    ink = (0, 0, 0) if bright else (255, 255, 255)
+    pen.text((x + margin - left, y + margin - top), text, fill=ink, font=font)
+
+
+def _captioned(
+    image: Tensor, caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+) -> Tensor:
+    bottom = font.getbbox(TALL)[3]
+    bar = Image.new("RGB", (image.shape[-1], int(bottom) + 8), (BACKGROUND,) * 3)
+    ImageDraw.Draw(bar).text((4, 4), caption, fill=(255, 255, 255), font=font)
+    return torch.cat([pil_to_tensor(bar), image.cpu()], dim=1)
+
+
+def _padded(image: Tensor, height: int, width: int) -> Tensor:
+    cell = image.new_full((image.shape[0], height, width), BACKGROUND)
+    cell[:, : image.shape[1], : image.shape[2]] = image
+    return cell

@@ -1,0 +1,33 @@
+"""Regions read from the map that fits them."""
+
+import torch
+from torchvision.ops import roi_align
+
+from codetr.aux_heads.roi_pool import pool_rois, roi_levels
+from codetr.structures import Pyramid
+
+
+def square(side: float) -> list[float]:
+    return [3.0, 5.0, 3.0 + side, 5.0 + side]
+
+
+def test_levels_change_at_multiples_of_the_finest_scale() -> None:
+    rois = torch.tensor([square(s) for s in (0, 50, 111, 113, 223, 225, 449, 5000)])
+    assert roi_levels(rois, finest_stride=4, num_levels=5).tolist() == [0, 0, 0, 1, 1, 2, 3, 4]
+    assert roi_levels(rois, finest_stride=8, num_levels=4).tolist() == [0, 0, 0, 0, 0, 1, 2, 3]
+
+
+def test_features_keep_the_order_of_regions() -> None:
+    maps = tuple(torch.randn(2, 3, 40 // 2**level, 40 // 2**level) for level in range(3))
+    pyramid = Pyramid(maps=maps, strides=(4, 8, 16))
+    first = torch.tensor([square(150), square(20), square(120)])
+    second = torch.tensor([square(10), square(140)])
+    found = pool_rois(pyramid, [first, second], size=2)
+    for index, (image, box, level) in enumerate(
+        [(0, 0, 1), (0, 1, 0), (0, 2, 1), (1, 0, 0), (1, 1, 1)]
+    ):
+        roi = (first, second)[image][box : box + 1]
+        alone = roi_align(
+            maps[level][image : image + 1], [roi], 2, 1 / pyramid.strides[level], 0, aligned=True
+        )
+        torch.testing.assert_close(found[index : index + 1], alone)

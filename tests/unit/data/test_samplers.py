@@ -1,0 +1,63 @@
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import BatchSampler
+
+from codetr.data.samplers import EvalSampler, TrainSampler
+
+
+def _epoch(epoch: int = 0, **options: Any) -> list[list[int]]:
+    """The batches of an epoch, as a DataLoader cuts them."""
+    sampler = TrainSampler(**options)
+    sampler.set_epoch(epoch)
+    keys = list(sampler)
+    assert len(keys) == len(sampler)
+    assert all(key.epoch == epoch for key in keys)
+    return list(BatchSampler([key.image for key in keys], options["batch_size"], drop_last=False))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize(("num_images", "batch_size"), [(23, 4), (24, 4), (2, 4), (9, 1)])
+def test_epoch_covers_every_image_in_full_equal_shares(
+    num_images: int, batch_size: int, world_size: int
+) -> None:
+    ranks = [
+        _epoch(num_images=num_images, batch_size=batch_size, seed=1, rank=r, world_size=world_size)
+        for r in range(world_size)
+    ]
+    assert len({len(batches) for batches in ranks}) == 1
+    batches = [batch for rank in ranks for batch in rank]
+    assert all(len(batch) == batch_size for batch in batches)
+    images = [i for batch in batches for i in batch]
+    assert set(images) == set(range(num_images))
+    counts = torch.bincount(torch.tensor(images))
+    assert counts.max() - counts.min() <= 1
+    assert len(images) - num_images < batch_size * world_size
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        torch.rand(epoch + 1)  # the global generator does not matter
+        return _epoch(epoch, num_images=40, batch_size=4, seed=seed)
+
+    assert order(0, 3) == order(0, 3)
+    assert len({str(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1, 2)}) == 6
+
+
+def test_groups_share_batches_only_at_their_boundary() -> None:
+    groups = torch.tensor([0, 1] * 50 + [1] * 7)
+    for epoch in range(5):
+        batches = _epoch(epoch, num_images=107, batch_size=4, seed=0, groups=groups)
+        mixed = [b for b in batches if len(set(groups[b].tolist())) > 1]
+        assert len(mixed) <= 2  # where the groups meet, and where the epoch is filled up
+        assert {i for b in batches for i in b} == set(range(107))
+        kinds = [int(groups[b[0]]) for b in batches]
+        assert kinds != sorted(kinds)  # batches are shuffled
+
+
+@pytest.mark.parametrize("num_images", [0, 1, 7, 8])
+def test_evaluation_sees_every_image_once(num_images: int) -> None:
+    ranks = [EvalSampler(num_images, rank, 3) for rank in range(3)]
+    assert sorted(i for rank in ranks for i in rank) == list(range(num_images))
+    assert all(len(list(rank)) == len(rank) for rank in ranks)

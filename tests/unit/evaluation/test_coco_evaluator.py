@@ -1,0 +1,325 @@
+import contextlib
+import io
+import json
+import logging
+from pathlib import Path
+
+import evaluation_scenes as scenes
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from codetr.classes import ClassList
+from codetr.errors import UserError
+from codetr.evaluation import CocoEvaluator, Detections
+
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+@pytest.fixture
+def annotations(tmp_path) -> Path:
+    path = tmp_path / "instances.json"
+    scenes.write_annotations(path, num_images=60)
+    return path
+
+
+def _evaluator(path: Path, found: dict[int, Detections] | None = None) -> CocoEvaluator:
+    evaluator = CocoEvaluator(path, scenes.CLASSES)
+    for image, detections in (found or {}).items():
+        evaluator.update([detections], [scenes.info(image)])
+    return evaluator
+
+
+def _reference(path: Path, records: list[dict] | str, images: list[int] | None = None) -> COCOeval:
+    """The oracle: the reference implementation, having summarised (its text is ``.printed``)."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(path))
+        truth.dataset.setdefault("info", {})
+        reference = COCOeval(truth, truth.loadRes(records), "bbox")
+        reference.params.imgIds = images or truth.getImgIds()
+        reference.evaluate()
+        reference.accumulate()
+        with contextlib.redirect_stdout(printed):
+            reference.summarize()
+    reference.printed = printed.getvalue()
+    return reference
+
+
+def _numbers(reference: COCOeval) -> dict[str, float]:
+    return dict(zip(NAMES, reference.stats.tolist(), strict=True))
+
+
+def _per_class(reference: COCOeval) -> list[float]:
+    result = []
+    for category in scenes.CLASSES.category_ids:
+        position = reference.params.catIds.index(category)
+        precision = reference.eval["precision"][:, :, position, 0, -1]
+        precision = precision[precision > -1]
+        result.append(float(precision.mean()) if len(precision) else -1.0)
+    return result
+
+
+def _records(found: dict[int, Detections]) -> list[dict]:
+    """COCO result records, made here and not by the code under test."""
+    records = []
+    for image, detections in found.items():
+        corners = detections.boxes_xyxy_px.double().tolist()
+        rest = (detections.scores.tolist(), detections.labels.tolist())
+        for (x0, y0, x1, y1), score, label in zip(corners, *rest, strict=True):
+            records.append(
+                {
+                    "image_id": image,
+                    "category_id": scenes.CLASSES.category_ids[label],
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "score": score,
+                }
+            )
+    return records
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_equals_pycocotools(tmp_path, seed):
+    path = tmp_path / "instances.json"
+    scenes.write_annotations(path, num_images=60, seed=seed)
+    found = scenes.detections(path, seed=seed + 100)
+    evaluator = _evaluator(path, found)
+    numbers = evaluator.compute()
+    reference = _reference(path, _records(found))
+    expected = _numbers(reference)
+    assert 0.1 < expected["AP"] < 0.9  # the case says something
+    assert min(expected.values()) > 0
+    assert numbers == pytest.approx(expected, abs=1e-6, rel=0)
+    assert list(evaluator.per_class.values()) == pytest.approx(
+        _per_class(reference), abs=1e-6, rel=0
+    )
+    assert evaluator.per_class["never seen"] == -1
+    assert evaluator.table() == reference.printed.rstrip("\n")
+
+
+def test_recalls_that_meet_a_threshold_exactly_count_as_in_pycocotools(tmp_path):
+    # Ten boxes, found one after the other among false alarms: recall is 0.1, 0.2, ...
+    path = tmp_path / "instances.json"
+    boxes = [[i * 50.0, 0.0, 40.0, 40.0] for i in range(10)]
+    content = {
+        "images": [{"id": 1}],
+        "categories": [{"id": 7, "name": "a"}],
+        "annotations": [
+            {"id": i + 1, "image_id": 1, "category_id": 7, "bbox": b, "area": 1600, "iscrowd": 0}
+            for i, b in enumerate(boxes)
+        ],
+    }
+    content["categories"] += [{"id": i, "name": n} for i, n in ((0, "b"), (90, "c"), (12, "d"))]
+    path.write_text(json.dumps(content))
+    corners = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in boxes])
+    alarms = corners + torch.tensor([0.0, 200, 0, 200])
+    found = Detections(
+        boxes_xyxy_px=torch.stack([corners, alarms], 1).flatten(0, 1),
+        scores=torch.linspace(1, 0.05, 20),
+        labels=torch.zeros(20, dtype=torch.long),
+    )
+    expected = _numbers(_reference(path, _records({1: found})))
+    assert _evaluator(path, {1: found}).compute() == pytest.approx(expected, abs=1e-6, rel=0)
+
+
+@pytest.mark.golden
+def test_equals_pycocotools_on_real_annotations(shared):
+    path = shared / "data" / "coco_tiny" / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    ids = tuple(c["id"] for c in content["categories"])
+    classes = ClassList(names=tuple(c["name"] for c in content["categories"]), category_ids=ids)
+    evaluator, index = CocoEvaluator(path, classes), classes.index()
+    generator, records = torch.Generator().manual_seed(0), []
+    for image in content["images"]:
+        own = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+        boxes = torch.tensor([a["bbox"] for a in own], dtype=torch.float64).reshape(-1, 4)
+        noise = torch.randn(len(own), 4, generator=generator, dtype=torch.float64)
+        boxes = boxes + noise * 0.05 * boxes[:, 2:].repeat(1, 2)
+        scores = torch.rand(len(own), generator=generator, dtype=torch.float64)
+        labels = torch.tensor([index[a["category_id"]] for a in own], dtype=torch.long)
+        corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+        found = Detections(boxes_xyxy_px=corners, scores=scores, labels=labels)
+        evaluator.update([found], [scenes.info(image["id"])])
+        records += [
+            {"image_id": image["id"], "category_id": a["category_id"], "bbox": b, "score": s}
+            for a, b, s in zip(own, boxes.tolist(), scores.tolist(), strict=True)
+        ]
+    expected = _numbers(_reference(path, records))
+    assert evaluator.compute() == pytest.approx(expected, abs=1e-6, rel=0)
+
+
+def test_perfect_detections_have_ap_one(annotations):
+    evaluator = CocoEvaluator(annotations, scenes.CLASSES)
+    for image, truth in evaluator.truth.items():
+        low, size = truth.boxes_xywh_px[:, :2], truth.boxes_xywh_px[:, 2:]
+        boxes = torch.cat([low, low + size], dim=1)
+        found = Detections(
+            boxes_xyxy_px=boxes, scores=torch.ones(len(boxes)), labels=truth.labels
+        ).take(truth.crowd == 0)
+        evaluator.update([found], [scenes.info(image)])
+    numbers = evaluator.compute()
+    assert numbers["AP"] == pytest.approx(1.0)
+    assert numbers["AR100"] == pytest.approx(1.0)
+
+
+def test_only_images_that_were_given_count_and_each_once(annotations, caplog):
+    found = scenes.detections(annotations)
+    some = dict(list(found.items())[:20])
+    expected = _numbers(_reference(annotations, _records(some), list(some)))
+    evaluator = _evaluator(annotations, some)
+    repeated = list(some)[3]
+    evaluator.update([found[repeated]], [scenes.info(repeated)])
+    with caplog.at_level(logging.INFO, logger="codetr.evaluation"):
+        assert evaluator.compute() == pytest.approx(expected, abs=1e-6, rel=0)
+    assert "20 of 60 images of instances.json" in caplog.text
+
+
+def test_reset_forgets_everything(annotations):
+    found = scenes.detections(annotations)
+    evaluator = _evaluator(annotations, found)
+    before = evaluator.compute()
+    evaluator.reset()
+    with pytest.raises(RuntimeError, match="compute"):
+        evaluator.table()
+    with pytest.raises(UserError, match="no image was evaluated"):
+        evaluator.compute()
+    for image, detections in found.items():
+        evaluator.update([detections], [scenes.info(image)])
+    assert evaluator.compute() == before
+
+
+def test_nothing_found_and_nothing_to_find(annotations):
+    nothing = Detections(
+        boxes_xyxy_px=torch.zeros(0, 4),
+        scores=torch.zeros(0),
+        labels=torch.zeros(0, dtype=torch.long),
+    )
+    every = _evaluator(annotations, {scenes.image_id(i): nothing for i in range(60)})
+    assert every.compute()["AP"] == 0
+    empty = _evaluator(annotations, {scenes.image_id(0): nothing})
+    assert set(empty.compute().values()) == {-1}
+    assert set(empty.per_class.values()) == {-1}
+
+
+def test_predictions_file_evaluates_to_the_same_numbers(annotations, tmp_path):
+    found = scenes.detections(annotations)
+    evaluator = _evaluator(annotations, found)
+    numbers = evaluator.compute()
+    evaluator.write_predictions(tmp_path / "run" / "predictions.json")
+    records = json.loads((tmp_path / "run" / "predictions.json").read_text())
+    assert len(records) == sum(len(d) for d in found.values())
+    assert {r["category_id"] for r in records} == {7, 0, 90}
+    again = CocoEvaluator(annotations, scenes.CLASSES)
+    again.load_predictions(tmp_path / "run" / "predictions.json")
+    assert again.compute() == numbers
+
+    reference = _reference(annotations, str(tmp_path / "run" / "predictions.json"))
+    assert numbers == pytest.approx(_numbers(reference), abs=1e-6, rel=0)
+
+
+def test_metrics_file_holds_numbers_classes_and_image_counts(annotations, tmp_path):
+    evaluator = _evaluator(annotations, scenes.detections(annotations))
+    numbers = evaluator.compute()
+    evaluator.write_metrics(tmp_path / "metrics.json")
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    assert {name: content[name] for name in NAMES} == numbers
+    assert content["per_class"] == evaluator.per_class
+    assert content["images"] == content["images_in_split"] == 60
+
+
+def test_class_table_counts_the_boxes_that_can_be_found(annotations):
+    evaluator = _evaluator(annotations, scenes.detections(annotations))
+    evaluator.compute()
+    columns = [list(column.cells) for column in evaluator.class_table().columns]
+    content = json.loads(annotations.read_text())
+    wanted = [
+        sum(a["category_id"] == c and not a["iscrowd"] for a in content["annotations"])
+        for c in scenes.CLASSES.category_ids
+    ]
+    assert columns[0] == list(scenes.CLASSES.names)
+    assert columns[1] == [str(n) for n in wanted]
+    assert columns[2][3] == "-"
+
+
+def test_names_that_repeat_are_told_apart(annotations):
+    classes = ClassList(names=("a", "a", "c", "d"), category_ids=scenes.CLASSES.category_ids)
+    evaluator = CocoEvaluator(annotations, classes)
+    for image, found in scenes.detections(annotations).items():
+        evaluator.update([found], [scenes.info(image)])
+    evaluator.compute()
+    assert list(evaluator.per_class) == ["a (7)", "a (0)", "c", "d"]
+
+
+def _one(label: int = 0, score: float = 0.5) -> Detections:
+    return Detections(
+        boxes_xyxy_px=torch.tensor([[0.0, 0, 5, 5]]),
+        scores=torch.tensor([score]),
+        labels=torch.tensor([label]),
+    )
+
+
+def test_predictions_that_do_not_fit_are_named(annotations):
+    evaluator = _evaluator(annotations)
+    known = scenes.info(scenes.image_id(1))
+    with pytest.raises(UserError, match=r"instances\.json: has no image 99999"):
+        evaluator.update([_one()], [scenes.info(99999)])
+    with pytest.raises(UserError, match=r"4 classes but class 4 .*num_classes=4"):
+        evaluator.update([_one(label=4)], [known])
+    with pytest.raises(UserError, match="not finite"):
+        evaluator.update([_one(score=float("nan"))], [known])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot be read"),
+        ("{broken", "not valid JSON"),
+        ("[]", "no 'images' and 'annotations'"),
+        ('{"images": [{"id": 1}], "annotations": [{"id": 5}]}', "malformed"),
+        (
+            '{"images": [{"id": 1}], "annotations": '
+            '[{"id": 5, "image_id": 1, "category_id": 7, "bbox": [1, 2, 3]}]}',
+            r"annotation 5 has bbox \[1, 2, 3\]",
+        ),
+        (
+            '{"images": [{"id": 1}], "annotations": '
+            '[{"id": 5, "image_id": 1, "category_id": 8, "bbox": [1, 2, 3, 4]}]}',
+            "annotation 5 has category 8",
+        ),
+    ],
+)
+def test_annotation_files_that_cannot_be_used_are_named(tmp_path, text, message):
+    path = tmp_path / "bad.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        CocoEvaluator(path, scenes.CLASSES)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ({}, "not a list"),
+        ([{"image_id": 3}], "record 0 is malformed"),
+        ([{"image_id": 3, "category_id": 5, "bbox": [0, 0, 1, 1], "score": 1}], "record 0"),
+        ([{"image_id": 1, "category_id": 7, "bbox": [0, 0, 1, 1], "score": 1}], "no image 1,"),
+    ],
+)
+def test_prediction_files_that_cannot_be_used_are_named(annotations, tmp_path, records, message):
+    path = tmp_path / "predictions.json"
+    path.write_text(json.dumps(records))
+    with pytest.raises(UserError, match=message):
+        _evaluator(annotations).load_predictions(path)
+
+
+def test_missing_area_and_crowd_have_coco_defaults(tmp_path):
+    path = tmp_path / "plain.json"
+    annotation = {"id": 5, "image_id": 1, "category_id": 7, "bbox": [0.0, 0.0, 20.0, 30.0]}
+    path.write_text(json.dumps({"images": [{"id": 1}], "annotations": [annotation]}))
+    truth = CocoEvaluator(path, scenes.CLASSES).truth[1]
+    np.testing.assert_array_equal(truth.area, [600.0])
+    np.testing.assert_array_equal(truth.crowd, [0])
