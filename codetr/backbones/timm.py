@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import timm
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
@@ -21,14 +24,15 @@ class TimmBackbone(nn.Module):
         weights: a .safetensors or .pth file with timm's parameter names instead.
         frozen_norm: batch norm with fixed statistics and affine parameters (the recipes' choice
             when weights are pretrained).
-        frozen_stages: the stem and this many levels get no gradient; 0 freezes the stem alone,
-            -1 nothing.
+        frozen_stages: everything up to and including this feature level gets no gradient: in a
+            ResNet 0 is the stem, 1 the stem and the first stage; -1 freezes nothing.
         model_args: further arguments of the timm model, such as ``drop_path_rate``.
         mean, std: RGB from 0 to 255, what the weights expect inputs to be normalised with. Kept as
             a fact for the data (``data.mean=${model.backbone.mean}``); the backbone does not use
             them.
 
-    Raises UserError for a name that timm does not know or that has no feature maps.
+    Raises UserError for a name that timm does not know or that has no feature maps, and for a
+    feature level that cannot be frozen.
     """
 
     def __init__(
@@ -39,7 +43,7 @@ class TimmBackbone(nn.Module):
         weights: str | None = None,
         frozen_norm: bool = True,
         frozen_stages: int = -1,
-        model_args: dict[str, object] | None = None,
+        model_args: Mapping[str, Any] | None = None,
         mean: tuple[float, float, float] = (123.675, 116.28, 103.53),
         std: tuple[float, float, float] = (58.395, 57.12, 57.375),
     ) -> None:
@@ -51,7 +55,7 @@ class TimmBackbone(nn.Module):
                 "drop one"
             )
         try:
-            self.body = timm.create_model(
+            body: Any = timm.create_model(
                 name,
                 features_only=True,
                 pretrained=pretrained,
@@ -63,25 +67,29 @@ class TimmBackbone(nn.Module):
                 f"timm cannot build backbone '{name}' with feature maps ({error}): see "
                 "timm.list_models() for names"
             ) from error
-        self.channels: tuple[int, ...] = tuple(self.body.feature_info.channels())
-        self.strides: tuple[int, ...] = tuple(self.body.feature_info.reduction())
+        self.channels: tuple[int, ...] = tuple(body.feature_info.channels())
+        self.strides: tuple[int, ...] = tuple(body.feature_info.reduction())
+        # Swin gives (B, H, W, C). The shape alone cannot tell: H may equal C.
+        self.channels_last = getattr(body, "output_fmt", None) == "NHWC"
         if weights:
-            load_backbone_weights(self.body, weights)
+            load_backbone_weights(body, weights)
         if frozen_norm:
-            self.body = freeze_batch_norm_2d(self.body)
+            body = freeze_batch_norm_2d(body)
+        self.body: nn.Module = body
         if frozen_stages >= 0:
-            self._freeze(frozen_stages)
+            self._freeze([level["module"] for level in body.feature_info.info], frozen_stages)
 
-    def _freeze(self, stages: int) -> None:
-        """Stop gradients of all parameters up to the last one of feature level ``stages``."""
-        module = self.body.feature_info.get_dicts()[0]["module"]  # names of all levels are alike
-        names = [info["module"] for info in self.body.feature_info.info]
-        if not 0 <= stages < len(names):
+    def _freeze(self, levels: list[str], stages: int) -> None:
+        """Stop gradients of all parameters up to the last one of feature level ``stages``;
+        ``levels`` are the names of the modules that end the levels.
+        """
+        if stages >= len(levels):
             raise UserError(
                 f"backbone.frozen_stages={stages}, but this backbone has levels 0 to "
-                f"{len(names) - 1} ({module}, ...)"
+                f"{len(levels) - 1}: choose one of them, or -1"
             )
-        prefixes = (names[stages] + ".", names[stages].replace(".", "_") + ".")
+        # features_only may flatten names: blocks.1 becomes blocks_1
+        prefixes = (levels[stages] + ".", levels[stages].replace(".", "_") + ".")
         parameters = list(self.body.named_parameters())
         last = max(
             (i for i, (key, _) in enumerate(parameters) if key.startswith(prefixes)), default=-1
@@ -92,8 +100,6 @@ class TimmBackbone(nn.Module):
     def forward(self, pixels: Tensor) -> Pyramid:
         """(B, 3, H, W) normalised pixels to maps (B, C_l, H_l, W_l)."""
         maps = self.body(pixels)
-        channels_first = tuple(
-            m if m.shape[1] == c else m.permute(0, 3, 1, 2)
-            for m, c in zip(maps, self.channels, strict=True)
-        )
-        return Pyramid(maps=channels_first, strides=self.strides)
+        if self.channels_last:
+            maps = [m.permute(0, 3, 1, 2) for m in maps]
+        return Pyramid(maps=tuple(maps), strides=self.strides)

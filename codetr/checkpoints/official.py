@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-
 DROPPED = ""
 """New name of keys that hold nothing that we need."""
 

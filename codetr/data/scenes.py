@@ -5,6 +5,8 @@ Pure numpy and Pillow; a scene depends on its generator alone.
 
 from __future__ import annotations
 
+import colorsys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from codetr.data.shapes import SHAPES, Points, Shape
+from codetr.data.textures import smooth_noise, texture
 
 Pixels = NDArray[np.float32]
 """(H, W, 3) RGB from 0 to 255, or (H, W) from 0 to 1."""
@@ -21,7 +24,10 @@ Box = tuple[float, float, float, float]
 
 _SUPERSAMPLING = 4
 _MIN_VISIBLE = 0.25
-_MIN_CONTRAST = 70.0  # Euclidean RGB distance of a shape's mean colour to what lies under it
+_MIN_CONTRAST = 70.0  # Euclidean RGB distance of a shape's first colour to what lies under it
+_MIN_TEXTURE = 90.0  # and of its second colour to the first
+_HUE_SPREAD = 0.04  # standard deviation of a class's hue, as a share of the colour circle
+_TRIES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +37,8 @@ class SceneStyle:
     ``objects`` least and most shapes tried; ``sizes`` smallest and largest diameter, log-uniform.
     """
 
-    objects: tuple[int, int] = (1, 8)
-    sizes: tuple[float, float] = (0.11, 0.95)
+    objects: tuple[int, int] = (1, 6)
+    sizes: tuple[float, float] = (0.2, 0.95)
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,8 @@ def render_scene(
     painted: list[_Painted] = []
     for _ in range(rng.integers(style.objects[0], style.objects[1] + 1)):
         label = int(rng.integers(len(SHAPES)))
-        shape = _place(rng, list(SHAPES.values())[label], height, width, style)
+        name, outline = list(SHAPES.items())[label]
+        shape = _place(rng, outline, height, width, style)
         mask, box = _coverage(shape, height, width)
         full_area = _polygon_area(shape)
         visible = [p.visible * (1 - mask) for p in painted]
@@ -74,7 +81,7 @@ def render_scene(
         )
         if hides_another or mask.sum() < _MIN_VISIBLE * full_area:
             continue
-        _paint(rng, canvas, mask)
+        _paint(rng, canvas, mask, name)
         for p, left in zip(painted, visible, strict=True):
             p.visible = left
         painted.append(_Painted(SceneObject(label, box, float(mask.sum())), full_area, mask))
@@ -129,51 +136,44 @@ def _polygon_area(shape: Shape) -> float:
     return area(shape.outline) - (0.0 if shape.hole is None else area(shape.hole))
 
 
-def _paint(rng: np.random.Generator, canvas: Pixels, mask: Pixels) -> None:
-    """Blend a textured shape into the canvas, in place."""
+def _paint(rng: np.random.Generator, canvas: Pixels, mask: Pixels, name: str) -> None:
+    """Blend a shape with the texture of class ``name`` into the canvas, in place."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     alpha = mask[window][..., None]
     below = (canvas[window] * alpha).sum(axis=(0, 1)) / alpha.sum()
-    colour = rng.uniform(0, 255, 3)
-    while np.linalg.norm(colour - below) < _MIN_CONTRAST:
-        colour = rng.uniform(0, 255, 3)
-    second = (colour + rng.normal(0, 45, 3)).clip(0, 255)
-    blend = _texture(rng, *alpha.shape[:2])[..., None]
-    texture = _float32(colour) + _float32(second - colour) * blend
-    canvas[window] += alpha * (texture - canvas[window])
+    colour = _far_from(below, _MIN_CONTRAST, lambda: _typical_colour(rng, name))
+    second = _far_from(colour, _MIN_TEXTURE, lambda: _greyish(rng, 0, 255))
+    pattern = texture(rng, name, *alpha.shape[:2])[..., None]
+    inside = _float32(colour) + _float32(second - colour) * pattern
+    canvas[window] += alpha * (inside - canvas[window])
+
+
+def _typical_colour(rng: np.random.Generator, name: str) -> NDArray[np.float64]:
+    """A random RGB colour of class ``name``: hues are spread over the classes, and overlap."""
+    hue = list(SHAPES).index(name) / len(SHAPES) + rng.normal(0, _HUE_SPREAD)
+    rgb = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.4, 1), rng.uniform(0.4, 1))
+    return np.array(rgb) * 255
+
+
+def _greyish(rng: np.random.Generator, low: float, high: float) -> NDArray[np.float64]:
+    """A random RGB colour of low saturation."""
+    return rng.uniform(low, high) * 0.75 + rng.uniform(low, high, 3) * 0.25
+
+
+def _far_from(
+    other: NDArray[np.floating], distance: float, draw: Callable[[], NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """The first colour drawn that is at least ``distance`` from another, of a few tries."""
+    for _ in range(_TRIES):
+        colour = draw()
+        if np.linalg.norm(colour - other) >= distance:
+            break
+    return colour
 
 
 def _float32(colour: NDArray[np.floating]) -> Pixels:
     return colour.astype(np.float32)
-
-
-def _texture(rng: np.random.Generator, height: int, width: int) -> Pixels:
-    """(height, width) from 0 to 1: stripes, dots, noise or a gradient in a random direction."""
-    angle, period = rng.uniform(0, np.pi), rng.uniform(4, 12)
-    y, x = np.mgrid[:height, :width]
-    along = x * np.cos(angle) + y * np.sin(angle)
-    across = y * np.cos(angle) - x * np.sin(angle)
-    kind = rng.integers(4)
-    if kind == 0:
-        pattern = (np.sin(2 * np.pi * along / period) > 0).astype(np.float32)
-    elif kind == 1:
-        waves = np.sin(2 * np.pi * along / period) * np.sin(2 * np.pi * across / period)
-        pattern = (np.abs(waves) > 0.5).astype(np.float32)
-    elif kind == 2:
-        pattern = _smooth_noise(rng, height, width, cell=3)
-    else:
-        pattern = (along - along.min()) / max(np.ptp(along), 1.0)
-    return np.asarray(pattern, dtype=np.float32)
-
-
-def _smooth_noise(rng: np.random.Generator, height: int, width: int, cell: float) -> Pixels:
-    """(height, width) from 0 to 1, varying over about ``cell`` pixels."""
-    coarse = rng.random((max(round(height / cell), 2), max(round(width / cell), 2)))
-    noise = Image.fromarray(coarse.astype(np.float32)).resize(
-        (width, height), Image.Resampling.BILINEAR
-    )
-    return np.asarray(noise)
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> Pixels:
@@ -182,9 +182,9 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Pixels:
     angle = rng.uniform(0, 2 * np.pi)
     ramp = np.add.outer(_float32(y / height * np.sin(angle)), _float32(x / width * np.cos(angle)))
     ramp = ((ramp - ramp.min()) / np.ptp(ramp))[..., None]
-    first, second = rng.uniform(20, 235, (2, 3))
+    first, second = _greyish(rng, 20, 235), _greyish(rng, 20, 235)
     canvas = _float32(first) + _float32(second - first) * ramp
-    clouds = _smooth_noise(rng, height, width, cell=rng.uniform(6, 30)) - 0.5
+    clouds = smooth_noise(rng, height, width, cell=rng.uniform(6, 30)) - 0.5
     canvas += clouds[..., None] * _float32(rng.uniform(-90, 90, 3))
     for _ in range(rng.integers(0, 5)):
         spread = rng.uniform(0.03, 0.15, 2) * min(height, width)

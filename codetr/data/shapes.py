@@ -47,15 +47,6 @@ def _cross(arm: float = 0.3) -> Points:
     return np.concatenate([quarter @ np.linalg.matrix_power(turn, n).T for n in range(4)])
 
 
-def _crescent(offset: float = 0.5, radius: float = 0.85) -> Points:
-    """The unit disk without a disk of ``radius`` at (``offset``, 0): outer arc, inner arc back."""
-    x = (1 + offset**2 - radius**2) / (2 * offset)  # where the two circles meet
-    outer = np.arccos(x)
-    inner = np.arctan2(np.sqrt(1 - x**2), x - offset)
-    back = _arc(2 * np.pi - inner, inner, radius) + np.array([offset, 0.0])
-    return np.concatenate([_arc(outer, 2 * np.pi - outer), back])
-
-
 SHAPES: dict[str, Shape] = {
     "disk": Shape(_regular(_ARC)),
     "square": Shape(_regular(4, np.pi / 4)),
@@ -63,7 +54,5 @@ SHAPES: dict[str, Shape] = {
     "star": Shape(_star()),
     "ring": Shape(_regular(_ARC), _arc(0, 2 * np.pi, 0.55)),
     "cross": Shape(_cross()),
-    "hexagon": Shape(_regular(6)),
-    "crescent": Shape(_crescent()),
 }
 """Outline by class name; the order gives the category ids 1, 2, ..."""

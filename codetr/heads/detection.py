@@ -21,10 +21,20 @@ class DetectionHead(nn.Module):
         super().__init__()
         self.num_classes, self.num_layers = num_classes, num_layers
         count = num_layers + int(two_stage)
-        self.classify = nn.ModuleList(nn.Linear(dim, num_classes) for _ in range(count))
-        self.regress = nn.ModuleList(Mlp(dim, dim, dim, 4) for _ in range(count))
-        for classify in self.classify:
-            nn.init.constant_(classify.bias, -math.log(99.0))  # prior probability 0.01
-        for regress in self.regress:
-            nn.init.zeros_(regress[-1].weight)
-            nn.init.zeros_(regress[-1].bias)
+        self.classify = nn.ModuleList(_class_layer(dim, num_classes) for _ in range(count))
+        self.regress = nn.ModuleList(_box_layers(dim) for _ in range(count))
+
+
+def _class_layer(dim: int, num_classes: int) -> nn.Linear:
+    layer = nn.Linear(dim, num_classes)
+    nn.init.constant_(layer.bias, -math.log(99.0))  # prior probability 0.01
+    return layer
+
+
+def _box_layers(dim: int) -> Mlp:
+    last = nn.Linear(dim, 4)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    layers = Mlp(dim, dim, dim, 4)
+    layers[-1] = last
+    return layers

@@ -64,7 +64,7 @@ class CoordinateFeatureEmbedding(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
 
     def forward(self, anchors: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """``anchors`` (B, Q, 4) cxcywh, ``features`` (B, Q, C) to content and position (B, Q, C)."""
+        """``anchors`` (B, Q, 4) cxcywh, ``features`` (B, Q, C) to content and position."""
         encoded = self.norm(self.project(sine_coordinates(anchors, self.dim // 2)))
         position, content = encoded.chunk(2, dim=-1)
         content = content + self.feature_norm(self.project_feature(features))

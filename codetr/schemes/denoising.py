@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from codetr.boxes import cxcywh_to_xyxy, logit, xyxy_to_cxcywh
 from codetr.criteria import SetCriterion, deep_supervision
 from codetr.detectors.protocol import MAIN, Detector
+from codetr.distributed import mean_over_ranks
 from codetr.schemes.protocol import Proposal
 from codetr.structures import (
     Assignment,
@@ -87,7 +89,7 @@ class Denoising(nn.Module):
     def draw(self, images: int, groups: int, slots: int, like: Tensor) -> Noise:
         """Fresh random numbers on the device of ``like``."""
         shape = (images, groups, 2, slots)
-        options = {"device": like.device}
+        options: dict[str, Any] = {"device": like.device}
         return Noise(
             flip=torch.rand(shape, **options),
             labels=torch.randint(self.label_embedding.num_embeddings, shape, **options),
@@ -125,6 +127,8 @@ class Denoising(nn.Module):
     def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
         """``layer{i}/...``; every slot that is not a positive counts as background."""
         if GROUP not in decoded:
+            # Other processes may have boxes, and average their number: take part in that.
+            mean_over_ranks(decoded[MAIN].layers[0].boxes.new_zeros(()))
             return {}
         answer = decoded[GROUP]
         assert answer.group.assignment is not None

@@ -38,7 +38,7 @@ def positive_group(
     lowest, highest = limits
     wanted = min(max(*counts, lowest), highest, *(len(c) for c in candidates))
     keeps = [_choose(p, n, wanted) for p, n in zip(is_positive, counts, strict=True)]
-    chosen = [c.map(lambda v, k=k: v[k]) for c, k in zip(candidates, keeps, strict=True)]
+    chosen = [_take(c, keep) for c, keep in zip(candidates, keeps, strict=True)]
     boxes = torch.stack([c.boxes for c in chosen])
     inside = logit(boxes, LOGIT_EPS).sigmoid()  # the embedding alone sees clamped coordinates
     content, position = embedding(inside, torch.stack([c.features for c in chosen]))
@@ -57,6 +57,10 @@ def positive_group(
         ),
         assignment=_first_ones(positives, boxes.device),
     )
+
+
+def _take(candidates: Candidates, keep: Tensor) -> Candidates:
+    return candidates.map(lambda value: value[keep])
 
 
 def _choose(is_positive: Tensor, count: int, wanted: int) -> Tensor:

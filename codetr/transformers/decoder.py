@@ -73,7 +73,7 @@ class AnchorPosition(nn.Module):
         """``anchors`` cxcywh, encoded in the order y, x, w, h as DINO does."""
         swapped = anchors[..., [1, 0, 2, 3]]
         encoding = sine_coordinates(swapped, self.dim // 2, self.temperature)
-        return self.mlp(encoding.to(self.mlp[0].weight.dtype))
+        return self.mlp(encoding)
 
 
 class DeformableDecoder(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +122,7 @@ def _cell_references(shapes: tuple[tuple[int, int], ...], valid_ratios: Tensor) 
     """(B, S, L, 2) centre of each token's cell, relative to the valid area, on every level."""
     centres = []
     for level, (height, width) in enumerate(shapes):
-        options = {"dtype": valid_ratios.dtype, "device": valid_ratios.device}
+        options: dict[str, Any] = {"dtype": valid_ratios.dtype, "device": valid_ratios.device}
         y, x = torch.meshgrid(
             torch.arange(height, **options) + 0.5,
             torch.arange(width, **options) + 0.5,

@@ -7,7 +7,7 @@ best ones become anchors. Mixed selection (DINO, section 3.4): their content is 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ def grid_proposals(memory: Memory) -> tuple[Tensor, Tensor]:
     levels = memory.padding.split([h * w for h, w in memory.shapes], dim=1)
     boxes = []
     for level, (padding, (height, width)) in enumerate(zip(levels, memory.shapes, strict=True)):
-        options = {"dtype": dtype, "device": padding.device}
+        options: dict[str, Any] = {"dtype": dtype, "device": padding.device}
         valid = ~padding.unflatten(1, (height, width))
         valid_size = torch.stack([valid[:, 0].sum(1), valid[:, :, 0].sum(1)], -1).to(dtype)
         y, x = torch.meshgrid(

@@ -1,0 +1,151 @@
+"""Pictures of a run: what training sees, and what the model finds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
+from torchvision.transforms.v2.functional import resize
+
+from codetr.boxes import cxcywh_to_xyxy
+from codetr.checkpoints.files import RunRecord
+from codetr.data.images import read_image
+from codetr.evaluation import Detections
+from codetr.inference.draw import denormalise, draw_boxes, grid, save_png, side_by_side
+from codetr.structures import Batch, ImageInfo, Targets
+
+LONGEST_SIDE = 640
+"""Pictures of larger images are reduced to this, so that a panel stays a few megabytes."""
+
+
+def _reduced(image: Tensor, boxes_xyxy_px: Tensor) -> tuple[Tensor, Tensor]:
+    """Image and boxes scaled together, so that the longer side is ``LONGEST_SIDE`` at most."""
+    height, width = image.shape[-2:]
+    factor = min(1.0, LONGEST_SIDE / max(height, width))
+    if factor == 1.0:
+        return image, boxes_xyxy_px
+    size = [max(1, round(height * factor)), max(1, round(width * factor))]
+    return resize(image, size, antialias=True), boxes_xyxy_px * factor
+
+
+def _with_targets(image: Tensor, targets: Targets, names: Sequence[str]) -> Tensor:
+    """The image with its true boxes, which are relative to ``targets.size``."""
+    boxes = cxcywh_to_xyxy(targets.boxes.cpu()) * targets.size_whwh.cpu()
+    image, boxes = _reduced(image, boxes)
+    return draw_boxes(image, boxes, targets.labels.cpu(), names)
+
+
+def batch_pictures(
+    batch: Batch, names: Sequence[str], mean: Sequence[float], std: Sequence[float]
+) -> list[Tensor]:
+    """Each image of a batch as the network gets it, with its boxes; uint8 (3, H, W).
+
+    ``mean`` and ``std`` are those of the normalisation, for RGB values from 0 to 255.
+    """
+    pictures = []
+    for pixels, size, targets in zip(
+        batch.images.pixels, batch.images.sizes.tolist(), batch.targets, strict=True
+    ):
+        valid = pixels[:, : size[0], : size[1]].float().cpu()
+        image = denormalise(valid, mean, std)
+        pictures.append(_with_targets(image, targets, names))
+    return pictures
+
+
+def prediction_picture(
+    info: ImageInfo, found: Detections, targets: Targets, names: Sequence[str], min_score: float
+) -> Tensor:
+    """The image file with the predicted boxes (left) and the true ones (right)."""
+    image = read_image(Path(info.path))
+    shown = found.above(min_score)
+    reduced, boxes = _reduced(image, shown.boxes_xyxy_px.float().cpu())
+    left = draw_boxes(reduced, boxes, shown.labels.cpu(), names, shown.scores.float().cpu())
+    original_whwh = targets.size_whwh.cpu() / torch.tensor(info.scale).repeat(2)
+    true = cxcywh_to_xyxy(targets.boxes.cpu()) * original_whwh
+    reduced, boxes = _reduced(image, true)
+    right = draw_boxes(reduced, boxes, targets.labels.cpu(), names)
+    return side_by_side(left, right, ("predicted", "true"))
+
+
+def publish(trainer: Trainer, name: str, picture: Tensor, path: Path) -> None:
+    """Write a PNG and hand the picture to W&B, if it is among the loggers."""
+    save_png(path, picture)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(key=name, images=[str(path)])
+
+
+class TrainingPreview(Callback):
+    """``<folder>/training.png``: the first augmented training images with their boxes."""
+
+    def __init__(self, folder: str | Path, images: int = 16, columns: int = 4) -> None:
+        self.path = Path(folder) / "training.png"
+        self.images, self.columns = images, columns
+        self._pictures: list[Tensor] = []
+        self._done = False
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Collect pictures until there are enough."""
+        if self._done or not trainer.is_global_zero:
+            return
+        record: RunRecord = pl_module.record  # type: ignore[assignment]
+        mean, std = record.preprocessing["mean"], record.preprocessing["std"]
+        self._pictures += batch_pictures(batch, record.classes.names, mean, std)
+        if len(self._pictures) >= self.images:
+            self._publish(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """An epoch may have fewer images than asked for."""
+        if self._pictures and trainer.is_global_zero:
+            self._publish(trainer)
+
+    def _publish(self, trainer: Trainer) -> None:
+        picture = grid(self._pictures[: self.images], self.columns)
+        publish(trainer, "pictures/training", picture, self.path)
+        self._pictures, self._done = [], True
+
+
+class ValidationPanel(Callback):
+    """``<folder>/validation_<epoch>.png`` after every validation: some images (the same ones each
+    time) with predicted and true boxes. Predictions below ``min_score`` are not drawn.
+    """
+
+    def __init__(
+        self, folder: str | Path, images: int = 8, columns: int = 2, min_score: float = 0.3
+    ) -> None:
+        self.folder = Path(folder)
+        self.images, self.columns, self.min_score = images, columns, min_score
+        self._pictures: list[Tensor] = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the first images."""
+        if not trainer.is_global_zero:
+            return
+        record: RunRecord = pl_module.record  # type: ignore[assignment]
+        names = record.classes.names
+        for info, found, targets in zip(batch.infos, outputs, batch.targets, strict=True):
+            if len(self._pictures) < self.images:
+                picture = prediction_picture(info, found, targets, names, self.min_score)
+                self._pictures.append(picture)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put them together."""
+        if self._pictures and not trainer.sanity_checking:
+            path = self.folder / f"validation_{trainer.current_epoch + 1:03d}.png"
+            publish(trainer, "pictures/validation", grid(self._pictures, self.columns), path)
+        self._pictures = []

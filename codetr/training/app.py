@@ -1,0 +1,238 @@
+"""From a configuration to a trained model: what ``train.py`` does, in order."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from codetr.checkpoints.files import RunRecord, export_detector, load_detector_weights
+from codetr.classes import ClassList
+from codetr.data.datamodule import CocoDataModule
+from codetr.errors import UserError
+from codetr.training.callbacks import BestResult, Throughput
+from codetr.training.callbacks.checkpoints import LAST
+from codetr.training.callbacks.speed import peak_memory_gib
+from codetr.training.launcher import METRICS_FILE
+from codetr.training.loggers import CsvLogger
+from codetr.training.module import DetectionModule
+from codetr.training.trainer import build_trainer
+
+log = logging.getLogger(__name__)
+
+BEST = "best.ckpt"
+EXPORT = "model.safetensors"
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Train what ``cfg`` (conf/train.yaml) describes; files go to ``cfg.paths.run_dir``.
+
+    Returns the best checkpoint's validation metrics (``AP``, ...) with ``step_time_s``,
+    ``peak_memory_gib`` and ``wall_time_s``, which metrics.json has too. Raises UserError for
+    whatever a user can mend.
+    """
+    start = time.perf_counter()
+    run_dir = Path(cfg.paths.run_dir)
+    prepare_process(cfg.seed)
+    datamodule, classes = build_data(cfg)
+    write_config(cfg, run_dir / "config.yaml")
+    record = build_record(cfg, classes)
+    callbacks = build_callbacks(cfg)
+    trainer = build_trainer(cfg.trainer, cfg.data.batch_size, callbacks, build_loggers(cfg))
+    module = build_module(cfg, datamodule, record, trainer)
+    announce(cfg, module, trainer)
+    log_config(trainer, record.config)
+    resume = resume_path(cfg.ckpt_path, run_dir)
+    trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    metrics = finish(trainer, module, callbacks, run_dir)
+    metrics["wall_time_s"] = time.perf_counter() - start
+    if trainer.is_global_zero:
+        (run_dir / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def prepare_process(seed: int) -> None:
+    """Seed everything, and settings that hold for a whole process."""
+    seed_everything(seed, workers=True, verbose=False)
+    torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it
+    settle_logs()
+
+
+def settle_logs() -> None:
+    """One voice per run: the first process, and no advice that the user cannot act on."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("lightning").handlers.clear()  # it would print everything a second time
+    for part in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{part}").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # the user's choice, in conf/data
+        ".*Checkpoint directory .* exists and is not empty.*",  # so it is when a run is resumed
+        ".*smaller than the logging interval.*",  # the rest of an epoch is logged at its end
+        ".*LeafSpec.*",  # Lightning's use of torch
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def build_data(cfg: DictConfig) -> tuple[CocoDataModule, ClassList]:
+    """The data module with its files in place, and its class list; sets ``cfg.num_classes``."""
+    datamodule: CocoDataModule = instantiate(cfg.data)
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    classes: ClassList = datamodule.classes
+    cfg.num_classes = len(classes)
+    return datamodule, classes
+
+
+def build_record(cfg: DictConfig, classes: ClassList) -> RunRecord:
+    """What every checkpoint of this run says about itself."""
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    data = config["data"]
+    preprocessing = {
+        "mean": data["mean"],
+        "std": data["std"],
+        "size_divisor": data["size_divisor"],
+        "resize": config["augmentation"]["eval"],
+    }
+    return RunRecord(classes=classes, preprocessing=preprocessing, config=config)
+
+
+def build_module(
+    cfg: DictConfig, datamodule: CocoDataModule, record: RunRecord, trainer: Trainer
+) -> DetectionModule:
+    """Detector (with initial weights if ``checkpoint`` names a file), schemes and the rest."""
+    detector = build_detector(cfg)
+    if cfg.checkpoint:
+        load_detector_weights(cfg.checkpoint, detector, record.classes)
+        log.info("initial weights from %s", cfg.checkpoint)
+    schemes: dict[str, nn.Module] = {name: instantiate(part) for name, part in cfg.scheme.items()}
+    return DetectionModule(
+        detector,
+        schemes,
+        optimizer=instantiate(cfg.optimizer, _convert_="all"),
+        schedule=instantiate(cfg.schedule, _convert_="all"),
+        postprocess=instantiate(cfg.evaluation.postprocess),
+        evaluator=instantiate(cfg.evaluation.evaluator)(
+            annotation_file=datamodule.val_annotations, classes=record.classes
+        ),
+        record=record,
+        effective_batch=cfg.data.batch_size * trainer.world_size * trainer.accumulate_grad_batches,
+        seed=cfg.seed,
+    )
+
+
+def build_detector(cfg: DictConfig) -> nn.Module:
+    """The detector alone."""
+    detector: nn.Module = instantiate(cfg.model.detector)
+    return detector
+
+
+def build_callbacks(cfg: DictConfig) -> list[Callback]:
+    """The best result, callbacks that are not null, then the checkpoints."""
+    checkpoints = dict(cfg.checkpointing)
+    if not cfg.trainer.limit_val_batches:
+        checkpoints.pop("best", None)  # without validation there is no best one
+    parts = [*cfg.callbacks.values(), *checkpoints.values()]
+    return [BestResult(), *(instantiate(part) for part in parts if part is not None)]
+
+
+def build_loggers(cfg: DictConfig) -> list[Logger]:
+    """The loggers of ``cfg.logger``, and the CSV logger in any case."""
+    loggers: list[Logger] = [instantiate(part) for part in cfg.logger.values() if part is not None]
+    if not any(isinstance(logger, CsvLogger) for logger in loggers):
+        loggers.append(CsvLogger(cfg.paths.run_dir))
+    return loggers
+
+
+@rank_zero_only
+def write_config(cfg: DictConfig, path: Path) -> None:
+    """Write the resolved configuration."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+
+
+@rank_zero_only
+def log_config(trainer: Trainer, config: Mapping[str, Any]) -> None:
+    """Give every logger the resolved configuration."""
+    for logger in trainer.loggers:
+        logger.log_hyperparams(dict(config))
+
+
+@rank_zero_only
+def announce(cfg: DictConfig, module: DetectionModule, trainer: Trainer) -> None:
+    """Log what is about to be trained, and the numbers that are most often wrong."""
+    rate = cfg.optimizer.lr
+    if cfg.optimizer.scale_lr_with_batch:
+        rate *= module.effective_batch / cfg.optimizer.base_batch
+    parameters = sum(p.numel() for p in module.detector.parameters())
+    extra = sum(p.numel() for p in module.schemes.parameters())
+    log.info("run folder %s", cfg.paths.run_dir)
+    log.info(
+        "detector with %.2f million parameters, %.2f million more for training in %s",
+        parameters / 1e6,
+        extra / 1e6,
+        ", ".join(module.schemes) or "no scheme",
+    )
+    log.info(
+        "%s: effective batch %d (%d images x %d devices x %d accumulated), learning rate %g, "
+        "precision %s, %s epochs",
+        trainer.strategy.root_device.type,
+        module.effective_batch,
+        cfg.data.batch_size,
+        trainer.world_size,
+        trainer.accumulate_grad_batches,
+        rate,
+        trainer.precision,
+        trainer.max_epochs,
+    )
+
+
+def resume_path(ckpt_path: str | None, run_dir: Path) -> str | None:
+    """The checkpoint to go on from: that of the run folder for ``last`` (None where there is
+    none yet), else the named file. Raises UserError where that does not exist.
+    """
+    if ckpt_path is None:
+        return None
+    if ckpt_path == "last":
+        last = run_dir / LAST
+        if not last.is_file():
+            log.info("ckpt_path=last: no %s yet, starting from the beginning", last)
+            return None
+        log.info("going on from %s", last)
+        return str(last)
+    if not Path(ckpt_path).is_file():
+        raise UserError(f"{ckpt_path}: no such checkpoint file: give ckpt_path=last or a .ckpt")
+    return ckpt_path
+
+
+def finish(
+    trainer: Trainer, module: DetectionModule, callbacks: Sequence[Callback], run_dir: Path
+) -> dict[str, Any]:
+    """Export the best detector, print its COCO table, and collect what metrics.json says."""
+    best = next(c for c in callbacks if isinstance(c, BestResult))
+    speed = next((c for c in callbacks if isinstance(c, Throughput)), None)
+    if trainer.is_global_zero:
+        source = next((p for p in (run_dir / BEST, run_dir / LAST) if p.is_file()), None)
+        if source is not None:
+            export_detector(source, run_dir / EXPORT)
+        if best.table:
+            log.info("best validation, of epoch %d:\n%s", best.epoch, best.table)
+    return {
+        **best.metrics,
+        "epoch": best.epoch,
+        "step_time_s": speed.step_time_s if speed else None,
+        "peak_memory_gib": peak_memory_gib(module.device),
+    }

@@ -1,0 +1,8 @@
+"""What watches and keeps a run; each callback stands alone."""
+
+from codetr.training.callbacks.checkpoints import LastCheckpoint
+from codetr.training.callbacks.curves import CurvePlot
+from codetr.training.callbacks.optimization import GradientNorm, LearningRates
+from codetr.training.callbacks.progress import EpochLine, progress_bar
+from codetr.training.callbacks.results import BestResult
+from codetr.training.callbacks.speed import Throughput

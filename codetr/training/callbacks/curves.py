@@ -1,0 +1,85 @@
+"""The run's curves as one picture."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from codetr.training.loggers import STEP, CsvLogger
+
+Curve = list[tuple[float, float]]
+
+
+def read_curves(rows: Sequence[Mapping[str, str]], steps_per_epoch: int) -> dict[str, Curve]:
+    """(epoch, value) pairs by name, from the rows of metrics.csv; the epoch counts fractions.
+
+    A scheme's terms ``loss/<scheme>/...`` are added up per row, unweighted, to ``loss/<scheme>``.
+    """
+    curves: dict[str, Curve] = defaultdict(list)
+    for row in rows:
+        values: dict[str, float] = defaultdict(float)
+        for name, text in row.items():
+            if text == "" or name in (STEP, "epoch"):
+                continue
+            parts = name.split("/")
+            values["/".join(parts[:2]) if parts[0] == "loss" else name] += float(text)
+        for name, value in values.items():
+            curves[name].append(((int(row[STEP]) + 1) / steps_per_epoch, value))
+    return dict(curves)
+
+
+def plot_curves(curves: Mapping[str, Curve], path: Path) -> None:
+    """Draw total loss, loss per scheme and validation AP over epochs, side by side, into a PNG."""
+    figure = Figure(figsize=(15, 4.2), layout="constrained")
+    total, schemes, quality = figure.subplots(1, 3)
+    _draw(total, {"loss": curves.get("loss", [])}, "total loss (weighted)")
+    _draw(
+        schemes,
+        {n.removeprefix("loss/"): c for n, c in curves.items() if n.startswith("loss/")},
+        "raw losses per scheme",
+    )
+    shown = {n: curves[n] for n in ("val/AP", "val/AP50", "val/AP75") if n in curves}
+    _draw(quality, shown, "validation")
+    quality.set_ylim(0, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _draw(axes: Axes, curves: Mapping[str, Curve], title: str) -> None:
+    for name, points in curves.items():
+        axes.plot(*zip(*points, strict=True) if points else ([], []), label=name, marker=".")
+    axes.set(title=title, xlabel="epoch")
+    axes.grid(alpha=0.3)
+    if curves:
+        axes.legend(fontsize="small")
+
+
+class CurvePlot(Callback):
+    """Redraws ``<folder>/curves.png`` from metrics.csv after every epoch."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder) / "curves.png"
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw, on rank 0."""
+        self._redraw(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the last epoch too, whose numbers are logged after its end."""
+        self._redraw(trainer)
+
+    def _redraw(self, trainer: Trainer) -> None:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, CsvLogger)]
+        if not (trainer.is_global_zero and loggers):
+            return
+        loggers[0].save()
+        rows = loggers[0].read()
+        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        if rows:
+            plot_curves(read_curves(rows, per_epoch), self.path)

@@ -1,0 +1,56 @@
+"""Watching the optimiser: gradient norm and learning rates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from codetr.training.timing import log_interval, logs_now
+
+
+class GradientNorm(Callback):
+    """Logs ``gradient_norm``, the global L2 norm before clipping, of the steps that are logged."""
+
+    def __init__(self) -> None:
+        self._norm: Tensor | None = None
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Measure; nothing waits for the device here."""
+        if (trainer.global_step + 1) % log_interval(trainer) == 0:
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            self._norm = torch.nn.utils.get_total_norm(gradients)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Log."""
+        if self._norm is not None and logs_now(trainer):
+            pl_module.log("gradient_norm", self._norm)
+            self._norm = None
+
+
+class LearningRates(Callback):
+    """Logs ``lr/<group>`` of every parameter group."""
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Log."""
+        if logs_now(trainer):
+            for group in trainer.optimizers[0].param_groups:
+                pl_module.log(f"lr/{group['name']}", float(group["lr"]))

@@ -1,0 +1,86 @@
+"""How fast training is and what it needs."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from codetr.structures import Batch
+from codetr.training.timing import logs_now
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most memory used so far, in GiB: of the GPU, or of this process where there is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+class Throughput(Callback):
+    """Logs ``images_per_second`` (over all devices) and ``peak_memory_gib``.
+
+    Time is that of the training loop with data loading, without validation, by the wall clock
+    over many steps (kernels run behind, so single steps cannot be timed without waiting). The
+    run's first ``warmup_steps`` batches are left out of ``step_time_s``, the run's mean time per
+    batch.
+    """
+
+    def __init__(self, warmup_steps: int = 3) -> None:
+        self.warmup_steps = warmup_steps
+        self._seen = 0
+        self._last: float | None = None
+        self._interval_time, self._interval_images = 0.0, 0
+        self._total_time, self._total_steps = 0.0, 0
+
+    def _stop_clock(self) -> None:
+        self._last = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._last = time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation does not count."""
+        self._stop_clock()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Start the clock anew after a validation."""
+        if self._last is None:
+            self._last = time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Count, and log."""
+        now = time.perf_counter()
+        taken = now - (self._last or now)
+        self._last = now
+        self._seen += 1
+        self._interval_time += taken
+        self._interval_images += len(batch) * trainer.world_size
+        if self._seen > self.warmup_steps:
+            self._total_time += taken
+            self._total_steps += 1
+        if logs_now(trainer):
+            rate = self._interval_images / max(self._interval_time, 1e-9)
+            pl_module.log("images_per_second", rate, prog_bar=True)
+            pl_module.log("peak_memory_gib", peak_memory_gib(pl_module.device))
+            self._interval_time, self._interval_images = 0.0, 0
+
+    @property
+    def step_time_s(self) -> float | None:
+        """Mean time per batch in seconds; None in a run that is too short to tell."""
+        return self._total_time / self._total_steps if self._total_steps else None

@@ -1,0 +1,227 @@
+"""Loggers: a CSV file that survives resuming, and W&B that cannot end a run."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import netrc
+import os
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
+
+log = logging.getLogger(__name__)
+
+STEP = "step"
+
+
+class CsvLogger(Logger):
+    """One row per logged step in ``<folder>/metrics.csv``; new names become new columns.
+
+    Rows of the same step are merged. An existing file is continued, which is what resuming
+    needs: rows at or after the first newly logged step are replaced.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self._columns: list[str] = [STEP]
+        self._row: dict[str, Any] = {}
+        self._started = False
+
+    @property
+    def name(self) -> str:
+        """The kind of logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """One file per run folder, hence always empty."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        """Nothing: the run folder has config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add numbers of one optimiser step."""
+        step = int(step or 0)
+        if not self._started:
+            self._continue(step)
+        if self._row and self._row[STEP] != step:
+            self.save()
+        self._row = {STEP: step, **self._row} | {
+            key: float(value) for key, value in metrics.items()
+        }
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the pending row."""
+        if not self._row:
+            return
+        new = [key for key in self._row if key not in self._columns]
+        rows = self.read() if new or not self.path.exists() else None
+        self._columns += new
+        if rows is None:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(self._row)
+        else:
+            self._write([*rows, self._row])
+        self._row = {}
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is pending."""
+        self.save()
+
+    def read(self) -> list[dict[str, str]]:
+        """All written rows; a number that was not logged at a step is an empty string."""
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _continue(self, step: int) -> None:
+        """Keep the rows before ``step`` of a file that is already there."""
+        self._started = True
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [row for row in self.read() if int(row[STEP]) < step]
+        if rows:
+            self._columns = list(rows[0])
+        self.path.unlink(missing_ok=True)
+        if rows:
+            self._write(rows)
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        part = self.path.with_suffix(".part")  # so that no interruption loses the file
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+        part.replace(self.path)
+
+
+def has_wandb_key() -> bool:
+    """Whether a W&B key is set, by WANDB_API_KEY or ~/.netrc."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class SafeWandbLogger(WandbLogger):
+    """W&B that is offline where no key is set, and that never ends a run.
+
+    If W&B cannot start online it says so and goes on offline; if it fails later it says so once,
+    and the run goes on without it (metrics.csv has the same numbers).
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        project: str,
+        name: str | None = None,
+        group: str | None = None,
+        tags: list[str] | None = None,
+        offline: bool | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        if offline is None:
+            mode = os.environ.get("WANDB_MODE", "")
+            offline = mode in ("offline", "dryrun") or (mode != "online" and not has_wandb_key())
+        super().__init__(
+            project=project,
+            name=name,
+            save_dir=folder,
+            offline=offline,
+            id=run_id,
+            group=group,
+            tags=list(tags or []),
+            resume="allow" if run_id else None,
+        )
+        self._broken = False
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run, started on first use."""
+        if self._experiment is not None:
+            return self._experiment
+        start: Callable[[Any], Any] = WandbLogger.experiment.fget  # type: ignore[attr-defined]
+        try:
+            run = start(self)
+        except Exception as error:
+            if self._offline:
+                raise
+            log.warning(
+                "W&B cannot start online (%s): this run is logged OFFLINE. Upload it later "
+                "with `wandb sync`",
+                _one_line(error),
+            )
+            self._experiment, self._offline = None, True
+            self._wandb_init["mode"] = "offline"
+            run = start(self)
+        folder = Path(run.dir).parent
+        state = "offline" if self._offline else "online"
+        log.info(
+            "W&B run (%s): %s - look at it with `wandb leet %s`%s",
+            state,
+            folder,
+            folder,
+            f", upload it with `wandb sync {folder}`" if self._offline else "",
+        )
+        return run
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """Run ``action``; after its first failure say so, and do nothing from then on."""
+        if self._broken:
+            return
+        try:
+            action()
+        except Exception as error:  # whatever W&B raises, training goes on
+            self._broken = True
+            log.warning(
+                "W&B failed (%s): training goes on without it; the run folder has metrics.csv "
+                "and pictures",
+                _one_line(error),
+            )
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log numbers of one optimiser step."""
+        self._guarded(lambda: WandbLogger.log_metrics(self, metrics, step))
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        """Log the configuration."""
+        self._guarded(lambda: WandbLogger.log_hyperparams(self, params))
+
+    @rank_zero_only
+    def log_image(
+        self, key: str, images: list[Any], step: int | None = None, **kwargs: Any
+    ) -> None:
+        """Log pictures."""
+        self._guarded(lambda: WandbLogger.log_image(self, key, images, step, **kwargs))
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Close the run, marked as failed where it did not succeed."""
+        if self._experiment is not None:
+            self._guarded(
+                lambda: self._experiment.finish(  # type: ignore[union-attr]
+                    exit_code=0 if status == "success" else 1
+                )
+            )
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

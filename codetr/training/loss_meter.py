@@ -1,0 +1,119 @@
+"""Keeping losses without waiting for the device: their means for the log, and whether all are
+finite.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from codetr.distributed import mean_over_ranks
+from codetr.errors import UserError
+from codetr.structures import Losses
+
+TOTAL = "loss"
+
+
+class LossMeter:
+    """Raw loss terms and the total, averaged on the device between two readings.
+
+    The total is averaged over all processes; single terms are those of this process, since
+    processes need not have the same ones.
+    """
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._steps = 0
+        self._terms: dict[tuple[str, ...], tuple[Tensor, int]] = {}
+        self.latest: tuple[tuple[str, ...], Tensor] = ((), torch.empty(0))
+
+    def update(self, losses: Losses, total: Tensor) -> Tensor:
+        """Add one step's losses; returns the vector of its values (total first), detached."""
+        names = tuple(f"{TOTAL}/{name}" for name in losses)
+        terms = torch.stack([term.value.detach().float() for term in losses.values()])
+        last = total.detach().float()
+        before, count = self._terms.get(names, (torch.zeros_like(terms), 0))
+        self._terms[names] = (before + terms, count + 1)
+        self._total = last if self._total is None else self._total + last
+        self._steps += 1
+        self.latest = ((TOTAL, *names), torch.cat([last[None], terms]))
+        return self.latest[1]
+
+    def read(self) -> dict[str, float]:
+        """Means since the last reading, by name; empty if there was no step. Waits for the
+        device. All processes have to call it together.
+        """
+        if self._total is None:
+            return {}
+        sums: dict[str, list[float]] = {}
+        for names, (values, count) in self._terms.items():
+            for name, value in zip(names, values.tolist(), strict=True):
+                entry = sums.setdefault(name, [0.0, 0.0])
+                entry[0] += value
+                entry[1] += count
+        means = {TOTAL: mean_over_ranks(self._total).item() / self._steps}
+        means |= {name: value / count for name, (value, count) in sums.items()}
+        self._terms.clear()
+        self._total, self._steps = None, 0
+        return means
+
+    def not_finite(self) -> list[str]:
+        """Names of the latest step's values that are NaN or infinite."""
+        names, values = self.latest
+        return [n for n, v in zip(names, values.tolist(), strict=True) if not math.isfinite(v)]
+
+
+class FiniteGuard:
+    """Tells one step late, and on all processes alike, that a loss was NaN or infinite.
+
+    The flag is reduced over processes and copied to the host behind the step that made it, so
+    that reading it before the next step costs no waiting.
+    """
+
+    def __init__(self) -> None:
+        self._flag: Tensor | None = None
+        self._copied: torch.cuda.Event | None = None
+        self._step = 0
+
+    def watch(self, values: Tensor, step: int) -> None:
+        """Remember whether all of ``values`` (T,) of this step are finite."""
+        flag = (~values.isfinite().all()).to(torch.uint8)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        self._step = step
+        if flag.is_cuda:
+            host = torch.empty((), dtype=torch.uint8, pin_memory=True)
+            host.copy_(flag, non_blocking=True)
+            self._flag, self._copied = host, torch.cuda.Event()
+            self._copied.record()
+        else:
+            self._flag, self._copied = flag, None
+
+    @property
+    def broken_step(self) -> int | None:
+        """The watched step if a loss of any process was not finite then, else None."""
+        if self._flag is None:
+            return None
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._step if self._flag.item() else None
+
+    def check(self, meter: LossMeter) -> None:
+        """Raise UserError on all processes if the watched step was broken on any."""
+        step = self.broken_step
+        if step is None:
+            return
+        names = meter.not_finite()
+        if dist.is_available() and dist.is_initialized():
+            gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+            dist.all_gather_object(gathered, names)
+            names = sorted({name for part in gathered for name in part})
+        shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        raise UserError(
+            f"NaN or infinite loss at step {step}: {shown}. Lower optimizer.lr, set "
+            "trainer.precision=32, or look at the boxes and images of the data; the last good "
+            "weights are in the run folder's last.ckpt"
+        )

@@ -1,0 +1,125 @@
+"""The LightningModule: a detector, its training schemes, and what happens to a batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from codetr.checkpoints.files import RunRecord
+from codetr.evaluation import CocoEvaluator, Detections, Postprocess
+from codetr.structures import Batch, Losses, total_loss
+from codetr.training.loss_meter import TOTAL, FiniteGuard, LossMeter
+from codetr.training.losses import training_losses
+from codetr.training.timing import logs_now
+
+BuildOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]], int], torch.optim.Optimizer]
+"""(named parameters, images per optimiser step) -> optimiser."""
+BuildSchedule = Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler]
+"""(optimiser, optimiser steps per epoch) -> schedule, stepped after every optimiser step."""
+
+
+class DetectionModule(LightningModule):
+    """Trains ``detector`` by ``schemes`` and evaluates ``detector(images)`` alone.
+
+    Args:
+        detector: what is deployed; an ``nn.Module`` that is a ``Detector``.
+        schemes: the training schemes by name, each an ``nn.Module`` that is a ``Scheme``.
+        optimizer: builds the optimiser.
+        schedule: builds the learning-rate schedule.
+        postprocess: predictions to detections in the original image.
+        evaluator: measures the detections of the evaluated split.
+        record: classes, preprocessing and configuration, kept in every checkpoint.
+        effective_batch: images per optimiser step over all devices.
+        seed: random draws depend on it, the epoch, the batch and the rank alone, so that a
+            resumed run repeats those of an uninterrupted one.
+    """
+
+    def __init__(
+        self,
+        detector: nn.Module,
+        schemes: Mapping[str, nn.Module],
+        *,
+        optimizer: BuildOptimizer,
+        schedule: BuildSchedule,
+        postprocess: Postprocess,
+        evaluator: CocoEvaluator,
+        record: RunRecord,
+        effective_batch: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.detector = detector
+        self.schemes = nn.ModuleDict(schemes)
+        self.build_optimizer, self.build_schedule = optimizer, schedule
+        self.postprocess, self.evaluator = postprocess, evaluator
+        self.record, self.effective_batch, self.seed = record, effective_batch, seed
+        self.meter, self.guard = LossMeter(), FiniteGuard()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Optimiser over detector and schemes, and its schedule by step."""
+        optimizer = self.build_optimizer(self.named_parameters(), self.effective_batch)
+        self.trainer.fit_loop.setup_data()  # so that the number of batches is known
+        per_epoch = math.ceil(
+            self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        )
+        schedule = self.build_schedule(optimizer, per_epoch)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Stop on all ranks if the step before was broken; seed this one."""
+        self.guard.check(self.meter)
+        key = [self.seed, self.current_epoch, batch_idx, self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The total loss of a batch."""
+        losses: Losses = training_losses(self.detector, self.schemes, batch)  # type: ignore[arg-type]
+        total = total_loss(losses)
+        self.guard.watch(self.meter.update(losses, total), self.global_step)
+        return total
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log mean losses every ``trainer.log_every_n_steps`` optimiser steps."""
+        if logs_now(self.trainer):
+            for name, value in self.meter.read().items():
+                self.log(name, value, on_step=True, on_epoch=False, prog_bar=name == TOTAL)
+
+    def on_train_epoch_end(self) -> None:
+        """Log what is left, and stop before a checkpoint if the last step was broken."""
+        self.guard.check(self.meter)
+        self.log_dict(
+            self.meter.read(), on_step=False, on_epoch=True, rank_zero_only=True, batch_size=1
+        )
+
+    def on_validation_epoch_start(self) -> None:
+        """Start from no detections."""
+        self.guard.check(self.meter)
+        self.evaluator.reset()
+
+    def validation_step(  # type: ignore[override]
+        self, batch: Batch, batch_idx: int
+    ) -> tuple[Detections, ...]:
+        """Detections in the original images; they enter the evaluation."""
+        found = self.postprocess(self.detector(batch.images), batch.images.sizes, batch.infos)
+        self.evaluator.update(found, batch.infos)
+        return found
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/AP`` and its kin; they are equal on all ranks."""
+        values = {f"val/{name}": value for name, value in self.evaluator.compute().items()}
+        self.log_dict(values, sync_dist=True, batch_size=1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Never write weights that a broken step has touched; add what deployment needs."""
+        self.guard.check(self.meter)
+        checkpoint[RunRecord.KEY] = self.record.as_dict()

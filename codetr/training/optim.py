@@ -1,0 +1,115 @@
+"""The optimiser: AdamW over few parameter groups that named rules make."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from codetr.errors import UserError
+
+REST = "rest"
+"""Name of the group of parameters that no rule matches."""
+
+Rule = Mapping[str, Any]
+"""``pattern`` (a regular expression searched in the parameter's name; a plain part of a name is
+one too) and any of ``lr_mult`` (factor on the learning rate) and ``weight_decay``."""
+
+
+def _checked(rules: Mapping[str, Rule | None]) -> dict[str, Rule]:
+    """The rules that are on (a rule set to null is off), with their keys checked."""
+    known = {"pattern", "lr_mult", "weight_decay"}
+    kept: dict[str, Rule] = {}
+    for name, rule in rules.items():
+        if rule is None:
+            continue
+        unknown = set(rule) - known
+        if unknown or "pattern" not in rule:
+            raise UserError(
+                f"optimizer.rules.{name} has keys {sorted(rule)}: give pattern and any of "
+                "lr_mult and weight_decay"
+            )
+        kept[name] = rule
+    return kept
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    lr: float,
+    weight_decay: float,
+    rules: Mapping[str, Rule | None],
+    decay_vectors: bool = True,
+) -> list[dict[str, Any]]:
+    """One optimiser group per distinct pair of learning rate and weight decay.
+
+    A parameter may match several rules: their ``lr_mult`` multiply, and the last ``weight_decay``
+    counts. Groups with equal numbers are merged (fewer kernels), their ``name`` then joins the
+    rules' names with ``+``. Frozen parameters are left out.
+
+    Args:
+        named_parameters: as ``module.named_parameters()`` gives them.
+        lr: learning rate of parameters that no rule matches.
+        weight_decay: weight decay of the same.
+        rules: by name; see ``Rule``.
+        decay_vectors: with False, parameters with at most one dimension (norms and biases) get no
+            weight decay.
+
+    Raises UserError for a rule that matches no parameter.
+    """
+    rules = _checked(rules)
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    matched: set[str] = set()
+    for name, parameter in named_parameters:
+        hits = [key for key, rule in rules.items() if re.search(rule["pattern"], name)]
+        matched.update(hits)
+        if not parameter.requires_grad:
+            continue
+        rate, decay = lr, weight_decay
+        for key in hits:
+            rate *= rules[key].get("lr_mult", 1.0)
+            decay = rules[key].get("weight_decay", decay)
+        label = "+".join(hits) or REST
+        if not decay_vectors and parameter.ndim <= 1 and decay != 0:
+            decay, label = 0.0, f"{label}_no_decay"
+        group = groups.setdefault(
+            (rate, decay), {"params": [], "lr": rate, "weight_decay": decay, "names": []}
+        )
+        group["params"].append(parameter)
+        if label not in group["names"]:
+            group["names"].append(label)
+    for key in rules:
+        if key not in matched:
+            raise UserError(
+                f"optimizer.rules.{key}: pattern '{rules[key]['pattern']}' matches no parameter: "
+                f"correct it, or switch the rule off with optimizer.rules.{key}=null"
+            )
+    return [
+        {**{k: v for k, v in group.items() if k != "names"}, "name": "+".join(group["names"])}
+        for group in groups.values()
+    ]
+
+
+def adamw(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    effective_batch: int,
+    *,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    rules: Mapping[str, Rule | None],
+    decay_vectors: bool = True,
+    scale_lr_with_batch: bool = False,
+    base_batch: int = 16,
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019) over ``parameter_groups``.
+
+    With ``scale_lr_with_batch`` the learning rate is multiplied by ``effective_batch /
+    base_batch`` (Goyal et al. 2017, section 2.1), where ``effective_batch`` is the number of
+    images per optimiser step over all devices.
+    """
+    rate = lr * effective_batch / base_batch if scale_lr_with_batch else lr
+    groups = parameter_groups(named_parameters, rate, weight_decay, rules, decay_vectors)
+    return torch.optim.AdamW(groups, lr=rate, betas=(betas[0], betas[1]), weight_decay=weight_decay)

@@ -1,0 +1,31 @@
+"""Errors of a user, shown as one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from codetr.errors import UserError
+
+
+def user_error(error: BaseException | None) -> UserError | None:
+    """The UserError that an exception is or was caused by (hydra wraps those of constructors)."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return error
+        error = error.__cause__
+    return None
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Print a UserError as one line on stderr and exit with status 2; others pass through."""
+    try:
+        yield
+    except Exception as error:
+        found = user_error(error)
+        if found is None:
+            raise
+        print(f"error: {found}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None

@@ -1,0 +1,19 @@
+"""When something is logged: the rhythm that losses and callbacks share."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Trainer
+
+
+def log_interval(trainer: Trainer) -> int:
+    """Optimiser steps from one log entry to the next."""
+    return trainer.log_every_n_steps  # type: ignore[attr-defined,no-any-return]
+
+
+def logs_now(trainer: Trainer) -> bool:
+    """In ``on_train_batch_end``: whether Lightning hands step values to the loggers after this
+    batch, which is so every ``log_every_n_steps`` optimiser steps.
+    """
+    stepped = (trainer.fit_loop.epoch_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
+    last = trainer.is_last_batch  # the rest of an epoch is a step of its own
+    return (stepped or last) and trainer.global_step % log_interval(trainer) == 0

@@ -1,0 +1,58 @@
+"""Making a Lightning Trainer out of the configuration."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from codetr.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def pick_precision(precision: str | int, accelerator: str) -> str | int:
+    """``auto`` becomes ``bf16-mixed`` where a GPU is used that has bfloat16, else ``32-true``."""
+    if precision != "auto":
+        return precision
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def accumulation(effective_batch: int | None, batch_size: int, world_size: int) -> int:
+    """Batches to accumulate so that an optimiser step sees ``effective_batch`` images (1 if None).
+
+    Raises UserError where ``batch_size`` times ``world_size`` does not divide it.
+    """
+    if effective_batch is None:
+        return 1
+    at_once = batch_size * world_size
+    if effective_batch < 1 or effective_batch % at_once:
+        raise UserError(
+            f"trainer.effective_batch={effective_batch} is no multiple of data.batch_size="
+            f"{batch_size} x {world_size} devices = {at_once}: change one of them"
+        )
+    return effective_batch // at_once
+
+
+def build_trainer(
+    cfg: DictConfig, batch_size: int, callbacks: Sequence[Callback], loggers: Sequence[Logger]
+) -> Trainer:
+    """The Trainer of ``cfg`` (the ``trainer`` group), with accumulation set.
+
+    ``effective_batch`` and ``precision: auto`` are ours, all other keys are the Trainer's.
+    """
+    options: Any = OmegaConf.to_container(cfg, resolve=True)
+    effective_batch = options.pop("effective_batch")
+    options["precision"] = pick_precision(cfg.precision, cfg.accelerator)
+    trainer: Trainer = instantiate(
+        options, callbacks=list(callbacks), logger=list(loggers) or False, _convert_="all"
+    )
+    trainer.accumulate_grad_batches = accumulation(effective_batch, batch_size, trainer.world_size)
+    return trainer

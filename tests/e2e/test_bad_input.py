@@ -1,0 +1,82 @@
+"""Whatever a user can mend is one line on stderr and exit status 2."""
+
+from pathlib import Path
+
+import pytest
+from commands import ROOT, SMALL, Command, write_coco
+from hydra import compose, initialize_config_dir
+
+from codetr.errors import UserError
+from codetr.training.app import train
+
+COCO = ("data=coco", "data.num_workers=0")
+
+
+def coco_folder(folder: Path) -> Path:
+    """Two images with a box each; returns the training split's annotation file."""
+    write_coco(folder, {"a.png": [[1, 1, 20, 20]], "b.png": [[5, 5, 20, 20]]})
+    return folder / "annotations/instances_train2017.json"
+
+
+def message_of(folder: Path, *overrides: str) -> str:
+    """What training in this process says is wrong. It stops before there is a model to train."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        changes = [o for o in SMALL if not o.startswith("data.")]
+        cfg = compose("train", [*changes, f"paths.run_dir={folder}", *overrides])
+    with pytest.raises(UserError) as caught:
+        train(cfg)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    assert "/no/such/folder" in message_of(tmp_path, *COCO, "data.root=/no/such/folder")
+
+
+@pytest.mark.parametrize("case", ["broken JSON", "unknown category"])
+def test_bad_annotations(tmp_path: Path, case: str) -> None:
+    annotations = coco_folder(tmp_path / "coco")
+    text = annotations.read_text()
+    if case == "broken JSON":
+        annotations.write_text(text[:100])
+    else:
+        annotations.write_text(text.replace('"category_id": 7', '"category_id": 9'))
+    message = message_of(tmp_path, *COCO, f"data.root={tmp_path / 'coco'}")
+    assert str(annotations) in message
+
+
+@pytest.mark.parametrize("key", ["ckpt_path", "checkpoint"])
+def test_missing_checkpoint(tmp_path: Path, key: str) -> None:
+    coco_folder(tmp_path / "coco")
+    root = f"data.root={tmp_path / 'coco'}"
+    assert "/no/such.ckpt" in message_of(tmp_path, *COCO, root, f"{key}=/no/such.ckpt")
+
+
+def test_unreadable_image(command: Command, small: tuple[str, ...], tmp_path: Path) -> None:
+    coco_folder(tmp_path / "coco")
+    (tmp_path / "coco/train2017/a.png").write_bytes(b"no image")
+    options = [o for o in small if not o.startswith("data.")]
+    done = command("train.py", *options, *COCO, f"data.root={tmp_path / 'coco'}", "debug=fast")
+    assert done.returncode == 2, done.stderr[-2000:]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "train2017/a.png" in errors[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_diverging_run(command: Command, small: tuple[str, ...]) -> None:
+    done = command("train.py", *small, "optimizer.lr=1e30", "trainer.gradient_clip_val=null")
+    assert done.returncode == 2, done.stderr[-2000:]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "NaN or infinite loss at step" in errors[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_typo_in_a_key_or_an_option(command: Command) -> None:
+    done = command("train.py", "optimizer.learning_rate=1")
+    assert done.returncode == 1
+    assert "Key 'learning_rate' is not in struct" in done.stderr
+    done = command("train.py", "schedule=1y")
+    assert done.returncode == 1
+    assert "Could not find 'schedule/1y'" in done.stderr

@@ -1,0 +1,99 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from codetr.checkpoints.files import (
+    DetectorFile,
+    RunRecord,
+    export_detector,
+    load_detector_weights,
+    read_detector_file,
+    write_detector_file,
+)
+from codetr.classes import ClassList
+from codetr.errors import UserError
+
+CLASSES = ClassList(names=("cat", "dog"), category_ids=(3, 17))
+RECORD = RunRecord(
+    classes=CLASSES, preprocessing={"mean": [1.0, 2.0, 3.0]}, config={"model": {"dim": 8}}
+)
+
+
+def detector() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A run's .ckpt with a scheme's weights beside the detector's."""
+    state = {f"detector.{name}": value for name, value in detector().state_dict().items()}
+    state["schemes.denoising.embed"] = torch.ones(2)
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": state, RunRecord.KEY: RECORD.as_dict(), "epoch": 3}, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
+def test_detector_comes_back_with_its_record(checkpoint: Path, kind: str) -> None:
+    path = checkpoint
+    if kind == "safetensors":
+        path = checkpoint.with_name("model.safetensors")
+        export_detector(checkpoint, path)
+    expected = read_detector_file(checkpoint).weights
+    other = detector()
+    assert load_detector_weights(path, other, CLASSES) == RECORD
+    assert set(expected) == set(other.state_dict())
+    for name, value in other.state_dict().items():
+        torch.testing.assert_close(value, expected[name])
+
+
+def test_tied_weights_can_be_exported(tmp_path: Path) -> None:
+    weight = torch.ones(2)
+    content = DetectorFile(weights={"a": weight, "b": weight}, record=RECORD)
+    write_detector_file(tmp_path / "m.safetensors", content)
+    assert set(read_detector_file(tmp_path / "m.safetensors").weights) == {"a", "b"}
+
+
+def test_other_classes_are_an_error(checkpoint: Path) -> None:
+    other = ClassList(names=("cat", "cow"), category_ids=(3, 17))
+    with pytest.raises(UserError, match="trained on 2 classes.*cat, dog.*but the data has 2"):
+        load_detector_weights(checkpoint, detector(), other)
+
+
+def test_other_model_is_an_error_that_names_the_differences(checkpoint: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(3), nn.Linear(1, 1))
+    with pytest.raises(UserError, match=r"2 missing \(2.weight.*other shape \(0.weight \(3, 2\)"):
+        load_detector_weights(checkpoint, model, CLASSES)
+
+
+class Evil:
+    def __reduce__(self) -> tuple:
+        return print, ("code ran",)
+
+
+@pytest.mark.parametrize("case", ["missing", "ending", "cut", "foreign", "code", "plain", "junk"])
+def test_unusable_file_is_one_line(
+    checkpoint: Path, tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / ("x.pt" if case == "ending" else "x.ckpt")
+    if case in ("plain", "junk"):
+        path = path.with_suffix(".safetensors")
+    if case == "ending":
+        path.write_bytes(b"")
+    elif case == "cut":
+        path.write_bytes(checkpoint.read_bytes()[:500])
+    elif case == "foreign":
+        torch.save({"state_dict": {}}, path)
+    elif case == "code":
+        torch.save({"state_dict": Evil()}, path)
+    elif case == "plain":
+        save_file({"a": torch.ones(1)}, path)
+    elif case == "junk":
+        path.write_bytes(b"junk")
+    with pytest.raises(UserError, match=str(path)) as caught:
+        read_detector_file(path)
+    assert "\n" not in str(caught.value)
+    assert "code ran" not in capsys.readouterr().out

@@ -1,0 +1,107 @@
+import csv
+import logging
+from pathlib import Path
+
+import pytest
+
+from codetr.training.loggers import CsvLogger, SafeWandbLogger, has_wandb_key
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with (path / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_rows_of_a_step_are_merged_and_new_names_become_columns(tmp_path: Path) -> None:
+    logger = CsvLogger(tmp_path)
+    logger.log_metrics({"loss": 1.0}, step=4)
+    logger.log_metrics({"lr": 0.5}, step=4)
+    logger.log_metrics({"loss": 2.0}, step=9)
+    logger.log_metrics({"val/AP": 0.25}, step=9)
+    logger.finalize("success")
+    assert rows(tmp_path) == [
+        {"step": "4", "loss": "1.0", "lr": "0.5", "val/AP": ""},
+        {"step": "9", "loss": "2.0", "lr": "", "val/AP": "0.25"},
+    ]
+
+
+def test_resumed_run_continues_the_file_and_replaces_what_it_repeats(tmp_path: Path) -> None:
+    first = CsvLogger(tmp_path)
+    for step in range(4):
+        first.log_metrics({"loss": float(step)}, step=step)
+    first.save()
+    second = CsvLogger(tmp_path)
+    second.log_metrics({"loss": 10.0, "new": 1.0}, step=2)
+    second.finalize("success")
+    assert [(r["step"], r["loss"]) for r in rows(tmp_path)] == [
+        ("0", "0.0"),
+        ("1", "1.0"),
+        ("2", "10.0"),
+    ]
+
+
+def test_key_comes_from_the_environment_or_netrc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    monkeypatch.delenv("NETRC", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert not has_wandb_key()
+    netrc = tmp_path / ".netrc"
+    netrc.write_text("machine api.wandb.ai login user password secret\n")
+    netrc.chmod(0o600)
+    assert has_wandb_key()
+    netrc.unlink()
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert has_wandb_key()
+
+
+class BrokenRun:
+    def log(self, *_: object, **__: object) -> None:
+        raise ConnectionError("no network")
+
+
+def test_failure_of_wandb_is_reported_once_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = SafeWandbLogger(tmp_path, "project", offline=True)
+    logger._experiment = BrokenRun()
+    with caplog.at_level(logging.WARNING):
+        logger.log_metrics({"loss": 1.0}, step=0)
+        logger.log_metrics({"loss": 1.0}, step=1)
+    assert [r.message for r in caplog.records] == [
+        "W&B failed (no network): training goes on without it; the run folder has metrics.csv "
+        "and pictures"
+    ]
+
+
+def test_start_without_network_falls_back_to_offline_loudly(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    class OfflineRun:
+        dir = str(tmp_path / "offline-run-1" / "files")
+
+    modes: list[str | None] = []
+
+    def init(**options: object) -> OfflineRun:
+        modes.append(options.get("mode"))  # type: ignore[arg-type]
+        if options.get("mode") != "offline":
+            raise ConnectionError("cannot reach the server\nlong story")
+        return OfflineRun()
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(wandb, "run", None)
+    monkeypatch.setenv("WANDB_MODE", "online")  # restored afterwards, Lightning changes it
+    logger = SafeWandbLogger(tmp_path, "project")
+    with caplog.at_level(logging.INFO):
+        assert isinstance(logger.experiment, OfflineRun)
+    assert modes == [None, "offline"]
+    loud, where = [r.getMessage() for r in caplog.records]
+    assert "OFFLINE" in loud
+    assert "cannot reach the server" in loud
+    assert "long story" not in loud
+    assert "wandb leet" in where
+    assert "wandb sync" in where

@@ -1,0 +1,35 @@
+import pytest
+import torch
+
+from codetr.errors import UserError
+from codetr.structures import LossTerm
+from codetr.training.loss_meter import FiniteGuard, LossMeter
+
+
+def term(value: float, weight: float = 1.0) -> LossTerm:
+    return LossTerm(torch.tensor(value), weight)
+
+
+def test_reads_means_of_raw_values_and_starts_anew() -> None:
+    meter = LossMeter()
+    meter.update({"a/cls": term(1.0, weight=7.0), "a/box": term(4.0)}, torch.tensor(11.0))
+    meter.update({"a/cls": term(3.0, weight=7.0)}, torch.tensor(21.0))
+    assert meter.read() == {"loss": 16.0, "loss/a/cls": 2.0, "loss/a/box": 4.0}
+    assert meter.read() == {}
+
+
+def test_keeps_no_graph() -> None:
+    value = torch.ones((), requires_grad=True) * 2
+    assert not LossMeter().update({"a": LossTerm(value, 1.0)}, value).requires_grad
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_broken_step_is_an_error_that_names_step_and_terms(bad: float) -> None:
+    meter, guard = LossMeter(), FiniteGuard()
+    guard.check(meter)
+    guard.watch(meter.update({"good": term(1.0)}, torch.tensor(1.0)), 6)
+    guard.check(meter)
+    guard.watch(meter.update({"good": term(1.0), "x/cls": term(bad)}, torch.tensor(bad)), 7)
+    with pytest.raises(UserError, match=r"step 7: loss, loss/x/cls\. Lower") as caught:
+        guard.check(meter)
+    assert "\n" not in str(caught.value)

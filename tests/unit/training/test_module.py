@@ -1,0 +1,323 @@
+"""The module, its callbacks and checkpoints in Lightning's hands, on a detector of one weight."""
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from codetr.checkpoints.files import RunRecord, read_detector_file
+from codetr.classes import ClassList
+from codetr.errors import UserError
+from codetr.schemes.protocol import Proposal
+from codetr.structures import (
+    Batch,
+    Decoded,
+    ImageInfo,
+    Images,
+    Losses,
+    LossTerm,
+    Memory,
+    Predictions,
+    Queries,
+    QueryGroup,
+    Targets,
+)
+from codetr.training.callbacks import BestResult, GradientNorm, LastCheckpoint, LearningRates
+from codetr.training.ema import ExponentialMovingAverage
+from codetr.training.loggers import CsvLogger
+from codetr.training.module import DetectionModule
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
+    pytest.mark.filterwarnings("ignore:.*not resumable.*"),
+]
+
+LR = 0.1
+
+
+class OneWeight(nn.Module):
+    """Predicts the same box everywhere; its one weight is the box's centre."""
+
+    num_classes, num_layers = 1, 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def encode(self, images: Images) -> Memory:
+        tokens = self.weight * images.pixels.mean((1, 2, 3))[:, None, None]
+        return Memory(
+            tokens=tokens,
+            padding=torch.zeros(len(images), 1, dtype=torch.bool),
+            shapes=((1, 1),),
+            strides=(1,),
+            valid_ratios=torch.ones(len(images), 1, 2),
+        )
+
+    def queries(self, memory: Memory) -> Queries:
+        return Queries(content=memory.tokens, anchors=torch.zeros(len(memory.tokens), 1, 4))
+
+    def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> Mapping[str, Decoded]:
+        return {
+            group.name: Decoded(layers=(self.predict(group.queries.content),), group=group)
+            for group in groups
+        }
+
+    def predict(self, content: Tensor) -> Predictions:
+        return Predictions(logits=content, boxes=content.expand(-1, -1, 4))
+
+    def forward(self, images: Images) -> Predictions:
+        return self.predict(self.encode(images).tokens)
+
+
+class NoisyScheme(nn.Module):
+    """Pulls the prediction to a random number; ``broken`` gives the value to add at a step."""
+
+    def __init__(self, action: Callable[[int], float] = lambda step: 0.0) -> None:
+        super().__init__()
+        self.action = action
+        self.step = 0
+
+    def propose(self, detector: OneWeight, memory: Memory, batch: Batch) -> Proposal:
+        return Proposal()
+
+    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
+        prediction = decoded["main"].layers[0].logits
+        extra = self.action(self.step)
+        self.step += 1
+        distance = (prediction - torch.randn(()) - 3).abs().mean() + extra
+        return {"layer0/l1": LossTerm(distance, 2.0)}
+
+
+class Evaluator:
+    """Its AP is the detector's weight, as seen through predictions."""
+
+    def reset(self) -> None:
+        self.seen: list[float] = []
+
+    def update(self, found: Sequence[Tensor], infos: Sequence[ImageInfo]) -> None:
+        self.seen += [float(f) for f in found]
+
+    def compute(self) -> dict[str, float]:
+        return {"AP": sum(self.seen) / len(self.seen)}
+
+    def table(self) -> str:
+        return f"AP {self.compute()['AP']}"
+
+
+def batch_of(indices: list[int]) -> Batch:
+    n = len(indices)
+    images = Images(
+        pixels=torch.ones(n, 3, 2, 2),
+        padding=torch.zeros(n, 2, 2, dtype=torch.bool),
+        sizes=torch.full((n, 2), 2),
+        padded_sizes=torch.full((n, 2), 2),
+    )
+    target = Targets(
+        boxes=torch.zeros(0, 4),
+        labels=torch.zeros(0, dtype=torch.int64),
+        weights=torch.zeros(0),
+        size=torch.tensor([2.0, 2.0]),
+    )
+    infos = tuple(ImageInfo(image_id=i, original_size=(2, 2), scale=(1, 1)) for i in indices)
+    return Batch(images=images, targets=(target,) * n, infos=infos)
+
+
+def loader(batches: int) -> DataLoader:
+    return DataLoader(range(2 * batches), batch_size=2, collate_fn=batch_of)
+
+
+def module(scheme: nn.Module | None = None) -> DetectionModule:
+    def optimizer(named: object, batch: int) -> torch.optim.Optimizer:
+        parameters = [p for _, p in named]  # type: ignore[attr-defined]
+        return torch.optim.SGD([{"params": parameters, "name": "rest"}], lr=LR)
+
+    return DetectionModule(
+        OneWeight(),
+        {"noisy": scheme or NoisyScheme()},
+        optimizer=optimizer,
+        schedule=lambda o, steps: torch.optim.lr_scheduler.LambdaLR(o, lambda s: 1 / (1 + s)),
+        postprocess=lambda predictions, sizes, infos: tuple(predictions.logits.flatten()),
+        evaluator=Evaluator(),
+        record=RunRecord(classes=ClassList(names=("a",), category_ids=(1,))),
+        effective_batch=2,
+        seed=0,
+    )
+
+
+def fit(
+    folder: Path,
+    model: DetectionModule,
+    *callbacks: Callback,
+    epochs: int = 2,
+    batches: int = 3,
+    ckpt_path: Path | None = None,
+    every: int = 1,
+    accumulate: int = 1,
+    clip: float | None = None,
+) -> list[dict[str, str]]:
+    """Train; returns the rows of metrics.csv."""
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        callbacks=list(callbacks),
+        logger=CsvLogger(folder),
+        log_every_n_steps=every,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=clip,
+        enable_checkpointing=any(isinstance(c, LastCheckpoint) for c in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(model, loader(batches), loader(2), ckpt_path=ckpt_path, weights_only=True)
+    return rows(folder)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def column(table: list[dict[str, str]], name: str) -> list[float]:
+    return [float(row[name]) for row in table if row.get(name)]
+
+
+def test_logs_raw_terms_and_the_weighted_total(tmp_path: Path) -> None:
+    table = fit(tmp_path, module())
+    raw = column(table, "loss/noisy/layer0/l1")
+    assert len(raw) == 6
+    assert column(table, "loss") == pytest.approx([2 * value for value in raw])
+    assert len(column(table, "val/AP")) == 2
+
+
+def test_logs_means_over_the_interval_and_the_rest_of_an_epoch(tmp_path: Path) -> None:
+    every_step = column(fit(tmp_path / "a", module(), epochs=1, batches=5), "loss")
+    table = fit(tmp_path / "b", module(), epochs=1, batches=5, every=2)
+    pairs = [sum(every_step[:2]) / 2, sum(every_step[2:4]) / 2, every_step[4]]
+    assert column(table, "loss") == pytest.approx(pairs)
+    assert [row["step"] for row in table if row.get("loss")] == ["1", "3", "4"]
+
+
+def test_accumulation_logs_once_per_optimiser_step(tmp_path: Path) -> None:
+    single = column(fit(tmp_path / "a", module(), epochs=1, batches=1), "loss")
+    table = fit(tmp_path / "b", module(), LearningRates(), epochs=1, batches=5, accumulate=2)
+    assert len(column(table, "loss")) == 3  # two pairs and a rest
+    assert column(table, "lr/rest") == pytest.approx([LR / 2, LR / 3, LR / 4])
+    assert single[0] > 0
+
+
+def test_gradient_norm_is_that_before_clipping(tmp_path: Path) -> None:
+    table = fit(tmp_path, module(), GradientNorm(), epochs=1, clip=0.01)
+    assert column(table, "gradient_norm") == pytest.approx([2.0] * 3)  # |d 2|w - x| / dw|
+
+
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
+    def parts(folder: Path) -> list[Callback]:
+        return [ExponentialMovingAverage(), BestResult(), LastCheckpoint(folder)]
+
+    whole = fit(tmp_path / "whole", module(), *parts(tmp_path / "whole"), epochs=4)
+    folder = tmp_path / "cut"
+    fit(folder, module(), *parts(folder), epochs=2)
+    callbacks = parts(folder)
+    resumed = module()
+    last = folder / "last.ckpt"
+    again = fit(folder, resumed, *callbacks, epochs=4, ckpt_path=last)
+    assert again == whole
+    best = callbacks[1]
+    assert isinstance(best, BestResult)
+    assert best.metrics["AP"] == pytest.approx(max(column(whole, "val/AP")))
+
+
+def test_seed_changes_the_draws(tmp_path: Path) -> None:
+    other = module()
+    other.seed = 1
+    first = column(fit(tmp_path / "a", module()), "loss")
+    assert column(fit(tmp_path / "b", other), "loss") != first
+
+
+@pytest.mark.parametrize("bad_step", [2, 4, 5])
+def test_nan_is_an_error_and_reaches_no_checkpoint(tmp_path: Path, bad_step: int) -> None:
+    scheme = NoisyScheme(lambda step: float("nan") if step == bad_step else 0.0)
+    keep = LastCheckpoint(tmp_path, every_n_steps=1)
+    message = rf"step {bad_step}: loss, loss/noisy/layer0/l1"
+    with pytest.raises(UserError, match=message):
+        fit(tmp_path, module(scheme), keep, every=3)
+    weights = read_detector_file(tmp_path / "last.ckpt").weights
+    assert weights["weight"].isfinite()
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert content["global_step"] == bad_step
+
+
+def test_interrupted_run_keeps_its_last_step(tmp_path: Path) -> None:
+    def interrupt(step: int) -> float:
+        if step == 4:
+            raise KeyboardInterrupt
+        return 0.0
+
+    with pytest.raises(SystemExit):
+        fit(tmp_path, module(NoisyScheme(interrupt)), LastCheckpoint(tmp_path))
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert content["global_step"] == 4
+
+
+def test_checkpoint_says_what_it_is(tmp_path: Path) -> None:
+    fit(tmp_path, module(), LastCheckpoint(tmp_path), epochs=1)
+    content = read_detector_file(tmp_path / "last.ckpt")
+    assert content.record.classes == ClassList(names=("a",), category_ids=(1,))
+    assert set(content.weights) == {"weight"}
+
+
+class Spy(Callback):
+    """Keeps the weight after every step, and the one that validation sees."""
+
+    def __init__(self) -> None:
+        self.trained: list[float] = []
+        self.validated: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: DetectionModule, *_: object) -> None:
+        self.trained.append(float(pl_module.detector.weight.detach()))
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: DetectionModule, *_: object
+    ) -> None:
+        self.validated.append(float(pl_module.detector.weight.detach()))
+
+
+@pytest.mark.parametrize("warmup", [True, False])
+def test_average_follows_its_equation_validates_and_is_saved(tmp_path: Path, warmup: bool) -> None:
+    spy = Spy()
+    ema = ExponentialMovingAverage(decay=0.6, warmup=warmup)
+    fit(tmp_path, module(), spy, ema, LastCheckpoint(tmp_path), epochs=1, batches=6)
+    average = spy.trained[0]
+    for n, weight in enumerate(spy.trained[1:], start=1):
+        decay = min(0.6, (1 + n) / (10 + n)) if warmup else 0.6
+        average += (1 - decay) * (weight - average)
+    assert spy.validated == pytest.approx([average] * 2)
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert float(content["state_dict"]["detector.weight"]) == pytest.approx(average)
+    current = content["current_model_state"]["detector.weight"]
+    assert float(current) == pytest.approx(spy.trained[-1])
+
+
+def test_run_stopped_in_validation_saves_the_trained_weights(tmp_path: Path) -> None:
+    model, spy = module(), Spy()
+
+    def stop(found: object, infos: object) -> None:
+        raise KeyboardInterrupt
+
+    model.evaluator.update = stop  # type: ignore[method-assign]
+    ema = ExponentialMovingAverage(decay=0.6)
+    with pytest.raises(SystemExit):
+        fit(tmp_path, model, spy, ema, LastCheckpoint(tmp_path))
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    current = content["current_model_state"]["detector.weight"]
+    assert float(current) == pytest.approx(spy.trained[-1])

@@ -1,0 +1,89 @@
+import pytest
+import torch
+from torch import nn
+
+from codetr.errors import UserError
+from codetr.training.optim import adamw, parameter_groups
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(2, 2)
+        self.offsets = nn.Linear(2, 2)
+        self.head = nn.Linear(2, 2)
+
+
+RULES = {
+    "backbone": {"pattern": "backbone", "lr_mult": 0.1},
+    "offsets": {"pattern": r"^offsets\.", "lr_mult": 0.1},
+}
+
+
+def groups_of(**options: object) -> dict[str, dict]:
+    model = Model()
+    arguments = {"lr": 1.0, "weight_decay": 0.5, "rules": RULES, **options}
+    groups = parameter_groups(model.named_parameters(), **arguments)
+    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+    return {g["name"]: g for g in groups}
+
+
+def test_rules_with_equal_numbers_share_a_group() -> None:
+    groups = groups_of()
+    assert set(groups) == {"backbone+offsets", "rest"}
+    assert groups["backbone+offsets"]["lr"] == pytest.approx(0.1)
+    assert groups["rest"]["lr"] == 1.0
+    assert {g["weight_decay"] for g in groups.values()} == {0.5}
+
+
+def test_factors_of_several_rules_multiply_and_the_last_decay_counts() -> None:
+    rules = {
+        "backbone": {"pattern": "backbone", "lr_mult": 0.1, "weight_decay": 0.3},
+        "bias": {"pattern": "bias$", "lr_mult": 2.0, "weight_decay": 0.0},
+    }
+    groups = groups_of(rules=rules)
+    assert groups["backbone+bias"]["lr"] == pytest.approx(0.2)
+    assert groups["backbone+bias"]["weight_decay"] == 0.0
+    assert groups["backbone"]["weight_decay"] == 0.3
+
+
+def test_vectors_can_be_exempt_from_decay() -> None:
+    groups = groups_of(rules={}, decay_vectors=False)
+    assert set(groups) == {"rest", "rest_no_decay"}
+    assert all(p.ndim == 1 for p in groups["rest_no_decay"]["params"])
+    assert groups["rest_no_decay"]["weight_decay"] == 0
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = Model()
+    model.backbone.requires_grad_(False)
+    groups = parameter_groups(model.named_parameters(), 1.0, 0.0, RULES)
+    assert sum(len(g["params"]) for g in groups) == 4
+
+
+def test_rule_without_a_parameter_is_an_error() -> None:
+    rules = {"nothing": {"pattern": "no_such_part", "lr_mult": 0.1}}
+    with pytest.raises(UserError, match=r"nothing.*no_such_part.*optimizer\.rules\.nothing=null"):
+        groups_of(rules=rules)
+    assert set(groups_of(rules={"nothing": None})) == {"rest"}
+
+
+def test_unknown_key_of_a_rule_is_an_error() -> None:
+    with pytest.raises(UserError, match="lr_multiplier"):
+        groups_of(rules={"backbone": {"pattern": "backbone", "lr_multiplier": 0.1}})
+
+
+@pytest.mark.parametrize(("scaled", "rate"), [(False, 2e-4), (True, 1e-4)])
+def test_rate_scales_with_the_batch_only_on_request(scaled: bool, rate: float) -> None:
+    optimizer = adamw(
+        Model().named_parameters(),
+        8,
+        lr=2e-4,
+        weight_decay=0.0,
+        rules=RULES,
+        scale_lr_with_batch=scaled,
+        base_batch=16,
+    )
+    rates = {g["name"]: g["lr"] for g in optimizer.param_groups}
+    assert rates == pytest.approx({"rest": rate, "backbone+offsets": rate / 10})
+    assert isinstance(optimizer, torch.optim.AdamW)
