@@ -59,7 +59,7 @@ def test_tied_weights_can_be_exported(tmp_path: Path) -> None:
 
 def test_other_classes_are_an_error(checkpoint: Path) -> None:
     other = ClassList(names=("cat", "cow"), category_ids=(3, 17))
-    with pytest.raises(UserError, match="trained on 2 classes.*cat, dog.*but the data has 2"):
+    with pytest.raises(UserError, match=r"trained on 2 classes.*cat, dog.*but the data has 2"):
         load_detector_weights(checkpoint, detector(), other)
 
 

@@ -126,7 +126,7 @@ def test_is_a_valid_data_set(tmp_path: Path) -> None:
 def test_boxes_bound_the_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: the pixels that each accepted shape covers, caught where it is painted."""
     masks: list[np.ndarray] = []
-    monkeypatch.setattr(scenes, "_paint", lambda rng, canvas, mask: masks.append(mask.copy()))
+    monkeypatch.setattr(scenes, "_paint", lambda rng, canvas, mask, name: masks.append(mask.copy()))
     labels = set()
     for index in range(40):
         masks.clear()

@@ -1,0 +1,93 @@
+"""The smallest whole model, with any schemes and auxiliary heads of conf/."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from codetr.structures import Batch, Images, Targets, total_loss
+from codetr.training.losses import training_losses
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+NUM_CLASSES = 3
+OVERRIDES = (
+    "model.dim=32",
+    "model.hidden=32",
+    "model.decoder_layers=2",
+    "model.num_queries=12",
+    "model.denoising_queries=6",
+    "model.positive_queries=10",
+    f"num_classes={NUM_CLASSES}",
+)
+
+
+def options(group: str) -> list[str]:
+    """The names of a group's files in conf/."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """The configuration of train.py under ``overrides``."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+def build(schemes: Sequence[str], heads: Sequence[str], *more: str) -> tuple[nn.Module, nn.Module]:
+    """A tiny detector and its schemes."""
+    chosen = (f"scheme=[{','.join(schemes)}]", f"aux_heads=[{','.join(heads)}]")
+    cfg = composed((*chosen, *OVERRIDES, *more))
+    parts = nn.ModuleDict({name: instantiate(part) for name, part in cfg.scheme.items()})
+    return instantiate(cfg.model.detector), parts
+
+
+def batch(counts: Sequence[int], size: int = 64) -> Batch:
+    """Random images (the last one narrower), image b with ``counts[b]`` boxes."""
+    generator = torch.Generator().manual_seed(1)
+    sizes = torch.tensor([[size, size]] * len(counts))
+    sizes[-1, 1] = size - 16
+    padding = torch.zeros(len(counts), size, size, dtype=torch.bool)
+    padding[-1, :, size - 16 :] = True
+    images = Images(
+        pixels=torch.randn(len(counts), 3, size, size, generator=generator),
+        padding=padding,
+        sizes=sizes,
+        padded_sizes=sizes,
+    )
+    targets = []
+    for count, own in zip(counts, sizes.flip(1), strict=True):
+        low = torch.rand(count, 2, generator=generator) * 0.4 + 0.3
+        extent = torch.rand(count, 2, generator=generator) * 0.3 + 0.1
+        targets.append(
+            Targets(
+                boxes=torch.cat([low, extent], dim=1),
+                labels=torch.randint(NUM_CLASSES, (count,), generator=generator),
+                weights=torch.ones(count),
+                size=own.float(),
+            )
+        )
+    return Batch(images=images, targets=tuple(targets))
+
+
+def backward(detector: nn.Module, schemes: nn.Module, data: Batch) -> Tensor:
+    """The total loss, after its backward pass from clean gradients."""
+    detector.zero_grad(set_to_none=True)
+    schemes.zero_grad(set_to_none=True)
+    total = total_loss(training_losses(detector, schemes, data))  # type: ignore[arg-type]
+    total.backward()
+    return total.detach()
+
+
+def without_gradient(*modules: nn.Module) -> list[str]:
+    """Names of trainable parameters that got no gradient, or one that is not finite."""
+    return [
+        name
+        for module in modules
+        for name, p in module.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())
+    ]
