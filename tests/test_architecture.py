@@ -31,10 +31,14 @@ SIDEWAYS = {
     ("classes", "errors"),
     ("layers", "ops"),
     ("transformers", "heads"),
+    ("training", "data"),
     ("training", "evaluation"),
     ("training", "checkpoints"),
 }
 """Imports between two packages of one level."""
+
+PROGRAMS = {"codetr.training.app", "codetr.training.evaluate"}
+"""What the commands run: the only modules of training that know the data."""
 
 VALUES = tuple(f"codetr.{module}" for module in LEVELS[0])
 NARROW = {
@@ -65,8 +69,14 @@ def violation(module: str, imported: str) -> str | None:
         return "only commands import training"
     if source in NARROW and not f"{imported}.".startswith(tuple(f"{m}." for m in NARROW[source])):
         return f"{source} knows only {', '.join(NARROW[source])}"
-    if source in PROTOCOL_ONLY and target == "detectors" and imported != "codetr.detectors.protocol":
+    if (
+        source in PROTOCOL_ONLY
+        and target == "detectors"
+        and imported != "codetr.detectors.protocol"
+    ):
         return f"{source} knows detectors only by codetr.detectors.protocol"
+    if (source, target) == ("training", "data") and module not in PROGRAMS:
+        return f"of training, only {', '.join(sorted(PROGRAMS))} know the data"
     if source == target or LEVEL[target] < LEVEL[source] or (source, target) in SIDEWAYS:
         return None
     return f"level {LEVEL[source]} imports level {LEVEL[target]}"
@@ -120,8 +130,8 @@ def test_imports_point_to_lower_levels(path: Path) -> None:
 def test_modules_are_short_and_say_what_they_are(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= MAX_LINES
-    assert path.stem.startswith("_") and path.stem != "__init__" or ast.get_docstring(
-        ast.parse(text)
+    assert (
+        path.stem.startswith("_") and path.stem != "__init__" or ast.get_docstring(ast.parse(text))
     )
 
 
@@ -159,6 +169,7 @@ def test_the_rules_forbid(module: str, imported: str) -> None:
         ("codetr.schemes.denoising", "codetr.detectors.protocol"),
         ("codetr.aux_heads.rcnn", "codetr.assigners.max_iou"),
         ("codetr.inference.draw", "codetr.evaluation.postprocess"),
+        ("codetr.training.app", "codetr.data.datamodule"),
         ("train", "codetr.training.app"),
     ],
 )

@@ -37,8 +37,8 @@ class SceneStyle:
     ``objects`` least and most shapes tried; ``sizes`` smallest and largest diameter, log-uniform.
     """
 
-    objects: tuple[int, int] = (1, 6)
-    sizes: tuple[float, float] = (0.2, 0.95)
+    objects: tuple[int, int] = (1, 4)
+    sizes: tuple[float, float] = (0.3, 0.95)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from codetr.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_VERSION = 4  # raise it when scenes change: other pictures must not share a folder
+_VERSION = 6  # raise it when scenes change: other pictures must not share a folder
 _SHAPES_OF_IMAGE = ((1.0, 1.0), (1.0, 1.25), (1.25, 1.0))  # height, width over the short side
 _SPLIT_SEEDS = {"train": 0, "val": 1}
 
