@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import timm
+from timm.layers.patch_embed import PatchEmbed
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
@@ -75,13 +76,16 @@ class TimmBackbone(nn.Module):
             load_backbone_weights(body, weights)
         if frozen_norm:
             body = freeze_batch_norm_2d(body)
+        for module in body.modules():
+            if isinstance(module, PatchEmbed):  # Swin: images of any size, padded by zeros
+                module.dynamic_img_pad = True  # type: ignore[misc]  # final for TorchScript
         self.body: nn.Module = body
         if frozen_stages >= 0:
             self._freeze([level["module"] for level in body.feature_info.info], frozen_stages)
 
     def _freeze(self, levels: list[str], stages: int) -> None:
-        """Stop gradients of all parameters up to the last one of feature level ``stages``;
-        ``levels`` are the names of the modules that end the levels.
+        """Stop gradients of all modules up to and including feature level ``stages``; ``levels``
+        are the names of the modules that end the levels.
         """
         if stages >= len(levels):
             raise UserError(
@@ -90,12 +94,17 @@ class TimmBackbone(nn.Module):
             )
         # features_only may flatten names: blocks.1 becomes blocks_1
         prefixes = (levels[stages] + ".", levels[stages].replace(".", "_") + ".")
-        parameters = list(self.body.named_parameters())
-        last = max(
-            (i for i, (key, _) in enumerate(parameters) if key.startswith(prefixes)), default=-1
-        )
-        for _, parameter in parameters[: last + 1]:
-            parameter.requires_grad_(False)
+        # Modules, not parameters: the stem of a ResNet ends with an activation, which has none
+        modules = list(self.body.named_modules())
+        inside = [i for i, (key, _) in enumerate(modules) if f"{key}.".startswith(prefixes)]
+        if not inside:
+            raise UserError(
+                f"backbone.frozen_stages={stages}: level {levels[stages]} of this backbone cannot "
+                "be told apart: set backbone.frozen_stages=-1"
+            )
+        for _, module in modules[: inside[-1] + 1]:
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Pyramid:
         """(B, 3, H, W) normalised pixels to maps (B, C_l, H_l, W_l)."""

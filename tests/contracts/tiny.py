@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -34,6 +36,11 @@ def options(group: str) -> list[str]:
 
 def composed(overrides: Sequence[str]) -> DictConfig:
     """The configuration of train.py under ``overrides``."""
+    return deepcopy(_composed(tuple(overrides)))
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", overrides=list(overrides))
 

@@ -1,0 +1,133 @@
+"""Optimal matching against all permutations, and its cost against a plain formula."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+from torchvision.ops import box_convert, generalized_box_iou
+
+from codetr.assigners import HungarianMatcher
+from codetr.structures import Predictions, Targets
+
+CLASSES = 3
+
+
+def random_boxes(*shape: int) -> Tensor:
+    centre = torch.rand(*shape, 2, dtype=torch.float64) * 0.5 + 0.25
+    return torch.cat([centre, torch.rand(*shape, 2, dtype=torch.float64) * 0.4 + 0.05], dim=-1)
+
+
+def random_predictions(images: int, queries: int) -> Predictions:
+    logits = torch.randn(images, queries, CLASSES, dtype=torch.float64) * 2
+    return Predictions(logits=logits, boxes=random_boxes(images, queries))
+
+
+def random_targets(counts: Sequence[int]) -> tuple[Targets, ...]:
+    return tuple(
+        Targets(
+            boxes=random_boxes(count),
+            labels=torch.randint(CLASSES, (count,)),
+            weights=torch.ones(count),
+            size=torch.tensor([40.0 + 30 * i, 60.0]),
+        )
+        for i, count in enumerate(counts)
+    )
+
+
+def pair_cost(logits: Tensor, box: Tensor, target: Targets, n: int) -> float:
+    """2 class + 5 L1 - 2 GIoU of one query and one target."""
+    p = logits[target.labels[n]].sigmoid().item()
+    positive = -0.25 * (1 - p) ** 2 * math.log(p)
+    negative = -0.75 * p**2 * math.log(1 - p)
+    corners = [
+        box_convert(b, "cxcywh", "xyxy") * target.size.double().repeat(2)
+        for b in (box, target.boxes[n])
+    ]
+    giou = generalized_box_iou(*(c[None] for c in corners)).item()
+    distance = (box - target.boxes[n]).abs().sum().item()
+    return 2 * (positive - negative) + 5 * distance - 2 * giou
+
+
+def test_cost_follows_its_formula() -> None:
+    predictions, (targets,) = random_predictions(1, 4), random_targets([3])
+    found = HungarianMatcher().cost(predictions.logits[0], predictions.boxes[0], targets)
+    expected = [
+        [pair_cost(predictions.logits[0, q], predictions.boxes[0, q], targets, n) for n in range(3)]
+        for q in range(4)
+    ]
+    assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("queries", [5, 2])  # 2: fewer queries than targets
+def test_no_permutation_is_cheaper(queries: int) -> None:
+    matcher = HungarianMatcher()
+    counts = [3, 0, 4]
+    layers = [random_predictions(3, queries) for _ in range(2)]
+    targets = random_targets(counts)
+    assignments = matcher(layers, targets)
+    assert len(assignments) == 2
+    starts = [0, 3, 3]
+    for layer, found in zip(layers, assignments, strict=True):
+        for image, count in enumerate(counts):
+            cost = matcher.cost(layer.logits[image], layer.boxes[image], targets[image])
+            own = found.image == image
+            query, target = found.query[own], found.target[own] - starts[image]
+            size = min(queries, count)
+            assert len(query) == len(set(query.tolist())) == len(set(target.tolist())) == size
+            best = min(
+                sum(cost[q, n].item() for q, n in zip(qs, ns, strict=True))
+                for qs in itertools.permutations(range(queries), size)
+                for ns in itertools.combinations(range(count), size)
+            )
+            assert cost[query, target].sum().item() == pytest.approx(best)
+
+
+def test_each_layer_is_matched_by_itself() -> None:
+    layers = [random_predictions(2, 6) for _ in range(3)]
+    targets = random_targets([2, 3])
+    together = HungarianMatcher()(layers, targets)
+    for layer, found in zip(layers, together, strict=True):
+        (alone,) = HungarianMatcher()([layer], targets)
+        assert torch.equal(found.query, alone.query)
+        assert torch.equal(found.target, alone.target)
+
+
+def test_a_perfect_prediction_is_found() -> None:
+    (targets,) = random_targets([3])
+    order = torch.tensor([2, 0, 1])
+    logits = torch.full((1, 3, CLASSES), -6.0, dtype=torch.float64)
+    logits[0, torch.arange(3), targets.labels[order]] = 6.0
+    predictions = Predictions(logits=logits, boxes=targets.boxes[order][None])
+    (found,) = HungarianMatcher()([predictions], [targets])
+    assert found.target[found.query.argsort()].tolist() == order.tolist()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_do_not_stop_it(value: float) -> None:
+    """The loss check names the cause; a crash inside the solver would hide it."""
+    predictions, targets = random_predictions(2, 4), random_targets([2, 1])
+    predictions.logits[0, 1] = value
+    predictions.boxes[0, 2] = value
+    (found,) = HungarianMatcher()([predictions], targets)
+    assert sorted(found.target.tolist()) == [0, 1, 2]
+    if math.isnan(value):
+        assert not {1, 2} & set(found.query[found.image == 0].tolist()), "others are cheaper"
+
+
+def test_no_targets_at_all() -> None:
+    (found,) = HungarianMatcher()([random_predictions(2, 4)], random_targets([0, 0]))
+    assert len(found) == 0
+    assert found.query.dtype == torch.int64
+
+
+def test_half_precision_logits_are_measured_in_the_precision_of_the_boxes() -> None:
+    predictions, targets = random_predictions(1, 6), random_targets([3])
+    rounded = predictions.logits.bfloat16()
+    coarse = Predictions(logits=rounded, boxes=predictions.boxes)
+    exact = Predictions(logits=rounded.double(), boxes=predictions.boxes)
+    ours, expected = HungarianMatcher()([coarse], targets), HungarianMatcher()([exact], targets)
+    assert torch.equal(ours[0].query, expected[0].query)
