@@ -114,6 +114,20 @@ def test_the_order_of_pairs_does_not_matter() -> None:
     assert_close(total_loss(one), total_loss(other))
 
 
+def test_giou_is_measured_in_pixels() -> None:
+    """Overlaps bound their denominators by 1e-6: small relative boxes would be below that."""
+    tiny = torch.tensor([[0.5, 0.5, 2e-3, 2e-4]], dtype=DOUBLE)  # 2 px x 0.2 px
+    truth = Targets(
+        boxes=tiny,
+        labels=torch.zeros(1, dtype=torch.int64),
+        weights=torch.ones(1),
+        size=torch.tensor([1000.0, 1000.0]),
+    )
+    found = Predictions(logits=torch.zeros(1, 1, CLASSES, dtype=DOUBLE), boxes=tiny[None])
+    losses = SetCriterion(FocalClassification())(found, [truth], pairs((0, 0, 0)), torch.ones(()))
+    assert losses["giou"].value.item() == pytest.approx(0, abs=1e-9)
+
+
 def test_quality_is_a_constant_target() -> None:
     """The class loss must not push boxes towards or away from their targets."""
     criterion, found = SetCriterion(QualityClassification()), predictions()

@@ -121,21 +121,30 @@ def test_offsets_start_along_one_direction_per_head_in_steps() -> None:
     assert_close(offsets, expected, atol=1e-6, rtol=0.0)
 
 
-def test_locations_stay_float32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, seen = attention_module.multi_scale_deformable_attention, {}
+@pytest.mark.parametrize("coordinates", [2, 4])
+def test_locations_are_computed_in_float32_under_autocast(
+    coordinates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = attention_module.multi_scale_deformable_attention, []
 
     def spy(value: Tensor, shapes: object, locations: Tensor, weights: Tensor) -> Tensor:
-        seen.update(value=value.dtype, locations=locations.dtype, weights=weights.dtype)
+        seen.extend([value, locations, weights])
         return real(value, shapes, locations, weights)
 
     monkeypatch.setattr(attention_module, "multi_scale_deformable_attention", spy)
     layer = deformable().float()
-    inputs = deformable_inputs(4)
-    single = {k: v.float() if k not in ("padding", "shapes") else v for k, v in inputs.items()}
+    inputs = deformable_inputs(coordinates)
+    inputs = {k: v.float() if k not in ("padding", "shapes") else v for k, v in inputs.items()}
     with torch.autocast("cpu", torch.bfloat16):
-        layer(**single)
-    assert seen == {
-        "value": torch.bfloat16,
-        "locations": torch.float32,
-        "weights": torch.float32,
-    }
+        layer(**inputs)
+        offsets = layer.sampling_offsets(inputs["x"] + inputs["position"])
+    value, locations, weights = seen
+    assert (value.dtype, offsets.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert (locations.dtype, weights.dtype) == (torch.float32, torch.float32)
+    offsets = offsets.float().view(2, 5, HEADS, len(SHAPES), POINTS, 2)
+    references = inputs["references"][:, :, None, :, None]
+    centre, size = references[..., :2], references[..., 2:]
+    if coordinates == 2:
+        cells = torch.tensor([(w, h) for h, w in SHAPES], dtype=torch.float32)
+        size = 2 * POINTS / cells[:, None]
+    assert_close(locations, centre + offsets * size / (2 * POINTS), rtol=0, atol=1e-6)
