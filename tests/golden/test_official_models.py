@@ -52,7 +52,7 @@ def test_training_equals_the_official_code(case: Case, monkeypatch: pytest.Monke
         expected = recorded[name]
         expected = sum(expected) if isinstance(expected, list) else expected
         assert value == pytest.approx(expected, rel=1e-6, abs=1e-8), name
-    assert float(total) == pytest.approx(case.losses["total"], rel=1e-6)
+    assert float(total.detach()) == pytest.approx(case.losses["total"], rel=1e-6)
 
     gradients = _gradient_norms(case)
     for name, norm in case.losses["grad_norms"].items():
