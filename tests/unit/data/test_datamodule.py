@@ -252,7 +252,7 @@ def test_configuration_of_coco(shared: Path, tmp_path: Path) -> None:
     config.data.num_workers = 0
     module = hydra.utils.instantiate(config.data)
     module.setup("fit")
-    assert len(module.classes) == 60
+    assert len(module.classes) == 80
     assert len(next(iter(module.train_dataloader()))) == 2
     assert len(next(iter(module.val_dataloader()))) == 2
 
