@@ -112,4 +112,12 @@ def adamw(
     """
     rate = lr * effective_batch / base_batch if scale_lr_with_batch else lr
     groups = parameter_groups(named_parameters, rate, weight_decay, rules, decay_vectors)
-    return torch.optim.AdamW(groups, lr=rate, betas=(betas[0], betas[1]), weight_decay=weight_decay)
+    on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
+    return torch.optim.AdamW(
+        groups,
+        lr=rate,
+        betas=(betas[0], betas[1]),
+        weight_decay=weight_decay,
+        # On GPUs torch's own choice: a fused one rules out clipping with fp16 loss scaling.
+        fused=True if on_cpu else None,
+    )
