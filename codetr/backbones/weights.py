@@ -18,7 +18,7 @@ from codetr.errors import UserError
 PREFIXES = ("module.", "model.", "backbone.", "body.")
 """What training programs put before a backbone's own names."""
 
-WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema")
+WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema", "model_ema", "module")
 """Under which keys .pth files keep the weights, when not at the top."""
 
 
@@ -115,12 +115,17 @@ def load_backbone_weights(module: nn.Module, file: str | Path) -> LoadReport:
     Prints a table of what was loaded, what is new (keeps its initial values) and what was
     dropped. Raises UserError where the file cannot be read or nothing in it fits.
     """
-    matched, report = match_weights(read_weights(file), module.state_dict())
+    return load_named_weights(module, read_weights(file), source=str(file))
+
+
+def load_named_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> LoadReport:
+    """As ``load_backbone_weights``, of ``weights`` that are in memory; ``source`` says whence."""
+    matched, report = match_weights(weights, module.state_dict())
     if not report.loaded:
         raise UserError(
-            f"{file}: none of its {len(report.dropped)} tensors fits the backbone: check that "
+            f"{source}: none of its {len(report.dropped)} tensors fits the backbone: check that "
             "the file belongs to model.backbone.name"
         )
     module.load_state_dict(matched, strict=False)
-    Console().print(report.table(f"backbone weights of {Path(file).name}"))
+    Console().print(report.table(f"backbone weights of {Path(source).name}"))
     return report

@@ -1,5 +1,6 @@
 """From hidden states to predictions."""
 
 from codetr.heads.detection import DetectionHead
+from codetr.heads.tied import TiedDetectionHead
 
-__all__ = ["DetectionHead"]
+__all__ = ["DetectionHead", "TiedDetectionHead"]

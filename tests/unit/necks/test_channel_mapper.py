@@ -38,3 +38,11 @@ def test_widths_and_numbers_of_maps_that_do_not_fit_are_errors() -> None:
         ChannelMapper((8,), (8,), dim=40)
     with pytest.raises(ValueError, match="zip"):
         ChannelMapper((8, 16, 32), (8, 16, 32), dim=32)(backbone_maps())
+
+
+def test_convolutions_have_a_bias_on_request_alone() -> None:
+    plain = ChannelMapper((8, 16), (8, 16), dim=32)
+    biased = ChannelMapper((8, 16), (8, 16), dim=32, bias=True)
+    extra = {name for name, _ in biased.named_parameters()} - dict(plain.named_parameters()).keys()
+    assert extra == {"maps.0.0.bias", "maps.1.0.bias", "extra.0.0.bias"}
+    assert all(not biased.get_parameter(name).any() for name in extra)

@@ -1,0 +1,87 @@
+"""Attention within windows of a map, as the Swin Transformer has it (Liu et al., ICCV 2021)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MASKED = -100.0
+"""What the original adds to the logit of a pair that only the cyclic shift brought together."""
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention within windows of N = window * window tokens, with a learned bias
+    for each relative position (section 3.2 and equation 4).
+    """
+
+    relative_position_index: Tensor
+
+    def __init__(self, dim: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        index = relative_position_index(window)
+        self.register_buffer("relative_position_index", index, persistent=False)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, W, N, C) windows to the same shape; ``mask`` (W, N, N) is added to the logits."""
+        qkv = self.qkv(windows).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+        bias = bias.to(qkv.dtype)
+        # Fused kernels take one batch dimension and one of heads: windows join the heads where
+        # the bias differs between them, so that it need not be repeated for every image.
+        if mask is None:
+            query, key, value = qkv.flatten(1, 2)
+        else:
+            query, key, value = qkv.flatten(2, 3)
+            bias = (bias + mask[:, None].to(qkv.dtype)).flatten(0, 1)
+        attended = F.scaled_dot_product_attention(query, key, value, bias[None])
+        attended = attended.reshape(*windows.shape[:2], self.heads, windows.shape[2], -1)
+        return self.proj(attended.transpose(2, 3).flatten(3))
+
+
+def relative_position_index(window: int) -> Tensor:
+    """(N, N) int64: the row of the bias table for query i and key j, which counts their vertical
+    distance first.
+    """
+    side = torch.arange(window)
+    distance = side[:, None] - side + window - 1
+    rows, columns = distance[:, None, :, None], distance[None, :, None, :]
+    return (rows * (2 * window - 1) + columns).reshape(window**2, window**2)
+
+
+def split_windows(cells: Tensor, window: int) -> Tensor:
+    """(B, H, W, C), H and W multiples of ``window``, to (B, H W / window**2, window**2, C)."""
+    split = cells.unflatten(2, (-1, window)).unflatten(1, (-1, window))
+    return split.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def join_windows(windows: Tensor, window: int, grid: tuple[int, int]) -> Tensor:
+    """The inverse of ``split_windows``; ``grid`` is the number of windows (down, across)."""
+    split = windows.unflatten(2, (window, window)).unflatten(1, grid)
+    return split.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def shift_mask(cells: Tensor, window: int, shift: int) -> Tensor:
+    """What is added to the logits of windows over (B, H, W, C) cells, padded to whole windows,
+    that were shifted cyclically: (windows, N, N), ``MASKED`` between cells that were not
+    neighbours before (section 3.2, "efficient batch computation").
+    """
+    rows, columns = (
+        _bands(length + -length % window, window, shift, cells) for length in cells.shape[1:3]
+    )
+    regions = split_windows((3 * rows[:, None] + columns)[None, :, :, None], window)[0, :, :, 0]
+    apart = regions[:, :, None] != regions[:, None]
+    return torch.zeros_like(apart, dtype=cells.dtype).masked_fill(apart, MASKED)
+
+
+def _bands(length: int, window: int, shift: int, like: Tensor) -> Tensor:
+    """Along one axis: 0 for cells of the windows before the last, in which 1 stay where they were
+    and 2 came around.
+    """
+    position = torch.arange(length, device=like.device)
+    return (position >= length - window).long() + (position >= length - shift).long()
