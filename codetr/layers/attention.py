@@ -116,8 +116,7 @@ class DeformableAttention(nn.Module):
         """(B, Q, heads, L, P, 2) sampling locations, relative to each level."""
         centres = references[:, :, None, :, None, :2]
         if references.shape[-1] == 2:
-            sizes = torch.tensor(
-                [(w, h) for h, w in shapes], dtype=offsets.dtype, device=offsets.device
-            )
-            return centres + offsets / sizes[:, None]
+            # filled on the device: a copy of numbers from the host would wait for the device
+            sizes = torch.stack([offsets.new_full((), n) for h, w in shapes for n in (w, h)])
+            return centres + offsets / sizes.view(-1, 1, 2)
         return centres + offsets / self.points * references[:, :, None, :, None, 2:] * 0.5

@@ -1,18 +1,35 @@
-"""Multi-scale deformable attention: the sampling core, without parameters.
+"""Multi-scale deformable attention: the sampling core, without parameters, and who computes it.
 
 Deformable DETR (arXiv 2010.04159), equation 3; same convention as the official operator: a
 location x samples a level at pixel ``x * W - 0.5``, bilinear, taps outside the level are zero.
+
+The operator ``codetr::msda`` is one node to autograd, torch.compile and torch.export. On CUDA it
+is a Triton kernel (``msda_triton``), on the CPU a weighted embedding bag (``msda_cpu``). Where
+neither serves, the plain PyTorch operations of ``msda_reference`` take its place.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from codetr.errors import UserError
+from codetr.ops import msda_cpu
+from codetr.ops.msda_reference import Shapes, sample_levels
+
+CHOICES = ("auto", "triton", "torch", "reference")
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+_choice = "auto"
 
 
 def multi_scale_deformable_attention(
-    value: Tensor, shapes: tuple[tuple[int, int], ...], locations: Tensor, weights: Tensor
+    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
 ) -> Tensor:
     """Weighted sum of bilinear samples of all levels.
 
@@ -25,27 +42,125 @@ def multi_scale_deformable_attention(
 
     Returns:
         (B, Q, heads * D) in the dtype of ``value``. The arithmetic is done in that of
-        ``locations``.
+        ``locations``, at least in float32.
+
+    Raises:
+        ValueError: the levels do not have as many tokens as ``value``.
     """
-    with torch.autocast(value.device.type, enabled=False):
-        out = _sample_levels(
-            value.to(locations.dtype), shapes, locations, weights.to(locations.dtype)
-        )
-    return out.to(value.dtype)
+    if sum(h * w for h, w in shapes) != value.shape[1]:
+        raise ValueError(f"levels {shapes} do not make up {value.shape[1]} tokens")
+    precision = torch.promote_types(locations.dtype, torch.float32)
+    locations, weights = locations.to(precision), weights.to(precision)
+    if not _has_operator(value.device.type):
+        return sample_levels(value, shapes, locations, weights)
+    flat = list(itertools.chain.from_iterable(shapes))
+    result: Tensor = torch.ops.codetr.msda(value, flat, locations, weights)
+    return result
 
 
-def _sample_levels(
-    value: Tensor, shapes: tuple[tuple[int, int], ...], locations: Tensor, weights: Tensor
-) -> Tensor:
-    batch, _, heads, dim = value.shape
-    num_queries = locations.shape[1]
-    grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B*heads, Q, L, P, 2)
-    shares = weights.transpose(1, 2).flatten(0, 1)  # (B*heads, Q, L, P)
-    out = value.new_zeros(batch * heads, dim, num_queries)
-    for level, tokens in enumerate(value.split([h * w for h, w in shapes], dim=1)):
-        feature_map = tokens.permute(0, 2, 3, 1).reshape(batch * heads, dim, *shapes[level])
-        samples = F.grid_sample(
-            feature_map, grids[:, :, level], padding_mode="zeros", align_corners=False
-        )  # (B*heads, D, Q, P)
-        out = out + (samples * shares[:, None, :, level]).sum(-1)
-    return out.view(batch, heads * dim, num_queries).transpose(1, 2)
+def use_msda(choice: str, device: torch.device) -> str:
+    """Settle who computes deformable attention in this process; ``auto`` before any call.
+
+    Args:
+        choice: ``auto`` Triton on CUDA, PyTorch elsewhere; ``triton``; ``torch`` PyTorch on every
+            device; ``reference`` one grid_sample per level, in operations that ONNX has.
+        device: where the model will run.
+
+    Returns what will run there and why, for the log.
+
+    Raises:
+        UserError: no such choice, or Triton cannot run on ``device``.
+    """
+    global _choice
+    if choice not in CHOICES:
+        raise UserError(f"ops.msda={choice}: no such choice: take one of {', '.join(CHOICES)}")
+    obstacle = _triton_obstacle(device)
+    if choice == "triton" and obstacle:
+        raise UserError(f"ops.msda=triton cannot run: {obstacle}; ops.msda=auto takes what can")
+    # elsewhere ``auto`` stays as it is, since a model may move to a GPU later
+    _choice = "torch" if choice == "auto" and obstacle and device.type == "cuda" else choice
+    if _choice in ("auto", "triton") and not obstacle:
+        return f"Triton kernel on {device.type}"
+    path = "embedding bags" if _has_operator(device.type) else "grid_sample per level"
+    return f"PyTorch, {path} on {device.type} ({obstacle if choice == 'auto' else 'as asked'})"
+
+
+def _triton_obstacle(device: torch.device) -> str | None:
+    """Why the Triton kernel cannot run on ``device``; None if it can."""
+    if device.type != "cuda":
+        return f"Triton needs a CUDA device, not {device.type}"
+    if not HAS_TRITON:
+        return "Triton is not installed, `pip install triton` does that"
+    major, minor = torch.cuda.get_device_capability(device)
+    if torch.version.cuda and major < 7:
+        return f"Triton needs compute capability 7.0, this device has {major}.{minor}"
+    return None
+
+
+def _has_operator(device: str) -> bool:
+    if _choice == "reference" or torch.onnx.is_in_onnx_export():
+        return False
+    return device == "cpu" or (device == "cuda" and HAS_TRITON and _choice != "torch")
+
+
+def _pairs(flat: Sequence[int]) -> Shapes:
+    return tuple(zip(flat[::2], flat[1::2], strict=True))
+
+
+@torch.library.custom_op("codetr::msda", mutates_args=(), device_types="cpu")
+def _msda(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    return msda_cpu.forward(value, _pairs(shapes), locations, weights)
+
+
+@torch.library.custom_op("codetr::msda_backward", mutates_args=(), device_types="cpu")
+def _msda_backward(
+    grad_out: Tensor, value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return msda_cpu.backward(grad_out, value, _pairs(shapes), locations, weights)
+
+
+@_msda.register_kernel("cuda")
+def _msda_cuda(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    from codetr.ops import msda_triton  # Triton comes with PyTorch's CUDA builds only
+
+    return msda_triton.forward(value, _pairs(shapes), locations, weights)
+
+
+@_msda_backward.register_kernel("cuda")
+def _msda_backward_cuda(
+    grad_out: Tensor, value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    from codetr.ops import msda_triton
+
+    return msda_triton.backward(grad_out, value, _pairs(shapes), locations, weights)
+
+
+@_msda.register_fake
+def _msda_fake(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    batch, queries, heads = locations.shape[:3]
+    return value.new_empty(batch, queries, heads * value.shape[3])
+
+
+@_msda_backward.register_fake
+def _msda_backward_fake(
+    grad_out: Tensor, value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        value.new_empty(value.shape),
+        locations.new_empty(locations.shape),
+        weights.new_empty(weights.shape),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, ctx.shapes, locations, weights = inputs
+    ctx.save_for_backward(value, locations, weights)
+
+
+def _differentiate(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+    value, locations, weights = ctx.saved_tensors
+    grads = torch.ops.codetr.msda_backward(grad_out, value, ctx.shapes, locations, weights)
+    return grads[0], None, grads[1], grads[2]
+
+
+_msda.register_autograd(_differentiate, setup_context=_save)

@@ -1,16 +1,31 @@
-"""Deformable attention against recorded numbers and against a loop over every sampling point."""
+"""Deformable attention against recorded numbers, a loop over every point and grid_sample, and
+the operator against what torch.library asks of one."""
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
-from codetr.ops import multi_scale_deformable_attention
+from codetr.errors import UserError
+from codetr.ops import deformable_attention, multi_scale_deformable_attention, use_msda
+from codetr.ops.msda_reference import Shapes, sample_levels
 
 SHAPES = ((4, 3), (2, 5))
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _undecided() -> Iterator[None]:
+    yield
+    use_msda("auto", CPU)
 
 
 def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,10 +59,28 @@ def naive(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
     return out.flatten(2)
 
 
-def test_equals_the_loop() -> None:
+def assert_like_reference(
+    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, atol: float = 1e-12
+) -> None:
+    """Result and all gradients of the operator are those of grid_sample."""
+    assert deformable_attention._has_operator("cpu")
+    grad = torch.randn(*locations.shape[:2], value.shape[2] * value.shape[3], dtype=value.dtype)
+    results = []
+    for function in (multi_scale_deformable_attention, sample_levels):
+        leaves = [x.detach().clone().requires_grad_() for x in (value, locations, weights)]
+        out = function(leaves[0], shapes, *leaves[1:])
+        out.backward(grad)
+        results.append((out.detach(), *(leaf.grad for leaf in leaves)))
+    for ours, expected in zip(*results, strict=True):
+        assert_close(ours, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("choice", ["torch", "reference"])
+def test_equals_the_loop(choice: str) -> None:
+    use_msda(choice, CPU)
     value, locations, weights = inputs()
     ours = multi_scale_deformable_attention(value, SHAPES, locations, weights)
-    torch.testing.assert_close(ours, naive(value, locations, weights), rtol=0, atol=1e-12)
+    assert_close(ours, naive(value, locations, weights), rtol=0, atol=1e-12)
 
 
 def test_gradients() -> None:
@@ -57,20 +90,175 @@ def test_gradients() -> None:
     )
 
 
-def test_autocast_keeps_locations_in_float32() -> None:
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    sizes=st.tuples(*(st.integers(low, 4) for low in (1, 0, 1, 1, 1))),
+    shapes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=5),
+    spread=st.sampled_from([0.5, 1.5, 1e3, 1e20]),
+)
+def test_any_shape_equals_reference(
+    seed: int, sizes: tuple[int, ...], shapes: list[tuple[int, int]], spread: float
+) -> None:
+    """``sizes``: images, queries (none too), heads, points, channels per head."""
+    batch, queries, heads, points, dim = sizes
+    draw = torch.Generator().manual_seed(seed)
+    tokens, grid = sum(h * w for h, w in shapes), (batch, queries, heads, len(shapes), points)
+    value = torch.randn(batch, tokens, heads, dim, dtype=torch.float64, generator=draw)
+    locations = torch.rand(*grid, 2, dtype=torch.float64, generator=draw) - 0.5
+    weights = torch.randn(*grid, dtype=torch.float64, generator=draw)
+    assert_like_reference(value, tuple(shapes), locations * spread + 0.5, weights)
+
+
+def test_exactly_on_borders_and_pixels() -> None:
+    """Powers of two, so that no rounding moves a point off its pixel or off the border."""
+    shapes = ((2, 4),)
+    steps = torch.arange(-4, 14, dtype=torch.float64) / 2  # pixels -2 to 6.5
+    pixels = torch.cartesian_prod(steps, steps)
+    locations = (pixels + 0.5) / torch.tensor([4.0, 2.0], dtype=torch.float64)
+    locations = locations.view(1, -1, 1, 1, 1, 2)
+    value = torch.randn(1, 8, 1, 3, dtype=torch.float64)
+    assert_like_reference(value, shapes, locations, torch.rand(locations.shape[:-1]).double())
+
+
+def test_strided_inputs() -> None:
+    value, locations, weights = inputs()
+    strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (value, locations, weights)]
+    assert not any(x.is_contiguous() for x in strided)
+    assert_like_reference(strided[0], SHAPES, *strided[1:])
+
+
+def test_what_is_not_a_number_stays_with_its_query() -> None:
+    value, locations, weights = inputs()
+    locations[0, 1, 0, 1, 2, 0] = float("nan")
+    found = multi_scale_deformable_attention(value, SHAPES, locations, weights).isnan()
+    assert found[0, 1, :3].all()
+    assert found.sum() == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_halves_are_summed_in_float32(dtype: torch.dtype) -> None:
     value, locations, weights = inputs(torch.float32)
-    expected = multi_scale_deformable_attention(
-        value.bfloat16().float(), SHAPES, locations, weights
-    )
+    value = value.to(dtype).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours = multi_scale_deformable_attention(value.bfloat16(), SHAPES, locations, weights)
-    assert ours.dtype == torch.bfloat16
-    torch.testing.assert_close(ours.float(), expected, rtol=1e-2, atol=1e-3)
+        ours = multi_scale_deformable_attention(value, SHAPES, locations, weights)
+    exact = sample_levels(value.detach().float(), SHAPES, locations, weights)
+    assert_close(ours, exact.to(dtype), rtol=0, atol=0)
+    ours.float().sum().backward()
+    assert value.grad is not None
+    assert value.grad.dtype == dtype
+
+
+def test_half_locations_are_not_computed_with() -> None:
+    value, locations, weights = (x.bfloat16() for x in inputs())
+    ours = multi_scale_deformable_attention(value, SHAPES, locations, weights)
+    exact = multi_scale_deformable_attention(value, SHAPES, locations.float(), weights.float())
+    assert_close(ours, exact, rtol=0, atol=0)
+
+
+def test_levels_must_make_up_the_tokens() -> None:
+    value, locations, weights = inputs()
+    with pytest.raises(ValueError, match=r"levels .* do not make up 22 tokens"):
+        multi_scale_deformable_attention(value, ((4, 3), (5, 5)), locations, weights)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # its own
+def test_the_operator_is_what_torch_asks_of_one() -> None:
+    value, locations, weights = (x.requires_grad_() for x in inputs())
+    flat = [4, 3, 2, 5]
+    torch.library.opcheck(torch.ops.codetr.msda, (value, flat, locations, weights))
+    grad = torch.randn(2, 4, 6, dtype=torch.float64)
+    detached = [x.detach() for x in (value, locations, weights)]
+    torch.library.opcheck(torch.ops.codetr.msda_backward, (grad, detached[0], flat, *detached[1:]))
+
+
+def test_nothing_is_kept_but_the_inputs() -> None:
+    value, locations, weights = (x.requires_grad_() for x in inputs())
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        multi_scale_deformable_attention(value, SHAPES, locations, weights)
+    assert {x.data_ptr() for x in kept} == {x.data_ptr() for x in (value, locations, weights)}
+
+
+class Layer(torch.nn.Module):
+    def forward(self, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        return multi_scale_deformable_attention(value, SHAPES, locations, weights).relu()
+
+
+def test_export_sees_one_node() -> None:
+    program = torch.export.export(Layer(), inputs())
+    calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert torch.ops.codetr.msda.default in calls
+    assert not any("embedding" in str(call) or "grid" in str(call) for call in calls)
+    other = inputs()
+    assert_close(program.module()(*other), Layer()(*other))
+
+
+def test_onnx_gets_operations_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    program = torch.export.export(Layer(), inputs())
+    assert not any("codetr" in str(node.target) for node in program.graph.nodes)
+
+
+def test_compiles_without_a_break_to_the_same_gradients() -> None:
+    leaves = [x.requires_grad_() for x in inputs()]
+    compiled = torch.compile(Layer(), backend="aot_eager", fullgraph=True)
+    expected = torch.autograd.grad(Layer()(*leaves).sum(), leaves)
+    assert_close(torch.autograd.grad(compiled(*leaves).sum(), leaves), expected)
+
+
+def test_checkpointing_gives_the_same_gradients() -> None:
+    leaves = [x.requires_grad_() for x in inputs()]
+    expected = torch.autograd.grad(Layer()(*leaves).sum(), leaves)
+    out = checkpoint(Layer(), *leaves, use_reentrant=False)
+    assert_close(torch.autograd.grad(out.sum(), leaves), expected)
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        ("auto", "PyTorch, embedding bags on cpu (Triton needs a CUDA device, not cpu)"),
+        ("torch", "PyTorch, embedding bags on cpu (as asked)"),
+        ("reference", "PyTorch, grid_sample per level on cpu (as asked)"),
+    ],
+)
+def test_the_choice_says_what_runs(choice: str, says: str) -> None:
+    assert use_msda(choice, CPU) == says
+
+
+def test_triton_where_it_cannot_run_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"ops.msda=triton cannot run: Triton needs a CUDA"):
+        use_msda("triton", CPU)
+    with pytest.raises(UserError, match=r"ops.msda=cuda: no such choice: take one of auto"):
+        use_msda("cuda", CPU)
+
+
+def test_a_gpu_without_triton_is_said_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deformable_attention, "HAS_TRITON", False)
+    gpu = torch.device("cuda")
+    assert "grid_sample per level on cuda (Triton is not installed" in use_msda("auto", gpu)
+    with pytest.raises(UserError, match="Triton is not installed, `pip install triton`"):
+        use_msda("triton", gpu)
+
+
+@pytest.mark.parametrize(("capability", "runs"), [((6, 1), False), ((8, 0), True)])
+def test_an_old_gpu_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], runs: bool
+) -> None:
+    monkeypatch.setattr(deformable_attention, "HAS_TRITON", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "cuda", "12.6")
+    says = use_msda("auto", torch.device("cuda"))
+    assert says.startswith("Triton kernel on cuda") is runs
+    assert ("this device has 6.1" in says) is not runs
+    assert deformable_attention._has_operator("cuda") is runs
 
 
 @pytest.mark.golden
+@pytest.mark.parametrize("choice", ["torch", "reference"])
 @pytest.mark.parametrize("case", [0, 1, 2])
-def test_recorded_numbers(shared: Path, case: int) -> None:
+def test_recorded_numbers(shared: Path, case: int, choice: str) -> None:
+    use_msda(choice, CPU)
     recorded = np.load(shared / "golden" / "msda" / "io.npz")
 
     def array(name: str) -> Tensor:
@@ -82,7 +270,7 @@ def test_recorded_numbers(shared: Path, case: int) -> None:
     shapes = tuple((int(h), int(w)) for h, w in array("shapes"))
     out = multi_scale_deformable_attention(value, shapes, locations, weights)
     out.backward(array("grad_out").double())
-    torch.testing.assert_close(out.detach(), array("out").double(), rtol=0, atol=1e-10)
+    assert_close(out.detach(), array("out").double(), rtol=0, atol=1e-10)
     for ours, name in ((value, "grad_value"), (locations, "grad_loc"), (weights, "grad_att")):
         difference = (ours.grad - array(name).double()).abs()
         if case == 0 and name == "grad_loc":

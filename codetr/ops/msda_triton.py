@@ -1,0 +1,214 @@
+"""Deformable attention as two Triton kernels: one pass forward, one pass backward.
+
+A program takes a block of queries of one head, with all channels of that head, and walks over
+levels, points and the four pixels around each point. Nothing but the result is written: no
+sample is kept, the backward pass reads the pixels again. Values may be float32, float16 or
+bfloat16; locations, weights and sums are float32 (or all of them float64).
+
+The gradient of the values is summed by atomics, in float32 and in the order of arrival, so its
+last bits differ from run to run. Under ``torch.use_deterministic_algorithms(True)`` it is summed
+in 64-bit integers instead, where the order does not matter. Their unit is at most
+queries * points * max|gradient| * max|weight| / 2^60, for 22,000 queries a 2^-43 of the largest
+single contribution; it costs twice the traffic.
+
+Triton's interpreter (``TRITON_INTERPRET=1``) runs the same code on CPU tensors.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+# Triton's kernels take pointers and block values, for which there are no Python types.
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from codetr.ops.msda_reference import Shapes
+
+BLOCK_ELEMENTS = 1024  # queries x channels of one program: 8 per thread of 4 warps
+FIXED_POINT_BITS = 61  # of the largest sum that is possible, below sign and one spare bit
+SIZES = ["rows", "queries", "tokens"]  # not compiled in: they change with every batch
+
+
+@triton.jit
+def _level(levels, level):
+    """Height, width and first token of a level."""
+    return (
+        tl.load(levels + 3 * level),
+        tl.load(levels + 3 * level + 1),
+        tl.load(levels + 3 * level + 2),
+    )
+
+
+@triton.jit
+def _point(locations, sample, is_row, height, width):
+    """The pixel left of and above each point, and how far the point is from it (0 to 1)."""
+    x = tl.load(locations + 2 * sample, mask=is_row, other=-1.0) * width - 0.5
+    y = tl.load(locations + 2 * sample + 1, mask=is_row, other=-1.0) * height - 0.5
+    # a point that touches no pixel may be too far out, or not a number, to become an integer
+    touches = (x >= -1) & (x < width) & (y >= -1) & (y < height)
+    near_x, near_y = tl.where(touches, x, -2.0), tl.where(touches, y, -2.0)
+    left, top = tl.floor(near_x), tl.floor(near_y)
+    # x - x is 0, but stays not a number, for the sum to show it
+    return left.to(tl.int32), top.to(tl.int32), near_x - left + (x - x), near_y - top + (y - y)
+
+
+@triton.jit
+def _corner(right: tl.constexpr, below: tl.constexpr, left, top, dx, dy, height, width):
+    """Index of one of the four pixels, whether it exists, and its share along x and y."""
+    column, line = left + right, top + below
+    inside = (column >= 0) & (column < width) & (line >= 0) & (line < height)
+    return line * width + column, inside, dx if right else 1 - dx, dy if below else 1 - dy
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _forward(
+    value, levels, locations, weights, out, rows, queries, tokens,
+    HEADS: tl.constexpr, DIM: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr,
+):  # fmt: skip
+    """``rows`` are images times queries; ``levels`` holds (H, W, first token) of each level."""
+    precision = locations.dtype.element_ty
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    head = tl.program_id(1)
+    channel = tl.arange(0, BLOCK_DIM)[None, :]
+    is_row, is_channel = row < rows, channel < DIM
+    item = row.to(tl.int64) * HEADS + head
+    origin = (row // queries).to(tl.int64) * tokens * (HEADS * DIM) + head * DIM
+    total = tl.zeros((BLOCK_ROWS, BLOCK_DIM), precision)
+    for level in range(LEVELS):
+        height, width, first = _level(levels, level)
+        for point in tl.static_range(POINTS):
+            sample = (item * LEVELS + level) * POINTS + point
+            weight = tl.load(weights + sample, mask=is_row, other=0.0)
+            left, top, dx, dy = _point(locations, sample, is_row, height, width)
+            for corner in tl.static_range(4):
+                index, inside, share_x, share_y = _corner(
+                    corner % 2, corner // 2, left, top, dx, dy, height, width
+                )
+                where = (origin + (first + index) * (HEADS * DIM))[:, None] + channel
+                pixel = tl.load(value + where, mask=inside[:, None] & is_channel, other=0.0)
+                total += (weight * share_x * share_y)[:, None] * pixel.to(precision)
+    where = (item * DIM)[:, None] + channel
+    tl.store(out + where, total.to(out.dtype.element_ty), mask=is_row[:, None] & is_channel)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _backward(
+    grad_out, value, levels, locations, weights, unit, grad_value, grad_locations, grad_weights,
+    rows, queries, tokens,
+    HEADS: tl.constexpr, DIM: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr,
+):  # fmt: skip
+    """As ``_forward``. If ``grad_value`` is integer, it counts units of size ``unit``."""
+    precision = locations.dtype.element_ty
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    head = tl.program_id(1)
+    channel = tl.arange(0, BLOCK_DIM)[None, :]
+    is_row, is_channel = row < rows, channel < DIM
+    item = row.to(tl.int64) * HEADS + head
+    origin = (row // queries).to(tl.int64) * tokens * (HEADS * DIM) + head * DIM
+    where = (item * DIM)[:, None] + channel
+    grad = tl.load(grad_out + where, mask=is_row[:, None] & is_channel, other=0.0).to(precision)
+    for level in range(LEVELS):
+        height, width, first = _level(levels, level)
+        for point in range(POINTS):
+            sample = (item * LEVELS + level) * POINTS + point
+            weight = tl.load(weights + sample, mask=is_row, other=0.0)
+            left, top, dx, dy = _point(locations, sample, is_row, height, width)
+            grad_x = tl.zeros((BLOCK_ROWS,), precision)
+            grad_y = tl.zeros((BLOCK_ROWS,), precision)
+            grad_weight = tl.zeros((BLOCK_ROWS,), precision)
+            for corner in tl.static_range(4):
+                index, inside, share_x, share_y = _corner(
+                    corner % 2, corner // 2, left, top, dx, dy, height, width
+                )
+                where = (origin + (first + index) * (HEADS * DIM))[:, None] + channel
+                mask = inside[:, None] & is_channel
+                pixel = tl.load(value + where, mask=mask, other=0.0)
+                match = tl.sum(pixel.to(precision) * grad, axis=1)
+                grad_weight += share_x * share_y * match
+                grad_x += (share_y if corner % 2 else -share_y) * match
+                grad_y += (share_x if corner // 2 else -share_x) * match
+                part = (weight * share_x * share_y)[:, None] * grad
+                if grad_value.dtype.element_ty == tl.int64:
+                    part = tl.floor(part / tl.load(unit) + 0.5).to(tl.int64)
+                tl.atomic_add(grad_value + where, part, mask=mask, sem="relaxed")
+            tl.store(grad_weights + sample, grad_weight, mask=is_row)
+            tl.store(grad_locations + 2 * sample, weight * grad_x * width, mask=is_row)
+            tl.store(grad_locations + 2 * sample + 1, weight * grad_y * height, mask=is_row)
+
+
+def forward(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """(B, Q, heads * D); arguments as of ``codetr.ops.multi_scale_deformable_attention``."""
+    batch, queries, heads = locations.shape[:3]
+    out = value.new_empty(batch, queries, heads * value.shape[3])
+    levels = _level_table(shapes, value.device)
+    _launch(_forward, value, locations, (value, levels, locations, weights, out))
+    return out
+
+
+def backward(
+    grad_out: Tensor, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of value, locations and weights for that of ``forward``'s result."""
+    deterministic = torch.are_deterministic_algorithms_enabled() and grad_out.numel() > 0
+    precision = locations.dtype
+    unit = _fixed_point_unit(grad_out, weights) if deterministic else weights.new_ones(())
+    sums = torch.int64 if deterministic else precision
+    grad_value = torch.zeros(value.shape, dtype=sums, device=value.device)
+    grad_locations = locations.new_empty(locations.shape)
+    grad_weights = weights.new_empty(weights.shape)
+    levels = _level_table(shapes, value.device)
+    inputs = (grad_out, value, levels, locations, weights, unit)
+    _launch(_backward, value, locations, (*inputs, grad_value, grad_locations, grad_weights))
+    if deterministic:
+        grad_value = grad_value.to(precision) * unit
+    return grad_value.to(value.dtype), grad_locations, grad_weights
+
+
+def _launch(
+    kernel: triton.JITFunction, value: Tensor, locations: Tensor, tensors: tuple[Tensor, ...]
+) -> None:
+    batch, queries, heads, levels, points, _ = locations.shape
+    dim = value.shape[3]
+    rows = batch * queries
+    block_dim = triton.next_power_of_2(dim)
+    block_rows = max(1, BLOCK_ELEMENTS // block_dim)
+    if rows == 0:
+        return
+    with torch.cuda.device_of(value):  # Triton launches on the current device
+        kernel[(triton.cdiv(rows, block_rows), heads)](
+            *(tensor.contiguous() for tensor in tensors),
+            rows, queries, value.shape[1],
+            HEADS=heads, DIM=dim, LEVELS=levels, POINTS=points,
+            BLOCK_ROWS=block_rows, BLOCK_DIM=block_dim, enable_fp_fusion=True,
+        )  # fmt: skip
+
+
+def _level_table(shapes: Shapes, device: torch.device) -> Tensor:
+    """(L, 3) int32 (H, W, first token). From pinned memory, so that the host does not wait."""
+    return _pinned_level_table(shapes, device.type == "cuda").to(device, non_blocking=True)
+
+
+@functools.lru_cache(maxsize=1024)
+def _pinned_level_table(shapes: Shapes, pinned: bool) -> Tensor:
+    ends = itertools.accumulate(h * w for h, w in shapes)
+    rows = [(h, w, end - h * w) for (h, w), end in zip(shapes, ends, strict=True)]
+    table = torch.tensor(rows, dtype=torch.int32)
+    return table.pin_memory() if pinned else table
+
+
+def _fixed_point_unit(grad_out: Tensor, weights: Tensor) -> Tensor:
+    """The power of two in which no sum over queries and points can overflow 64 bits.
+
+    It is not a number where the gradient is not finite, and then so are all the sums.
+    """
+    samples = weights.shape[1] * weights.shape[4]
+    largest = grad_out.abs().amax().double() * weights.abs().amax().double() * samples
+    exponent = largest.clamp_min(2.0**-60).log2().ceil() - FIXED_POINT_BITS
+    return exponent.exp2().to(weights.dtype)

@@ -1,0 +1,280 @@
+"""The Triton kernels against grid_sample in float64.
+
+They run on a GPU where there is one, and in any case in Triton's interpreter on the CPU, which
+must be chosen before Triton is imported: ``test_in_the_interpreter`` runs this file again.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from codetr.ops.msda_reference import Shapes, sample_levels
+
+pytest.importorskip("triton", reason="Triton is not installed: it comes with CUDA builds of torch")
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+SHAPES = ((4, 3), (2, 5))
+
+on_kernel = pytest.mark.skipif(
+    not INTERPRETED and not torch.cuda.is_available(),
+    reason="no GPU: run by test_in_the_interpreter instead",
+)
+outside = pytest.mark.skipif(INTERPRETED, reason="not for the run within the interpreter")
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter pays for every element, and this way meets more than one block."""
+    if INTERPRETED:
+        monkeypatch.setattr("codetr.ops.msda_triton.BLOCK_ELEMENTS", 256)
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def inputs(
+    value: torch.dtype,
+    precision: torch.dtype = torch.float32,
+    shapes: Shapes = SHAPES,
+    sizes: tuple[int, int, int, int, int] = (2, 5, 2, 2, 16),
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Value, locations (some outside), weights and gradient; ``sizes``: images, queries, heads,
+    points, channels per head."""
+    batch, queries, heads, points, dim = sizes
+    grid = (batch, queries, heads, len(shapes), points)
+    tokens = sum(h * w for h, w in shapes)
+    tensors = (
+        torch.randn(batch, tokens, heads, dim).to(value),
+        torch.rand(*grid, 2).to(precision) * 1.6 - 0.3,
+        torch.rand(*grid).to(precision),
+        torch.randn(batch, queries, heads * dim).to(value),
+    )
+    return tuple(x.to(DEVICE) for x in tensors)  # type: ignore[return-value]
+
+
+def results(
+    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, grad: Tensor
+) -> tuple[Tensor, ...]:
+    """The kernels' result and the gradients of value, locations and weights."""
+    from codetr.ops import msda_triton
+
+    out = msda_triton.forward(value, shapes, locations, weights)
+    return out, *msda_triton.backward(grad, value, shapes, locations, weights)
+
+
+def expected(
+    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, grad: Tensor
+) -> tuple[Tensor, ...]:
+    """The same from grid_sample, in float64."""
+    leaves = [x.detach().double().requires_grad_() for x in (value, locations, weights)]
+    out = sample_levels(leaves[0], shapes, *leaves[1:])
+    return out.detach(), *torch.autograd.grad(out, leaves, grad.double())
+
+
+def assert_like_reference(
+    arguments: tuple[Tensor, ...], shapes: Shapes = SHAPES, eps: float | None = None
+) -> None:
+    """Within ``eps`` of the largest number of each tensor, by default a few of its last bits."""
+    value, locations, weights, grad = arguments
+    like = (grad, value, locations, weights)
+    found = results(value, shapes, locations, weights, grad)
+    right = expected(value, shapes, locations, weights, grad)
+    for ours, theirs, source in zip(found, right, like, strict=True):
+        assert (ours.dtype, ours.shape) == (source.dtype, theirs.shape)
+        atol = (eps or 16 * torch.finfo(ours.dtype).eps) * float(theirs.abs().max())
+        assert_close(ours.double(), theirs, rtol=0, atol=atol)
+
+
+@on_kernel
+@pytest.mark.parametrize(
+    ("value", "dim"),
+    [
+        (torch.float32, 16),
+        (torch.float32, 24),
+        (torch.float16, 24),
+        (torch.float16, 32),
+        (torch.bfloat16, 16),
+        (torch.bfloat16, 64),
+    ],
+)
+def test_dtypes_and_head_widths(value: torch.dtype, dim: int) -> None:
+    """Locations and weights are float32, and so accurate are their gradients."""
+    assert_like_reference(inputs(value, sizes=(1, 3, 2, 2, dim)))
+
+
+@on_kernel
+def test_float64_is_exact() -> None:
+    assert_like_reference(inputs(torch.float64, torch.float64), eps=1e-14)
+
+
+@on_kernel
+@pytest.mark.parametrize(
+    ("shapes", "sizes"),
+    [
+        (((1, 1),), (1, 1, 1, 1, 16)),
+        (((3, 2),), (3, 70, 1, 1, 16)),  # blocks of rows that span images
+        (((5, 4), (3, 2), (2, 1), (1, 1), (1, 3)), (1, 4, 3, 3, 17)),
+    ],
+)
+def test_levels_points_and_padding(shapes: Shapes, sizes: tuple[int, int, int, int, int]) -> None:
+    assert_like_reference(inputs(torch.float32, shapes=shapes, sizes=sizes), shapes)
+
+
+@on_kernel
+def test_exactly_on_borders_and_pixels() -> None:
+    """Powers of two, so that no rounding moves a point off its pixel or off the border."""
+    steps = torch.arange(-4, 14, dtype=torch.float64) / 2
+    locations = torch.cartesian_prod(steps, steps) + 0.5
+    locations = locations / torch.tensor([4.0, 2.0])
+    locations = locations.view(1, -1, 1, 1, 1, 2).to(DEVICE)
+    value, _, _, grad = inputs(
+        torch.float64, torch.float64, ((2, 4),), (1, locations.shape[1], 1, 1, 16)
+    )
+    weights = torch.ones(locations.shape[:-1], dtype=torch.float64, device=DEVICE)
+    assert_like_reference((value, locations, weights, grad), ((2, 4),), eps=1e-14)
+
+
+@on_kernel
+def test_far_outside_is_zero_and_what_is_not_a_number_shows() -> None:
+    value, locations, weights, grad = inputs(torch.float32)
+    locations[0, 0] = torch.tensor([1e30, -1e30])
+    locations[1, 2, 1, 0, 0, 1] = float("nan")
+    found = results(value, SHAPES, locations, weights, grad)
+    assert not found[0][0, 0].any()
+    assert not found[2][0, 0].any()
+    assert found[0].isnan().sum() == 16
+    assert found[0][1, 2, 16:].isnan().all()
+
+
+@on_kernel
+def test_strided_inputs() -> None:
+    tensors = inputs(torch.float32)
+    strided = tuple(x.transpose(0, 1).contiguous().transpose(0, 1) for x in tensors)
+    assert not any(x.is_contiguous() for x in strided)
+    assert_like_reference(strided)
+
+
+@on_kernel
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize(
+    ("value", "scale"), [(torch.float32, 1e-12), (torch.float32, 1e12), (torch.bfloat16, 1.0)]
+)
+def test_deterministic_sums_do_not_depend_on_the_order(value: torch.dtype, scale: float) -> None:
+    """Queries in another order are summed in another order, to the same bits."""
+    tokens, locations, weights, grad = inputs(value)
+    grad = grad * scale
+    assert_like_reference((tokens, locations, weights, grad))
+    order = torch.randperm(grad.shape[1], device=DEVICE)
+    first = results(tokens, SHAPES, locations, weights, grad)[1]
+    second = results(tokens, SHAPES, locations[:, order], weights[:, order], grad[:, order])[1]
+    assert_close(first, second, rtol=0, atol=0)
+
+
+@on_kernel
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # of numpy
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_deterministic_sums_show_overflow(bad: float) -> None:
+    """A gradient scaler must see it, although integers have no such number."""
+    tokens, locations, weights, grad = inputs(torch.float32)
+    grad[0, 0, 0] = bad
+    assert not results(tokens, SHAPES, locations, weights, grad)[1].isfinite().any()
+
+
+@on_kernel
+@pytest.mark.parametrize("fixed", [False, True])
+def test_no_queries(fixed: bool, request: pytest.FixtureRequest) -> None:
+    if fixed:
+        request.getfixturevalue("deterministic")
+    value, locations, weights, grad = inputs(torch.float32, sizes=(2, 0, 2, 2, 16))
+    out, grad_value, *_ = results(value, SHAPES, locations, weights, grad)
+    assert out.shape == (2, 0, 32)
+    assert not grad_value.any()
+
+
+@on_kernel
+@pytest.mark.golden
+@pytest.mark.parametrize("case", [0, 2] if INTERPRETED else [0, 1, 2])  # 1 takes 13 s there
+def test_recorded_numbers(shared: Path, case: int) -> None:
+    recorded = np.load(shared / "golden" / "msda" / "io.npz")
+    names = ("value", "loc", "att", "grad_out", "out", "grad_value", "grad_loc", "grad_att")
+    arrays = [torch.from_numpy(recorded[f"case{case}/{name}"]).to(DEVICE) for name in names]
+    shapes = tuple((int(h), int(w)) for h, w in recorded[f"case{case}/shapes"])
+    value, locations, weights, grad = arrays[:4]
+    found = results(value, shapes, locations, weights, grad)
+    for name, ours, theirs in zip(names[4:], found, arrays[4:], strict=True):
+        difference = (ours - theirs).abs()
+        if case == 0 and name == "grad_loc":
+            difference[0, 1, 1, 1, 0, 1] = 0  # on a pixel centre: one-sided, see its README
+        assert difference.max() < 1e-10, name
+
+
+@outside
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_takes_the_kernel() -> None:
+    from codetr.ops import multi_scale_deformable_attention, use_msda
+
+    assert use_msda("auto", torch.device("cuda")) == "Triton kernel on cuda"
+    value, locations, weights, _ = inputs(torch.bfloat16)
+    leaves = (value.requires_grad_(), [4, 3, 2, 5], locations.requires_grad_(), weights)
+    torch.library.opcheck(torch.ops.codetr.msda, leaves)
+    out = multi_scale_deformable_attention(value, SHAPES, locations, weights)
+    assert_close(out, results(value, SHAPES, locations, weights, out)[0], rtol=0, atol=0)
+
+
+@outside
+@pytest.mark.parametrize("name", ["_forward", "_backward"])
+@pytest.mark.parametrize(("capability", "sums"), [(80, "fp32"), (90, "i64")])
+def test_compiles_for_a_gpu_that_is_not_here(
+    name: str, capability: int, sums: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is spilled to local memory, and pixels are read 16 bytes at a time."""
+    from triton import compile as build
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from codetr.ops import msda_triton
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = getattr(msda_triton, name)
+    pointers = dict.fromkeys(("value", "out", "grad_out"), "*bf16")
+    pointers |= dict.fromkeys(("locations", "weights", "unit"), "*fp32")
+    pointers |= dict.fromkeys(("grad_locations", "grad_weights"), "*fp32")
+    pointers |= {"levels": "*i32", "grad_value": f"*{sums}"}
+    types = pointers | dict.fromkeys(msda_triton.SIZES, "i32")
+    signature = {argument: types.get(argument, "constexpr") for argument in kernel.arg_names}
+    constants = {"HEADS": 8, "DIM": 32, "LEVELS": 5, "POINTS": 4}
+    constants |= {"BLOCK_ROWS": 32, "BLOCK_DIM": 32}
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, argument in enumerate(kernel.arg_names)
+        if argument in pointers
+    }
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
+    target = GPUTarget("cuda", capability, 32)
+    code = build(source, target=target, options={"enable_fp_fusion": True}).asm["ptx"]
+    assert "ld.global.v4.b32" in code
+    assert (".relaxed.add." in code) == (name == "_backward")
+    assert "st.local" not in code
+
+
+@outside
+def test_in_the_interpreter() -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
