@@ -1,4 +1,4 @@
-"""Anchor boxes on the cells of a pyramid."""
+"""Anchor boxes on the cells of a pyramid, and points in their middle."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from codetr.structures import Pyramid, TensorStruct
 class Anchors(TensorStruct):
     """All anchors of a batch: level by level, row by row, column by column, shape by shape.
 
-    ``boxes`` (A, 4) xyxy px; ``usable`` (B, A) bool, False for cells outside the image's own
-    padded size; ``level_sizes`` how many of the A belong to each level.
+    ``boxes`` (A, 4) xyxy px; ``strides`` (A,) px from cell to cell; ``usable`` (B, A) bool, False
+    for cells outside the image's own padded size; ``level_sizes`` how many of the A belong to
+    each level.
     """
 
     boxes: Tensor
+    strides: Tensor
     usable: Tensor
     level_sizes: tuple[int, ...]
 
@@ -42,23 +44,85 @@ class AnchorGrid:
 
     def __call__(self, pyramid: Pyramid, padded_sizes: Tensor) -> Anchors:
         """Anchors for ``pyramid``; ``padded_sizes`` (B, 2) are the images' (height, width) px."""
-        dtype = torch.promote_types(pyramid.maps[0].dtype, torch.float32)
-        shapes = _unit_anchors(tuple(self.scales), tuple(self.ratios), dtype, padded_sizes.device)
-        boxes, usable = [], []
+        dtype, device = _precision(pyramid), padded_sizes.device
+        shapes = _unit_anchors(tuple(self.scales), tuple(self.ratios), dtype, device)
+        boxes, strides, usable = [], [], []
         for (height, width), stride in zip(pyramid.shapes, pyramid.strides, strict=True):
-            rows = torch.arange(height, device=padded_sizes.device)
-            columns = torch.arange(width, device=padded_sizes.device)
-            y, x = torch.meshgrid(rows, columns, indexing="ij")
-            corner = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
+            cells = _cells(height, width, device)
+            corner = cells.repeat(1, 2)[:, None]
             boxes.append(((corner + shapes) * stride).flatten(0, 1))
-            last = -(-padded_sizes // stride)
-            inside = (rows < last[:, :1])[:, :, None] & (columns < last[:, 1:])[:, None, :]
-            usable.append(inside.flatten(1).repeat_interleave(self.per_cell, dim=1))
+            strides.append(torch.full_like(boxes[-1][:, 0], stride))
+            last = -(-padded_sizes // stride)  # rows and columns of each image
+            inside = (cells < last.flip(1)[:, None]).all(dim=2)
+            usable.append(inside.repeat_interleave(self.per_cell, dim=1))
         return Anchors(
             boxes=torch.cat(boxes),
+            strides=torch.cat(strides),
             usable=torch.cat(usable, dim=1),
             level_sizes=tuple(len(level) for level in boxes),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points(TensorStruct):
+    """The middles of all cells, level by level, row by row: ``centres`` (P, 2) x, y in px;
+    ``boxes`` (P, 4) xyxy px, a square about each; ``reach`` (P, 2) px, the smallest and largest
+    distance to the farthest side of a box that the point's level is meant for; ``level_sizes``
+    how many of the P belong to each level.
+    """
+
+    centres: Tensor
+    boxes: Tensor
+    reach: Tensor
+    level_sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointGrid:
+    """Points at ((column + 1/2) * stride, (row + 1/2) * stride), as in FCOS (Tian et al. 2019).
+
+    A level is meant for boxes whose farthest side is between ``reach`` times the stride of the
+    level before and ``reach`` times its own; the first level has no lower, the last no upper
+    bound (64, 128, 256, 512 px for strides 8 to 128, as published). The squares have the side
+    ``finest_side`` on the finest level and twice that on each further one (the authors of Co-DETR
+    in Sense-X/Co-DETR, issue 35).
+    """
+
+    reach: float = 8.0
+    finest_side: float = 64.0
+
+    def __call__(self, pyramid: Pyramid) -> Points:
+        """Points for ``pyramid``, in images' padding too."""
+        dtype, device = _precision(pyramid), pyramid.maps[0].device
+        bounds = [0.0, *(self.reach * s for s in pyramid.strides[:-1]), torch.inf]
+        centres, boxes, reach = [], [], []
+        for level, ((height, width), stride) in enumerate(
+            zip(pyramid.shapes, pyramid.strides, strict=True)
+        ):
+            middle = (_cells(height, width, device).to(dtype) + 0.5) * stride
+            half = self.finest_side * 2**level / 2
+            centres.append(middle)
+            boxes.append(torch.cat([middle - half, middle + half], dim=1))
+            limits = [torch.full_like(middle[:, :1], b) for b in bounds[level : level + 2]]
+            reach.append(torch.cat(limits, dim=1))
+        return Points(
+            centres=torch.cat(centres),
+            boxes=torch.cat(boxes),
+            reach=torch.cat(reach),
+            level_sizes=tuple(len(level) for level in centres),
+        )
+
+
+def _precision(pyramid: Pyramid) -> torch.dtype:
+    return torch.promote_types(pyramid.maps[0].dtype, torch.float32)
+
+
+def _cells(height: int, width: int, device: torch.device) -> Tensor:
+    """(H * W, 2) column and row of every cell, row by row."""
+    y, x = torch.meshgrid(
+        torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
+    )
+    return torch.stack([x, y], dim=-1).flatten(0, 1)
 
 
 @lru_cache(maxsize=64)

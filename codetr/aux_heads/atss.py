@@ -7,8 +7,6 @@ Official parameter names (mmdet ``ATSSHead``) and ours: ``cls_convs.i.{conv,gn}`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,37 +15,35 @@ from codetr.assigners.atss import AtssAssigner
 from codetr.aux_heads.anchors import AnchorGrid, Anchors
 from codetr.aux_heads.coder import DeltaCoder
 from codetr.aux_heads.dense import (
-    PRIOR_LOGIT,
+    DensePredictions,
     cell_features,
     conv_tower,
     flatten_level,
-    init_convs,
+    init_dense,
+    join_levels,
     level_scales,
+    predictor,
 )
-from codetr.aux_heads.detections import ClasswiseNms, DenseSelection, Detections
-from codetr.aux_heads.matched import Matched, boxes_xyxy_px, candidates, match
-from codetr.aux_heads.precision import at_least_float32
+from codetr.aux_heads.detections import ClasswiseNms, DenseSelection, Detections, Selection, detect
+from codetr.aux_heads.distances import centerness, centres_xyxy, encode_distances
+from codetr.aux_heads.matched import (
+    Matched,
+    anchor_candidates,
+    boxes_xyxy_px,
+    dense_targets,
+    match,
+)
+from codetr.aux_heads.normalisers import count_positives, divisor
 from codetr.aux_heads.protocol import AuxOutput
-from codetr.boxes import clip_xyxy, paired_giou
+from codetr.boxes import paired_giou
 from codetr.criteria.focal import one_hot_labels, sigmoid_focal_loss
 from codetr.distributed import mean_over_ranks
-from codetr.structures import Batch, Images, Losses, LossTerm, Pyramid, TensorStruct
+from codetr.structures import Batch, Images, Losses, LossTerm, Pyramid
 
 GRID = AnchorGrid(scales=(8.0,))
 CODER = DeltaCoder(stds=(0.1, 0.1, 0.2, 0.2))
 ASSIGNER = AtssAssigner()
 SELECTION = DenseSelection(nms=ClasswiseNms(iou=0.6))
-
-
-@dataclass(frozen=True, kw_only=True)
-class AtssPredictions(TensorStruct):
-    """For all A anchors of all levels: ``logits`` (B, A, K), ``deltas`` (B, A, 4),
-    ``centerness`` (B, A) logits; at least float32.
-    """
-
-    logits: Tensor
-    deltas: Tensor
-    centerness: Tensor
 
 
 class AtssHead(nn.Module):
@@ -70,7 +66,7 @@ class AtssHead(nn.Module):
         grid: AnchorGrid = GRID,
         coder: DeltaCoder = CODER,
         assigner: AtssAssigner = ASSIGNER,
-        selection: DenseSelection = SELECTION,
+        selection: Selection = SELECTION,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -79,42 +75,36 @@ class AtssHead(nn.Module):
         self.grid, self.coder, self.assigner, self.selection = grid, coder, assigner, selection
         self.cls_tower = conv_tower(channels, num_convs)
         self.reg_tower = conv_tower(channels, num_convs)
-        self.cls = nn.Conv2d(channels, num_classes, 3, padding=1)
-        self.reg = nn.Conv2d(channels, 4, 3, padding=1)
-        self.centerness = nn.Conv2d(channels, 1, 3, padding=1)
+        self.cls = predictor(channels, num_classes)
+        self.reg = predictor(channels, 4)
+        self.centerness = predictor(channels, 1)
         self.scales = level_scales(num_levels)
-        init_convs(self)
-        nn.init.constant_(self.cls.bias, PRIOR_LOGIT)  # type: ignore[arg-type]
+        init_dense(self, self.cls)
 
     def forward(self, pyramid: Pyramid, batch: Batch) -> AuxOutput:
-        """Losses ``cls``, ``bbox``, ``centerness``; candidates are all anchors (B, A): unusable
-        ones are background with zero coordinates.
-        """
+        """Losses ``cls``, ``bbox``, ``centerness``; candidates are all anchors."""
         anchors = self.grid(pyramid, batch.images.padded_sizes)
         matched = self.assign(anchors, batch)
-        features = cell_features(pyramid, self.grid.per_cell)
         return AuxOutput(
             losses=self.losses(self.predictions(pyramid), anchors, matched, batch),
-            candidates=tuple(
-                candidates(anchors.boxes * usable[:, None], m, f, t)
-                for usable, m, f, t in zip(
-                    anchors.usable, matched, features, batch.targets, strict=True
-                )
+            candidates=anchor_candidates(
+                anchors.boxes, anchors.usable, matched, cell_features(pyramid), batch.targets
             ),
         )
 
-    def predictions(self, pyramid: Pyramid) -> AtssPredictions:
-        """What the branches say at every anchor."""
-        logits, deltas, centerness = [], [], []
-        for features, scale in zip(pyramid.maps, self.scales, strict=True):
-            shape = self.reg_tower(features)
-            logits.append(flatten_level(self.cls(self.cls_tower(features)), self.num_classes))
-            deltas.append(at_least_float32(flatten_level(self.reg(shape), 4)) * scale)
-            centerness.append(flatten_level(self.centerness(shape), 1).squeeze(2))
-        return AtssPredictions(
-            logits=at_least_float32(torch.cat(logits, dim=1)),
-            deltas=torch.cat(deltas, dim=1),
-            centerness=at_least_float32(torch.cat(centerness, dim=1)),
+    def predictions(self, pyramid: Pyramid) -> DensePredictions:
+        """``regression`` are offsets from the anchors, ``quality`` is the centerness."""
+        return join_levels(
+            self._level(features, scale)
+            for features, scale in zip(pyramid.maps, self.scales, strict=True)
+        )
+
+    def _level(self, features: Tensor, scale: Tensor) -> DensePredictions:
+        shape = self.reg_tower(features)
+        return DensePredictions(
+            logits=flatten_level(self.cls(self.cls_tower(features)), self.num_classes),
+            regression=flatten_level(self.reg(shape), 4) * scale,
+            quality=flatten_level(self.centerness(shape), 1).squeeze(2),
         )
 
     def assign(self, anchors: Anchors, batch: Batch) -> tuple[Matched, ...]:
@@ -135,63 +125,34 @@ class AtssHead(nn.Module):
 
     def losses(
         self,
-        predictions: AtssPredictions,
+        predictions: DensePredictions,
         anchors: Anchors,
         matched: tuple[Matched, ...],
         batch: Batch,
     ) -> Losses:
         """Each term is summed over levels and images before it is divided (no loss per level)."""
-        labels = torch.stack([m.labels for m in matched])
-        positive = labels < self.num_classes
-        boxes = torch.stack(
-            [boxes_xyxy_px(m.boxes, t) for m, t in zip(matched, batch.targets, strict=True)]
-        )
-        # An anchor is its own target where it has none: finite everywhere, masked below.
-        boxes = torch.where(positive[..., None], boxes, anchors.boxes)
-        quality = centerness_target(anchors.boxes, boxes) * positive
-        num_pos, sum_quality = self._normalisers(positive, quality)
+        assert predictions.quality is not None
+        wanted = dense_targets(matched, batch.targets, anchors.boxes, self.num_classes)
+        sides = encode_distances(centres_xyxy(anchors.boxes), wanted.boxes_px)
+        quality = centerness(sides) * wanted.positive
+        totals = torch.stack([count_positives(wanted.positive).to(quality.dtype), quality.sum()])
+        num_pos, sum_quality = divisor(mean_over_ranks(totals), minimum=1).unbind()
 
-        one_hot = one_hot_labels(labels, self.num_classes, predictions.logits.dtype)
+        one_hot = one_hot_labels(wanted.labels, self.num_classes, predictions.logits.dtype)
         focal = sigmoid_focal_loss(predictions.logits, one_hot).sum(dim=2) * anchors.usable
-        giou = paired_giou(self.coder.decode(anchors.boxes, predictions.deltas), boxes)
-        entropy = F.binary_cross_entropy_with_logits(
-            predictions.centerness, quality, reduction="none"
-        )
+        boxes = self.coder.decode(anchors.boxes, predictions.regression)
+        mismatch = (1 - paired_giou(boxes, wanted.boxes_px)) * quality
+        entropy = F.binary_cross_entropy_with_logits(predictions.quality, quality, reduction="none")
+        entropy = entropy * wanted.positive
         return {
             "cls": LossTerm(focal.sum() / num_pos, self.cls_weight),
-            "bbox": LossTerm(((1 - giou) * quality).sum() / sum_quality, self.bbox_weight),
-            "centerness": LossTerm((entropy * positive).sum() / num_pos, self.centerness_weight),
+            "bbox": LossTerm(mismatch.sum() / sum_quality, self.bbox_weight),
+            "centerness": LossTerm(entropy.sum() / num_pos, self.centerness_weight),
         }
 
     def predict(self, pyramid: Pyramid, images: Images) -> tuple[Detections, ...]:
         """Detections per image; scores are class probability times centerness."""
         anchors = self.grid(pyramid, images.padded_sizes)
         predictions = self.predictions(pyramid)
-        boxes = self.coder.decode(anchors.boxes, predictions.deltas)
-        return tuple(
-            self.selection(scores, clip_xyxy(box, size.flip(0)), anchors.level_sizes, quality)
-            for scores, box, size, quality in zip(
-                predictions.logits.sigmoid(),
-                boxes,
-                images.sizes,
-                predictions.centerness.sigmoid(),
-                strict=True,
-            )
-        )
-
-    @staticmethod
-    def _normalisers(positive: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
-        """Positives (at least 1 per image) and sum of centerness, averaged over processes."""
-        num_pos = positive.sum(dim=1).clamp(min=1).sum().to(quality.dtype)
-        mean = mean_over_ranks(torch.stack([num_pos, quality.sum()])).clamp(min=1)
-        num_pos, sum_quality = (mean + torch.finfo(mean.dtype).eps).unbind()
-        return num_pos, sum_quality
-
-
-def centerness_target(anchors_xyxy: Tensor, boxes_xyxy: Tensor) -> Tensor:
-    """(...,) sqrt of the ratios of the near to the far distance from an anchor's centre to the
-    sides of its box, per axis (Tian et al. 2019, eq. 3); 1 in the middle, 0 on a side.
-    """
-    centre = (anchors_xyxy[..., :2] + anchors_xyxy[..., 2:]) / 2
-    low, high = centre - boxes_xyxy[..., :2], boxes_xyxy[..., 2:] - centre
-    return (torch.minimum(low, high) / torch.maximum(low, high)).prod(dim=-1).sqrt()
+        boxes = self.coder.decode(anchors.boxes, predictions.regression)
+        return detect(self.selection, predictions, boxes, anchors.level_sizes, images.sizes)

@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from codetr.structures import Pyramid
+from codetr.aux_heads.precision import at_least_float32
+from codetr.structures import Pyramid, TensorStruct
 
 GROUPS = 32
 PRIOR_LOGIT = -math.log(99)
 """Classifier bias that starts every class at probability 0.01 (Lin et al. 2017, section 3.3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensePredictions(TensorStruct):
+    """What the branches say at all A anchors (or points) of all levels; at least float32.
+
+    ``logits`` (B, A, K); ``regression`` (B, A, R), as the head has it: offsets, distances in
+    pixels, or bins; ``quality`` (B, A) logits of a branch that judges the box, None without one.
+    """
+
+    logits: Tensor
+    regression: Tensor
+    quality: Tensor | None = None
+
+
+def join_levels(levels: Iterable[DensePredictions]) -> DensePredictions:
+    """Predictions of each level by itself, one after the other."""
+    found = list(levels)
+    quality = [level.quality for level in found if level.quality is not None]
+    return DensePredictions(
+        logits=torch.cat([level.logits for level in found], dim=1),
+        regression=torch.cat([level.regression for level in found], dim=1),
+        quality=torch.cat(quality, dim=1) if quality else None,
+    )
 
 
 class ConvBlock(nn.Module):
@@ -28,8 +55,13 @@ class ConvBlock(nn.Module):
 
 
 def conv_tower(channels: int, depth: int, *, normalised: bool = True) -> nn.Sequential:
-    """``depth`` blocks, shared by all levels."""
+    """``depth`` blocks (0: the features as they are), shared by all levels."""
     return nn.Sequential(*(ConvBlock(channels, normalised=normalised) for _ in range(depth)))
+
+
+def predictor(channels: int, outputs: int) -> nn.Conv2d:
+    """The last 3x3 convolution of a branch."""
+    return nn.Conv2d(channels, outputs, 3, padding=1)
 
 
 def level_scales(num_levels: int) -> nn.ParameterList:
@@ -46,13 +78,20 @@ def init_convs(head: nn.Module, std: float = 0.01) -> None:
                 nn.init.zeros_(module.bias)
 
 
+def init_dense(head: nn.Module, classifier: nn.Conv2d) -> None:
+    """Every convolution of ``head``, and the prior of its ``classifier``."""
+    init_convs(head)
+    nn.init.constant_(classifier.bias, PRIOR_LOGIT)  # type: ignore[arg-type]
+
+
 def flatten_level(prediction: Tensor, size: int) -> Tensor:
-    """(B, anchors * size, H, W) to (B, H * W * anchors, size), in the order of ``Anchors``."""
+    """(B, anchors * size, H, W) to (B, H * W * anchors, size), in the order of ``Anchors``; at
+    least float32.
+    """
     batch = prediction.shape[0]
-    return prediction.permute(0, 2, 3, 1).reshape(batch, -1, size)
+    return at_least_float32(prediction.permute(0, 2, 3, 1).reshape(batch, -1, size))
 
 
-def cell_features(pyramid: Pyramid, per_cell: int = 1) -> Tensor:
-    """(B, A, C) for every anchor, the map's vector at its cell; keeps the gradient."""
-    cells = torch.cat([m.flatten(2).transpose(1, 2) for m in pyramid.maps], dim=1)
-    return cells if per_cell == 1 else cells.repeat_interleave(per_cell, dim=1)
+def cell_features(pyramid: Pyramid) -> Tensor:
+    """(B, cells, C) the maps' vectors, level by level, row by row; keeps the gradient."""
+    return torch.cat([m.flatten(2).transpose(1, 2) for m in pyramid.maps], dim=1)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from codetr.aux_heads.dense import DensePredictions
+from codetr.boxes import clip_xyxy
 from codetr.structures import TensorStruct
 
 
@@ -39,6 +42,22 @@ class ClasswiseNms:
         return found.map(lambda tensor: tensor[kept])
 
 
+class Selection(Protocol):
+    """A choice among the (anchor, class) pairs of one image."""
+
+    def __call__(
+        self,
+        scores: Tensor,
+        boxes_px: Tensor,
+        level_sizes: tuple[int, ...],
+        quality: Tensor | None = None,
+    ) -> Detections:
+        """``scores`` (A, K) and ``quality`` (A,) in [0, 1]; ``boxes_px`` (A, 4) decoded and
+        clipped xyxy.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class DenseSelection:
     """Test-time choice among the (anchor, class) pairs of a dense head.
@@ -58,9 +77,7 @@ class DenseSelection:
         level_sizes: tuple[int, ...],
         quality: Tensor | None = None,
     ) -> Detections:
-        """Detections of one image; ``scores`` (A, K) and ``quality`` (A,) in [0, 1];
-        ``boxes_px`` (A, 4) decoded and clipped xyxy.
-        """
+        """See ``Selection``."""
         found, start = [], 0
         for level in scores.split(list(level_sizes)):
             anchor, label, score = top_pairs(level, self.per_level, self.threshold)
@@ -79,3 +96,26 @@ def top_pairs(scores: Tensor, limit: int, threshold: float) -> tuple[Tensor, Ten
     values, index = scores.flatten().topk(min(limit, scores.numel()))
     values, index = values[values > threshold], index[values > threshold]
     return index // scores.shape[1], index % scores.shape[1], values
+
+
+def detect(
+    selection: Selection,
+    predictions: DensePredictions,
+    boxes_px: Tensor,
+    level_sizes: tuple[int, ...],
+    sizes: Tensor,
+) -> tuple[Detections, ...]:
+    """Detections per image, from decoded ``boxes_px`` (B, A, 4) xyxy that are clipped to the
+    images' ``sizes`` (B, 2) height, width px. Cells in an image's padding take part, as in mmdet.
+    """
+    scores = predictions.logits.sigmoid()
+    quality = None if predictions.quality is None else predictions.quality.sigmoid()
+    return tuple(
+        selection(
+            scores[image],
+            clip_xyxy(boxes_px[image], size.flip(0)),
+            level_sizes,
+            None if quality is None else quality[image],
+        )
+        for image, size in enumerate(sizes)
+    )

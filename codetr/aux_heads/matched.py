@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -30,6 +32,31 @@ def match(targets: Targets, assigned: Tensor, num_classes: int) -> Matched:
     return Matched(labels=labels[row], boxes=boxes[row])
 
 
+@dataclass(frozen=True, kw_only=True)
+class DenseTargets(TensorStruct):
+    """What all A anchors of all images shall predict: ``labels`` (B, A) with K = background;
+    ``positive`` (B, A) bool; ``boxes_px`` (B, A, 4) xyxy.
+
+    A background anchor is its own target box, so that every loss is finite everywhere; the losses
+    mask it.
+    """
+
+    labels: Tensor
+    positive: Tensor
+    boxes_px: Tensor
+
+
+def dense_targets(
+    matched: Sequence[Matched], targets: Sequence[Targets], anchors_px: Tensor, num_classes: int
+) -> DenseTargets:
+    """Stack the images' targets; ``anchors_px`` (A, 4) xyxy."""
+    labels = torch.stack([m.labels for m in matched])
+    positive = labels < num_classes
+    boxes = torch.stack([boxes_xyxy_px(m.boxes, t) for m, t in zip(matched, targets, strict=True)])
+    boxes = torch.where(positive[..., None], boxes, anchors_px)
+    return DenseTargets(labels=labels, positive=positive, boxes_px=boxes)
+
+
 def boxes_xyxy_px(boxes: Tensor, targets: Targets) -> Tensor:
     """(N, 4) corners in pixels of cxcywh ``boxes`` (N, 4) relative to the image of ``targets``."""
     return cxcywh_to_xyxy(boxes * targets.size_whwh)
@@ -44,4 +71,21 @@ def candidates(
         labels=matched.labels,
         targets=matched.boxes,
         features=features,
+    )
+
+
+def anchor_candidates(
+    boxes_px: Tensor,
+    usable: Tensor,
+    matched: Sequence[Matched],
+    features: Tensor,
+    targets: Sequence[Targets],
+) -> tuple[Candidates, ...]:
+    """All anchors ``boxes_px`` (A, 4) of every image as candidates, with ``features`` (B, A, C).
+
+    Those that are not ``usable`` (B, A) are background with zero coordinates, as in Co-DETR.
+    """
+    return tuple(
+        candidates(boxes_px * free[:, None], *parts)
+        for free, *parts in zip(usable, matched, features, targets, strict=True)
     )

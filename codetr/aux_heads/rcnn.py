@@ -6,6 +6,7 @@ Parameter names: ``rpn.*`` (see ``rpn``) for the official ``rpn_head.*`` and ``b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -58,7 +59,7 @@ class RcnnHead(nn.Module):
     """Region proposals on all levels, regions on all but the last (the extra, coarsest one).
 
     ``channels`` of the maps, ``num_levels`` of the pyramid; ``rpn`` and ``box_head`` are built as
-    in Co-DETR where they are not given.
+    in Co-DETR where they are not given. ``nms`` is for detections of this branch alone.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class RcnnHead(nn.Module):
         coder: DeltaCoder = CODER,
         assigner: MaxIouAssigner = ASSIGNER,
         sampler: RandomSampler = SAMPLER,
-        nms: ClasswiseNms = NMS,
+        nms: Callable[[Detections], Detections] = NMS,
     ) -> None:
         super().__init__()
         if num_levels < 2:

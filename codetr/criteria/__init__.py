@@ -1,5 +1,6 @@
 """Losses under a given assignment."""
 
+from codetr.criteria.federated import FederatedClassification
 from codetr.criteria.set_criterion import (
     FocalClassification,
     QualityClassification,
@@ -9,6 +10,7 @@ from codetr.criteria.set_criterion import (
 )
 
 __all__ = [
+    "FederatedClassification",
     "FocalClassification",
     "QualityClassification",
     "SetCriterion",

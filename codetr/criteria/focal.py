@@ -1,6 +1,6 @@
-"""Focal losses on sigmoid classifiers, element by element.
+"""Focal losses on classifiers and on distributions of distances, element by element.
 
-Both are built on the cross-entropy of logits (log-sum-exp inside), so that no logarithm of a
+All are built on the cross-entropy of logits (log-sum-exp inside), so that no logarithm of a
 rounded probability is ever taken.
 """
 
@@ -42,3 +42,17 @@ def quality_focal_loss(logits: Tensor, soft_targets: Tensor, beta: float = 2.0) 
     distance = (soft_targets - logits.sigmoid()).abs()
     entropy = F.binary_cross_entropy_with_logits(logits, soft_targets, reduction="none")
     return distance.pow(beta) * entropy
+
+
+def distribution_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Distribution focal loss (Li et al. 2020, eq. 6), the shape (...) of ``targets``.
+
+    Cross-entropy of the distribution of ``logits`` (..., n + 1) over the integers 0 to n with the
+    two neighbours of each target, by nearness; ``targets`` in [0, n).
+    """
+    below = targets.floor()
+    index = below.long()[..., None]
+    entropy = -logits.log_softmax(dim=-1)
+    left, right = entropy.gather(-1, index), entropy.gather(-1, index + 1)
+    share = targets - below
+    return left.squeeze(-1) * (1 - share) + right.squeeze(-1) * share

@@ -89,8 +89,11 @@ class SetCriterion(nn.Module):
         targets: Sequence[Targets],
         assignment: Assignment,
         num_boxes: Tensor,
+        background: float = 1.0,
     ) -> Losses:
-        """Losses ``cls``, ``bbox`` and ``giou`` of one layer."""
+        """Losses ``cls``, ``bbox`` and ``giou`` of one layer; ``background`` weights the class
+        loss of queries without a target.
+        """
         boxes = predictions.boxes[assignment.image, assignment.query]
         logits = predictions.logits.to(predictions.boxes.dtype)
         chosen = concatenated(targets).map(lambda value: value[assignment.target])
@@ -105,7 +108,7 @@ class SetCriterion(nn.Module):
         overlap = paired_iou(corners.detach(), wanted_corners)
         quality = logits.new_zeros(logits.shape[:2]).index_put(place, overlap)
         per_query = self.classification(logits, labels, quality).sum(-1)
-        importance = torch.ones_like(quality).index_put(place, weights)
+        importance = torch.full_like(quality, background).index_put(place, weights)
 
         distance = (boxes - wanted).abs().sum(-1)
         mismatch = 1 - paired_giou(corners * size, wanted_corners * size)
@@ -128,12 +131,14 @@ def deep_supervision(
     layers: Sequence[Predictions],
     targets: Sequence[Targets],
     assignments: Sequence[Assignment],
+    background: float = 1.0,
 ) -> Losses:
     """The criterion on every layer, under ``layer0/cls`` and so on. All layers have the same
-    number of pairs, so they share one normaliser.
+    number of pairs, so they share one normaliser. ``background`` as in ``SetCriterion``.
     """
     losses: Losses = {}
     num_boxes = normaliser(assignments[0], layers[0].boxes)
     for i, (layer, assignment) in enumerate(zip(layers, assignments, strict=True)):
-        losses |= prefixed(f"layer{i}", criterion(layer, targets, assignment, num_boxes))
+        measured = criterion(layer, targets, assignment, num_boxes, background)
+        losses |= prefixed(f"layer{i}", measured)
     return losses

@@ -6,10 +6,16 @@ import pytest
 import torch
 
 from codetr.aux_heads import rpn
-from codetr.aux_heads.anchors import AnchorGrid
+from codetr.aux_heads.anchors import AnchorGrid, PointGrid
 from codetr.aux_heads.coder import DeltaCoder
 from codetr.aux_heads.dense import cell_features, conv_tower
 from codetr.aux_heads.detections import ClasswiseNms, DenseSelection, top_pairs
+from codetr.aux_heads.distances import (
+    centerness,
+    centres_xyxy,
+    decode_distances,
+    encode_distances,
+)
 from codetr.aux_heads.matched import boxes_xyxy_px, match
 from codetr.structures import Pyramid, Targets
 
@@ -39,6 +45,49 @@ def test_grid_equals_a_loop_over_cells() -> None:
     torch.testing.assert_close(anchors.boxes, torch.tensor(boxes))
     assert anchors.usable.T.tolist() == usable
     assert anchors.level_sizes == (48, 16)
+    assert anchors.strides.tolist() == [8] * 48 + [16] * 16
+
+
+def test_points_equal_a_loop_over_cells() -> None:
+    points = PointGrid()(PYRAMID)
+    centres, boxes = [], []
+    for level, ((height, width), stride) in enumerate(
+        zip(PYRAMID.shapes, PYRAMID.strides, strict=True)
+    ):
+        for row in range(height):
+            for column in range(width):
+                x, y = (column + 0.5) * stride, (row + 0.5) * stride
+                half = 2 ** (level + 6) / 2
+                centres.append([x, y])
+                boxes.append([x - half, y - half, x + half, y + half])
+    assert points.centres.tolist() == centres
+    assert points.boxes.tolist() == boxes
+    assert points.reach.tolist() == [[0, 64]] * 12 + [[64, math.inf]] * 4
+    assert points.level_sizes == (12, 4)
+
+
+def test_published_reaches_of_five_levels() -> None:
+    strides = (8, 16, 32, 64, 128)
+    maps = tuple(torch.zeros(1, 1, 1, 1) for _ in strides)
+    reach = PointGrid()(Pyramid(maps=maps, strides=strides)).reach
+    upper = [64, 128, 256, 512, math.inf]
+    assert reach.tolist() == [list(pair) for pair in zip([0, *upper[:-1]], upper, strict=True)]
+
+
+def test_distances_are_inverted_and_centerness_follows_its_formula() -> None:
+    points = torch.rand(20, 2, dtype=torch.float64) * 10
+    sides = torch.rand(20, 4, dtype=torch.float64) * 5 + 0.1
+    boxes = decode_distances(points, sides)
+    torch.testing.assert_close(encode_distances(points, boxes), sides)
+    expected = [
+        math.sqrt(min(a, c) / max(a, c) * min(b, d) / max(b, d)) for a, b, c, d in sides.tolist()
+    ]
+    torch.testing.assert_close(centerness(sides), torch.tensor(expected, dtype=torch.float64))
+    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
+    torch.testing.assert_close(centres_xyxy(boxes), middle)
+    torch.testing.assert_close(
+        centerness(encode_distances(middle, boxes)), torch.ones(20, dtype=torch.float64)
+    )
 
 
 def test_anchors_of_a_validation_can_be_used_in_training() -> None:
@@ -92,10 +141,10 @@ def test_match_finds_background_with_and_without_boxes() -> None:
 
 def test_features_follow_the_order_of_anchors() -> None:
     maps = (torch.rand(2, 5, 3, 4), torch.rand(2, 5, 2, 2))
-    features = cell_features(Pyramid(maps=maps, strides=(8, 16)), per_cell=2)
-    assert features.shape == (2, 32, 5)
-    torch.testing.assert_close(features[1, 2 * (4 * 2 + 3) + 1], maps[0][1, :, 2, 3])
-    torch.testing.assert_close(features[0, 24 + 2 * 2], maps[1][0, :, 1, 0])
+    features = cell_features(Pyramid(maps=maps, strides=(8, 16)))
+    assert features.shape == (2, 16, 5)
+    torch.testing.assert_close(features[1, 4 * 2 + 3], maps[0][1, :, 2, 3])
+    torch.testing.assert_close(features[0, 12 + 2], maps[1][0, :, 1, 0])
 
 
 @pytest.mark.parametrize(("normalised", "names"), [(True, "norm"), (False, "conv.bias")])

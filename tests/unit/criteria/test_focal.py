@@ -4,7 +4,12 @@ import pytest
 import torch
 from torchvision.ops import sigmoid_focal_loss as reference
 
-from codetr.criteria.focal import one_hot_labels, quality_focal_loss, sigmoid_focal_loss
+from codetr.criteria.focal import (
+    distribution_focal_loss,
+    one_hot_labels,
+    quality_focal_loss,
+    sigmoid_focal_loss,
+)
 
 DOUBLE = torch.float64
 
@@ -43,3 +48,25 @@ def test_extreme_logits_stay_finite(loss) -> None:
     assert logits.grad.isfinite().all()
     assert (value[:2] >= 50).all()
     assert not value[2:].any()
+
+
+def test_distribution_focal_follows_its_formula() -> None:
+    logits = torch.randn(40, 4, 17, dtype=DOUBLE, requires_grad=True)
+    targets = torch.rand(40, 4, dtype=DOUBLE) * 15.9
+    targets[0] = torch.tensor([0.0, 3.0, 15.0, 15.9])
+    found = distribution_focal_loss(logits, targets)
+    assert found.shape == targets.shape
+    chances = logits.softmax(-1)
+    for place in ((0, 0), (0, 1), (0, 2), (0, 3), (7, 2), (31, 1)):
+        below = int(targets[place])
+        share = targets[place] - below
+        expected = -(1 - share) * chances[place][below].log() - share * (
+            chances[place][below + 1].log()
+        )
+        torch.testing.assert_close(found[place], expected)
+    # Its minimum lies at the two neighbours' shares: there the gradient vanishes.
+    best = torch.full((17,), -60.0, dtype=DOUBLE)
+    best[3], best[4] = torch.tensor([0.3, 0.7], dtype=DOUBLE).log()
+    best.requires_grad_()
+    distribution_focal_loss(best, torch.tensor(3.7, dtype=DOUBLE)).backward()
+    torch.testing.assert_close(best.grad, torch.zeros(17, dtype=DOUBLE), atol=1e-9, rtol=0)
