@@ -1,33 +1,38 @@
 """Our own checkpoint files: what is in them besides weights, writing and reading them.
 
 A ``.ckpt`` (Lightning's format, plain types only, so that it loads with ``weights_only=True``)
-continues training. A ``.safetensors`` holds the deployable detector alone.
+continues training. A ``.safetensors`` holds the detector under its own names: a run writes the
+deployable detector alone, a converted official checkpoint has the training schemes' weights too,
+under ``schemes.``.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from codetr.classes import ClassList
 from codetr.errors import UserError
 
 DETECTOR = "detector."
 """Prefix of the detector's parameters in a .ckpt."""
+SCHEMES = "schemes."
+"""Prefix of the training schemes' parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """What a model needs to be used again: its classes, the preprocessing (plain values), and the
-    resolved configuration of its run.
+    resolved configuration of its run. ``ids_known`` is false where the category ids of the classes
+    are made up, since an official file named the classes alone.
     """
 
     KEY: ClassVar[str] = "codetr"
@@ -36,12 +41,14 @@ class RunRecord:
     classes: ClassList
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    ids_known: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types only."""
         return {
             "class_names": list(self.classes.names),
             "category_ids": list(self.classes.category_ids),
+            "category_ids_known": self.ids_known,
             "preprocessing": dict(self.preprocessing),
             "config": dict(self.config),
         }
@@ -57,6 +64,7 @@ class RunRecord:
                 classes=classes,
                 preprocessing=content["preprocessing"],
                 config=content["config"],
+                ids_known=content.get("category_ids_known", True),
             )
         except KeyError as error:
             raise UserError(
@@ -67,10 +75,30 @@ class RunRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorFile:
-    """The detector's ``weights`` (the averaged ones if the run averaged) and its ``record``."""
+    """The detector's ``weights`` (the averaged ones if the run averaged), those of the training
+    ``schemes`` where the file has them, and the ``record``.
+    """
 
     weights: dict[str, Tensor]
     record: RunRecord
+    schemes: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], record: RunRecord) -> DetectorFile:
+        """From names that begin with ``detector.`` and ``schemes.``."""
+        return cls(weights=_under(state, DETECTOR), schemes=_under(state, SCHEMES), record=record)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """All weights, the detector's as ``detector.*``, the schemes' as ``schemes.*``."""
+        return {DETECTOR + name: value for name, value in self.weights.items()} | {
+            SCHEMES + name: value for name, value in self.schemes.items()
+        }
+
+
+def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """What begins with ``prefix``, without it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def read_detector_file(path: str | Path) -> DetectorFile:
@@ -102,8 +130,10 @@ def _read_safetensors(path: Path) -> DetectorFile:
             f"{path}: holds weights but no class list: give a file written by this program's "
             "training"
         )
-    content = json.loads(metadata[RunRecord.KEY])
-    return DetectorFile(weights=weights, record=RunRecord.from_dict(content, path))
+    record = RunRecord.from_dict(json.loads(metadata[RunRecord.KEY]), path)
+    schemes = _under(weights, SCHEMES)
+    own = {name: value for name, value in weights.items() if not name.startswith(SCHEMES)}
+    return DetectorFile(weights=own, schemes=schemes, record=record)
 
 
 def _read_ckpt(path: Path) -> DetectorFile:
@@ -118,69 +148,17 @@ def _read_ckpt(path: Path) -> DetectorFile:
         raise UserError(
             f"{path}: not a checkpoint of this program: give a run's best.ckpt or last.ckpt"
         )
-    weights = {
-        name.removeprefix(DETECTOR): value
-        for name, value in content["state_dict"].items()
-        if name.startswith(DETECTOR)
-    }
     record = RunRecord.from_dict(content[RunRecord.KEY], path)
-    return DetectorFile(weights=weights, record=record)
+    return DetectorFile.from_state(content["state_dict"], record)
 
 
 def write_detector_file(path: str | Path, content: DetectorFile) -> None:
-    """Write the deployable detector as ``.safetensors``, its record as JSON in the metadata."""
-    tensors = {
-        name: value.detach().cpu().contiguous().clone() for name, value in content.weights.items()
-    }
+    """Write ``.safetensors``, the record as JSON in the metadata."""
+    named = content.weights | {SCHEMES + name: value for name, value in content.schemes.items()}
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in named.items()}
     save_file(tensors, path, metadata={RunRecord.KEY: json.dumps(content.record.as_dict())})
 
 
 def export_detector(checkpoint: str | Path, target: str | Path) -> None:
-    """Write the detector inside a ``.ckpt`` as ``.safetensors``."""
-    write_detector_file(target, read_detector_file(checkpoint))
-
-
-def load_detector_weights(path: str | Path, detector: nn.Module, classes: ClassList) -> RunRecord:
-    """Load a run's weights into ``detector``, which was built for ``classes``.
-
-    Raises UserError where the class lists differ, or where the weights do not fit the detector
-    exactly.
-    """
-    content = read_detector_file(path)
-    theirs = content.record.classes
-    if theirs != classes:
-        raise UserError(
-            f"{path}: was trained on {len(theirs)} classes ({_short(theirs.names)}; ids "
-            f"{_short(theirs.category_ids)}) but the data has {len(classes)} "
-            f"({_short(classes.names)}; ids {_short(classes.category_ids)}): use data with the "
-            "same classes, or only backbone weights (model.backbone.weights=FILE)"
-        )
-    problems = _misfits(content.weights, detector.state_dict())
-    if problems:
-        raise UserError(
-            f"{path}: does not fit the model: {'; '.join(problems)}. Build the model with the "
-            "configuration in the checkpoint"
-        )
-    detector.load_state_dict(content.weights)
-    return content.record
-
-
-def _misfits(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """One phrase per kind of difference between a file's weights and a model's."""
-    shapes = [
-        f"{name} {tuple(weights[name].shape)} instead of {tuple(state[name].shape)}"
-        for name in weights
-        if name in state and weights[name].shape != state[name].shape
-    ]
-    kinds = {
-        "missing": [name for name in state if name not in weights],
-        "unknown": [name for name in weights if name not in state],
-        "other shape": shapes,
-    }
-    return [f"{len(names)} {kind} ({_short(names)})" for kind, names in kinds.items() if names]
-
-
-def _short(values: Any, limit: int = 3) -> str:
-    values = list(values)
-    text = ", ".join(str(v) for v in values[:limit])
-    return text + (", ..." if len(values) > limit else "")
+    """Write the detector inside a ``.ckpt`` as ``.safetensors``, without the schemes."""
+    write_detector_file(target, replace(read_detector_file(checkpoint), schemes={}))

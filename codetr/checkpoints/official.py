@@ -12,14 +12,24 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from codetr.checkpoints.mmdet_swin import is_mmdet_swin, to_official_swin
+from codetr.checkpoints.official_vit import SFP_RULES, VIT_RULES
+
 DROPPED = ""
 """New name of keys that hold nothing that we need."""
+
+OFFICIAL_HEADS = ("rcnn", "atss")
+"""Our names of the auxiliary heads 0 and 1 of all published models."""
 
 _TRANSFORMER = r"query_head\.transformer\."
 _COLLABORATIVE = "schemes.collaborative."
 
 RULES: tuple[tuple[str, str], ...] = (
+    *VIT_RULES,
+    *SFP_RULES,
     (r".*\.num_batches_tracked", DROPPED),
+    (r"backbone\..*\.(relative_position_index|attn_mask)", DROPPED),  # tables that are computed
+    (r"data_preprocessor\..*", DROPPED),  # mean and std, which conf/ has
     (r"backbone\.(.*)", r"detector.backbone.body.\1"),
     (r"neck\.convs\.(\d+)\.conv\.(.*)", r"detector.neck.maps.\1.0.\2"),
     (r"neck\.convs\.(\d+)\.gn\.(.*)", r"detector.neck.maps.\1.1.\2"),
@@ -133,33 +143,58 @@ _HEAD_POSITION = "query_head.transformer.head_pos_embed.weight"
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """``state`` under our names; ``used`` and ``unused`` official keys."""
+    """``state`` under our names. Of the official keys: ``used`` ones with our name (several of ours
+    joined by ", "), ``dropped`` ones that hold nothing we need, and ``unused`` ones: no rule knows
+    them, or they belong to an auxiliary head that is not among ours.
+    """
 
     state: dict[str, Tensor]
-    used: tuple[str, ...]
+    used: Mapping[str, str]
+    dropped: tuple[str, ...]
     unused: tuple[str, ...]
 
 
 def convert_official(
-    official: Mapping[str, Tensor], heads: Sequence[str] = ("rcnn", "atss")
+    official: Mapping[str, Tensor], heads: Sequence[str] = OFFICIAL_HEADS
 ) -> Conversion:
-    """Rename an official state dict. ``heads`` are our names of its auxiliary heads 0 and 1."""
+    """Rename an official state dict, of either dialect.
+
+    ``heads`` are our names of its auxiliary heads 0 and 1.
+    """
+    if is_mmdet_swin(official):
+        official = to_official_swin(official)
     state: dict[str, Tensor] = {}
-    used, unused = [], []
-    names = {f"head{i}": name for i, name in enumerate(heads)}
+    used: dict[str, str] = {}
+    dropped, unused = [], []
     for key, value in official.items():
-        if key == _HEAD_POSITION:  # one scalar per head
-            for name, row in zip(heads, value, strict=True):
-                state[f"{_COLLABORATIVE}embeddings.{name}.head_position"] = row
-            used.append(key)
-            continue
-        ours = rename(key)
+        ours = _places(key, heads)
         if ours is None:
             unused.append(key)
-        elif ours != DROPPED:
-            state[ours.format(**names)] = value
-            used.append(key)
-    return Conversion(state=state, used=tuple(used), unused=tuple(unused))
+        elif not ours:
+            dropped.append(key)
+        else:
+            parts = value if key == _HEAD_POSITION else [value]  # one scalar per head
+            state.update(zip(ours, parts, strict=key != _HEAD_POSITION))
+            used[key] = ", ".join(ours)
+    return Conversion(state=state, used=used, dropped=tuple(dropped), unused=tuple(unused))
+
+
+def _places(key: str, heads: Sequence[str]) -> list[str] | None:
+    """Our names of what ``key`` holds, none where it is not needed; None where there is no place
+    for it.
+    """
+    if key == _HEAD_POSITION:
+        return [f"{_COLLABORATIVE}embeddings.{name}.head_position" for name in heads] or None
+    ours = rename(key)
+    if ours is None:
+        return None
+    for number in range(len(OFFICIAL_HEADS)):
+        place = f"{{head{number}}}"
+        if place in ours:
+            if number >= len(heads):
+                return None
+            ours = ours.replace(place, heads[number])
+    return [] if ours == DROPPED else [ours]
 
 
 def rename(key: str) -> str | None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,10 @@ from codetr.checkpoints.files import (
     DetectorFile,
     RunRecord,
     export_detector,
-    load_detector_weights,
     read_detector_file,
     write_detector_file,
 )
+from codetr.checkpoints.transfer import load_weights
 from codetr.classes import ClassList
 from codetr.errors import UserError
 
@@ -44,7 +45,10 @@ def test_detector_comes_back_with_its_record(checkpoint: Path, kind: str) -> Non
         export_detector(checkpoint, path)
     expected = read_detector_file(checkpoint).weights
     other = detector()
-    assert load_detector_weights(path, other, CLASSES) == RECORD
+    content = read_detector_file(path)
+    assert content.record == RECORD
+    assert set(content.schemes) == ({"denoising.embed"} if kind == "ckpt" else set())
+    load_weights(content, str(path), other, CLASSES)
     assert set(expected) == set(other.state_dict())
     for name, value in other.state_dict().items():
         torch.testing.assert_close(value, expected[name])
@@ -57,16 +61,21 @@ def test_tied_weights_can_be_exported(tmp_path: Path) -> None:
     assert set(read_detector_file(tmp_path / "m.safetensors").weights) == {"a", "b"}
 
 
-def test_other_classes_are_an_error(checkpoint: Path) -> None:
-    other = ClassList(names=("cat", "cow"), category_ids=(3, 17))
-    with pytest.raises(UserError, match=r"trained on 2 classes.*cat, dog.*but the data has 2"):
-        load_detector_weights(checkpoint, detector(), other)
+def test_schemes_can_lie_beside_the_detector(checkpoint: Path, tmp_path: Path) -> None:
+    content = replace(read_detector_file(checkpoint), record=replace(RECORD, ids_known=False))
+    write_detector_file(tmp_path / "m.safetensors", content)
+    again = read_detector_file(tmp_path / "m.safetensors")
+    assert again.record == content.record
+    assert again.weights.keys() == content.weights.keys()
+    assert torch.equal(again.schemes["denoising.embed"], torch.ones(2))
+    assert "schemes.denoising.embed" in again.state
+    assert "detector.0.weight" in again.state
 
 
 def test_other_model_is_an_error_that_names_the_differences(checkpoint: Path) -> None:
     model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(3), nn.Linear(1, 1))
     with pytest.raises(UserError, match=r"2 missing \(2.weight.*other shape \(0.weight \(3, 2\)"):
-        load_detector_weights(checkpoint, model, CLASSES)
+        load_weights(read_detector_file(checkpoint), str(checkpoint), model, CLASSES)
 
 
 class Evil:

@@ -1,0 +1,140 @@
+"""From an official checkpoint to one of ours, with an account of every key."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from codetr.checkpoints.class_rows import match_classes
+from codetr.checkpoints.experiment import build_empty, build_record, compose_experiment
+from codetr.checkpoints.files import DetectorFile, read_detector_file
+from codetr.checkpoints.h_detr import convert_h_detr, is_h_detr
+from codetr.checkpoints.mmdet_swin import is_mmdet_swin
+from codetr.checkpoints.ms_detr import convert_ms_detr, is_ms_detr
+from codetr.checkpoints.official import Conversion, convert_official
+from codetr.checkpoints.official_file import OfficialFile, WeightSet, read_official_file
+from codetr.checkpoints.transfer import short, transfer
+from codetr.errors import UserError
+
+log = logging.getLogger(__name__)
+
+OFFICIAL = "official:"
+"""What stands before the name of an official file, where ours could be meant."""
+
+
+_SWIN = "a Swin Transformer of mmdetection: its keys are told under the original Swin's names"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyReport:
+    """Of the official keys: ``used`` ones with our names, those ``dropped`` on purpose (counters,
+    tables that are computed, a second set of weights), ``unused`` ones; ``missing`` names of ours
+    that the file does not fill, ``misfits`` of other shapes. ``remarks`` on how the file was read.
+    """
+
+    used: Mapping[str, str]
+    dropped: tuple[str, ...]
+    unused: tuple[str, ...]
+    missing: tuple[str, ...]
+    misfits: Mapping[str, str]
+    remarks: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Remarks and counts, then every key."""
+        kinds = {
+            "used": [f"{key} -> {ours}" for key, ours in self.used.items()],
+            "dropped on purpose": self.dropped,
+            "unused": self.unused,
+            "missing": self.missing,
+            "of another shape": [f"{key}: {shapes}" for key, shapes in self.misfits.items()],
+        }
+        counts = [f"{len(keys):6d} {kind}" for kind, keys in kinds.items()]
+        listed = [f"{kind}: {key}" for kind, keys in kinds.items() for key in keys]
+        return [*self.remarks, *counts, *listed]
+
+    def require_complete(self, path: Path) -> None:
+        """Raise UserError, with the keys, where one is unused, missing or of another shape."""
+        kinds = {"unused": self.unused, "missing": self.missing, "of another shape": self.misfits}
+        problems = [f"{len(k)} {kind} ({short(list(k), 10)})" for kind, k in kinds.items() if k]
+        if problems:
+            raise UserError(
+                f"{path}: does not fit the model key by key: {'; '.join(problems)}. Choose the "
+                "experiment that the file belongs to, or convert it with --non-strict"
+            )
+
+
+def convert_file(
+    path: str | Path,
+    experiment: str,
+    overrides: Sequence[str] = (),
+    weight_set: WeightSet = "plain",
+) -> tuple[DetectorFile, KeyReport]:
+    """Read an official file as the checkpoint of one of our experiments.
+
+    The number of classes is the file's. What is returned holds the weights that fit; the report
+    tells of the rest. Raises UserError for an unusable file and an unknown experiment.
+    """
+    file = read_official_file(path, weight_set)
+    cfg = compose_experiment(experiment, len(file.classes), overrides)
+    content, conversion = _as_ours(file, cfg)
+    names = file.classes.names
+    fit = transfer(content.state, build_empty(cfg).state_dict(), match_classes(names, names))
+    fitting = {
+        name: value
+        for name, value in content.state.items()
+        if name not in fit.unknown and name not in fit.misfits
+    }
+    homeless = set(fit.unknown)
+    report = KeyReport(
+        used={k: ours for k, ours in conversion.used.items() if not homeless & {*ours.split(", ")}},
+        dropped=conversion.dropped + file.other,
+        unused=conversion.unused
+        + tuple(k for k, ours in conversion.used.items() if homeless & {*ours.split(", ")}),
+        missing=fit.missing,
+        misfits=fit.misfits,
+        remarks=(*file.remarks, _SWIN) if is_mmdet_swin(file.weights) else file.remarks,
+    )
+    return DetectorFile.from_state(fitting, content.record), report
+
+
+def open_checkpoint(source: str, cfg: DictConfig | None = None) -> DetectorFile:
+    """Read a file of a run of ours, or an ``official:FILE``, which becomes a checkpoint of the
+    configuration ``cfg`` with the file's classes.
+
+    Raises UserError for an unusable file, an official one without a model in ``cfg``, and one with
+    keys that are not known.
+    """
+    if not source.startswith(OFFICIAL):
+        return read_detector_file(source)
+    file = read_official_file(source.removeprefix(OFFICIAL))
+    if cfg is None or cfg.get("model") is None:
+        said = f" (the file names its configuration '{file.config}')" if file.config else ""
+        raise UserError(f"{source}: give the experiment it belongs to{said}: experiment=NAME")
+    content, conversion = _as_ours(file, cfg)
+    if conversion.unused:
+        raise UserError(
+            f"{source}: {len(conversion.unused)} unknown keys ({short(conversion.unused)}): "
+            "convert it first: python scripts/convert.py FILE OUT --experiment NAME --non-strict"
+        )
+    for remark in file.remarks:
+        log.info("%s: %s", file.path, remark)
+    return content
+
+
+def _as_ours(file: OfficialFile, cfg: DictConfig) -> tuple[DetectorFile, Conversion]:
+    """All of the file that our rules know, as a checkpoint of ``cfg``."""
+    cfg = deepcopy(cfg)
+    cfg.num_classes = len(file.classes)
+    record = replace(build_record(cfg, file.classes), ids_known=file.ids_known)
+    if is_ms_detr(file.weights):
+        conversion = convert_ms_detr(file.weights)
+    elif is_h_detr(file.weights):
+        conversion = convert_h_detr(file.weights, cfg.model.num_queries)
+    else:
+        conversion = convert_official(file.weights)
+    return DetectorFile.from_state(conversion.state, record), conversion

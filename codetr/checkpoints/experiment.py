@@ -1,0 +1,74 @@
+"""The configuration and the model that a checkpoint is for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from codetr.checkpoints.files import RunRecord
+from codetr.classes import ClassList
+from codetr.errors import UserError
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def compose_experiment(name: str, num_classes: int, overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration of ``train.py experiment=NAME OVERRIDES``.
+
+    Raises UserError where there is no such experiment, or an override does not fit.
+    """
+    if not (CONF / "experiment" / f"{name}.yaml").is_file():
+        known = ", ".join(sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+        raise UserError(f"{name}: no experiment of that name: give one of {known}")
+    return compose_train([f"experiment={name}", f"num_classes={num_classes}", *overrides])
+
+
+def compose_train(overrides: Sequence[str]) -> DictConfig:
+    """The configuration of ``train.py OVERRIDES``, with the working folder as its run folder.
+
+    Raises UserError where an override does not fit.
+    """
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("train", ["paths.run_dir=.", *overrides])
+    except HydraException as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{' '.join(overrides)}: {reason}") from error
+
+
+def build_record(cfg: DictConfig, classes: ClassList) -> RunRecord:
+    """What every checkpoint of a run of ``cfg`` says about itself."""
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    data = config["data"]
+    preprocessing = {
+        "mean": data["mean"],
+        "std": data["std"],
+        "size_divisor": data["size_divisor"],
+        "resize": config["augmentation"]["eval"],
+    }
+    return RunRecord(classes=classes, preprocessing=preprocessing, config=config)
+
+
+def without_initial_weights(detector: DictConfig) -> DictConfig:
+    """A detector's configuration with a backbone that fetches no weights: the checkpoint has
+    them all.
+    """
+    changes: dict[str, Any] = {"pretrained": False, "weights": None}
+    known = {key: value for key, value in changes.items() if key in detector.backbone}
+    return OmegaConf.merge(detector, {"backbone": known})  # type: ignore[return-value]
+
+
+def build_empty(cfg: DictConfig) -> nn.ModuleDict:
+    """``detector`` and ``schemes`` of ``cfg`` on the meta device: names and shapes alone."""
+    with torch.device("meta"):
+        detector = instantiate(without_initial_weights(cfg.model.detector))
+        schemes = {name: instantiate(part) for name, part in cfg.scheme.items()}
+    return nn.ModuleDict({"detector": detector, "schemes": nn.ModuleDict(schemes)})

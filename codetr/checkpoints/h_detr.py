@@ -1,0 +1,118 @@
+"""Names of the original Deformable DETR's checkpoints, which H-DETR and Teach-DETR share, and ours.
+
+``RULES`` are tried in order; the first pattern that matches a whole key gives its new name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from codetr.checkpoints.coco import COCO
+from codetr.checkpoints.official import DROPPED, Conversion
+
+CLASS_EMBEDDING = "class_embed.0.weight"
+CATEGORY_ROWS = 91
+"""Rows of class embeddings whose index is COCO's category id (some of which name no class)."""
+
+_QUERIES = "query_embed.weight"
+_ENCODER = r"transformer\.encoder\.(layers\.\d+)\."
+_DECODER = r"transformer\.decoder\.(layers\.\d+)\."
+
+RULES: tuple[tuple[str, str], ...] = (
+    (r"transformer\.decoder\.(bbox|class)_embed\..*", DROPPED),  # the same tensors once more
+    (r".*\.num_batches_tracked", DROPPED),
+    (r"backbone\..*\.(relative_position_index|attn_mask)", DROPPED),  # tables that are computed
+    (r"backbone\.0\.body\.(.*)", r"detector.backbone.body.\1"),
+    (r"input_proj\.([0-2])\.(.*)", r"detector.neck.maps.\1.\2"),
+    (r"input_proj\.3\.(.*)", r"detector.neck.extra.0.\1"),
+    (r"transformer\.level_embed", r"detector.encoder.level_embed"),
+    (_ENCODER + r"self_attn\.(.*)", r"detector.encoder.\1.attention.\2"),
+    (_ENCODER + r"norm1\.(.*)", r"detector.encoder.\1.attention_norm.\2"),
+    (_ENCODER + r"norm2\.(.*)", r"detector.encoder.\1.feed_forward_norm.\2"),
+    (
+        r"transformer\.(encoder|decoder)\.(layers\.\d+)\.linear1\.(.*)",
+        r"detector.\1.\2.feed_forward.expand.\3",
+    ),
+    (
+        r"transformer\.(encoder|decoder)\.(layers\.\d+)\.linear2\.(.*)",
+        r"detector.\1.\2.feed_forward.contract.\3",
+    ),
+    (_DECODER + r"self_attn\.in_proj_(.*)", r"detector.decoder.\1.self_attention.in_proj.\2"),
+    (_DECODER + r"self_attn\.out_proj\.(.*)", r"detector.decoder.\1.self_attention.out_proj.\2"),
+    (_DECODER + r"cross_attn\.(.*)", r"detector.decoder.\1.cross_attention.\2"),
+    (_DECODER + r"norm1\.(.*)", r"detector.decoder.\1.cross_attention_norm.\2"),
+    (_DECODER + r"norm2\.(.*)", r"detector.decoder.\1.self_attention_norm.\2"),
+    (_DECODER + r"norm3\.(.*)", r"detector.decoder.\1.feed_forward_norm.\2"),
+    (r"transformer\.enc_output\.(.*)", r"detector.query_init.stage.project.\1"),
+    (r"transformer\.enc_output_norm\.(.*)", r"detector.query_init.stage.norm.\1"),
+    (r"transformer\.pos_trans\.(.*)", r"detector.query_init.position.\1"),
+    (r"transformer\.pos_trans_norm\.(.*)", r"detector.query_init.position_norm.\1"),
+    (r"class_embed\.(.*)", r"detector.head.classify.\1"),
+    (r"bbox_embed\.(\d+)\.layers\.0\.(.*)", r"detector.head.regress.\1.0.\2"),
+    (r"bbox_embed\.(\d+)\.layers\.1\.(.*)", r"detector.head.regress.\1.2.\2"),
+    (r"bbox_embed\.(\d+)\.layers\.2\.(.*)", r"detector.head.regress.\1.4.\2"),
+)
+
+
+def is_h_detr(official: Mapping[str, Tensor]) -> bool:
+    """Whether names are those of the original Deformable DETR with two stages."""
+    return CLASS_EMBEDDING in official and "transformer.enc_output.weight" in official
+
+
+def convert_h_detr(official: Mapping[str, Tensor], num_queries: int) -> Conversion:
+    """Rename an official state dict of a two-stage model with four levels.
+
+    The first ``num_queries`` learned queries are the detector's, further ones those of the hybrid
+    scheme.
+    """
+    state: dict[str, Tensor] = {}
+    used: dict[str, str] = {}
+    dropped, unused = [], []
+    for key, value in official.items():
+        parts = _queries(value, num_queries) if key == _QUERIES else _renamed(key, value)
+        if parts is None:
+            unused.append(key)
+        elif not parts:
+            dropped.append(key)
+        else:
+            state.update(parts)
+            used[key] = ", ".join(parts)
+    return Conversion(state=state, used=used, dropped=tuple(dropped), unused=tuple(unused))
+
+
+def _queries(table: Tensor, num_queries: int) -> dict[str, Tensor]:
+    parts = {"detector.query_init.content": table[:num_queries]}
+    if len(table) > num_queries:
+        parts["schemes.hybrid.queries.content"] = table[num_queries:]
+    return parts
+
+
+def _renamed(key: str, value: Tensor) -> dict[str, Tensor] | None:
+    """``value`` under our name, nothing where it is not needed; None if no rule knows the key."""
+    for pattern, replacement in RULES:
+        match = re.fullmatch(pattern, key)
+        if match:
+            name = match.expand(replacement)
+            return {} if name == DROPPED else {name: value}
+    return None
+
+
+def only_coco_rows(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same with 80 rows in class embeddings of 91: those of COCO's classes, in their order.
+
+    In the encoder's, row 0 comes first: by it proposals are ranked, whatever their class.
+    """
+    numbers = {int(key.split(".")[1]) for key in official if key.startswith("class_embed.")}
+    encoder = f"class_embed.{max(numbers)}."
+    rows = torch.tensor(COCO.category_ids)
+    ranked = torch.cat([rows.new_zeros(1), rows[1:]])
+    return {
+        key: value[ranked if key.startswith(encoder) else rows]
+        if key.startswith("class_embed.") and len(value) == CATEGORY_ROWS
+        else value
+        for key, value in official.items()
+    }

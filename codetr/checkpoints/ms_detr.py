@@ -1,0 +1,53 @@
+"""Names of the official MS-DETR checkpoints (Atten4Vis) and ours.
+
+They are those of two-stage Deformable DETR, with ``linear3``, ``linear4`` and ``norm4`` in every
+decoder layer: the one-to-many branch, which only trains.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from codetr.checkpoints import h_detr
+from codetr.checkpoints.official import DROPPED, Conversion
+
+_DECODER = r"transformer\.decoder\.layers\.(\d+)\."
+_BRANCH = r"schemes.mixed.branches.\1."
+
+RULES: tuple[tuple[str, str], ...] = (
+    (_DECODER + r"linear3\.(.*)", _BRANCH + r"feed_forward.expand.\2"),
+    (_DECODER + r"linear4\.(.*)", _BRANCH + r"feed_forward.contract.\2"),
+    (_DECODER + r"norm4\.(.*)", _BRANCH + r"norm.\2"),
+    (r"query_embed\.weight", r"detector.query_init.content"),
+    *h_detr.RULES,
+)
+"""Tried in order; the first pattern that matches a whole key gives its new name."""
+
+
+def is_ms_detr(official: Mapping[str, Tensor]) -> bool:
+    """Whether this is a two-stage Deformable DETR with MS-DETR's branches."""
+    return h_detr.is_h_detr(official) and "transformer.decoder.layers.0.linear3.weight" in official
+
+
+def convert_ms_detr(official: Mapping[str, Tensor]) -> Conversion:
+    """Rename an official state dict."""
+    names = {key: rename(key) for key in official}
+    used = {key: ours for key, ours in names.items() if ours}
+    return Conversion(
+        state={ours: official[key] for key, ours in used.items()},
+        used=used,
+        dropped=tuple(key for key, ours in names.items() if ours == DROPPED),
+        unused=tuple(key for key, ours in names.items() if ours is None),
+    )
+
+
+def rename(key: str) -> str | None:
+    """Our name of an official key, empty where we do not need it; None if no rule knows it."""
+    for pattern, replacement in RULES:
+        match = re.fullmatch(pattern, key)
+        if match:
+            return match.expand(replacement)
+    return None

@@ -1,0 +1,174 @@
+"""What an official checkpoint file holds: weights, perhaps two sets of them, and class names.
+
+Where a model was trained with a moving average, its file has two sets. mmdetection's hooks (2.x:
+``ExpMomentumEMAHook``; 3.x: mmengine's ``EMAHook``) exchange them before validation and saving, so
+the plain names hold the *average*, which the official evaluation loads, and the names that say EMA
+hold the weights that were being trained: ``ema_backbone_conv1_weight`` within ``state_dict`` in
+2.x, ``module.backbone.conv1.weight`` in ``ema_state_dict`` in 3.x. (Only a 2.x file saved within an
+epoch, before the exchange, has them the other way round.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from codetr.checkpoints import h_detr
+from codetr.checkpoints.coco import COCO
+from codetr.checkpoints.h_detr import is_h_detr, only_coco_rows
+from codetr.checkpoints.pickled import read_pickled
+from codetr.classes import ClassList
+from codetr.errors import UserError
+
+WeightSet = Literal["plain", "ema"]
+"""Under which names to look for the weights, where a file has two sets."""
+
+CLASS_EMBEDDING = "query_head.cls_branches.0.weight"
+CLASS_EMBEDDINGS = (CLASS_EMBEDDING, h_detr.CLASS_EMBEDDING)
+"""Which tensor has a row per class, in the names that we know."""
+_EMA = "ema_"
+_PARALLEL = "module."
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialFile:
+    """``weights`` under official names (``other``: keys of the set that was not chosen), the class
+    list (its category ids are made up unless ``ids_known``), the ``config`` that it says it was
+    trained with (``co_dino_5scale_r50_1x_coco``, or empty), and ``remarks``: what a user should
+    know about how it was read.
+    """
+
+    path: Path
+    weights: dict[str, Tensor]
+    other: tuple[str, ...]
+    classes: ClassList
+    ids_known: bool
+    config: str
+    remarks: tuple[str, ...]
+
+
+def read_official_file(path: str | Path, weight_set: WeightSet = "plain") -> OfficialFile:
+    """Read a ``.pth`` (without running code, see ``pickled``) or ``.safetensors`` file.
+
+    Raises UserError for a file that is missing, broken or unsafe, has no weights of a Co-DETR
+    model, or lacks the ``weight_set``.
+    """
+    path = Path(path)
+    content = _content(path)
+    plain, averages = _weight_sets(path, content)
+    remarks = []
+    if is_h_detr(plain) and len(plain[h_detr.CLASS_EMBEDDING]) == h_detr.CATEGORY_ROWS:
+        plain = only_coco_rows(plain)
+        averages = only_coco_rows(averages) if averages else {}
+        remarks.append("rows of the classes are COCO's category ids: took those of its 80 classes")
+    embedding = next((k for k in CLASS_EMBEDDINGS if k in plain), None)
+    if embedding is None:
+        raise UserError(
+            f"{path}: has no {CLASS_EMBEDDING}: give a checkpoint of the official Co-DETR, of "
+            "its port in mmdetection 3, of H-DETR or of Teach-DETR (for a run of this program, "
+            "leave out 'official:')"
+        )
+    if weight_set == "ema" and not averages:
+        raise UserError(f"{path}: has one set of weights only: leave out the choice of 'ema'")
+    if averages:
+        remarks.append(
+            "two sets of weights: took "
+            + ("the plain" if weight_set == "plain" else "the EMA")
+            + " names; files saved at the end of an epoch have the moving average, which the "
+            "official evaluation uses, under the plain ones"
+        )
+    meta = _mapping(content, "meta")
+    classes, remark = _classes(_names(meta), len(plain[embedding]))
+    chosen = plain | averages if weight_set == "ema" else plain
+    return OfficialFile(
+        path=path,
+        weights=chosen,
+        other=tuple(f"{'plain' if weight_set == 'ema' else 'ema'}: {name}" for name in averages),
+        classes=classes,
+        ids_known=classes == COCO,
+        config=_config_name(meta),
+        remarks=(*remarks, remark) if remark else tuple(remarks),
+    )
+
+
+def _content(path: Path) -> Mapping[Any, Any]:
+    if path.suffix == ".safetensors":
+        if not path.is_file():
+            raise UserError(f"{path}: no such checkpoint file")
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{path}: not a readable safetensors file ({error}): get it anew"
+            ) from error
+    content = read_pickled(path)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: holds no mapping of weights: give an official checkpoint")
+    return content
+
+
+def _weight_sets(
+    path: Path, content: Mapping[Any, Any]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights of the plain and of the EMA names, both under plain names."""
+    inside = next((k for k in ("state_dict", "model") if isinstance(content.get(k), Mapping)), None)
+    state = _tensors(path, content if inside is None else content[inside])
+    flat = {_EMA + name.replace(".", "_"): name for name in state if not name.startswith(_EMA)}
+    averages = {flat[name]: value for name, value in state.items() if name in flat}
+    plain = {name: value for name, value in state.items() if name not in flat}
+    if isinstance(content.get("ema_state_dict"), Mapping):
+        found = _tensors(path, content["ema_state_dict"])
+        averages |= {name: value for name, value in found.items() if name in plain}
+    return plain, averages
+
+
+def _tensors(path: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The mapping without the prefix of parallel training."""
+    wrong = next((k for k, v in state.items() if not isinstance(v, Tensor) and k != "steps"), None)
+    if wrong is not None:
+        raise UserError(
+            f"{path}: '{wrong}' is no plain tensor: give an official checkpoint, or .safetensors"
+        )
+    return {str(k).removeprefix(_PARALLEL): v for k, v in state.items() if isinstance(v, Tensor)}
+
+
+def _mapping(content: Mapping[Any, Any], key: str) -> Mapping[Any, Any]:
+    value = content.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _names(meta: Mapping[Any, Any]) -> tuple[str, ...] | None:
+    """Class names: mmdetection 2 has ``CLASSES``, 3 has ``dataset_meta``."""
+    data = _mapping(meta, "dataset_meta")
+    found = next((m[k] for m in (data, meta) for k in ("classes", "CLASSES") if m.get(k)), None)
+    if isinstance(found, str):
+        return (found,)
+    if isinstance(found, Sequence) and all(isinstance(name, str) for name in found):
+        return tuple(found)
+    return None
+
+
+def _classes(names: tuple[str, ...] | None, count: int) -> tuple[ClassList, str]:
+    """The class list of ``count`` classes, and what to say about it."""
+    numbers = tuple(range(1, count + 1))
+    if names is not None and len(names) == count:
+        ids = COCO.category_ids if names == COCO.names else numbers
+        return ClassList(names=names, category_ids=ids), ""
+    found = "no class names" if names is None else f"{len(names)} class names for {count} classes"
+    if count == len(COCO):
+        return COCO, f"{found}: took COCO's, since there are {count} classes"
+    made = tuple(f"class {number}" for number in numbers)
+    return ClassList(names=made, category_ids=numbers), f"{found}: numbered them 1 to {count}"
+
+
+def _config_name(meta: Mapping[Any, Any]) -> str:
+    """``co_dino_5scale_r50_1x_coco`` from ``exp_name`` (2.x) or ``experiment_name`` (3.x, which
+    adds the time)."""
+    name = next((meta[k] for k in ("exp_name", "experiment_name") if k in meta), "")
+    return Path(name).stem if isinstance(name, str) else ""
