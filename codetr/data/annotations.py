@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from codetr.classes import ClassList
+from codetr.data.formats.found import shown
 from codetr.data.sample import BoxSet
+from codetr.data.segmentation import Segmentations, read_segmentations
 from codetr.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -26,7 +28,8 @@ class CocoAnnotations:
 
     ``sizes`` (I, 2) int64 (height, width); ``boxes`` (A, 4) float32 xyxy pixels as written, not
     yet clipped or filtered; ``labels`` (A,) int64 class indices; ``crowd`` (A,) bool;
-    ``annotation_ids`` as in the file; image i owns the rows ``offsets[i]`` to ``offsets[i + 1]``.
+    ``annotation_ids`` as in the file; image i owns the rows ``offsets[i]`` to ``offsets[i + 1]``;
+    ``segmentations`` of all rows, where they were asked for.
     """
 
     path: Path
@@ -39,6 +42,7 @@ class CocoAnnotations:
     crowd: Tensor
     annotation_ids: tuple[Any, ...]
     offsets: Tensor
+    segmentations: Segmentations | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -66,15 +70,29 @@ class CocoAnnotations:
         return ~(self.crowd | self.degenerate)
 
     def targets(self, index: int) -> BoxSet:
-        """The boxes that supervise an image: clipped to it, without crowd and degenerate ones."""
+        """The boxes that supervise an image: clipped to it, without crowd and degenerate ones.
+        They have masks where the segmentations were asked for.
+        """
         rows = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         keep = ~(self.crowd[rows] | self.degenerate[rows])
-        return BoxSet.ground_truth(self.clipped[rows][keep], self.labels[rows][keep])
+        found = BoxSet.ground_truth(self.clipped[rows][keep], self.labels[rows][keep])
+        if self.segmentations is None:
+            return found
+        height, width = self.sizes[index].tolist()
+        chosen = (keep.nonzero().flatten() + rows.start).tolist()
+        return replace(found, masks=self.segmentations.masks(chosen, (height, width)))
 
 
-def load_annotations(path: Path, classes: ClassList | None = None) -> CocoAnnotations:
-    """Parse a COCO-format file.
+def load_annotations(
+    path: Path,
+    classes: ClassList | None = None,
+    name_parts: int | None = None,
+    segmentations: bool = False,
+) -> CocoAnnotations:
+    """Parse a COCO- or LVIS-format file; ``segmentations`` too if they are wanted.
 
+    A file's name is ``file_name``, or ``coco_url`` where there is none (LVIS v1); with
+    ``name_parts`` only so many of its last parts.
     Classes are its categories, sorted by id. A category without annotations that others name as
     their ``supercategory`` (the root that Roboflow exports add) is no class, unless ``classes``
     (those of the training split) has it. Raises UserError for a missing folder or file, broken
@@ -89,7 +107,8 @@ def load_annotations(path: Path, classes: ClassList | None = None) -> CocoAnnota
     category_of_box = _column(annotations, "category_id", "annotation", path)
     annotation_ids = tuple(a.get("id") for a in annotations)
 
-    found = _class_list(categories, set(category_of_box), classes, path)
+    used = {category for category in category_of_box if isinstance(category, int)}
+    found = _class_list(categories, used, classes, path)
     labels = _look_up(category_of_box, found.index(), "category", annotation_ids, path)
     index_of_image = {image_id: i for i, image_id in enumerate(image_ids)}
     image_of_box = _look_up(
@@ -101,12 +120,14 @@ def load_annotations(path: Path, classes: ClassList | None = None) -> CocoAnnota
     )
     order = image_of_box.argsort(stable=True)
     counts = torch.bincount(image_of_box, minlength=len(images))
+    sizes = _sizes(images, path)
+    by_image = [annotations[i] for i in order.tolist()]
     return CocoAnnotations(
         path=path,
         classes=found,
         image_ids=tuple(image_ids),
-        file_names=tuple(_column(images, "file_name", "image", path)),
-        sizes=_sizes(images, path),
+        file_names=_file_names(images, name_parts, path),
+        sizes=sizes,
         boxes=_boxes(annotations, path)[order],
         labels=labels[order],
         crowd=torch.tensor([bool(a.get("iscrowd", 0)) for a in annotations], dtype=torch.bool)[
@@ -114,7 +135,21 @@ def load_annotations(path: Path, classes: ClassList | None = None) -> CocoAnnota
         ],
         annotation_ids=tuple(annotation_ids[i] for i in order.tolist()),
         offsets=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+        segmentations=read_segmentations(by_image, sizes[image_of_box[order]], path)
+        if segmentations
+        else None,
     )
+
+
+def _file_names(
+    images: Sequence[Mapping[str, Any]], name_parts: int | None, path: Path
+) -> tuple[str, ...]:
+    lvis = bool(images) and "file_name" not in images[0] and "coco_url" in images[0]
+    names = _column(images, "coco_url" if lvis else "file_name", "image", path)
+    _require_texts(names, "image file name", path)
+    if name_parts is None:
+        return tuple(names)
+    return tuple("/".join(name.split("/")[-name_parts:]) for name in names)
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
@@ -138,6 +173,10 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(
             f"annotation file {path} is not text, byte {error.start}: export it again as JSON"
+        ) from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
+        raise UserError(
+            f"annotation file {path} is not usable JSON ({shown(str(error))}): repair the file"
         ) from None
     if not isinstance(content, dict):
         raise UserError(
@@ -167,21 +206,27 @@ def _column(entries: Sequence[Mapping[str, Any]], key: str, kind: str, path: Pat
     except KeyError:
         number = next(i for i, entry in enumerate(entries) if key not in entry)
         raise UserError(
-            f"{kind} number {number} (id {entries[number].get('id')}) in {path} has no '{key}': "
-            "add it or remove the entry"
+            f"{kind} number {number} (id {shown(entries[number].get('id'))}) in {path} has no "
+            f"'{key}': add it or remove the entry"
         ) from None
 
 
 def _require_unique_integers(ids: Sequence[Any], kind: str, path: Path) -> None:
     seen: set[int] = set()
     for value in ids:
-        if type(value) is not int:
+        if type(value) is not int or abs(value) >= 2**63:
             raise UserError(
-                f"{kind} id {value!r} in {path} is not an integer: number them with integers"
+                f"{kind} id {shown(value)} in {path} is not an integer: number them with integers"
             )
         if value in seen:
             raise UserError(f"{kind} id {value} stands twice in {path}: make the ids unique")
         seen.add(value)
+
+
+def _require_texts(values: Iterable[Any], kind: str, path: Path) -> None:
+    for value in values:
+        if not isinstance(value, str) or not value:
+            raise UserError(f"{kind} {shown(value)} in {path} is no text: correct it")
 
 
 def _class_list(
@@ -191,12 +236,14 @@ def _class_list(
     path: Path,
 ) -> ClassList:
     ids = _column(categories, "id", "category", path)
-    names = dict(zip(ids, _column(categories, "name", "category", path), strict=True))
     _require_unique_integers(ids, "category", path)
+    names = dict(zip(ids, _column(categories, "name", "category", path), strict=True))
+    _require_texts(names.values(), "category name", path)
     parents = {
         category["supercategory"]
         for category in categories
-        if category.get("supercategory") not in (None, category["name"])
+        if isinstance(category.get("supercategory"), str)
+        and category["supercategory"] != category["name"]
     }
     kept = used | set(required.category_ids if required else ())
     dropped = [i for i in ids if i not in kept and names[i] in parents]
@@ -222,8 +269,8 @@ def _look_up(
         if position is None:
             plural = {"category": "categories", "image": "images"}[kind]
             raise UserError(
-                f"annotation {annotation_id} in {path} has unknown {kind} id {value!r}: add it to "
-                f"'{plural}' or remove the annotation"
+                f"annotation {shown(annotation_id)} in {path} has unknown {kind} id "
+                f"{shown(value)}: add it to '{plural}' or remove the annotation"
             )
         positions.append(position)
     return torch.tensor(positions, dtype=torch.int64)
@@ -234,10 +281,11 @@ def _sizes(images: Sequence[Mapping[str, Any]], path: Path) -> Tensor:
     heights = _column(images, "height", "image", path)
     widths = _column(images, "width", "image", path)
     for image, height, width in zip(images, heights, widths, strict=True):
-        if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
+        whole = isinstance(height, int) and isinstance(width, int)
+        if not (whole and min(height, width) > 0 and max(height, width) < 2**31):
             raise UserError(
-                f"image {image['id']} in {path} has height {height!r} and width {width!r}: both "
-                "must be integers above 0, those of the file"
+                f"image {image['id']} in {path} has height {shown(height)} and width "
+                f"{shown(width)}: both must be integers above 0, those of the file"
             )
     return torch.tensor([heights, widths], dtype=torch.int64).T.contiguous()
 
@@ -246,14 +294,15 @@ def _boxes(annotations: Sequence[Mapping[str, Any]], path: Path) -> Tensor:
     """(A, 4) float32 xyxy pixels, as written."""
     rows = _column(annotations, "bbox", "annotation", path)
     for annotation, row in zip(annotations, rows, strict=True):
-        if (
-            not isinstance(row, list)
-            or len(row) != 4
-            or not all(isinstance(v, int | float) for v in row)
-        ):
+        if not isinstance(row, list) or len(row) != 4 or not all(map(_is_number, row)):
             raise UserError(
-                f"annotation {annotation.get('id')} in {path} has bbox {row!r}: it must be four "
-                "numbers [x, y, width, height] in pixels"
+                f"annotation {shown(annotation.get('id'))} in {path} has bbox {shown(row)}: it "
+                "must be four numbers [x, y, width, height] in pixels"
             )
     xywh = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
     return torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1).float()
+
+
+def _is_number(value: Any) -> bool:
+    """A float (also one that is not finite), or an integer that a tensor can hold."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)

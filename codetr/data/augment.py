@@ -1,8 +1,8 @@
 """Augmentation: callables Sample -> Sample, composed of the steps below.
 
 Every step runs torchvision's v2 transforms on the image and on *all* box sets (ground truth and
-teachers) at once, so that no box can be forgotten. Pixels stay uint8; collating normalises. Random
-numbers come from torch's global generator, which the dataset seeds per sample.
+teachers) with their masks at once, so that no box can be forgotten. Pixels stay uint8; collating
+normalises. Random numbers come from torch's global generator, which the dataset seeds per sample.
 """
 
 from __future__ import annotations
@@ -16,27 +16,31 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from codetr.data.resize import resize_bilinear_opencv
-from codetr.data.sample import BoxSet, Sample
+from codetr.data.coco import GREY
+from codetr.data.resize import resize_bilinear_opencv, resize_nearest
+from codetr.data.sample import Sample
 
 Augmentation = Callable[[Sample], Sample]
-GREY = 114
-"""The value that large-scale jitter pads with, before normalisation."""
+Mix = Callable[[Sample, Sample], Sample]
+"""Puts a part of the second sample, a random other image, into the first. Both are augmented
+already, and their targets have masks."""
 
 
 def transform(sample: Sample, operation: Callable[..., Any]) -> Sample:
-    """``operation``, a torchvision v2 transform, applied once to the image and all box sets."""
+    """``operation``, a torchvision v2 transform, applied once to the image and all box sets with
+    their masks (which are resized to the nearest pixel).
+    """
     size = sample.size
     boxes = [
         tv_tensors.BoundingBoxes(s.boxes, format="XYXY", canvas_size=size)  # type: ignore[call-overload]
         for s in sample.box_sets
     ]
-    image, *boxes = operation(tv_tensors.Image(sample.image), *boxes)
-    sets = tuple(
-        BoxSet(boxes=b.as_subclass(Tensor), labels=s.labels, scores=s.scores)
-        for b, s in zip(boxes, sample.box_sets, strict=True)
-    )
-    return replace(sample, image=image.as_subclass(Tensor)).with_box_sets(sets)
+    masks = [tv_tensors.Mask(s.masks) for s in sample.box_sets if s.masks is not None]
+    image, *moved = operation(tv_tensors.Image(sample.image), *boxes, *masks)
+    plain = iter([value.as_subclass(Tensor) for value in moved])
+    sets = [replace(s, boxes=next(plain)) for s in sample.box_sets]
+    sets = [s if s.masks is None else replace(s, masks=next(plain)) for s in sets]
+    return replace(sample, image=image.as_subclass(Tensor)).with_box_sets(tuple(sets))
 
 
 def resize(sample: Sample, size: tuple[int, int], antialias: bool = True) -> Sample:
@@ -45,18 +49,20 @@ def resize(sample: Sample, size: tuple[int, int], antialias: bool = True) -> Sam
     With ``antialias`` by torchvision, else bit-exactly as OpenCV does.
     """
     height, width = sample.size
-    moved = transform(sample, v2.Resize(size) if antialias else _OpenCvResize(size))
+    moved = transform(sample, _Resize(size, antialias))
     x, y = sample.scale
     return replace(moved, scale=(x * size[1] / width, y * size[0] / height))
 
 
-class _OpenCvResize(v2.Transform):
-    def __init__(self, size: tuple[int, int]) -> None:
+class _Resize(v2.Transform):
+    def __init__(self, size: tuple[int, int], antialias: bool) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.antialias = size, antialias
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if isinstance(inpt, tv_tensors.Image):
+        if isinstance(inpt, tv_tensors.Mask):
+            return tv_tensors.Mask(resize_nearest(inpt.as_subclass(Tensor), self.size))
+        if isinstance(inpt, tv_tensors.Image) and not self.antialias:
             pixels = resize_bilinear_opencv(inpt.as_subclass(Tensor), self.size)
             return tv_tensors.Image(pixels)
         return v2.functional.resize(inpt, list(self.size))
@@ -168,7 +174,8 @@ class ScaleJitter:
 
     def __call__(self, sample: Sample) -> Sample:
         """Pick a ratio and resize."""
-        side = self.canvas * (self.low + (self.high - self.low) * torch.rand(()).item())
+        ratio = self.low + (self.high - self.low) * torch.rand(()).item()
+        side = max(int(self.canvas * ratio), 1)  # whole pixels, as mmdet
         return resize(sample, fitted_size(sample.size, side, side))
 
 
@@ -182,7 +189,7 @@ class PadToCanvas:
         """Pad to the canvas; the image must fit into it."""
         height, width = sample.size
         padding = [0, 0, self.canvas - width, self.canvas - height]
-        return transform(sample, v2.Pad(padding, fill=GREY))
+        return transform(sample, v2.Pad(padding, fill={tv_tensors.Image: GREY, "others": 0}))
 
 
 @dataclass(frozen=True)
@@ -246,7 +253,8 @@ class LsjAugmentation(Chain):
     """Large-scale jitter: resize by ``ratio`` of the canvas, crop to it, flip, pad to it.
 
     ``canvas`` is the side of the square in pixels; boxes not larger than ``min_box_px`` after the
-    crop are dropped. Source: Simple Copy-Paste (arXiv 2012.07177) section 3, without the pasting.
+    crop are dropped. Source: Simple Copy-Paste (arXiv 2012.07177) section 3; the pasting is
+    ``codetr.data.copy_paste``.
     """
 
     def __init__(

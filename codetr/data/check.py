@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from codetr.data.annotations import CocoAnnotations
 from codetr.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _EXAMPLES = 3
 _OUTSIDE_PX = 1.0  # annotation tools round: less than this beyond the border is not worth a line
@@ -79,9 +82,13 @@ def _names(names: tuple[str, ...]) -> str:
     return f"{len(names)}" + (f" ({shown})" if names else "")
 
 
-def check_split(annotations: CocoAnnotations, images: Path) -> SplitReport:
-    """Count what is in a split. Raises UserError for missing image files and for no boxes."""
-    _require_files(annotations, images)
+def check_split(
+    annotations: CocoAnnotations, images: Path, tolerate_broken: bool = False
+) -> SplitReport:
+    """Count what is in a split. Raises UserError for no boxes, and for missing image files, which
+    are only named in the log with ``tolerate_broken``.
+    """
+    _require_files(annotations, images, tolerate_broken)
     boxes, usable = annotations.boxes, annotations.usable
     if not usable.any():
         raise UserError(
@@ -110,14 +117,27 @@ def check_split(annotations: CocoAnnotations, images: Path) -> SplitReport:
 
 
 def check_dataset(
-    train: tuple[CocoAnnotations, Path], val: tuple[CocoAnnotations, Path]
+    train: tuple[CocoAnnotations, Path],
+    val: tuple[CocoAnnotations, Path],
+    tolerate_broken: bool = False,
 ) -> DataReport:
-    """Check both splits, each given as annotations and image folder.
+    """Check both splits, each given as annotations and image folder, as ``check_split`` does.
 
     Raises UserError for missing image files, splits without boxes, and differing class lists.
     """
     require_same_classes(train[0], val[0])
-    return DataReport(splits=(check_split(*train), check_split(*val)))
+    reports = (check_split(*train, tolerate_broken), check_split(*val, tolerate_broken))
+    return DataReport(splits=reports)
+
+
+def require_class_count(annotations: CocoAnnotations, expected: int | None) -> None:
+    """Raises UserError where the class list has not the length that the data set should have."""
+    found = len(annotations.classes)
+    if expected is not None and found != expected:
+        raise UserError(
+            f"annotation file {annotations.path} has {found} classes, not {expected}: take the "
+            "official file, or set data.source.num_classes=null"
+        )
 
 
 def require_same_classes(train: CocoAnnotations, val: CocoAnnotations) -> None:
@@ -132,18 +152,22 @@ def require_same_classes(train: CocoAnnotations, val: CocoAnnotations) -> None:
             )
 
 
-def _require_files(annotations: CocoAnnotations, images: Path) -> None:
+def _require_files(annotations: CocoAnnotations, images: Path, tolerate_broken: bool) -> None:
     if not images.is_dir():
         raise UserError(
             f"image folder {images} of {annotations.path} does not exist: check data.root and the "
             "image folders under data.source"
         )
     missing = [name for name in annotations.file_names if not (images / name).is_file()]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(annotations)} image files are missing, the first is "
-            f"{images / missing[0]}: restore them or remove them from {annotations.path}"
-        )
+    if not missing:
+        return
+    message = (
+        f"{len(missing)} of {len(annotations)} image files are missing, the first is "
+        f"{images / missing[0]}: restore them or remove them from {annotations.path}"
+    )
+    if not tolerate_broken or len(missing) == len(annotations):
+        raise UserError(message)
+    log.warning("%s", message)
 
 
 def _finding(annotations: CocoAnnotations, flawed: Tensor) -> Finding:

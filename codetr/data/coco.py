@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from codetr.data.annotations import CocoAnnotations
 from codetr.data.images import ImageError, read_image
-from codetr.data.sample import Sample
+from codetr.data.sample import BoxSet, Sample
+from codetr.data.teachers import TeacherBoxes
+
+log = logging.getLogger(__name__)
+
+GREY = 114
+"""The value of pixels that show nothing: of padding before normalisation, and of broken images."""
 
 
 class CocoDetection(Dataset[Sample]):
@@ -17,22 +25,45 @@ class CocoDetection(Dataset[Sample]):
 
     ``images`` is the folder that ``file_name`` is relative to. ``cache`` keeps every decoded image
     in the memory of its process: for small data only. Raises ImageError for files that are
-    missing, damaged or of another size than annotated.
+    missing, damaged or of another size than annotated; with ``tolerate_broken`` such a file is
+    named in the log instead, and a grey image without boxes stands in for it. ``teachers`` says
+    what teacher detectors found on an image.
     """
 
-    def __init__(self, annotations: CocoAnnotations, images: Path, cache: bool = False) -> None:
+    def __init__(
+        self,
+        annotations: CocoAnnotations,
+        images: Path,
+        cache: bool = False,
+        tolerate_broken: bool = False,
+        teachers: TeacherBoxes | None = None,
+    ) -> None:
         self.annotations = annotations
         self.images = images
+        self.tolerate_broken = tolerate_broken
+        self.teachers = teachers
         self._cache: dict[int, Tensor] | None = {} if cache else None
 
     def __len__(self) -> int:
         return len(self.annotations)
 
     def __getitem__(self, index: int) -> Sample:
-        image = self._image(index)
+        targets = self.annotations.targets(index)
+        teachers = () if self.teachers is None else self.teachers(index)
+        try:
+            image = self._image(index)
+        except ImageError as error:
+            if not self.tolerate_broken:
+                raise
+            log.warning("%s; a grey image without boxes stands in for it", error)
+            height, width = self.annotations.sizes[index].tolist()
+            image = torch.full((3, height, width), GREY, dtype=torch.uint8)
+            targets = _none_of(targets)
+            teachers = tuple(_none_of(boxes) for boxes in teachers)
         return Sample(
             image=image,
-            targets=self.annotations.targets(index),
+            targets=targets,
+            teachers=teachers,
             image_id=self.annotations.image_ids[index],
             original_size=(image.shape[1], image.shape[2]),
             path=str(self._path(index)),
@@ -58,3 +89,7 @@ class CocoDetection(Dataset[Sample]):
                 "correct the annotation file or the image"
             )
         return image
+
+
+def _none_of(boxes: BoxSet) -> BoxSet:
+    return boxes.select(torch.zeros(len(boxes), dtype=torch.bool))

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 from rich import print as rich_print
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from codetr.classes import ClassList
 from codetr.data.annotations import CocoAnnotations, load_annotations
-from codetr.data.augment import Augmentation
-from codetr.data.check import check_dataset, check_split
+from codetr.data.augment import Augmentation, Mix
+from codetr.data.check import check_dataset, check_split, require_class_count
 from codetr.data.coco import CocoDetection
 from codetr.data.collate import IMAGENET_MEAN, IMAGENET_STD, Collate
 from codetr.data.dataset import AugmentedDataset
 from codetr.data.samplers import EvalSampler, TrainSampler
 from codetr.data.sources import Source, Split
+from codetr.data.teachers import Parallel, TeacherBoxes
 from codetr.errors import UserError
+
+ReadTeachers = Callable[[Sequence[str | Path], CocoAnnotations], TeacherBoxes]
+"""(result files, annotations of the split) -> what supervises each image beside its boxes."""
+
+SEPARATE_TEACHERS: ReadTeachers = partial(TeacherBoxes, merge=Parallel())
 
 
 class CocoDataModule(LightningDataModule):
@@ -31,7 +39,10 @@ class CocoDataModule(LightningDataModule):
     validation and test run on. ``mean`` and ``std`` (RGB, 0 to 255) are those the backbone was
     trained with; ``size_divisor`` pads every image to a multiple; ``group_by_aspect`` puts
     landscape and portrait images into separate batches; ``cache`` keeps decoded images in the
-    memory of each process.
+    memory of each process. ``mix`` makes one training sample of two augmented images (copy-paste):
+    their masks are read then. ``repeat`` says how often each image stands in an epoch.
+    ``tolerate_broken`` names missing and damaged image files in the log and goes on. ``teachers``
+    are result files of teacher detectors on the training split, which ``teacher_boxes`` reads.
 
     Raises UserError for bad arguments and, in ``setup``, for bad data.
     """
@@ -52,6 +63,11 @@ class CocoDataModule(LightningDataModule):
         group_by_aspect: bool = False,
         cache: bool = False,
         eval_split: str = "val",
+        mix: Mix | None = None,
+        repeat: Callable[[CocoAnnotations], Tensor] | None = None,
+        tolerate_broken: bool = False,
+        teachers: Sequence[str | Path] = (),
+        teacher_boxes: ReadTeachers = SEPARATE_TEACHERS,
     ) -> None:
         super().__init__()
         if eval_split not in ("train", "val"):
@@ -75,6 +91,10 @@ class CocoDataModule(LightningDataModule):
         self.group_by_aspect = group_by_aspect
         self.cache = cache
         self.eval_split = eval_split
+        self.mix = mix
+        self.repeat = repeat
+        self.tolerate_broken = tolerate_broken
+        self.teachers, self.teacher_boxes = tuple(teachers), teacher_boxes
         self._annotations: dict[str, CocoAnnotations] = {}
         self._train: AugmentedDataset | None = None
         self._eval: AugmentedDataset | None = None
@@ -117,27 +137,33 @@ class CocoDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read annotations and check the data, once. ``fit`` needs both splits, else one."""
         if self._train is None and stage == "fit":
-            train = self._load("train", None)
+            train = self._load("train", None, segmentations=self.mix is not None)
             val = self._load("val", train.classes)
             report = check_dataset(
-                (train, self.split("train").images), (val, self.split("val").images)
+                (train, self.split("train").images),
+                (val, self.split("val").images),
+                self.tolerate_broken,
             )
             rank_zero_only(rich_print)(report)
-            self._train = self._dataset("train", self.train_augmentation)
+            teachers = self.teacher_boxes(self.teachers, train) if self.teachers else None
+            self._train = self._dataset("train", self.train_augmentation, self.mix, teachers)
         if self._eval is None:
             if self._train is None:
-                check_split(self._load(self.eval_split, None), self.split(self.eval_split).images)
+                evaluated = self._load(self.eval_split, None)
+                check_split(evaluated, self.split(self.eval_split).images, self.tolerate_broken)
             self._eval = self._dataset(self.eval_split, self.eval_augmentation)
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of this rank."""
-        sizes = self.train_dataset.source.annotations.sizes
+        annotations = self.train_dataset.source.annotations
+        sizes = annotations.sizes
         sampler = TrainSampler(
             len(self.train_dataset),
             self.batch_size,
             self.seed,
             *self._rank(),
             (sizes[:, 0] > sizes[:, 1]).long() if self.group_by_aspect else None,
+            None if self.repeat is None else self.repeat(annotations),
         )
         return DataLoader(
             self.train_dataset,
@@ -167,14 +193,31 @@ class CocoDataModule(LightningDataModule):
         """The same as ``val_dataloader``."""
         return self.val_dataloader()
 
-    def _load(self, name: str, classes: ClassList | None) -> CocoAnnotations:
+    def _load(
+        self, name: str, classes: ClassList | None, segmentations: bool = False
+    ) -> CocoAnnotations:
         if name not in self._annotations:
-            self._annotations[name] = load_annotations(self.split(name).annotations, classes)
+            split = self.split(name)
+            loaded = load_annotations(split.annotations, classes, split.name_parts, segmentations)
+            require_class_count(loaded, self.source(self.root).num_classes)
+            self._annotations[name] = loaded
         return self._annotations[name]
 
-    def _dataset(self, name: str, augmentation: Augmentation) -> AugmentedDataset:
-        source = CocoDetection(self._annotations[name], self.split(name).images, self.cache)
-        return AugmentedDataset(source, augmentation, self.seed)
+    def _dataset(
+        self,
+        name: str,
+        augmentation: Augmentation,
+        mix: Mix | None = None,
+        teachers: TeacherBoxes | None = None,
+    ) -> AugmentedDataset:
+        source = CocoDetection(
+            self._annotations[name],
+            self.split(name).images,
+            self.cache,
+            self.tolerate_broken,
+            teachers,
+        )
+        return AugmentedDataset(source, augmentation, self.seed, mix)
 
     def _rank(self) -> tuple[int, int]:
         """This process and the number of processes that share the data."""

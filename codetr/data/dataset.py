@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from codetr.data.augment import Augmentation
+from codetr.data.augment import Augmentation, Mix
 from codetr.data.coco import CocoDetection
 from codetr.data.sample import Sample, SampleKey
 
@@ -37,19 +37,33 @@ def mixed_seed(*entropy: int) -> int:
 class AugmentedDataset(Dataset[Sample]):
     """``source`` through ``augmentation``; images stay uint8 (look at them as they are).
 
+    With ``mix``, a random image of the source goes through the augmentation too, and ``mix``
+    makes one sample of the two.
+
     Takes a SampleKey, or an index alone for epoch 0. The same key gives the same sample in any
     process, worker and order of access, also after a run was resumed.
     """
 
-    def __init__(self, source: CocoDetection, augmentation: Augmentation, seed: int) -> None:
+    def __init__(
+        self,
+        source: CocoDetection,
+        augmentation: Augmentation,
+        seed: int,
+        mix: Mix | None = None,
+    ) -> None:
         self.source = source
         self.augmentation = augmentation
         self.seed = seed
+        self.mix = mix
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, key: SampleKey | int) -> Sample:
-        index, epoch = key if isinstance(key, tuple) else SampleKey(key)
-        with seeded(self.seed, epoch, index):
-            return self.augmentation(self.source[index])
+        index, epoch, copy = key if isinstance(key, tuple) else SampleKey(key)
+        with seeded(self.seed, epoch, index, copy):
+            sample = self.augmentation(self.source[index])
+            if self.mix is None:
+                return sample
+            other = int(torch.randint(0, len(self), ()).item())
+            return self.mix(sample, self.augmentation(self.source[other]))

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from codetr.errors import UserError
+
+_ON_THEIR_SIDE = (5, 6, 7, 8)
+"""EXIF orientations that exchange width and height."""
 
 
 class ImageError(UserError):
@@ -33,7 +36,7 @@ def read_image(path: Path) -> Tensor:
     """
     try:
         with Image.open(path) as file:
-            pixels = np.array(_as_rgb(ImageOps.exif_transpose(file)))
+            pixels = np.array(as_rgb(ImageOps.exif_transpose(file)))
     except FileNotFoundError:
         raise ImageError(
             f"image {path} does not exist: restore the file or remove it from the annotation file"
@@ -47,7 +50,22 @@ def read_image(path: Path) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def read_size(path: Path) -> tuple[int, int]:
+    """(height, width) of the image that ``read_image`` gives, from the file's header alone.
+
+    Raises ImageError for missing and foreign files.
+    """
+    try:
+        with Image.open(path) as file:
+            width, height = file.size
+            turned = file.getexif().get(ExifTags.Base.Orientation) in _ON_THEIR_SIDE
+    except Exception as error:  # Pillow's readers of headers raise many kinds, too
+        reason = str(error).replace("\n", " ") or type(error).__name__
+        raise ImageError(f"cannot read image {path} ({reason}): replace the file") from None
+    return (width, height) if turned else (height, width)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB; of 16-bit grey values the high byte, where Pillow alone would cut them at 255."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no fixed range")

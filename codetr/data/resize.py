@@ -1,4 +1,4 @@
-"""OpenCV's 8-bit bilinear resize, in integer torch operations.
+"""OpenCV's 8-bit bilinear resize in integer torch operations, and its nearest one.
 
 The official evaluation resizes with OpenCV, whose fixed-point rounding differs from torchvision's
 by up to one grey level in about every fifth value. This gives the same bytes.
@@ -6,6 +6,7 @@ by up to one grey level in about every fifth value. This gives the same bytes.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,3 +54,15 @@ def resize_bilinear_opencv(image: Tensor, size: tuple[int, int]) -> Tensor:
     result = rows.index_select(-2, y.clamp(0, height - 1)).mul_(y_low) >> 16
     result += rows.index_select(-2, (y + 1).clamp(0, height - 1)).mul_(y_high) >> 16
     return ((result + 2) >> 2).to(torch.uint8)
+
+
+def resize_nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (N, H, W) to ``size`` (height, width) by repeating or leaving out pixels.
+
+    As OpenCV's INTER_NEAREST and torch's ``nearest``, but several times as fast on many masks:
+    numpy gathers bytes quickly, torch does not.
+    """
+    (height, width), (new_height, new_width) = masks.shape[-2:], size
+    rows = np.arange(new_height) * height // new_height
+    columns = np.arange(new_width) * width // new_width
+    return torch.from_numpy(masks.numpy().take(columns, axis=2).take(rows, axis=1))

@@ -10,10 +10,13 @@ from torch import Tensor
 
 
 class SampleKey(NamedTuple):
-    """What a sampler asks for: the index of an image, and the epoch to augment it for."""
+    """What a sampler asks for: the index of an image, the epoch to augment it for, and which of
+    its copies in that epoch it is (each is augmented in its own way).
+    """
 
     image: int
     epoch: int = 0
+    copy: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +24,14 @@ class BoxSet:
     """Boxes of one image from one source: the ground truth, or a teacher.
 
     ``boxes`` (N, 4) float32 xyxy in pixels of the image as it is now; ``labels`` (N,) int64,
-    contiguous class indices; ``scores`` (N,) float32, 1 for ground truth.
+    contiguous class indices; ``scores`` (N,) float32, 1 for ground truth; ``masks`` (N, H, W)
+    uint8, 1 on the object, of the image as it is now, or None where no step needs them.
     """
 
     boxes: Tensor
     labels: Tensor
     scores: Tensor
+    masks: Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -37,8 +42,20 @@ class BoxSet:
         return cls(boxes=boxes, labels=labels, scores=torch.ones(len(labels)))
 
     def select(self, keep: Tensor) -> BoxSet:
-        """The boxes where ``keep`` (N,) bool is True, with their labels and scores."""
-        return BoxSet(boxes=self.boxes[keep], labels=self.labels[keep], scores=self.scores[keep])
+        """The boxes where ``keep`` (N,) bool is True, or of the indices ``keep``, with all that
+        belongs to them.
+        """
+        if keep.dtype == torch.bool:
+            if keep.all():
+                return self
+            keep = keep.nonzero().flatten()
+        return BoxSet(
+            boxes=self.boxes[keep],
+            labels=self.labels[keep],
+            scores=self.scores[keep],
+            # Masks are large: index_select copies whole rows where indexing goes by element.
+            masks=None if self.masks is None else self.masks.index_select(0, keep),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,8 @@ class TrainSampler(DistributedSampler[SampleKey]):
 
     Each ``batch_size`` keys in a row are a batch. With ``groups`` (num_images,) int64, such as
     portrait or landscape, its images are of one group, except where groups meet: at most one batch
-    per boundary. An epoch repeats as many images as it takes to fill the last batches.
+    per boundary. With ``repeats`` (num_images,) int64 an image stands that often in an epoch, as
+    numbered copies. An epoch repeats as many images as it takes to fill the last batches.
     """
 
     def __init__(
@@ -32,26 +33,31 @@ class TrainSampler(DistributedSampler[SampleKey]):
         rank: int = 0,
         world_size: int = 1,
         groups: Tensor | None = None,
+        repeats: Tensor | None = None,
     ) -> None:
         super().__init__(range(num_images), num_replicas=world_size, rank=rank, seed=seed)  # type: ignore[arg-type]
-        self.num_images = num_images
+        times = torch.ones(num_images, dtype=torch.int64) if repeats is None else repeats
+        self.images = torch.arange(num_images).repeat_interleave(times)
+        self.copies = torch.arange(len(self.images)) - (times.cumsum(0) - times)[self.images]
         self.batch_size = batch_size
-        self.groups = torch.zeros(num_images, dtype=torch.int64) if groups is None else groups
-        self.num_batches = -(-num_images // (batch_size * world_size))
+        self.groups = torch.zeros_like(self.images) if groups is None else groups[self.images]
+        self.num_batches = -(-len(self.images) // (batch_size * world_size))
 
     def __len__(self) -> int:
         return self.num_batches * self.batch_size
 
     def __iter__(self) -> Iterator[SampleKey]:
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
-        order = torch.randperm(self.num_images, generator=generator)
+        order = torch.randperm(len(self.images), generator=generator)
         order = order[self.groups[order].argsort(stable=True)]
         num_batches = self.num_batches * self.num_replicas
-        positions = torch.arange(num_batches * self.batch_size) % self.num_images
+        positions = torch.arange(num_batches * self.batch_size) % len(order)
         batches = order[positions].view(num_batches, self.batch_size)
         batches = batches[torch.randperm(num_batches, generator=generator)]
-        for image in batches[self.rank :: self.num_replicas].flatten().tolist():
-            yield SampleKey(image, self.epoch)
+        chosen = batches[self.rank :: self.num_replicas].flatten()
+        keys = zip(self.images[chosen].tolist(), self.copies[chosen].tolist(), strict=True)
+        for image, copy in keys:
+            yield SampleKey(image, self.epoch, copy)
 
 
 class EvalSampler(DistributedSampler[int]):

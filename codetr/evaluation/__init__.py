@@ -1,5 +1,6 @@
 """Detections from predictions, and how good they are."""
 
 from codetr.evaluation.coco import CocoEvaluator
+from codetr.evaluation.lvis import lvis_evaluator
 from codetr.evaluation.postprocess import Detections, Postprocess
 from codetr.evaluation.soft_nms import SoftNms

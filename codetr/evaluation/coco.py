@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from rich.table import Table
@@ -13,10 +14,12 @@ from torch import Tensor
 from codetr.classes import ClassList
 from codetr.errors import UserError
 from codetr.evaluation.gather import broadcast_from_first, gather_rows, is_first_rank
-from codetr.evaluation.ground_truth import read_ground_truth
-from codetr.evaluation.metrics import SUMMARY, CocoMetrics, coco_metrics
+from codetr.evaluation.ground_truth import ImageTruth, read_ground_truth
+from codetr.evaluation.metrics import CocoMetrics, coco_metrics
 from codetr.evaluation.postprocess import Detections
 from codetr.evaluation.report import (
+    COCO_LINES,
+    Line,
     class_names,
     class_table,
     prediction_records,
@@ -29,18 +32,54 @@ from codetr.structures import ImageInfo
 log = logging.getLogger(__name__)
 
 
+class Measure(Protocol):
+    """What turns detections and ground truth into numbers."""
+
+    @property
+    def lines(self) -> Mapping[str, Line]:
+        """The numbers by name, in the order of the table."""
+        ...
+
+    def __call__(
+        self, detections: Mapping[int, Tensor], truth: Mapping[int, ImageTruth], num_classes: int
+    ) -> CocoMetrics:
+        """Evaluate the images in ``detections``: by image id, rows (n, 6) float64 of label, score
+        and x, y, w, h in pixels. ``truth`` knows these images.
+        """
+        ...
+
+
+class CocoMeasure:
+    """The twelve COCO numbers."""
+
+    lines = COCO_LINES
+
+    def __call__(
+        self, detections: Mapping[int, Tensor], truth: Mapping[int, ImageTruth], num_classes: int
+    ) -> CocoMetrics:
+        """See ``Measure``."""
+        return coco_metrics(detections, truth, num_classes)
+
+
 class CocoEvaluator:
     """Collects detections, then measures them against a COCO annotation file.
 
     Exactly the images that were given to ``update`` are evaluated, each once, however often and
-    on however many ranks it was given (samplers repeat images to fill the last batch). Numbers
-    equal pycocotools' ``COCOeval`` on these images; -1 where there is nothing to measure.
+    on however many ranks it was given (samplers repeat images to fill the last batch). ``measure``
+    says how: by default numbers equal pycocotools' ``COCOeval`` on these images, -1 where there
+    is nothing to measure.
     Raises UserError where the annotation file cannot be used (see ``read_ground_truth``).
     """
 
-    def __init__(self, annotation_file: str | Path, classes: ClassList) -> None:
+    def __init__(
+        self,
+        annotation_file: str | Path,
+        classes: ClassList,
+        measure: Measure | None = None,
+    ) -> None:
         self.annotation_file = Path(annotation_file)
         self.classes = classes
+        self.measure = measure or CocoMeasure()
         self.truth = read_ground_truth(self.annotation_file, classes)
         self.reset()
 
@@ -89,26 +128,27 @@ class CocoEvaluator:
         self._rows.append(rows)
 
     def compute(self) -> dict[str, float]:
-        """The twelve COCO numbers by name (AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs,
-        ARm, ARl), on every rank. All ranks must call it. Raises UserError without any image.
+        """The numbers of the measure by name (COCO: AP, AP50, AP75, APs, APm, APl, AR1, AR10,
+        AR100, ARs, ARm, ARl), on every rank. All ranks must call it. Raises UserError without any
+        image.
         """
         self._gathered = self._gather()
         if not self._gathered:
             raise UserError(
                 f"{self.annotation_file}: no image was evaluated: raise limit_val_batches"
             )
-        num_classes = len(self.classes)
-        values = torch.zeros(len(SUMMARY) + num_classes, dtype=torch.float64)
+        num_classes, names = len(self.classes), list(self.measure.lines)
+        values = torch.zeros(len(names) + num_classes, dtype=torch.float64)
         if is_first_rank():
             seen, total = len(self._gathered), len(self.truth)
             log.info("evaluating %d of %d images of %s", seen, total, self.annotation_file.name)
-            metrics = coco_metrics(self._gathered, self.truth, num_classes)
-            numbers = [*metrics.summary.values(), *metrics.per_class]
+            metrics = self.measure(self._gathered, self.truth, num_classes)
+            numbers = [*(metrics.summary[name] for name in names), *metrics.per_class]
             values = torch.tensor(numbers, dtype=torch.float64)
         numbers = broadcast_from_first(values).tolist()
         self._metrics = CocoMetrics(
-            summary=dict(zip(SUMMARY, numbers, strict=False)),
-            per_class=tuple(numbers[len(SUMMARY) :]),
+            summary=dict(zip(names, numbers, strict=False)),
+            per_class=tuple(numbers[len(names) :]),
         )
         return dict(self._metrics.summary)
 
@@ -135,8 +175,8 @@ class CocoEvaluator:
         return dict(zip(class_names(self.classes), self.metrics.per_class, strict=True))
 
     def table(self) -> str:
-        """The twelve lines of the usual COCO table."""
-        return summary_text(self.metrics.summary)
+        """The lines of the usual table."""
+        return summary_text(self.metrics.summary, self.measure.lines)
 
     def class_table(self) -> Table:
         """AP and number of boxes of every class, as a rich table."""

@@ -16,33 +16,35 @@ from codetr.errors import UserError
 from codetr.evaluation.ground_truth import read_json
 from codetr.evaluation.metrics import CocoMetrics
 
-LINES = {
-    "AP": ("0.50:0.95", "all", 100),
-    "AP50": ("0.50", "all", 100),
-    "AP75": ("0.75", "all", 100),
-    "APs": ("0.50:0.95", "small", 100),
-    "APm": ("0.50:0.95", "medium", 100),
-    "APl": ("0.50:0.95", "large", 100),
-    "AR1": ("0.50:0.95", "all", 1),
-    "AR10": ("0.50:0.95", "all", 10),
-    "AR100": ("0.50:0.95", "all", 100),
-    "ARs": ("0.50:0.95", "small", 100),
-    "ARm": ("0.50:0.95", "medium", 100),
-    "ARl": ("0.50:0.95", "large", 100),
+Line = tuple[str, str, int]
+"""IoU range, subset (of areas or classes) and number of detections behind a number."""
+
+COCO_LINES: dict[str, Line] = {
+    "AP": ("0.50:0.95", "area=   all", 100),
+    "AP50": ("0.50", "area=   all", 100),
+    "AP75": ("0.75", "area=   all", 100),
+    "APs": ("0.50:0.95", "area= small", 100),
+    "APm": ("0.50:0.95", "area=medium", 100),
+    "APl": ("0.50:0.95", "area= large", 100),
+    "AR1": ("0.50:0.95", "area=   all", 1),
+    "AR10": ("0.50:0.95", "area=   all", 10),
+    "AR100": ("0.50:0.95", "area=   all", 100),
+    "ARs": ("0.50:0.95", "area= small", 100),
+    "ARm": ("0.50:0.95", "area=medium", 100),
+    "ARl": ("0.50:0.95", "area= large", 100),
 }
-"""IoU range, area and number of detections behind each of the twelve numbers."""
 
 
-def summary_text(summary: Mapping[str, float]) -> str:
-    """The twelve lines that pycocotools prints."""
-    lines = []
-    for name, (iou, area, detections) in LINES.items():
+def summary_text(summary: Mapping[str, float], lines: Mapping[str, Line]) -> str:
+    """The lines that pycocotools prints, or the LVIS API."""
+    texts = []
+    for name, (iou, subset, detections) in lines.items():
         title = "Average Precision" if name.startswith("AP") else "Average Recall"
-        lines.append(
-            f" {title:<18} ({name[:2]}) @[ IoU={iou:<9} | area={area:>6} "
+        texts.append(
+            f" {title:<18} ({name[:2]}) @[ IoU={iou:<9} | {subset} "
             f"| maxDets={detections:>3} ] = {summary[name]:0.3f}"
         )
-    return "\n".join(lines)
+    return "\n".join(texts)
 
 
 def class_table(metrics: CocoMetrics, classes: ClassList, num_boxes: Iterable[int]) -> Table:

@@ -1,0 +1,143 @@
+"""Copy-paste: objects of one image, cut out by their masks, are laid onto another.
+
+Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation",
+CVPR 2021, section 3, with the rules of the official LSJ recipes (mmdet ``CopyPaste``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from codetr.boxes import pairwise_iou
+from codetr.data.sample import BoxSet, Sample
+from codetr.errors import UserError
+
+_MATCH_IOU = 0.5
+_MAX_COVERED = 0.5
+
+
+@dataclass(frozen=True)
+class CopyPaste:
+    """Callable that pastes a random number of random objects of one sample onto another.
+
+    Both samples are of one size, with masks of their targets (both have been through large-scale
+    jitter). Between 0 and min(N, ``max_pasted`` - 1) of the source's N objects are pasted, without
+    blending or scaling. Every box becomes the bound of what is visible of its object. A
+    destination's object stays if no side of its box moved by more than ``max_shift_px``, or if
+    more than ``min_visible_px`` pixels of it remain; never if nothing remains.
+
+    Teachers have boxes without masks: one of the destination goes where more than half of its area
+    is pasted over; one of the source comes along where it overlaps the box of a pasted object with
+    an IoU of at least 0.5.
+    """
+
+    max_pasted: int = 100
+    max_shift_px: float = 10
+    min_visible_px: int = 300
+
+    def __post_init__(self) -> None:
+        if self.max_pasted < 1:
+            raise UserError(
+                f"augmentation.mix.max_pasted={self.max_pasted}: give 1 or more, or "
+                "augmentation.mix=null for no copy-paste"
+            )
+
+    def __call__(self, destination: Sample, source: Sample) -> Sample:
+        """The destination with objects of the source; the result carries no masks."""
+        if destination.size != source.size:
+            raise UserError(
+                f"copy-paste got images of {destination.size} and {source.size} pixels: it needs a "
+                "training augmentation that ends on a canvas (lsj_1024), or augmentation.mix=null"
+            )
+        destination, source = bounded_by_masks(destination), bounded_by_masks(source)
+        chosen = self._choose(len(source.targets))
+        if not len(chosen):
+            return replace(destination, targets=_without_masks(destination.targets))
+        pasted = source.targets.select(chosen)
+        assert pasted.masks is not None
+        covered = pasted.masks.amax(dim=0)
+        teachers = tuple(
+            _joined(_uncovered(below, covered), _belonging(above, pasted.boxes))
+            for below, above in zip(destination.teachers, source.teachers, strict=True)
+        )
+        return replace(
+            destination,
+            image=torch.where(covered.bool(), source.image, destination.image),
+            targets=_joined(self._visible(destination.targets, covered), pasted),
+            teachers=teachers,
+        )
+
+    def _choose(self, num_objects: int) -> Tensor:
+        """Indices of the objects to paste."""
+        most = min(num_objects, self.max_pasted - 1)
+        count = int(torch.randint(0, most + 1, ()).item())
+        return torch.randperm(num_objects)[:count]
+
+    def _visible(self, targets: BoxSet, covered: Tensor) -> BoxSet:
+        """What remains of ``targets`` beneath the pasted pixels ``covered`` (H, W)."""
+        assert targets.masks is not None
+        masks = targets.masks * (1 - covered)
+        boxes = mask_bounds(masks)
+        keep = ((boxes - targets.boxes).abs() <= self.max_shift_px).all(dim=1)
+        moved = (~keep).nonzero().flatten()
+        keep[moved] = masks[moved].float().sum(dim=(1, 2)) > self.min_visible_px
+        keep &= (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        return replace(targets, boxes=boxes, masks=masks).select(keep)
+
+
+def bounded_by_masks(sample: Sample) -> Sample:
+    """Each target's box becomes the bound of its mask; targets without a visible pixel go."""
+    targets = sample.targets
+    assert targets.masks is not None, "load the masks of the annotation file"
+    boxes = mask_bounds(targets.masks)
+    tight = replace(targets, boxes=boxes).select((boxes[:, 2:] > boxes[:, :2]).all(dim=1))
+    return replace(sample, targets=tight)
+
+
+def mask_bounds(masks: Tensor) -> Tensor:
+    """(N, 4) float32 xyxy in pixels around ``masks`` (N, H, W) uint8 of 0 and 1, the far edges
+    of the last pixels included; zeros for an empty mask.
+    """
+    x0, x1 = _extent(masks.amax(dim=1))
+    y0, y1 = _extent(masks.amax(dim=2))
+    return torch.stack([x0, y0, x1, y1], dim=1).float()
+
+
+def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
+    """First, and one after the last, position of a 1 in every row of (N, S); 0 where none is."""
+    first = occupied.argmax(dim=1)
+    end = occupied.shape[1] - occupied.flip(1).argmax(dim=1)
+    some = occupied.amax(dim=1).long()
+    return first * some, end * some
+
+
+def _uncovered(boxes: BoxSet, covered: Tensor) -> BoxSet:
+    """The boxes of which at most half of the area is ``covered`` (H, W)."""
+    height, width = covered.shape
+    total = torch.nn.functional.pad(covered.int().cumsum(0).cumsum(1), (1, 0, 1, 0))
+    x0, y0, x1, y1 = boxes.boxes.round().long().T
+    x0, x1, y0, y1 = (
+        v.clamp(0, limit) for v, limit in ((x0, width), (x1, width), (y0, height), (y1, height))
+    )
+    inside = total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0]
+    return boxes.select(inside <= _MAX_COVERED * (x1 - x0) * (y1 - y0))
+
+
+def _belonging(boxes: BoxSet, pasted: Tensor) -> BoxSet:
+    """The boxes that overlap one of the ``pasted`` boxes (M, 4) enough."""
+    return boxes.select((pairwise_iou(boxes.boxes, pasted) >= _MATCH_IOU).any(dim=1))
+
+
+def _without_masks(boxes: BoxSet) -> BoxSet:
+    return replace(boxes, masks=None)
+
+
+def _joined(first: BoxSet, second: BoxSet) -> BoxSet:
+    return BoxSet(
+        boxes=torch.cat([first.boxes, second.boxes]),
+        labels=torch.cat([first.labels, second.labels]),
+        scores=torch.cat([first.scores, second.scores]),
+    )

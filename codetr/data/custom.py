@@ -1,0 +1,242 @@
+"""Data in whatever format it came: recognised, and converted once to COCO JSON beside it all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from codetr.data.convert import CocoWriter, divide, some
+from codetr.data.formats import coco, voc, yolo
+from codetr.data.formats.found import UNSPLIT, Found, LabelledImage, Problem
+from codetr.data.formats.tree import Tree, list_files
+from codetr.data.sources import Split, Splits
+from codetr.errors import UserError
+
+log = logging.getLogger(__name__)
+
+FORMATS = {"coco": coco, "voc": voc, "yolo": yolo}
+"""Modules with FORMAT (its name), ``recognise(tree)`` and ``read(tree)``."""
+
+_VERSION = 1  # raise it when conversion changes: other annotations must not share a folder
+_SHOWN = 5  # problems in the log; the rest is in the file
+_NAMED = 12  # classes
+_ABOUT = "about.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the conversion depends on beside the data; see ``CustomFolder``."""
+
+    format: str
+    train: str
+    val: str
+    val_share: float
+    seed: int
+    num_train: int | None
+
+
+class CustomFolder:
+    """A folder in COCO JSON, Pascal VOC XML or YOLO text, converted to COCO JSON below ``cache``.
+
+    ``format`` is coco, voc, yolo, or auto: what is there. Splits are those of the data; where it
+    has none, ``val_share`` of the images become val, at random by ``seed``. ``train`` and ``val``
+    name the splits to use. ``num_train``: so many training images alone (None: all).
+
+    The root is only read. The folder below ``cache`` is named by a hash of the names, sizes and
+    times of all files, so that a change converts anew; it is written beside its place and moved
+    there at the end, so that it is whole or absent. What cannot be used is left out and reported.
+    """
+
+    def __init__(
+        self,
+        *,
+        cache: str | Path = "data/converted",
+        format: str = "auto",
+        train: str = "train",
+        val: str = "val",
+        val_share: float = 0.2,
+        seed: int = 0,
+        num_train: int | None = None,
+    ) -> None:
+        if format not in ("auto", *FORMATS):
+            raise UserError(f"data.source.format={format}: choose auto, {', '.join(FORMATS)}")
+        if not 0 < val_share < 1:
+            raise UserError(f"data.source.val_share={val_share}: give a share between 0 and 1")
+        if num_train is not None and num_train < 1:
+            raise UserError(f"data.source.num_train={num_train}: give at least 1, or null")
+        self.cache = Path(cache).expanduser()
+        self.options = Options(
+            format=format,
+            train=train,
+            val=val,
+            val_share=val_share,
+            seed=seed,
+            num_train=num_train,
+        )
+        self._done: dict[Path, Splits] = {}
+
+    def __call__(self, root: Path) -> Splits:
+        """The two splits; converts them where that is not done yet, and says what it found.
+
+        Raises UserError where no format, or more than one, is recognised, and where a split is
+        missing or has nothing to learn from.
+        """
+        if root not in self._done:
+            self._done[root] = self._splits(root)
+        return self._done[root]
+
+    def _splits(self, root: Path) -> Splits:
+        tree = list_files(root, exclude=self.cache)
+        folder = self._folder(tree)
+        if not folder.is_dir():
+            self._convert(tree, folder)
+        about = json.loads((folder / _ABOUT).read_text())
+        for line in about["remarks"]:
+            log.info("%s: %s", root, line)
+        _warn(root, about["problems"], folder)
+        return Splits(
+            train=Split(annotations=folder / "train.json", images=root),
+            val=Split(annotations=folder / "val.json", images=root),
+            remarks=tuple(about["remarks"]),
+            problems=tuple(about["problems"]),
+        )
+
+    def _folder(self, tree: Tree) -> Path:
+        parts = (str(_VERSION), tree.fingerprint, repr(self.options))
+        digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+        name = re.sub(r"[^\w.-]", "_", tree.root.resolve().name) or "root"
+        return self.cache / f"{name}-{digest}"
+
+    def _convert(self, tree: Tree, folder: Path) -> None:
+        name = recognise(tree) if self.options.format == "auto" else self.options.format
+        found = FORMATS[name].read(tree)
+        problems = list(found.problems)
+        if not any(found.splits.values()):
+            first = f"; the first problem: {problems[0]}" if problems else ""
+            raise UserError(
+                f"{tree.root} has no usable annotated image in {FORMATS[name].FORMAT}{first}"
+            )
+        if not found.categories:
+            raise UserError(f"{tree.root} has no annotated object, so no class: annotate images")
+        chosen, remarks = self._choose(tree, found)
+        contents = _contents(tree, found, chosen, problems)
+        remarks = [f"recognised as {FORMATS[name].FORMAT}", *found.remarks, *remarks]
+        remarks += [_classes(tuple(found.categories.values())), f"converted to {folder}"]
+        about = {"remarks": remarks, "problems": [str(problem) for problem in problems]}
+        _write(folder, {"train.json": contents[0], "val.json": contents[1], _ABOUT: about})
+
+    def _choose(
+        self, tree: Tree, found: Found
+    ) -> tuple[tuple[Sequence[LabelledImage], Sequence[LabelledImage]], list[str]]:
+        """Training and validation images, and what to say about them."""
+        options, splits = self.options, dict(found.splits)
+        share, remarks = options.val_share, []
+        if "val" in splits and "train" not in splits and UNSPLIT in splits:
+            splits["train"] = splits.pop(UNSPLIT)
+        undivided = UNSPLIT if "train" not in splits else "train"
+        if "val" not in splits and undivided in splits:
+            count = len(splits[undivided])
+            splits |= divide(splits.pop(undivided), share, options.seed)
+            remarks.append(
+                f"made splits of {count} images, {share:.0%} for val, by data.source.seed="
+                f"{options.seed}"
+            )
+        for name in (options.train, options.val):
+            if not splits.get(name):
+                raise UserError(
+                    f"{tree.root} has no images for the split '{name}', only for "
+                    f"{', '.join(splits)}: name one with data.source.train or data.source.val"
+                )
+        counts = ", ".join(f"{name} {len(images)}" for name, images in splits.items())
+        remarks.append(
+            f"images: {counts}; training on {options.train}, validating on {options.val}"
+        )
+        train, val = splits[options.train], splits[options.val]
+        if options.num_train is not None:
+            train = some(train, options.num_train, options.seed)
+            remarks.append(f"training on {len(train)} images alone, by data.source.num_train")
+        shared = {image.file for image in train} & {image.file for image in val}
+        if shared and options.train != options.val:
+            remarks.append(f"{len(shared)} images are in both splits: results will be too good")
+        return (train, val), remarks
+
+
+def recognise(tree: Tree) -> str:
+    """The format of a folder. Raises UserError where it is none, or more than one."""
+    files = {name: module.recognise(tree) for name, module in FORMATS.items()}
+    there = {name: found for name, found in files.items() if found}
+    if len(there) == 1:
+        return next(iter(there))
+    if there:
+        kinds = [f"{FORMATS[name].FORMAT} ({len(found)} files)" for name, found in there.items()]
+        raise UserError(
+            f"{tree.root} has {' and '.join(kinds)}: choose one with data.source.format="
+            f"{next(reversed(there))}"
+        )
+    raise UserError(
+        f"{tree.root} has {len(tree.images)} images among {len(tree.files)} files, but no "
+        "annotations in COCO JSON, Pascal VOC XML or YOLO text: set data.root to the folder of both"
+    )
+
+
+def _contents(
+    tree: Tree,
+    found: Found,
+    chosen: Sequence[Sequence[LabelledImage]],
+    problems: list[Problem],
+) -> list[dict[str, Any]]:
+    """The COCO content of each part. Raises UserError where one loses most of its images."""
+    writer = CocoWriter(root=tree.root, categories=found.categories, problems=problems)
+    contents = []
+    with Progress(transient=True) as progress:
+        for images in chosen:
+            task = progress.add_task("reading image sizes", total=len(images))
+            contents.append(writer.content(images, partial(progress.advance, task)))
+            lost = {i.file for i in images} - {i["file_name"] for i in contents[-1]["images"]}
+            if 2 * len(lost) > len(images):
+                first = next(problem for problem in problems if problem.file in lost)
+                raise UserError(
+                    f"{len(lost)} of {len(images)} images of a split of {tree.root} cannot be "
+                    f"used; the first one: {first}"
+                )
+    return contents
+
+
+def _classes(names: Sequence[str]) -> str:
+    more = ", ..." if len(names) > _NAMED else ""
+    return f"{len(names)} classes: {', '.join(names[:_NAMED])}{more}"
+
+
+def _write(folder: Path, contents: Mapping[str, Any]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+    try:
+        for name, content in contents.items():
+            (unfinished / name).write_text(json.dumps(content))
+        unfinished.chmod(0o755)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first, with the same content
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _warn(root: Path, problems: Sequence[str], folder: Path) -> None:
+    """The first problems, and where the others are."""
+    if problems:
+        log.warning("%s: %d problems, all listed in %s", root, len(problems), folder / _ABOUT)
+        for line in problems[:_SHOWN]:
+            log.warning("  %s", line)

@@ -1,0 +1,89 @@
+"""What the readers of annotation formats find, before it becomes COCO JSON."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What is wrong with a ``file`` (relative to the root), and what was done about it."""
+
+    file: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.text}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """``xyxy`` in pixels of the upright image, or in [0, 1] of it as its image says; finite.
+
+    ``category`` is an id of ``Found.categories``; ``ignored`` boxes (crowds, difficult objects)
+    are no targets and cost nothing in evaluation; ``where`` names the box in messages;
+    ``extra`` are further keys of its COCO entry.
+    """
+
+    xyxy: tuple[float, float, float, float]
+    category: int
+    where: str
+    ignored: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImage:
+    """An image ``file`` (relative to the root) and its boxes, which the file ``source`` tells.
+
+    ``declared_wh`` is the size that the annotations claim, if they do; ``relative``: the boxes
+    are shares of the image's width and height.
+    """
+
+    file: str
+    source: str
+    boxes: tuple[Box, ...]
+    declared_wh: tuple[int, int] | None = None
+    relative: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The content of a folder in one of the formats.
+
+    ``splits``: images by split name (train, val, test, ...); ``unsplit`` where the folder does not
+    divide them. ``categories``: names by id. ``remarks`` are what a user should know.
+    """
+
+    splits: Mapping[str, Sequence[LabelledImage]]
+    categories: Mapping[int, str]
+    remarks: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+UNSPLIT = "unsplit"
+"""The name of the images that no split has."""
+
+
+def finite(values: Sequence[Any]) -> bool:
+    """Are all of ``values`` numbers (no bool, no text), none of them infinite or NaN?"""
+    return all(
+        isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value)
+        for value in values
+    )
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the range of floats
+        return False
+
+
+def shown(value: Any) -> str:
+    """A value of a file for a message: short and on one line, whatever it is."""
+    return reprlib.repr(value)

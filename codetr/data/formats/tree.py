@@ -1,0 +1,134 @@
+"""The files of a data folder, listed once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from codetr.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Words of folder and file names, and the splits that they name."""
+
+_LARGEST = 2**30  # bytes; what is larger is no annotation file that Python could read in time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tree:
+    """The regular ``files`` below ``root``: posix paths relative to it, sorted, without hidden
+    ones. ``fingerprint`` changes with their names, sizes and times of modification.
+    """
+
+    root: Path
+    files: tuple[str, ...]
+    fingerprint: str
+
+    @cached_property
+    def images(self) -> tuple[str, ...]:
+        """Files that are images by their suffix."""
+        return tuple(file for file in self.files if suffix(file) in IMAGE_SUFFIXES)
+
+    @cached_property
+    def images_by_name(self) -> Mapping[str, list[str]]:
+        """The images of each file name, in any folder."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for image in self.images:
+            found[PurePosixPath(image).name].append(image)
+        return found
+
+    @cached_property
+    def members(self) -> frozenset[str]:
+        """``files`` as a set."""
+        return frozenset(self.files)
+
+    def of_type(self, *suffixes: str) -> list[str]:
+        """Files with one of ``suffixes`` (lower case, with the dot)."""
+        return [file for file in self.files if suffix(file) in suffixes]
+
+    def read(self, file: str) -> bytes:
+        """The content of a file. Raises UserError where it cannot be read."""
+        path = self.root / file
+        try:
+            if path.stat().st_size > _LARGEST:
+                raise UserError(f"{path} is larger than 1 GiB: divide it, or use data=coco")
+            return path.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read {path} ({error.strerror}): check the file") from None
+
+
+def list_files(root: Path, exclude: Path | None = None) -> Tree:
+    """List a data folder, symbolic links followed, without the folder ``exclude``.
+
+    Raises UserError where there is no folder.
+    """
+    if not root.is_dir():
+        raise UserError(f"folder {root} does not exist: set data.root to the folder of your data")
+    files: list[str] = []
+    digest = hashlib.sha256()
+    for name, status in sorted(_walk(root, exclude), key=lambda entry: entry[0]):
+        if stat.S_ISREG(status.st_mode):  # a pipe would be read for ever
+            files.append(name)
+            digest.update(
+                f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="replace")
+            )
+    return Tree(root=root, files=tuple(files), fingerprint=digest.hexdigest())
+
+
+def _walk(root: Path, exclude: Path | None) -> Iterator[tuple[str, os.stat_result]]:
+    """Name relative to the root, and status, of every file that is not hidden."""
+    seen = {os.path.realpath(exclude)} if exclude else set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else sorted(f for f in folders if not _is_hidden(f))
+        if real in seen:
+            continue  # excluded, or a link back
+        seen.add(real)
+        for name in names:
+            path = os.path.join(folder, name)
+            if not _is_hidden(name) and os.path.exists(path):
+                yield Path(os.path.relpath(path, root)).as_posix(), os.stat(path)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def suffix(file: str) -> str:
+    """The suffix in lower case."""
+    return PurePosixPath(file).suffix.lower()
+
+
+def stem(file: str) -> str:
+    """The path without its suffix."""
+    return str(PurePosixPath(file).with_suffix(""))
+
+
+def split_of_name(name: str) -> str | None:
+    """The split that a file or folder name speaks of: ``instances_train2017`` of train. None
+    where it names none, or several.
+    """
+    words = {SPLITS[word] for word in re.findall(r"[a-z]+", name.lower()) if word in SPLITS}
+    return words.pop() if len(words) == 1 else None
+
+
+def split_of_folders(file: str) -> str | None:
+    """The split that the folders of a file name; the innermost one that does counts."""
+    found = (split_of_name(part) for part in reversed(PurePosixPath(file).parts[:-1]))
+    return next((split for split in found if split), None)

@@ -1,0 +1,286 @@
+"""Pascal VOC: an XML file per image, lists of images in ImageSets/Main.
+
+Everingham et al., "The PASCAL Visual Object Classes Challenge", development kit, section 4.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
+
+from codetr.data.formats.found import UNSPLIT, Box, Found, LabelledImage, Problem, finite, shown
+from codetr.data.formats.tree import IMAGE_SUFFIXES, SPLITS, Tree, split_of_folders, stem, suffix
+from codetr.errors import UserError
+
+FORMAT = "Pascal VOC XML"
+_FOLDER = "annotations"
+_MAX_DEPTH = 32  # of elements; an annotation needs 4
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+class _Forbidden(ValueError):
+    """XML that annotations do not need, and attacks do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Object:
+    """One ``object`` element: a box as written."""
+
+    name: str
+    corners: tuple[float, float, float, float]
+    difficult: bool
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Annotation:
+    """One XML file."""
+
+    file: str
+    image: str
+    size_wh: tuple[int, int] | None
+    objects: tuple[_Object, ...] = field(default=())
+
+
+def recognise(tree: Tree) -> list[str]:
+    """The XML files that belong to images: those in a folder Annotations, or beside an image of
+    the same name.
+    """
+    stems = {stem(image) for image in tree.images}
+    return [
+        file
+        for file in tree.of_type(".xml")
+        if PurePosixPath(file).parent.name.lower() == _FOLDER or stem(file) in stems
+    ]
+
+
+def read(tree: Tree) -> Found:
+    """All annotations, with the splits of ImageSets/Main or else of the folders' names.
+
+    Classes are the names in the data, sorted. Coordinates are pixels from 1, both ends included,
+    as the format defines them; where a 0 occurs, all are taken as edges from 0. Difficult objects
+    are ignored in training and evaluation, as in VOC's own. Files that cannot be used become
+    problems.
+    """
+    problems: list[Problem] = []
+    annotations = []
+    for file in recognise(tree):
+        try:
+            annotations.append(_read_file(tree, file, problems))
+        except UserError as error:
+            problems.append(Problem(file=file, text=f"{error}; the file was left out"))
+    objects = [o for annotation in annotations for o in annotation.objects]
+    names = sorted({o.name for o in objects})
+    ids = {name: i + 1 for i, name in enumerate(names)}
+    first = 0 if any(min(o.corners[:2]) < 1 for o in objects) else 1
+    images = {a.file: _labelled(a, ids, first) for a in annotations}
+    return Found(
+        splits=_splits(tree, images, problems),
+        categories={i: name for name, i in ids.items()},
+        remarks=_remarks(tree, objects, first, images),
+        problems=tuple(problems),
+    )
+
+
+def parse_xml(content: bytes) -> Element:
+    """The root element. Raises UserError for XML that is broken, nested without end, or brings a
+    document type (entities can grow beyond all memory, and read other files).
+    """
+    builder = TreeBuilder()
+    parser = expat.ParserCreate()
+    depth = 0
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > _MAX_DEPTH:
+            raise _Forbidden(f"elements nested more than {_MAX_DEPTH} deep")
+        builder.start(tag, attributes)
+
+    def end(tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+        builder.end(tag)
+
+    def forbid(*_: object) -> None:
+        raise _Forbidden("a document type definition, which is not allowed")
+
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
+    parser.CharacterDataHandler = builder.data
+    parser.StartDoctypeDeclHandler = forbid
+    try:
+        parser.Parse(content, True)
+        return builder.close()
+    except (expat.ExpatError, ValueError, LookupError) as error:  # the latter two: its encoding
+        raise UserError(f"no usable XML ({error}): repair it, or save it as UTF-8") from None
+
+
+def _read_file(tree: Tree, file: str, problems: list[Problem]) -> _Annotation:
+    root = parse_xml(tree.read(file))
+    if root.tag != "annotation":
+        raise UserError(f"its root is <{shown(root.tag)}>, not <annotation>: export it as VOC")
+    objects = []
+    for number, element in enumerate(root.findall("object")):
+        try:
+            objects.append(_read_object(element, f"object {number}"))
+        except UserError as error:
+            problems.append(Problem(file=file, text=f"object {number} {error}; it was left out"))
+    return _Annotation(
+        file=file,
+        image=_image_of(tree, file, _text(root, "filename")),
+        size_wh=_size(root),
+        objects=tuple(objects),
+    )
+
+
+def _read_object(element: Element, where: str) -> _Object:
+    name = _text(element, "name")
+    if not name:
+        raise UserError("has no name")
+    box = element.find("bndbox")
+    if box is None:
+        raise UserError(f"({shown(name)}) has no bndbox")
+    texts = [_text(box, corner) for corner in _CORNERS]
+    corners = [_number(text) for text in texts]
+    if any(c is None for c in corners):
+        raise UserError(f"({shown(name)}) has bndbox {shown(texts)}, which are no four numbers")
+    x0, y0, x1, y1 = (float(c) for c in corners if c is not None)
+    difficult = _text(element, "difficult") == "1"
+    return _Object(name=name, corners=(x0, y0, x1, y1), difficult=difficult, where=where)
+
+
+def _text(element: Element, tag: str) -> str:
+    """The text of a direct child, in one line; empty where there is none."""
+    return " ".join((element.findtext(tag) or "").split())
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if finite([value]) else None
+
+
+def _size(root: Element) -> tuple[int, int] | None:
+    """Width and height where the file tells them; many tools write 0."""
+    size = root.find("size")
+    if size is None:
+        return None
+    width, height = (_number(_text(size, side)) for side in ("width", "height"))
+    return (int(width), int(height)) if width and height else None
+
+
+def _image_of(tree: Tree, file: str, filename: str) -> str:
+    """The image of an annotation: the one of the same stem, in JPEGImages or beside it, or
+    else the one that the file names. Raises UserError where there is none, or several.
+    """
+    path = PurePosixPath(file)
+    homes = [path.parent.parent / "JPEGImages", path.parent, path.parent.parent / "images"]
+    for home in homes:
+        for ending in IMAGE_SUFFIXES:
+            for name in (f"{path.stem}{ending}", f"{path.stem}{ending.upper()}"):
+                if str(home / name) in tree.members:
+                    return str(home / name)
+    wanted = PurePosixPath(filename.replace("\\", "/")).name
+    found = tree.images_by_name.get(wanted, [])
+    found = found or [
+        image for e in IMAGE_SUFFIXES for image in tree.images_by_name.get(f"{path.stem}{e}", [])
+    ]
+    if len(found) != 1:
+        raise UserError(
+            f"{'several images' if found else 'no image'} of the name {path.stem} or "
+            f"{shown(wanted)} in the folder"
+        )
+    return found[0]
+
+
+def _labelled(annotation: _Annotation, ids: Mapping[str, int], first: int) -> LabelledImage:
+    boxes = tuple(
+        Box(
+            xyxy=(o.corners[0] - first, o.corners[1] - first, o.corners[2], o.corners[3]),
+            category=ids[o.name],
+            where=f"{o.where} ({o.name})",
+            ignored=o.difficult,
+        )
+        for o in annotation.objects
+    )
+    return LabelledImage(
+        file=annotation.image,
+        source=annotation.file,
+        boxes=boxes,
+        declared_wh=annotation.size_wh,
+    )
+
+
+def _splits(
+    tree: Tree, images: Mapping[str, LabelledImage], problems: list[Problem]
+) -> dict[str, list[LabelledImage]]:
+    """By ImageSets/Main where there is one, else by the names of folders."""
+    lists = _image_sets(tree)
+    if not lists:
+        by_folder: dict[str, list[LabelledImage]] = defaultdict(list)
+        for file, image in images.items():
+            by_folder[split_of_folders(file) or UNSPLIT].append(image)
+        return dict(by_folder)
+    by_stem: dict[str, list[LabelledImage]] = defaultdict(list)
+    for file, image in images.items():
+        home = PurePosixPath(file).parent.parent
+        by_stem[str(home / PurePosixPath(file).stem)].append(image)
+    found: dict[str, list[LabelledImage]] = defaultdict(list)
+    for split, file in lists:
+        home = PurePosixPath(file).parents[2]
+        for name in _lines(tree, file, problems):
+            matches = by_stem.get(str(home / name)) or by_stem.get(str(home / name.split()[0]), [])
+            if not matches:
+                text = f"{shown(name)} has no usable annotation; it was left out"
+                problems.append(Problem(file=file, text=text))
+            found[split] += matches
+    return dict(found)
+
+
+def _image_sets(tree: Tree) -> list[tuple[str, str]]:
+    """Split and file of every list; trainval counts where it is not divided."""
+    lists = [
+        (PurePosixPath(file).stem.lower(), file)
+        for file in tree.of_type(".txt")
+        if [part.lower() for part in PurePosixPath(file).parts[-3:-1]] == ["imagesets", "main"]
+    ]
+    known = [(SPLITS[name], file) for name, file in lists if name in SPLITS]
+    if not any(split == "train" for split, _ in known):
+        known += [(UNSPLIT, file) for name, file in lists if name == "trainval"]
+    return known
+
+
+def _lines(tree: Tree, file: str, problems: list[Problem]) -> Sequence[str]:
+    """The image names of a list, without suffixes."""
+    try:
+        text = tree.read(file).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        problems.append(Problem(file=file, text=f"is not UTF-8 text, byte {error.start}"))
+        return ()
+    names = [line.strip() for line in text.splitlines() if line.strip()]
+    endings = IMAGE_SUFFIXES | {".xml"}
+    return [stem(name) if suffix(name) in endings else name for name in dict.fromkeys(names)]
+
+
+def _remarks(
+    tree: Tree, objects: Sequence[_Object], first: int, images: Mapping[str, LabelledImage]
+) -> tuple[str, ...]:
+    remarks = [
+        "pixels are counted from 1, as the format says"
+        if first
+        else "a coordinate is 0: pixels are counted from 0"
+    ]
+    difficult = sum(o.difficult for o in objects)
+    if difficult:
+        remarks.append(f"{difficult} difficult objects are ignored in training and evaluation")
+    without = len(tree.images) - len({image.file for image in images.values()})
+    if without > 0:
+        remarks.append(f"{without} images without annotation file were left out")
+    return tuple(remarks)

@@ -1,0 +1,298 @@
+"""YOLO text: a file per image with a line ``class x y width height`` per box, in shares of the
+image's size; class names in data.yaml (Ultralytics), or classes.txt or obj.names (darknet).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from codetr.data.formats.found import UNSPLIT, Box, Found, LabelledImage, Problem, finite, shown
+from codetr.data.formats.tree import SPLITS, Tree, split_of_folders
+from codetr.errors import UserError
+
+FORMAT = "YOLO text"
+_CONFIGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_NAMES = ("classes.txt", "obj.names", "_darknet.labels")
+_BOX = 5  # columns
+_POLYGON = 7  # columns, at least: three points
+_MAX_DEPTH = 8  # of the configuration
+_MAX_CONFIG = 2**20  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Config:
+    """Class names by number, and the folders or lists of each split, as written."""
+
+    file: str
+    names: Mapping[int, str]
+    splits: Mapping[str, tuple[str, ...]]
+    keypoints: bool = False
+
+
+def recognise(tree: Tree) -> list[str]:
+    """The label files: texts with an image of the same name beside them, or in ``images`` where
+    they are in ``labels``.
+    """
+    return [label for image in tree.images if (label := _label_of(image)) in tree.members]
+
+
+def read(tree: Tree) -> Found:
+    """All labels, with the splits of data.yaml or else of the folders' names.
+
+    An image without label file has no boxes, as Ultralytics takes it. Polygons become the boxes
+    around them. Lines that cannot be used become problems. Raises UserError where there are no
+    class names.
+    """
+    config = _read_config(tree)
+    problems: list[Problem] = []
+    images = {image: _read_labels(tree, image, config, problems) for image in tree.images}
+    unlabelled = sum(_label_of(image) not in tree.members for image in images)
+    remarks = [f"class names from {config.file}"]
+    if unlabelled:
+        remarks.append(f"{unlabelled} images without label file count as images without boxes")
+    return Found(
+        splits=_splits(tree, images, config, problems),
+        categories=config.names,
+        remarks=tuple(remarks),
+        problems=tuple(problems),
+    )
+
+
+def _label_of(image: str) -> str:
+    """The label file of an image: ``labels`` for the last ``images`` of its folders."""
+    parts = list(PurePosixPath(image).with_suffix(".txt").parts)
+    places = [i for i, part in enumerate(parts[:-1]) if part == "images"]
+    if places:
+        parts[places[-1]] = "labels"
+    return str(PurePosixPath(*parts))
+
+
+def _read_labels(tree: Tree, image: str, config: _Config, problems: list[Problem]) -> LabelledImage:
+    file = _label_of(image)
+    boxes = []
+    if file in tree.members:
+        try:
+            text = tree.read(file).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            problems.append(Problem(file=file, text=f"is not UTF-8 text, byte {error.start}"))
+            text = ""
+        for number, line in enumerate(text.splitlines(), start=1):
+            try:
+                if line.strip():
+                    boxes.append(_read_line(line, number, config))
+            except UserError as error:
+                where = f"line {number}"
+                problems.append(Problem(file=file, text=f"{where} {error}; it was left out"))
+    return LabelledImage(file=image, source=file, boxes=tuple(boxes), relative=True)
+
+
+def _read_line(line: str, number: int, config: _Config) -> Box:
+    columns = line.split()
+    try:
+        values = [float(column) for column in columns[: _BOX if config.keypoints else None]]
+    except ValueError:
+        raise UserError(f"({shown(line)}) has a column that is no number") from None
+    polygon = len(values) >= _POLYGON and len(values) % 2 == 1
+    if len(values) != _BOX and not polygon:
+        raise UserError(
+            f"({shown(line)}) has {len(values)} columns: a box has 5, a polygon 7 or more"
+        )
+    if not finite(values):
+        raise UserError(f"({shown(line)}) has a number that is not finite")
+    if not values[0].is_integer() or int(values[0]) not in config.names:
+        raise UserError(f"has class {shown(columns[0])}, which {config.file} does not name")
+    category = int(values[0])
+    if polygon:
+        xs, ys = values[1::2], values[2::2]
+        corners = (min(xs), min(ys), max(xs), max(ys))
+    else:
+        x, y, width, height = values[1:]
+        corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    where = f"line {number} ({config.names[category]})"
+    return Box(xyxy=corners, category=category, where=where)
+
+
+def _read_config(tree: Tree) -> _Config:
+    """data.yaml or the like, or else a list of names."""
+    found = [file for file in tree.files if PurePosixPath(file).name.lower() in _CONFIGS]
+    found = found or [f for f in tree.of_type(".yaml", ".yml") if b"names" in tree.read(f)]
+    if found:
+        return _parse_config(tree, _only(tree, found, "a YOLO configuration"))
+    lists = [file for file in tree.files if PurePosixPath(file).name.lower() in _NAMES]
+    if not lists:
+        raise UserError(
+            f"{tree.root} has YOLO labels but no class names: add a data.yaml with names, or a "
+            "classes.txt with one name per line"
+        )
+    # LabelImg writes the same classes.txt into every folder of labels.
+    contents = {tree.read(file) for file in lists}
+    file = lists[0] if len(contents) == 1 else _only(tree, lists, "a list of class names")
+    lines = _text(tree, file).rstrip().splitlines()
+    names = {i: " ".join(line.split()) for i, line in enumerate(lines)}
+    return _Config(file=file, names=_checked(names, tree, file), splits={})
+
+
+def _only(tree: Tree, files: Sequence[str], kind: str) -> str:
+    """The file nearest to the root. Raises UserError where several are."""
+    depth = min(len(PurePosixPath(file).parts) for file in files)
+    nearest = [file for file in files if len(PurePosixPath(file).parts) == depth]
+    if len(nearest) > 1:
+        raise UserError(
+            f"{tree.root} has several files that could be {kind}: {', '.join(nearest[:3])}: "
+            "keep one, or set data.root to one of the folders"
+        )
+    return nearest[0]
+
+
+def _text(tree: Tree, file: str) -> str:
+    content = tree.read(file)
+    if len(content) > _MAX_CONFIG:
+        raise UserError(f"{tree.root / file} is larger than 1 MiB: it should only hold names")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{tree.root / file} is not UTF-8 text, byte {error.start}: save it as UTF-8"
+        ) from None
+
+
+def _parse_config(tree: Tree, file: str) -> _Config:
+    text, path = _text(tree, file), tree.root / file
+    content: Any
+    try:
+        _require_plain(text, path)
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        reason = shown(getattr(error, "problem", None) or "unreadable characters")
+        raise UserError(f"{path} is not valid YAML{line} ({reason}): repair it") from None
+    except (ValueError, TypeError, RecursionError) as error:  # dates and numbers out of range
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not valid YAML ({shown(str(error))}): repair it") from None
+    if not isinstance(content, dict) or "names" not in content:
+        raise UserError(f"{path} has no names: list the class names under names")
+    names = content["names"]
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict):
+        raise UserError(f"{path} has names {shown(names)}: give a list, or number: name")
+    splits = {
+        SPLITS[key]: _strings(value)
+        for key, value in content.items()
+        if isinstance(key, str) and key in SPLITS and _strings(value)
+    }
+    return _Config(
+        file=file,
+        names=_checked(names, tree, file),
+        splits=splits,
+        keypoints="kpt_shape" in content,
+    )
+
+
+def _require_plain(text: str, path: Path) -> None:
+    """Raise UserError for what no list of names needs and takes for ever to load: aliases, which
+    can grow beyond all memory, and deep nesting.
+    """
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise UserError(f"{path} has aliases (*name): write their values out")
+        if depth > _MAX_DEPTH:
+            raise UserError(f"{path} is nested more than {_MAX_DEPTH} deep: it only needs names")
+
+
+def _checked(names: Mapping[Any, Any], tree: Tree, file: str) -> dict[int, str]:
+    """Class names by number, in order."""
+    found: dict[int, str] = {}
+    for number, name in names.items():
+        whole = isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**31
+        if not whole or not isinstance(name, str | int | float) or not _one_line(name):
+            raise UserError(
+                f"{tree.root / file} names class {shown(number)} {shown(name)}: give every "
+                "number from 0 a name in one line"
+            )
+        found[number] = _one_line(name)
+    if not found:
+        raise UserError(f"{tree.root / file} has no class names: add at least one")
+    return dict(sorted(found.items()))
+
+
+def _one_line(name: str | int | float) -> str:
+    try:
+        return " ".join(str(name).split())
+    except ValueError:  # an integer of thousands of digits
+        return ""
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    """A text or a list of texts as a tuple; empty for anything else."""
+    values = value if isinstance(value, list) else [value]
+    return tuple(values) if all(isinstance(v, str) and v.strip() for v in values) else ()
+
+
+def _splits(
+    tree: Tree,
+    images: Mapping[str, LabelledImage],
+    config: _Config,
+    problems: list[Problem],
+) -> dict[str, list[LabelledImage]]:
+    """By the entries of data.yaml; where they lead nowhere, by the names of folders."""
+    found: dict[str, list[LabelledImage]] = {}
+    for split, entries in config.splits.items():
+        members = [image for entry in entries for image in _images_of(tree, entry, config)]
+        if members:
+            found[split] = [images[image] for image in dict.fromkeys(members)]
+        else:
+            text = f"{split}: {shown(list(entries))} leads to no image below the root"
+            problems.append(Problem(file=config.file, text=text))
+    if found:
+        return found
+    by_folder: dict[str, list[LabelledImage]] = defaultdict(list)
+    for file, image in images.items():
+        by_folder[split_of_folders(file) or UNSPLIT].append(image)
+    return dict(by_folder)
+
+
+def _images_of(tree: Tree, entry: str, config: _Config) -> list[str]:
+    """The images of an entry: below a folder, or in a list (.txt).
+
+    Entries are often paths of another machine, or relative to a folder that is not there: the
+    longest end of one that exists below the configuration's folder, or the root, is meant.
+    """
+    parts = [p for p in PurePosixPath(entry.replace("\\", "/")).parts if p not in ("..", "/", ".")]
+    bases = list(dict.fromkeys([PurePosixPath(config.file).parent, PurePosixPath()]))
+    for start in range(len(parts)):
+        for base in bases:
+            place = str(base.joinpath(*parts[start:]))
+            if place in tree.members and place.endswith(".txt"):
+                return _listed(tree, place)
+            below = [image for image in tree.images if image.startswith(f"{place}/")]
+            if below:
+                return below
+    return []
+
+
+def _listed(tree: Tree, file: str) -> list[str]:
+    """The images that a list names, each found as folders are."""
+    known = set(tree.images)
+    folders = list(dict.fromkeys([PurePosixPath(file).parent, PurePosixPath()]))
+    found = []
+    for line in _text_of_list(tree, file).splitlines():
+        parts = [p for p in PurePosixPath(line.strip()).parts if p not in ("..", "/", ".")]
+        ends = (str(f.joinpath(*parts[i:])) for i in range(len(parts)) for f in folders)
+        found += [image for image in [next((e for e in ends if e in known), None)] if image]
+    return found
+
+
+def _text_of_list(tree: Tree, file: str) -> str:
+    return tree.read(file).decode("utf-8-sig", errors="replace")

@@ -1,0 +1,233 @@
+"""Boxes that teacher detectors found beforehand, read from files (Teach-DETR, arXiv 2211.11953).
+
+A file is a list of COCO results, ``{"image_id", "category_id", "bbox": [x, y, width, height],
+"score"}`` in pixels of the original image, or, as the official Teach-DETR has it, an object with
+such lists by image id. Boxes travel through the augmentation beside the ground truth.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from codetr.data.annotations import CocoAnnotations
+from codetr.data.sample import BoxSet
+from codetr.errors import UserError
+
+Entry = tuple[int, dict[str, Any]]
+"""Image id and one result."""
+
+
+class Merge(Protocol):
+    """Makes the supervision of one image from its teachers' boxes."""
+
+    def __call__(self, found: Sequence[BoxSet | None], size: tuple[int, int]) -> tuple[BoxSet, ...]:
+        """``found[t]``: the boxes of teacher t, None where its file does not name the image;
+        ``size`` (height, width). Returns equally many sets for every image.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Every teacher supervises by itself (the paper, section 3.2)."""
+
+    def __call__(self, found: Sequence[BoxSet | None], size: tuple[int, int]) -> tuple[BoxSet, ...]:
+        """One set per teacher, empty where its file does not name the image."""
+        return tuple(_empty() if boxes is None else boxes for boxes in found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suppression:
+    """One set from all teachers by class-wise NMS (the released code).
+
+    Boxes are ordered by score plus the ``weights[t]`` of their teacher (None: all alike); of those
+    that stay, the best are kept, as many as a teacher has on average; they keep their own scores.
+    With ``whole_image``, an image that no file names gets one box, all of it, of class 0 and score
+    0, as officially (the encoder's proposals learn it); without, none.
+    """
+
+    iou_threshold: float = 0.2
+    weights: Sequence[float] | None = None
+    whole_image: bool = True
+
+    def __call__(self, found: Sequence[BoxSet | None], size: tuple[int, int]) -> tuple[BoxSet, ...]:
+        """One set."""
+        weights = self.weights if self.weights is not None else [0.0] * len(found)
+        if len(weights) != len(found):
+            raise UserError(
+                f"data.teacher_boxes.merge.weights={list(weights)} for {len(found)} files in "
+                "data.teachers: give one weight for each"
+            )
+        own = [(boxes, w) for boxes, w in zip(found, weights, strict=True) if boxes is not None]
+        if not own:
+            return (_whole(size) if self.whole_image else _empty(),)
+        boxes = BoxSet(
+            boxes=torch.cat([b.boxes for b, _ in own]),
+            labels=torch.cat([b.labels for b, _ in own]),
+            scores=torch.cat([b.scores for b, _ in own]),
+        )
+        ranking = torch.cat([b.scores + w for b, w in own])
+        order = batched_nms(boxes.boxes, ranking, boxes.labels, self.iou_threshold)
+        return (boxes.select(order[: len(boxes) // len(own)]),)
+
+
+def _empty() -> BoxSet:
+    return BoxSet.ground_truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+
+
+def _whole(size: tuple[int, int]) -> BoxSet:
+    height, width = size
+    return BoxSet(
+        boxes=torch.tensor([[0.0, 0.0, width, height]]),
+        labels=torch.zeros(1, dtype=torch.int64),
+        scores=torch.zeros(1),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """One teacher's boxes on I images: ``boxes`` sorted by image, best score first; image i owns
+    the rows ``offsets[i]`` to ``offsets[i + 1]``; ``named`` (I,) bool, whether the file names it.
+    """
+
+    boxes: BoxSet
+    offsets: Tensor
+    named: Tensor
+
+    def of(self, index: int) -> BoxSet | None:
+        """The boxes on an image; None where the file does not name it."""
+        if not self.named[index]:
+            return None
+        rows = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        return BoxSet(
+            boxes=self.boxes.boxes[rows],
+            labels=self.boxes.labels[rows],
+            scores=self.boxes.scores[rows],
+        )
+
+
+class TeacherBoxes:
+    """What supervises each image of an annotation file beside its ground truth.
+
+    Args:
+        files: one result file per teacher.
+        annotations: their images and classes; results for other images are left out.
+        merge: makes one or several sets of all teachers' boxes.
+        top_k: so many best boxes of each teacher and image count; None: all.
+        min_score: only boxes with at least this score count.
+
+    Raises UserError for a file that is missing or not of the known form, that names a category
+    which the annotations do not have, or none of their images.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str | Path],
+        annotations: CocoAnnotations,
+        merge: Merge,
+        top_k: int | None = None,
+        min_score: float = 0.0,
+    ) -> None:
+        if top_k is not None and top_k < 1:
+            raise UserError(f"data.teacher_boxes.top_k={top_k}: give at least 1, or null for all")
+        self.findings = tuple(
+            read_findings(Path(file).expanduser(), annotations, top_k, min_score) for file in files
+        )
+        self.sizes, self.merge = annotations.sizes, merge
+
+    def __call__(self, index: int) -> tuple[BoxSet, ...]:
+        """The box sets of the image ``index``."""
+        height, width = self.sizes[index].tolist()
+        return self.merge([found.of(index) for found in self.findings], (height, width))
+
+
+def read_findings(
+    path: Path, annotations: CocoAnnotations, top_k: int | None = None, min_score: float = 0.0
+) -> Findings:
+    """Read one file; boxes are clipped to their image, those without area are left out. Raises
+    UserError as ``TeacherBoxes``.
+    """
+    named_ids, entries = _entries(path)
+    index_of = {image_id: i for i, image_id in enumerate(annotations.image_ids)}
+    named = torch.tensor([image_id in named_ids for image_id in annotations.image_ids])
+    if not named.any():
+        raise UserError(
+            f"{path}: has results for none of the images of {annotations.path}: give the results "
+            "on the training split"
+        )
+    used = [(index_of[image_id], result) for image_id, result in entries if image_id in index_of]
+    images, boxes = _columns(used, annotations, path)
+    size_whwh = annotations.sizes.flip(1)[images].repeat(1, 2)
+    corners = torch.minimum(boxes.boxes.clamp(min=0), size_whwh.to(boxes.boxes.dtype))
+    keep = (corners[:, 2:] > corners[:, :2]).all(dim=1) & (boxes.scores >= min_score)
+    order = boxes.scores.argsort(descending=True, stable=True)
+    order = order[keep[order]]
+    order = order[images[order].argsort(stable=True)]
+    counts = torch.bincount(images[order], minlength=len(annotations))
+    if top_k is not None:
+        starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        order = order[torch.arange(len(order)) - starts < top_k]
+        counts = counts.clamp(max=top_k)
+    chosen = BoxSet(boxes=corners[order], labels=boxes.labels[order], scores=boxes.scores[order])
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return Findings(boxes=chosen, offsets=offsets, named=named)
+
+
+def _entries(path: Path) -> tuple[set[int], Iterable[Entry]]:
+    """The ids of the images that the file names, and its results."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"cannot read the teacher's boxes {path} ({error.strerror}): give result files in "
+            "data.teachers; scripts/teacher_boxes.py writes them"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path}: is not valid JSON ({error}): write it again") from None
+    try:
+        if isinstance(content, dict):
+            by_image = {int(image_id): results for image_id, results in content.items()}
+            return set(by_image), [(i, r) for i, results in by_image.items() for r in results]
+        pairs = [(int(result["image_id"]), result) for result in content]
+        return {image_id for image_id, _ in pairs}, pairs
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{path}: holds no COCO results: each needs image_id, category_id, bbox and score, in "
+            "a list, or in lists by image id"
+        ) from None
+
+
+def _columns(
+    results: Sequence[Entry], annotations: CocoAnnotations, path: Path
+) -> tuple[Tensor, BoxSet]:
+    """(R,) image index, and the boxes (xyxy px, as written) of all results."""
+    label_of = annotations.classes.index()
+    try:
+        images = torch.tensor([image for image, _ in results], dtype=torch.int64)
+        rows = [result["bbox"] for _, result in results]
+        scores = torch.tensor([result["score"] for _, result in results], dtype=torch.float32)
+        xywh = torch.tensor(rows, dtype=torch.float64).reshape(len(results), 4)
+        categories = [result["category_id"] for _, result in results]
+    except (KeyError, TypeError, ValueError, RuntimeError):
+        raise UserError(
+            f"{path}: a result lacks category_id, a bbox of four numbers or a score: write it again"
+        ) from None
+    unknown = next((c for c in categories if c not in label_of), None)
+    if unknown is not None:
+        raise UserError(
+            f"{path}: has category {unknown}, which {annotations.path} does not have: give "
+            "results of a teacher with the same category ids"
+        )
+    if not (xywh.isfinite().all() and scores.isfinite().all()):
+        raise UserError(f"{path}: has a box or a score that is not finite: write it again")
+    corners = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1).float()
+    labels = torch.tensor([label_of[c] for c in categories], dtype=torch.int64)
+    return images, BoxSet(boxes=corners, labels=labels, scores=scores)

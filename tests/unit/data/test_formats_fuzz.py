@@ -1,0 +1,339 @@
+"""Thousands of malformed annotation files: each gives a clear error, or usable data and a report
+of what was left out; never another exception, and never a long wait.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from custom_folders import CELLS, HEIGHT, WIDTH, coco_content, write_voc, write_yolo
+
+from codetr.data import convert
+from codetr.data.annotations import load_annotations
+from codetr.data.convert import CocoWriter, divide
+from codetr.data.custom import FORMATS, CustomFolder, recognise
+from codetr.data.formats.found import UNSPLIT
+from codetr.data.formats.tree import Tree, list_files
+from codetr.data.images import read_size
+from codetr.errors import UserError
+
+VARIANTS = 800  # of every file; of a configuration a third, since YAML is slow
+SECONDS = 5.0  # of processor time, for any one of them
+NAMES = ["cup", "öl 油"]
+
+STRANGE: tuple[Any, ...] = (
+    None,
+    True,
+    "",
+    "x",
+    "\x00\ud800",
+    "name\nwith lines",
+    [],
+    {},
+    [[]],
+    [1, 2, 3],
+    [None] * 4,
+    ["1", "2", "3", "4"],
+    -1,
+    0,
+    1.5,
+    -3.25,
+    1e308,
+    -1e308,
+    math.nan,
+    math.inf,
+    -math.inf,
+    2**31,
+    2**63,
+    -(2**70),
+    10**400,
+    {"id": 1},
+)
+TEXTS = (
+    *("", " ", "x", "nan", "inf", "-inf", "-5", "0", "1e999", "1_000", "0x10", "1,5", "½", "٣"),
+    *("9" * 400, "9" * 5000, "1e308", "-1e308", "1.7e-320", "--1", "1 2", "None", "\u202e1"),
+)
+
+
+def bytes_variant(rng: random.Random, content: bytes) -> bytes:
+    """Cut, repeated, damaged, or in another encoding."""
+    start = rng.randrange(len(content))
+    end = rng.randrange(start, len(content) + 1)
+    noise = bytes(rng.randrange(256) for _ in range(rng.randrange(1, 9)))
+    changes: list[Callable[[], bytes]] = [
+        lambda: content[:start],
+        lambda: content[start:],
+        lambda: content[:start] + content[end:],
+        lambda: content[:end] + content[start:],
+        lambda: content[:start] + noise + content[start:],
+        lambda: content[:start] + noise + content[end:],
+        lambda: content[:start] + b"\x00" + content[start + 1 :],
+        lambda: b"\xef\xbb\xbf" + content,
+        lambda: b"\xef\xbb\xbf\xef\xbb\xbf" + content,
+        lambda: content.decode().encode("utf-16"),
+        lambda: content.decode().encode("utf-32-be"),
+        lambda: content.decode().encode("gb18030"),
+        lambda: content.replace(b"\n", b"\r"),
+        lambda: content * rng.randrange(2, 5),
+        lambda: noise,
+        lambda: b"",
+    ]
+    return rng.choice(changes)()
+
+
+def json_variant(rng: random.Random, content: bytes) -> bytes:
+    """A value somewhere within is strange, gone, or there twice."""
+    tree = json.loads(content)
+    for _ in range(rng.randrange(1, 4)):
+        node: Any = tree
+        while True:
+            keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+            if not keys:
+                break
+            key = rng.choice(keys)
+            if isinstance(node[key], dict | list) and node[key] and rng.random() < 0.8:
+                node = node[key]
+                continue
+            change = rng.randrange(4)
+            if change == 0:
+                del node[key]
+            elif change == 1 and isinstance(node, list):
+                node.append(rng.choice(node))
+            else:
+                node[key] = rng.choice(STRANGE)
+            break
+    return json.dumps(tree).encode()
+
+
+def deep(opening: str, closing: str = "") -> Callable[[random.Random, bytes], bytes]:
+    """Nested without end, at some place."""
+
+    def variant(rng: random.Random, content: bytes) -> bytes:
+        place, depth = rng.randrange(len(content)), rng.choice([50, 3000, 60_000])
+        middle = (opening * depth + closing * depth).encode()
+        return content[:place] + middle + content[place:]
+
+    return variant
+
+
+def token_variant(rng: random.Random, content: bytes) -> bytes:
+    """Words between tags, blanks or commas are strange, gone, or exchanged."""
+    text = content.decode()
+    words: list[str] = []
+    word = ""
+    for letter in text:
+        if letter in " <>\n,:[]{}/":
+            words += [word, letter]
+            word = ""
+        else:
+            word += letter
+    words.append(word)
+    for _ in range(rng.randrange(1, 4)):
+        i, j = rng.randrange(len(words)), rng.randrange(len(words))
+        change = rng.randrange(4)
+        if change == 0:
+            words[i], words[j] = words[j], words[i]
+        elif change == 1:
+            words[i] = ""
+        else:
+            numbers = [n for n, w in enumerate(words) if w[:1].isdigit()] or [i]
+            words[rng.choice([i, rng.choice(numbers)])] = rng.choice(TEXTS)
+    return "".join(words).encode()
+
+
+def entity_variant(rng: random.Random, content: bytes) -> bytes:
+    """Entities and document types, harmless and not."""
+    bomb = "".join(f'<!ENTITY e{i + 1} "{f"&e{i};" * 10}">' for i in range(15))
+    heads = [
+        "<!DOCTYPE annotation>",
+        f'<!DOCTYPE annotation [<!ENTITY e0 "x">{bomb}]>',
+        '<!DOCTYPE annotation [<!ENTITY e15 SYSTEM "file:///etc/hostname">]>',
+        '<!DOCTYPE annotation SYSTEM "http://localhost:1/x.dtd">',
+        '<!DOCTYPE annotation [<!ENTITY % p SYSTEM "file:///etc/hostname"> %p;]>',
+        "",
+    ]
+    place = rng.choice([m for m in range(len(content)) if content[m : m + 1] == b">"]) + 1
+    return rng.choice(heads).encode() + content[:place] + b"&e15;" + content[place:]
+
+
+def alias_variant(rng: random.Random, content: bytes) -> bytes:
+    """YAML's own ways to grow and to run code."""
+    bomb = "\n".join(f"k{i + 1}: &k{i + 1} [{', '.join([f'*k{i}'] * 9)}]" for i in range(12))
+    lines = [
+        f"k0: &k0 [x]\n{bomb}\nnames: *k12\n",
+        "<<: &a {<<: *a}\n",
+        "names: !!python/object/apply:os.getcwd []\n",
+        "names: &n [*n]\n",
+        "? [a, b]\n: names\n",
+        "names: {? {a: b} : c}\n",
+        "---\nnames: [a]\n---\nnames: [b]\n",
+        "names: !!binary ////\n",
+        "names: 2001-99-99\n",
+        "names: [0o777777777777777777777777777777, 1:60:60, .inf, .nan]\n",
+    ]
+    return rng.choice(lines).encode() + (content if rng.random() < 0.5 else b"")
+
+
+CASES = {
+    "voc annotation": (
+        "voc",
+        "Annotations/a.xml",
+        (bytes_variant, token_variant, entity_variant, deep("<object>", "</object>")),
+    ),
+    "voc list": ("voc", "ImageSets/Main/train.txt", (bytes_variant, token_variant)),
+    "yolo labels": ("yolo", "train/labels/a.txt", (bytes_variant, token_variant)),
+    "yolo configuration": (
+        "yolo",
+        "data.yaml",
+        (bytes_variant, token_variant, alias_variant, deep("["), deep("{a: ")),
+    ),
+    "coco file": ("coco", "labels.json", (bytes_variant, json_variant, deep("["), deep('{"a":'))),
+}
+
+
+def write(kind: str, root: Path) -> None:
+    """Five images with boxes that nothing is wrong with."""
+    if kind == "voc":
+        write_voc(root, CELLS, {"train": list("abc"), "val": list("de")})
+    else:
+        parts = {"train": {k: CELLS[k] for k in "abc"}, "valid": {k: CELLS[k] for k in "de"}}
+        write_yolo(root, parts, NAMES)
+    if kind == "coco":
+        for path in [*root.glob("*/labels/*.txt"), root / "data.yaml"]:
+            path.unlink()
+        images = {f"{name}.png": boxes for name, boxes in CELLS.items()}
+        content = coco_content(images, {3: NAMES[0], 9: NAMES[1]})
+        content["annotations"][0]["segmentation"] = [[0, 0, 5, 0, 5, 5]]
+        (root / "labels.json").write_text(json.dumps(content))
+
+
+def require_usable(content: dict[str, Any]) -> None:
+    """A COCO file with which nothing is wrong."""
+    images = {image["id"] for image in content["images"]}
+    categories = {category["id"] for category in content["categories"]}
+    assert len(images) == len(content["images"])
+    assert len(categories) == len(content["categories"]) > 0
+    for annotation in content["annotations"]:
+        assert annotation["image_id"] in images
+        assert annotation["category_id"] in categories
+        x, y, width, height = annotation["bbox"]
+        assert 0 <= x < x + width <= WIDTH + 1e-3
+        assert 0 <= y < y + height <= HEIGHT + 1e-3
+
+
+def read_variant(kind: str, tree: Tree) -> str:
+    """Read a folder to the end, in memory; what became of it."""
+    try:
+        found = FORMATS[kind].read(tree)
+        problems = list(found.problems)
+        splits = dict(found.splits)
+        if len(splits.get(UNSPLIT, ())) > 1:
+            splits |= divide(splits.pop(UNSPLIT), 0.2, 0)
+        for images in splits.values() if found.categories else ():
+            writer = CocoWriter(root=tree.root, categories=found.categories, problems=problems)
+            require_usable(json.loads(json.dumps(writer.content(images))))
+    except UserError as error:
+        require_clear(str(error))
+        return "error"
+    for problem in problems:
+        require_clear(str(problem))
+        assert problem.file in tree.files
+    return "reported" if problems else "fine"
+
+
+def require_clear(message: str) -> None:
+    """One line, of a length that can be read."""
+    assert len(message.splitlines()) == 1, message
+    assert len(message) < 700, message
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_malformed_files_are_errors_or_reported(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, file, changes = CASES[case]
+    write(kind, tmp_path)
+    tree = list_files(tmp_path)
+    assert read_variant(kind, tree) == "fine"
+    monkeypatch.setattr(convert, "read_size", cache(read_size))  # the images stay the same
+    path = tmp_path / file
+    original = path.read_bytes()
+    rng = random.Random(case)
+    outcomes = dict.fromkeys(("error", "reported", "fine"), 0)
+    count = VARIANTS // 3 if file == "data.yaml" else VARIANTS
+    for _ in range(count):
+        variant = rng.choice(changes)(rng, original)
+        path.write_bytes(variant)
+        start = time.process_time()
+        try:
+            outcome = read_variant(kind, tree)
+        except Exception as error:
+            raise AssertionError(f"{type(error).__name__} for {variant[:2000]!r}") from error
+        assert time.process_time() - start < SECONDS, variant[:2000]
+        outcomes[outcome] += 1
+    assert outcomes["error"] + outcomes["reported"] > count / 4, outcomes
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_malformed_files_through_the_whole_source(case: str, tmp_path: Path) -> None:
+    kind, file, changes = CASES[case]
+    root = tmp_path / "root"
+    root.mkdir()
+    write(kind, root)
+    original = (root / file).read_bytes()
+    rng = random.Random(f"{case} whole")
+    for _ in range(25):
+        (root / file).write_bytes(rng.choice(changes)(rng, original))
+        try:
+            splits = CustomFolder(cache=tmp_path / "cache", format=kind)(root)
+            train = load_annotations(splits.train.annotations)
+            load_annotations(splits.val.annotations, train.classes)
+        except UserError as error:
+            require_clear(str(error))
+
+
+def test_malformed_files_without_conversion(tmp_path: Path) -> None:
+    """What ``data=coco`` reads as it is."""
+    write("coco", tmp_path)
+    path = tmp_path / "labels.json"
+    original = path.read_bytes()
+    rng = random.Random("coco as it is")
+    for _ in range(VARIANTS):
+        variant = rng.choice((bytes_variant, json_variant, deep("[")))(rng, original)
+        path.write_bytes(variant)
+        try:
+            loaded = load_annotations(path)
+            assert loaded.targets(0).boxes.isfinite().all() if len(loaded) else True
+        except UserError as error:
+            require_clear(str(error))
+        except Exception as error:
+            raise AssertionError(f"{type(error).__name__} for {variant[:2000]!r}") from error
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_folders_and_nothing_instead_of_files(case: str, tmp_path: Path) -> None:
+    kind, file, _ = CASES[case]
+    write(kind, tmp_path)
+    (tmp_path / file).unlink()
+    assert read_variant(kind, list_files(tmp_path)) in ("error", "reported", "fine")
+    (tmp_path / file).mkdir()
+    assert read_variant(kind, list_files(tmp_path)) in ("error", "reported", "fine")
+    (tmp_path / file).rmdir()
+    (tmp_path / file).symlink_to(tmp_path)
+    assert read_variant(kind, list_files(tmp_path)) in ("error", "reported", "fine")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_is_still_recognised_when_its_files_are_broken(
+    kind: str, tmp_path: Path
+) -> None:
+    write(kind, tmp_path)
+    assert recognise(list_files(tmp_path)) == kind

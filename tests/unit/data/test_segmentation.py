@@ -1,0 +1,81 @@
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+
+from codetr.data.annotations import load_annotations
+from codetr.data.segmentation import read_segmentations
+from codetr.errors import UserError
+
+PATH = Path("a.json")
+SIZE = (20, 30)
+
+
+def _read(*segmentations: Any, **extra: Any) -> Any:
+    annotations = [{"id": i, "segmentation": s, **extra} for i, s in enumerate(segmentations)]
+    return read_segmentations(annotations, torch.tensor([SIZE] * len(annotations)), PATH)
+
+
+def test_every_notation_gives_its_pixels() -> None:
+    square = [[2, 3, 12, 3, 12, 9, 2, 9]]
+    two = [*square, [20, 10, 28, 10, 28, 18, 20, 18]]
+    mask = np.zeros(SIZE, np.uint8, order="F")
+    mask[4:7, 5:11] = 1
+    compressed = rle.encode(mask)
+    text = {"size": list(SIZE), "counts": compressed["counts"].decode()}
+    plain = {"size": list(SIZE), "counts": [5 * 20 + 4, 3, *[17, 3] * 5, 600 - 6 * 20 - 84 - 3]}
+    plain["counts"][-1] = 600 - sum(plain["counts"][:-1])
+    masks = _read(square, two, text, plain).masks([2, 1, 3, 0], SIZE)
+    assert masks.shape == (4, *SIZE)
+    assert masks.dtype == torch.uint8
+    assert masks[3].sum() == 60
+    assert masks[3, 3:9, 2:12].all()
+    assert masks[1].sum() == 60 + 64
+    assert masks[0].equal(torch.from_numpy(mask.copy()))
+    assert masks[2].equal(masks[0])
+    assert _read(square).masks([], SIZE).shape == (0, *SIZE)
+
+
+BAD = {
+    "none": (None, "it is None"),
+    "empty": ([], r"it is \[\]"),
+    "two points": ([[1, 2, 3, 4]], "three or more"),
+    "odd": ([[1, 2, 3, 4, 5, 6, 7]], "three or more"),
+    "text": ([[1, 2, "x", 4, 5, 6]], "could not convert string"),
+    "not a number": ([[1, 2, float("nan"), 4, 5, 6]], "not finite"),
+    "size": ({"size": [20, 31], "counts": [620]}, r"size \[20, 31\]"),
+    "no counts": ({"size": [20, 30]}, "counts"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_segmentations_are_named(name: str) -> None:
+    value, reason = BAD[name]
+    good = [[2, 3, 12, 3, 12, 9]]
+    with pytest.raises(UserError, match=rf"annotation 1 in a\.json .*{reason}.*mix=null"):
+        _read(good, value)
+    assert len(_read(good, value, iscrowd=1).coordinates) == 0  # crowd regions need none
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of pycocotools with numpy 2
+def test_real_coco_equals_pycocotools(shared: Path) -> None:
+    path = shared / "data/coco_tiny/annotations/instances_train2017.json"
+    annotations = load_annotations(path, segmentations=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = COCO(str(path))
+    seen = 0
+    for index, image in enumerate(annotations.image_ids[:20]):
+        targets = annotations.targets(index)
+        objects = [a for a in reference.imgToAnns[image] if not a["iscrowd"]]
+        assert targets.masks is not None
+        assert len(objects) == len(targets)
+        for mask, annotation in zip(targets.masks, objects, strict=True):
+            assert np.array_equal(mask.numpy(), reference.annToMask(annotation))
+            seen += 1
+    assert seen > 100
