@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
+Warmup = Callable[[float, Tensor], Tensor]
+"""From the final decay and the number of steps taken before (scalar) to the decay of a step."""
+
+
+def hyperbolic(decay: float, steps: Tensor) -> Tensor:
+    """``min(decay, (1 + n) / (10 + n))``: an average over the latter part of a short run."""
+    return ((1 + steps) / (10 + steps)).clamp(max=decay)
+
+
+def exponential(decay: float, steps: Tensor, length: int = 2000) -> Tensor:
+    """``decay * (1 - exp(-(1 + n) / length))``: mmdet's ``ExpMomentumEMAHook``, which states it
+    for the momentum 1 - d.
+    """
+    return decay * (1 - torch.exp(-(1 + steps) / length))
+
 
 class ExponentialMovingAverage(WeightAveraging):
-    """``average += (1 - d) * (weight - average)`` after every optimiser step.
+    """``average += (1 - d) * (weight - average)`` after every optimiser step but the first, whose
+    weights it starts from.
 
-    ``d = min(decay, (1 + n) / (10 + n))`` after ``n`` steps with ``warmup``, so that short runs
-    forget their initial weights; ``d = decay`` without. Checkpoints hold the average as
-    ``state_dict`` and the weights that are trained as ``current_model_state``.
+    ``d = warmup(decay, n)`` after ``n`` steps, so that short runs forget their initial weights;
+    ``d = decay`` where ``warmup`` is None. Checkpoints hold the average as ``state_dict`` and the
+    weights that are trained as ``current_model_state``.
     """
 
-    def __init__(self, decay: float = 0.9997, warmup: bool = True) -> None:
+    def __init__(self, decay: float = 0.9997, warmup: Warmup | None = hyperbolic) -> None:
         def average(averages: Sequence[Tensor], weights: Sequence[Tensor], steps: Tensor) -> None:
-            keep = torch.full_like(steps, decay, dtype=torch.float32)
-            if warmup:
-                keep = torch.minimum(keep, (1 + steps) / (10 + steps))
+            if warmup is None:
+                keep = torch.full_like(steps, decay, dtype=torch.float32)
+            else:
+                keep = warmup(decay, steps)
             change = torch._foreach_sub(list(weights), list(averages))
             torch._foreach_mul_(change, 1 - keep)
             torch._foreach_add_(list(averages), change)

@@ -16,24 +16,41 @@ REST = "rest"
 
 Rule = Mapping[str, Any]
 """``pattern`` (a regular expression searched in the parameter's name; a plain part of a name is
-one too) and any of ``lr_mult`` (factor on the learning rate) and ``weight_decay``."""
+one too) and any of ``lr_mult`` (factor on the learning rate), ``weight_decay``, and ``lr_decay``
+with ``depth``: the factor ``lr_decay ** (depth - n)``, n being the number that the pattern's group
+captures, 0 without a group (layer-wise decay, Clark et al. 2020, "ELECTRA", section 3.1)."""
 
 
 def _checked(rules: Mapping[str, Rule | None]) -> dict[str, Rule]:
     """The rules that are on (a rule set to null is off), with their keys checked."""
-    known = {"pattern", "lr_mult", "weight_decay"}
+    known = {"pattern", "lr_mult", "lr_decay", "depth", "weight_decay"}
     kept: dict[str, Rule] = {}
     for name, rule in rules.items():
         if rule is None:
             continue
         unknown = set(rule) - known
-        if unknown or "pattern" not in rule:
+        if unknown or "pattern" not in rule or ("lr_decay" in rule) != ("depth" in rule):
             raise UserError(
                 f"optimizer.rules.{name} has keys {sorted(rule)}: give pattern and any of "
-                "lr_mult and weight_decay"
+                "lr_mult, weight_decay, and lr_decay with depth"
             )
         kept[name] = rule
     return kept
+
+
+def _lr_factor(name: str, rule: Rule, match: re.Match[str]) -> tuple[str, float]:
+    """A label for what rule ``name`` made of a matching parameter, and the factor on its rate."""
+    factor = rule.get("lr_mult", 1.0)
+    if "lr_decay" not in rule:
+        return name, factor
+    layer = int(match.group(1)) if match.re.groups else 0
+    if layer > rule["depth"]:
+        raise UserError(
+            f"optimizer.rules.{name}: depth={rule['depth']} but the pattern finds layer {layer}: "
+            "set depth to the number of layers"
+        )
+    label = f"{name}_{layer}" if match.re.groups else name
+    return label, factor * rule["lr_decay"] ** (rule["depth"] - layer)
 
 
 def parameter_groups(
@@ -47,32 +64,35 @@ def parameter_groups(
 
     A parameter may match several rules: their ``lr_mult`` multiply, and the last ``weight_decay``
     counts. Groups with equal numbers are merged (fewer kernels), their ``name`` then joins the
-    rules' names with ``+``. Frozen parameters are left out.
+    rules' names with ``+``; rules with ``lr_decay`` add the layer's number to theirs. Frozen
+    parameters are left out.
 
     Args:
         named_parameters: as ``module.named_parameters()`` gives them.
         lr: learning rate of parameters that no rule matches.
         weight_decay: weight decay of the same.
         rules: by name; see ``Rule``.
-        decay_vectors: with False, parameters with at most one dimension (norms and biases) get no
-            weight decay.
+        decay_vectors: with False, parameters with one dimension (norms and biases) get no weight
+            decay. Scalars keep theirs, as in the official ViT recipe.
 
-    Raises UserError for a rule that matches no parameter.
+    Raises UserError for a rule that matches no parameter or has fewer layers than the model.
     """
     rules = _checked(rules)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     matched: set[str] = set()
     for name, parameter in named_parameters:
-        hits = [key for key, rule in rules.items() if re.search(rule["pattern"], name)]
+        hits = {k: m for k, rule in rules.items() if (m := re.search(rule["pattern"], name))}
         matched.update(hits)
         if not parameter.requires_grad:
             continue
-        rate, decay = lr, weight_decay
-        for key in hits:
-            rate *= rules[key].get("lr_mult", 1.0)
+        rate, decay, labels = lr, weight_decay, []
+        for key, match in hits.items():
+            label, factor = _lr_factor(key, rules[key], match)
+            rate *= factor
             decay = rules[key].get("weight_decay", decay)
-        label = "+".join(hits) or REST
-        if not decay_vectors and parameter.ndim <= 1 and decay != 0:
+            labels.append(label)
+        label = "+".join(labels) or REST
+        if not decay_vectors and parameter.ndim == 1 and decay != 0:
             decay, label = 0.0, f"{label}_no_decay"
         group = groups.setdefault(
             (rate, decay), {"params": [], "lr": rate, "weight_decay": decay, "names": []}

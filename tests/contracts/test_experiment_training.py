@@ -1,4 +1,7 @@
-"""What every recipe in conf/experiment owes when it trains: the same parts, made small."""
+"""What every recipe in conf/experiment owes when it trains: the same parts, made small.
+
+Recipes that are put together from the same parts are tested once, as a family.
+"""
 
 import re
 from itertools import chain
@@ -7,16 +10,40 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from tiny import CONF, backward, batch, composed, options, without_gradient
+from tiny import backward, batch, composed, published, without_gradient
 from torch import nn
 
 from codetr.detectors.protocol import MAIN
 from codetr.structures import QueryGroup
 from codetr.training.losses import training_losses
 
-EXPERIMENTS = options("experiment")
+EXPERIMENTS = published()
+POSITIVE_QUERIES = [
+    "co_dino_5scale_r50_1x_coco",
+    "co_dino_5scale_vit_large_coco",
+    "co_deformable_detr_r50_1x_coco",
+]
+SEVERAL_GROUPS = [
+    *POSITIVE_QUERIES,
+    "dino_4scale_r50_1x_coco",
+    "h_deformable_detr_r50_1x_coco",
+    "h_deformable_detr_no_tricks_r50_1x_coco",
+    "teach_h_deformable_detr_r50_3x_coco",
+    "teach_dino_4scale_swin_large_3x_coco",
+]
+FAMILIES = [
+    *SEVERAL_GROUPS,
+    "deformable_detr_pp_r50_1x_coco",
+    "deformable_detr_r50_1x_coco",
+    "deformable_detr_two_stage_r50_1x_coco",
+    "ms_detr_r50_300q_1x_coco",
+    "ms_detr_pp_r50_300q_1x_coco",
+    "teach_deformable_detr_tricks_swin_small_3x_coco",
+    "teach_deformable_detr_two_stage_swin_small_3x_coco",
+]
 SMALL = (
     "model/backbone=resnet10_thin",
+    "model/neck=channel_mapper",
     "model.levels=3",
     "model.aux_levels=4",
     "model.dim=32",
@@ -35,6 +62,11 @@ def recipe(experiment: str, *overrides: str) -> DictConfig:
     return composed((f"experiment={experiment}", "data.root=nowhere", *overrides))
 
 
+def small(experiment: str) -> DictConfig:
+    dropped = ["~model.backbone.drop_path_rate"] if "swin" in experiment else []
+    return recipe(experiment, *SMALL, *dropped)
+
+
 def build(cfg: DictConfig) -> tuple[nn.Module, nn.ModuleDict]:
     """Detector and schemes, with no box embedding at its special start."""
     detector = instantiate(cfg.model.detector)
@@ -45,20 +77,37 @@ def build(cfg: DictConfig) -> tuple[nn.Module, nn.ModuleDict]:
     return detector, schemes
 
 
+def family(experiment: str) -> tuple[object, ...]:
+    """The kinds of parts that a recipe is made of, backbone and neck apart."""
+    cfg = recipe(experiment)
+    transformer, query_head = cfg.model.transformer, cfg.model.query_head
+    kinds = [transformer.query_init, query_head.head, query_head.criterion.classification]
+    boxes = [part.box_head for part in cfg.aux_heads.values() if "box_head" in part]
+    decoder = [transformer.decoder.get(key) for key in ("norm", "refine", "look_forward_twice")]
+    targets = [part._target_ for part in (*kinds, *boxes)]
+    return (*cfg.scheme, *cfg.aux_heads, *targets, *map(str, decoder))
+
+
+def test_every_recipe_belongs_to_a_family() -> None:
+    known = {family(experiment) for experiment in FAMILIES}
+    assert len(known) == len(FAMILIES)
+    assert {family(experiment) for experiment in EXPERIMENTS} == known
+
+
 @pytest.mark.parametrize("counts", [(3, 2), (3, 0), (0, 0)], ids=str)
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", FAMILIES)
 def test_losses_are_finite_and_reach_every_parameter(
     experiment: str, counts: tuple[int, int]
 ) -> None:
-    detector, schemes = build(recipe(experiment, *SMALL))
+    detector, schemes = build(small(experiment))
     assert backward(detector, schemes, batch(counts)).isfinite()
     assert without_gradient(detector, schemes) == []
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", SEVERAL_GROUPS)
 def test_main_group_is_unaffected_and_several_passes_give_the_same(experiment: str) -> None:
-    detector, schemes = build(recipe(experiment, *SMALL))
+    detector, schemes = build(small(experiment))
     detector.double().eval()
     schemes.double()
     data = batch((3, 2)).to(torch.float64)
@@ -79,54 +128,50 @@ def test_main_group_is_unaffected_and_several_passes_give_the_same(experiment: s
                 torch.testing.assert_close(one.boxes, other.boxes, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", FAMILIES)
 def test_losses_are_named_by_scheme_layer_and_term(experiment: str) -> None:
-    cfg = recipe(experiment, *SMALL)
+    cfg = small(experiment)
     detector, schemes = build(cfg)
     losses = training_losses(detector, schemes, batch((3, 2)))
     assert {name.split("/")[0] for name in losses} == set(cfg.scheme)
     assert all(re.fullmatch(r"\w+/\w+(/\w+)?/\w+|\w+/empty", name) for name in losses)
-    layers = {f"one_to_one/layer{i}/cls" for i in range(2)}
-    assert layers | {"one_to_one/encoder/cls"} <= set(losses)
+    assert {f"one_to_one/layer{i}/cls" for i in range(2)} <= set(losses)
+    two_stage = "stage" in cfg.model.transformer.query_init
+    assert ("one_to_one/encoder/cls" in losses) == two_stage
     for head in cfg.aux_heads:
         assert f"collaborative/positive_{head}/layer1/giou" in losses
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_optimizer_rules_match_parameters_of_the_full_model(experiment: str) -> None:
+def expected_factor(name: str, cfg: DictConfig, experiment: str) -> float:
+    """On the learning rate, from what the official recipes say."""
+    if cfg.optimizer.rules.get("blocks"):  # layer-wise decay of ViT-L
+        block = re.match(r"detector\.backbone\.body\.blocks\.(\d+)\.", name)
+        if block:
+            return 0.8 ** (24 - int(block[1]))
+        return 0.8**25 if re.search(r"patch_embed|pos_embed", name) else 1.0
+    slow = ["detector.backbone."]
+    if "deformable" in experiment or "ms_detr" in experiment:
+        slow += ["sampling_offsets", "reference_points"]
+    return 0.1 if any(part in name for part in slow) else 1.0
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [*FAMILIES, "co_deformable_detr_swin_tiny_1x_coco", "co_dino_5scale_lsj_vit_large_lvis"],
+)
+def test_every_parameter_of_the_full_model_has_the_official_rate(experiment: str) -> None:
     cfg = recipe(experiment, "num_classes=80", "model.backbone.pretrained=false")
     with torch.device("meta"):
         parts = nn.ModuleDict({"detector": instantiate(cfg.model.detector)})
         schemes = {name: instantiate(part) for name, part in cfg.scheme.items()}
         parts["schemes"] = nn.ModuleDict(schemes)
     optimizer = instantiate(cfg.optimizer, _convert_="all")(parts.named_parameters(), 16)
-    wanted = sum(p.requires_grad for p in parts.parameters())
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == wanted
-    assert {group["weight_decay"] for group in optimizer.param_groups} == {1e-4}
-    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    slow = [re.compile(rule.pattern) for rule in cfg.optimizer.rules.values() if rule]
-    for name, parameter in parts.named_parameters():
-        if parameter.requires_grad:
-            factor = 0.1 if any(pattern.search(name) for pattern in slow) else 1.0
-            assert rates[id(parameter)] == pytest.approx(2e-4 * factor), name
-
-
-def test_official_recipes() -> None:
-    """What the two published R50 configurations say."""
-    dino = recipe("co_dino_5scale_r50_1x_coco")
-    deformable = recipe("co_deformable_detr_r50_1x_coco")
-    assert list(dino.scheme) == ["one_to_one", "denoising", "collaborative"]
-    assert list(deformable.scheme) == ["one_to_one", "collaborative"]
-    assert dino.optimizer.rules.sampling_offsets is None
-    assert deformable.optimizer.rules.sampling_offsets.lr_mult == 0.1
-    assert (dino.model.num_queries, deformable.model.num_queries) == (900, 300)
-    assert (dino.model.levels, deformable.model.levels) == (5, 4)
-    for cfg in (dino, deformable):
-        assert list(cfg.aux_heads) == ["rcnn", "atss"]
-        assert (cfg.schedule.epochs, list(cfg.schedule.milestones)) == (12, [11])
-        assert (cfg.trainer.gradient_clip_val, cfg.data.batch_size) == (0.1, 2)
-        assert cfg.callbacks.ema is None
-        assert cfg.model.denoising_queries == 100
-        assert cfg.model.positive_queries == 300
-        assert (cfg.scheme.collaborative.lambda_1, cfg.scheme.collaborative.lambda_2) == (1, 2)
-    assert sorted(EXPERIMENTS) == sorted(p.stem for p in (CONF / "experiment").iterdir())
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    trainable = {name: p for name, p in parts.named_parameters() if p.requires_grad}
+    assert len(groups) == len(trainable)
+    for name, parameter in trainable.items():
+        group = groups[id(parameter)]
+        factor = expected_factor(name, cfg, experiment)
+        assert group["lr"] == pytest.approx(cfg.optimizer.lr * factor), name
+        exempt = not cfg.optimizer.decay_vectors and parameter.ndim == 1
+        assert group["weight_decay"] == (0 if exempt else cfg.optimizer.weight_decay), name

@@ -1,6 +1,4 @@
-"""What every file in conf/scheme and conf/aux_heads owes, whatever it is."""
-
-from itertools import product
+"""What every file in conf/scheme owes, whatever it is, with any auxiliary head."""
 
 import pytest
 import torch
@@ -12,23 +10,12 @@ from codetr.structures import QueryGroup
 BASE = "one_to_one"
 SCHEMES = [(BASE, s) if s != BASE else (BASE,) for s in options("scheme")]
 HEADS = [(h,) for h in options("aux_heads")]
-PAIRS = [(a, b) for a, b in product(options("aux_heads"), repeat=2) if a != b]
-PARTS = [(s, ("atss",)) for s in SCHEMES] + [((BASE, "collaborative"), h) for h in HEADS + PAIRS]
+PARTS = [(s, ("atss",)) for s in SCHEMES] + [((BASE, "collaborative"), h) for h in HEADS]
 BOXES = [(3, 2), (3, 0), (0, 0), (1, 1), (300, 5)]
 
 
 def name(parts: object) -> str:
     return "+".join(parts) if isinstance(parts, tuple) else str(parts)
-
-
-@pytest.mark.parametrize("heads", HEADS + PAIRS, ids=name)
-@pytest.mark.parametrize("counts", BOXES, ids=str)
-def test_every_head_reaches_every_parameter(
-    heads: tuple[str, ...], counts: tuple[int, ...]
-) -> None:
-    detector, schemes = build((BASE, "collaborative"), heads)
-    assert backward(detector, schemes, batch(counts)).isfinite()
-    assert without_gradient(detector, schemes) == []
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=name)

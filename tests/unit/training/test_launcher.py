@@ -1,68 +1,108 @@
-import json
+"""Whole sweeps, with a script that trains nothing: failing, interrupted, repeated."""
+
+import csv
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra.core.utils import JobStatus
+from hydra.errors import CompactHydraException
+from omegaconf import OmegaConf
 
-from codetr.training.launcher import (
-    JobResult,
-    job_command,
-    run_job,
-    table_rows,
-    with_differences,
-    write_report,
-)
+from codetr.training import launcher
+from codetr.training.launcher import ProcessLauncher, sweep_name
+
+SCRIPT = """
+import json, os, re, sys
+from pathlib import Path
+told = dict(a.split("=", 1) for a in sys.argv[1:] if "=" in a)
+folder = Path(told["hydra.run.dir"].strip("'"))
+with (folder / "starts").open("a") as file:
+    file.write(told.get("ckpt_path", "anew") + " " + os.environ["WANDB_RUN_GROUP"] + "\\n")
+(folder / "last.ckpt").touch()
+if (folder.parent / ("break_" + told["x"])).exists():
+    sys.exit(2)
+(folder / "metrics.json").write_text(json.dumps({"AP": float(told["x"]), "step_time_s": None}))
+"""
+
+Sweep = Callable[..., list]
 
 
-def result(number: int, *overrides: str, ap: float | None) -> JobResult:
-    metrics = None if ap is None else {"AP": ap, "AP50": 0.5, "step_time_s": None}
-    return JobResult(
-        number=number, overrides=overrides, exit_code=0 if ap is not None else 2, metrics=metrics
-    )
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    """Run jobs x=1, x=2, ... of the sweep ``k``."""
+    (tmp_path / "train.py").write_text(SCRIPT)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "train.py"), "-m", "x=1,2"])
+    monkeypatch.setattr(launcher, "configure_log", lambda *_: None)
+
+    def run(*values: str, parallel: int = 1) -> list:
+        part = ProcessLauncher(parallel=parallel)
+        hydra = {"sweep": {"dir": str(tmp_path / "k")}, "hydra_logging": None, "verbose": False}
+        config = OmegaConf.create({"hydra": {**hydra, "job": {"config_name": "train"}}})
+        part.setup(hydra_context=None, task_function=None, config=config)
+        return list(part.launch([["y=0", f"x={value}", "name=k"] for value in values], 0))
+
+    return run
 
 
-RESULTS = [
-    result(0, "aux_heads=[]", "seed=1", ap=0.25),
-    result(1, "aux_heads=[atss]", "seed=1", ap=None),
-]
+def starts(tmp_path: Path, number: int) -> list[str]:
+    return (tmp_path / "k" / str(number) / "starts").read_text().splitlines()
 
 
-def test_job_is_a_plain_command_in_its_own_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_failed_job_does_not_end_the_sweep_and_shows_in_its_result(
+    sweep: Sweep, tmp_path: Path, parallel: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "aux_heads=[],[atss]"])
-    command = job_command(["aux_heads=[atss]", "name=k"], 1, tmp_path / "k", "train")
-    assert command[0] == sys.executable
-    assert "-m" not in command
-    assert command[2:] == [
-        "--config-name=train",
-        "aux_heads=[atss]",
-        "name=k_1",
-        f"hydra.run.dir='{tmp_path / 'k' / '1'}'",
-    ]
-
-
-def test_table_shows_what_differs_and_what_failed() -> None:
-    heading, *rows = table_rows(with_differences(RESULTS))
-    assert heading == ["job", "overrides", "AP", "AP50", "s / step", "memory GiB"]
+    (tmp_path / "k").mkdir()
+    (tmp_path / "k/break_0.1").touch()
+    failed, good = sweep("0.1", "0.2", parallel=parallel)
+    assert (failed.status, good.status) == (JobStatus.FAILED, JobStatus.COMPLETED)
+    assert good.return_value == 0.2
+    with pytest.raises(CompactHydraException, match=r"job 0 \(x=0\.1\) failed with exit status 2"):
+        _ = failed.return_value
+    with (tmp_path / "k/sweep.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
     assert rows == [
-        ["0", "aux_heads=[]", "0.250", "0.500", "-", "-"],
-        ["1", "aux_heads=[atss]", "failed", "-", "-", "-"],
+        ["job", "overrides", "AP", "AP50", "s / step", "memory GiB"],
+        ["0", "x=0.1", "failed", "-", "-", "-"],
+        ["1", "x=0.2", "0.200", "-", "-", "-"],
     ]
+    assert "| 0 | x=0.1 | failed |" in (tmp_path / "k/sweep.md").read_text()
+    assert "x=0.1" in capfd.readouterr().out
 
 
-def test_report_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_report(RESULTS, tmp_path)
-    assert "aux_heads=[atss]" in capsys.readouterr().out
-    assert "| aux_heads=[atss] seed=1 | failed |" in (tmp_path / "sweep.md").read_text()
-    assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 3
+def test_same_command_again_does_what_is_left(sweep: Sweep, tmp_path: Path) -> None:
+    (tmp_path / "k").mkdir()
+    (tmp_path / "k/break_0.2").touch()
+    sweep("0.1", "0.2")
+    (tmp_path / "k/break_0.2").unlink()
+    first, second = sweep("0.1", "0.2")
+    assert (first.return_value, second.return_value) == (0.1, 0.2)
+    assert starts(tmp_path, 0) == ["anew k"], "a finished job is not repeated"
+    assert starts(tmp_path, 1) == ["anew k", "last k"], "the other goes on from its checkpoint"
+    sweep("0.1", "0.2", "0.3")
+    assert len(starts(tmp_path, 1)) == 2
+    assert starts(tmp_path, 2) == ["anew k"], "a sweep can be made longer"
 
 
-def test_job_gets_its_environment_and_its_status_comes_back(tmp_path: Path) -> None:
-    target = tmp_path / "seen.json"
-    code = (
-        "import json, os, sys; "
-        f"json.dump(os.environ['WANDB_RUN_GROUP'], open({str(target)!r}, 'w')); sys.exit(3)"
-    )
-    assert run_job([sys.executable, "-c", code], {"WANDB_RUN_GROUP": "k"}) == 3
-    assert json.loads(target.read_text()) == "k"
+def test_other_jobs_in_the_same_folder_are_refused(
+    sweep: Sweep, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sweep("0.1")
+    with pytest.raises(SystemExit) as caught:
+        sweep("0.2")
+    assert caught.value.code == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "holds another job (y=0 x=0.1): give the sweep another name=NAME" in line
+    assert starts(tmp_path, 0) == ["anew k"]
+
+
+def test_a_sweep_is_named_by_its_command() -> None:
+    assert sweep_name(["sweep=k", "name=mine"]) == "mine"
+    named = sweep_name(["sweep=k", "seed=0,1"])
+    assert named == sweep_name(["sweep=k", "seed=0,1"])
+    assert named.startswith("k-")
+    assert named != sweep_name(["sweep=k", "seed=0,1,2"])
+    assert sweep_name(["aux_heads=[],[atss]"]).startswith("sweep-")

@@ -105,3 +105,11 @@ def test_start_without_network_falls_back_to_offline_loudly(
     assert "long story" not in loud
     assert "wandb leet" in where
     assert "wandb sync" in where
+
+
+def test_what_a_sweep_varied_becomes_tags(tmp_path: Path) -> None:
+    swept = {"scheme.collaborative.lambda_1": 0.5, "aux_heads": "[" + "atss," * 20 + "]"}
+    logger = SafeWandbLogger(tmp_path, "project", offline=True, tags=["mine"], swept=swept)
+    mine, number, long = logger._wandb_init["tags"]
+    assert (mine, number) == ("mine", "lambda_1=0.5")
+    assert len(long) == 64, "W&B takes no longer ones"

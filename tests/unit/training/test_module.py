@@ -1,7 +1,9 @@
 """The module, its callbacks and checkpoints in Lightning's hands, on a detector of one weight."""
 
 import csv
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,7 @@ from codetr.structures import (
     Targets,
 )
 from codetr.training.callbacks import BestResult, GradientNorm, LastCheckpoint, LearningRates
-from codetr.training.ema import ExponentialMovingAverage
+from codetr.training.ema import ExponentialMovingAverage, Warmup, exponential, hyperbolic
 from codetr.training.loggers import CsvLogger
 from codetr.training.module import DetectionModule
 
@@ -292,15 +294,29 @@ class Spy(Callback):
         self.validated.append(float(pl_module.detector.weight.detach()))
 
 
-@pytest.mark.parametrize("warmup", [True, False])
-def test_average_follows_its_equation_validates_and_is_saved(tmp_path: Path, warmup: bool) -> None:
+def momentum_of_mmdet(n: int) -> float:
+    """ExpMomentumEMAHook with momentum 0.4 and total_iter 4, at its iteration ``n``."""
+    return (1 - 0.4) * math.exp(-(1 + n) / 4) + 0.4
+
+
+@pytest.mark.parametrize(
+    ("warmup", "decay"),
+    [
+        (hyperbolic, lambda n: min(0.6, (1 + n) / (10 + n))),
+        (partial(exponential, length=4), lambda n: 1 - momentum_of_mmdet(n)),
+        (None, lambda n: 0.6),
+    ],
+    ids=["hyperbolic", "exponential", "none"],
+)
+def test_average_follows_its_equation_validates_and_is_saved(
+    tmp_path: Path, warmup: Warmup | None, decay: Callable[[int], float]
+) -> None:
     spy = Spy()
     ema = ExponentialMovingAverage(decay=0.6, warmup=warmup)
     fit(tmp_path, module(), spy, ema, LastCheckpoint(tmp_path), epochs=1, batches=6)
     average = spy.trained[0]
     for n, weight in enumerate(spy.trained[1:], start=1):
-        decay = min(0.6, (1 + n) / (10 + n)) if warmup else 0.6
-        average += (1 - decay) * (weight - average)
+        average += (1 - decay(n)) * (weight - average)
     assert spy.validated == pytest.approx([average] * 2)
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert float(content["state_dict"]["detector.weight"]) == pytest.approx(average)

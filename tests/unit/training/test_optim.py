@@ -1,9 +1,15 @@
+from pathlib import Path
+
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from torch import nn
 
 from codetr.errors import UserError
 from codetr.training.optim import adamw, parameter_groups
+
+CONF = Path(__file__).resolve().parents[3] / "conf"
 
 
 class Model(nn.Module):
@@ -52,6 +58,59 @@ def test_vectors_can_be_exempt_from_decay() -> None:
     assert set(groups) == {"rest", "rest_no_decay"}
     assert all(p.ndim == 1 for p in groups["rest_no_decay"]["params"])
     assert groups["rest_no_decay"]["weight_decay"] == 0
+
+
+class Trunk(nn.Module):
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.body = nn.Module()
+        self.body.patch_embed = nn.Linear(2, 2)
+        self.body.pos_embed = nn.Parameter(torch.zeros(1, 5, 2))
+        self.body.blocks = nn.ModuleList(nn.Linear(2, 2) for _ in range(depth))
+        self.body.out_norm = nn.LayerNorm(2)
+
+
+def layer_decay_model(depth: int) -> nn.ModuleDict:
+    detector = nn.Module()
+    detector.backbone, detector.head = Trunk(depth), nn.Linear(2, 2)
+    detector.head.scale = nn.Parameter(torch.ones(()))
+    return nn.ModuleDict({"detector": detector})
+
+
+def official_layer_id(name: str) -> int:
+    """What the official optimiser builder makes of an official name, for 24 layers."""
+    if name == "backbone.pos_embed" or name.startswith("backbone.patch_embed"):
+        return 0
+    return int(name.split(".")[2]) + 1 if name.startswith("backbone.blocks") else 25
+
+
+def test_layer_decay_is_that_of_the_official_vit_recipe() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=["optimizer=layer_decay"])
+    parts = layer_decay_model(24)
+    optimizer = instantiate(cfg.optimizer, _convert_="all")(parts.named_parameters(), 16)
+    found = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in parts.named_parameters():
+        official = name.removeprefix("detector.").replace("backbone.body", "backbone")
+        group = found[id(parameter)]
+        rate = 5e-5 * 0.8 ** (25 - official_layer_id(official))
+        assert group["lr"] == pytest.approx(rate, rel=1e-12), name
+        assert group["weight_decay"] == (0.0 if parameter.ndim == 1 else 0.01), name
+    names = [group["name"] for group in optimizer.param_groups]
+    assert len(names) == len(set(names)) == 2 * (24 + 2)
+    assert {"stem", "blocks_0", "blocks_23_no_decay", "rest", "rest_no_decay"} <= set(names)
+
+
+def test_layers_beyond_the_depth_are_an_error() -> None:
+    rules = {"blocks": {"pattern": r"blocks\.(\d+)\.", "lr_decay": 0.5, "depth": 2}}
+    with pytest.raises(UserError, match=r"optimizer\.rules\.blocks: depth=2 .* layer 3"):
+        parameter_groups(layer_decay_model(4).named_parameters(), 1.0, 0.0, rules)
+
+
+def test_decay_by_layers_needs_their_number() -> None:
+    rules = {"blocks": {"pattern": r"blocks\.(\d+)\.", "lr_decay": 0.5}}
+    with pytest.raises(UserError, match="lr_decay with depth"):
+        parameter_groups(layer_decay_model(4).named_parameters(), 1.0, 0.0, rules)
 
 
 def test_frozen_parameters_are_left_out() -> None:

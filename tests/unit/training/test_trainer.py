@@ -7,8 +7,14 @@ from codetr.training.trainer import accumulation, pick_precision
 
 def test_accumulates_up_to_the_effective_batch() -> None:
     assert accumulation(None, 2, 8) == 1
-    assert accumulation(16, 2, 8) == 1
-    assert accumulation(16, 2, 2) == 4
+    assert [accumulation(16, 2, devices) for devices in (1, 2, 4, 8)] == [8, 4, 2, 1]
+    assert [accumulation(16, 1, devices) for devices in (1, 2, 4, 8, 16)] == [16, 8, 4, 2, 1]
+
+
+@pytest.mark.parametrize("devices", [3, 5, 6, 16])
+def test_devices_that_do_not_divide_the_effective_batch_are_named(devices: int) -> None:
+    with pytest.raises(UserError, match=rf"16 is no multiple of .*=2 x {devices} devices"):
+        accumulation(16, 2, devices)
 
 
 @pytest.mark.parametrize("effective", [15, 8, 0, -16])

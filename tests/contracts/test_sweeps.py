@@ -1,0 +1,75 @@
+"""What every file in conf/sweep owes: each of its jobs composes and builds."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
+from tiny import CONF, composed, options
+
+from codetr.training.launcher import ProcessLauncher, SubmititLauncher, register
+from codetr.training.sweeps.jobs import swept_values
+
+TINY = ("num_classes=3", "model.backbone.pretrained=false", "data.root=nowhere")
+PUBLISHED = {
+    "k": [0, 1, 2, 3, 6],
+    "single_head": [0, 1, 1, 1, 1, 1, 1],
+    "parts": [1] * 4,
+    "lambda": [1] * 7,
+    "convs": [1] * 6,
+    "bccd": [0, 1, 2],
+}
+"""Auxiliary heads of each job, in order."""
+
+
+def composed_hydra(*overrides: str) -> object:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(overrides), return_hydra_config=True).hydra
+
+
+def jobs(sweep: str) -> list[list[str]]:
+    params = composed_hydra(f"sweep={sweep}").sweeper.params  # type: ignore[attr-defined]
+    overrides = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in params.items()])
+    (batch,) = BasicSweeper.split_arguments(overrides, None)
+    return [list(job) for job in batch]
+
+
+@pytest.mark.parametrize("sweep", options("sweep"))
+def test_every_job_builds(sweep: str) -> None:
+    found = []
+    for job in jobs(sweep):
+        cfg = composed([f"sweep={sweep}", *TINY, *job])
+        found.append(len(cfg.aux_heads))
+        part = instantiate(cfg.scheme.collaborative)
+        if sweep != "parts":
+            assert len(part.heads) == len(cfg.aux_heads)
+    assert found == PUBLISHED[sweep], "a new sweep says here how many heads its jobs have"
+
+
+def test_parts_are_those_of_the_paper() -> None:
+    parts = []
+    for job in jobs("parts"):
+        part = instantiate(composed(["sweep=parts", *TINY, *job]).scheme.collaborative)
+        parts.append((len(part.heads) > 0 and part.lambda_2 > 0, len(part.embeddings) > 0))
+    assert parts == [(False, False), (True, False), (False, True), (True, True)]
+
+
+def test_swept_values_tell_the_jobs_apart() -> None:
+    for sweep in options("sweep"):
+        values = [tuple(swept_values(job).items()) for job in jobs(sweep)]
+        assert len(set(values)) == len(values)
+
+
+@pytest.mark.parametrize(
+    ("option", "kind"),
+    [
+        ("process", ProcessLauncher),
+        ("submitit_slurm", SubmititLauncher),
+        ("submitit_local", SubmititLauncher),
+    ],
+)
+def test_launchers_compose(option: str, kind: type) -> None:
+    options = dict(composed_hydra(f"hydra/launcher={option}").launcher)  # type: ignore[attr-defined]
+    assert options.pop("_target_") == f"hydra_plugins.codetr.{kind.__name__}"
+    assert isinstance(kind(**options), kind)

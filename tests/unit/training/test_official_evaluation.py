@@ -1,0 +1,51 @@
+"""What eval.py needs for an official file: the experiment, and the data's category ids."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from codetr.classes import ClassList
+from codetr.errors import UserError
+from codetr.training.evaluate import evaluate, require_known_classes, with_ids_of
+
+CONF = Path(__file__).resolve().parents[3] / "conf"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+def composed(name: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, ["paths.run_dir=x", *overrides])
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_is_known_to_evaluation(experiment: str) -> None:
+    """Composing fails where it chooses from a group, or sets a key, that conf/eval.yaml lacks."""
+    cfg = composed("eval", "checkpoint=official:x", f"experiment={experiment}")
+    assert cfg.model.detector._target_
+    assert cfg.data._target_
+    assert "one_to_one" in cfg.scheme
+
+
+def test_made_up_ids_become_the_datas() -> None:
+    model = ClassList(names=("a", "b", "c", "d"), category_ids=(1, 2, 3, 4))
+    data = ClassList(names=("c", "a"), category_ids=(0, 4))
+    changed = with_ids_of(model, data)
+    assert changed == ClassList(names=model.names, category_ids=(4, 5, 0, 6))
+    require_known_classes(data, changed, Path("x"))
+    other = ClassList(names=("c", "e"), category_ids=(0, 4))
+    with pytest.raises(UserError, match="category 4 is 'e'"):
+        require_known_classes(other, with_ids_of(model, other), Path("x"))
+
+
+def test_own_checkpoint_and_experiment_exclude_each_other() -> None:
+    cfg = composed("eval", "checkpoint=a.ckpt", f"experiment={EXPERIMENTS[0]}")
+    with pytest.raises(UserError, match=r"a\.ckpt: brings its own model"):
+        evaluate(cfg)
+
+
+def test_official_file_needs_its_experiment(tmp_path: Path) -> None:
+    cfg = composed("eval", f"checkpoint=official:{tmp_path / 'a.pth'}", "data.root=x")
+    with pytest.raises(UserError, match=r"a\.pth: no such checkpoint file"):
+        evaluate(cfg)

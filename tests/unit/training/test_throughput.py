@@ -1,0 +1,20 @@
+from types import SimpleNamespace
+
+import pytest
+
+from codetr.training.app import device_hours
+from codetr.training.callbacks import Throughput
+
+
+def test_step_time_counts_what_came_before_an_interruption() -> None:
+    before, after = Throughput(), Throughput()
+    assert after.step_time_s is None
+    before._total_time, before._total_steps = 6.0, 3
+    after.load_state_dict(before.state_dict())
+    assert after.step_time_s == 2.0
+
+
+def test_device_hours_are_batches_times_devices() -> None:
+    trainer = SimpleNamespace(global_step=900, accumulate_grad_batches=2, world_size=4)
+    assert device_hours(trainer, 0.5) == pytest.approx(1.0)  # type: ignore[arg-type]
+    assert device_hours(trainer, None) is None  # type: ignore[arg-type]
