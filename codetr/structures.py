@@ -184,6 +184,32 @@ class Predictions(TensorStruct):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Proposals(Predictions):
+    """The encoder's predictions, with the ``anchors`` (B, S, 4) cxcywh in [0, 1] that their boxes
+    refine; (1, 1, 1, 1) where a token may not propose.
+    """
+
+    anchors: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tap(TensorStruct):
+    """Features from inside a decoder layer, and how that layer's own heads read such features.
+
+    ``hidden`` (B, Q, C); ``anchors`` (B, Q, 4 or 2) what the layer's boxes are relative to;
+    ``read(hidden, anchors)`` gives predictions. Nothing is computed before somebody reads.
+    """
+
+    hidden: Tensor
+    anchors: Tensor
+    read: Callable[[Tensor, Tensor], Predictions]
+
+
+CROSS_ATTENTION = "cross_attention"
+"""Name of the taps that hold what leaves a layer's cross-attention, normed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Queries(TensorStruct):
     """What the decoder starts from.
 
@@ -238,13 +264,13 @@ class QueryGroup(TensorStruct):
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded(TensorStruct):
-    """The decoder's answer for one group: ``layers`` from first to last; ``taps`` further
-    predictions that a decoder layer may emit, by name, one per layer.
+    """The decoder's answer for one group: ``layers`` from first to last; ``taps`` into the layers
+    by name, one per layer, where the decoder has such.
     """
 
     layers: tuple[Predictions, ...]
     group: QueryGroup
-    taps: Mapping[str, tuple[Predictions, ...]] = field(default_factory=dict)
+    taps: Mapping[str, tuple[Tap, ...]] = field(default_factory=dict)
 
     @property
     def proposals(self) -> Predictions | None:

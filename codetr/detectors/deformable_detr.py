@@ -6,12 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
-from codetr.backbones import TimmBackbone
+from codetr.backbones import Backbone
 from codetr.detectors.grouping import attention_mask, joined, separable, split
 from codetr.detectors.protocol import MAIN
 from codetr.heads import DetectionHead
-from codetr.structures import Decoded, Images, Memory, Predictions, Queries, QueryGroup
-from codetr.transformers import DeformableDecoder, DeformableEncoder
+from codetr.structures import (
+    CROSS_ATTENTION,
+    Decoded,
+    Images,
+    Memory,
+    Predictions,
+    Queries,
+    QueryGroup,
+)
+from codetr.transformers import DeformableDecoder, DeformableEncoder, QueryTable
 
 
 class DeformableDetr(nn.Module):
@@ -24,7 +32,7 @@ class DeformableDetr(nn.Module):
 
     def __init__(
         self,
-        backbone: TimmBackbone,
+        backbone: Backbone,
         neck: Callable[[tuple[int, ...], tuple[int, ...]], nn.Module],
         encoder: DeformableEncoder,
         query_init: nn.Module,
@@ -64,13 +72,18 @@ class DeformableDetr(nn.Module):
         """The main group's queries."""
         return self.query_init(memory, self.head)
 
+    def further_queries(self, memory: Memory, tables: Sequence[QueryTable]) -> tuple[Queries, ...]:
+        """Queries of groups beside the main one, one group per table."""
+        made: tuple[Queries, ...] = self.query_init.further(memory, self.head, tables)  # type: ignore[operator]
+        return made
+
     def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> Mapping[str, Decoded]:
         """Predictions of every layer for every group, by the group's name."""
         decoded: dict[str, Decoded] = {}
         for together in [list(groups)] if self.one_pass else separable(groups):
             allowed = attention_mask(together)
-            layers = self.decoder(joined(together), memory, self.head, allowed)
-            decoded |= split(together, layers)
+            answer = self.decoder(joined(together), memory, self.head, allowed)
+            decoded |= split(together, answer.layers, {CROSS_ATTENTION: answer.taps})
         return decoded
 
     def forward(self, images: Images) -> Predictions:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from codetr.structures import Decoded, Predictions, Queries, QueryGroup
+from codetr.structures import Decoded, Predictions, Queries, QueryGroup, Tap
 
 
 def separable(groups: Sequence[QueryGroup]) -> list[list[QueryGroup]]:
@@ -61,17 +61,28 @@ def _padding(group: QueryGroup) -> Tensor:
     return torch.zeros(content.shape[:2], dtype=torch.bool, device=content.device)
 
 
-def split(groups: Sequence[QueryGroup], layers: Sequence[Predictions]) -> dict[str, Decoded]:
-    """Predictions on joined queries cut back into groups, by name."""
+def split(
+    groups: Sequence[QueryGroup],
+    layers: Sequence[Predictions],
+    taps: Mapping[str, Sequence[Tap]],
+) -> dict[str, Decoded]:
+    """Predictions and taps on joined queries cut back into groups, by name."""
     lengths = [len(group) for group in groups]
     logits = [layer.logits.split(lengths, dim=1) for layer in layers]
     boxes = [layer.boxes.split(lengths, dim=1) for layer in layers]
+    parts = {name: [_cut(tap, lengths) for tap in chain] for name, chain in taps.items()}
     return {
         group.name: Decoded(
             group=group,
             layers=tuple(
                 Predictions(logits=logits[i][g], boxes=boxes[i][g]) for i in range(len(layers))
             ),
+            taps={name: tuple(tap[g] for tap in chain) for name, chain in parts.items()},
         )
         for g, group in enumerate(groups)
     }
+
+
+def _cut(tap: Tap, lengths: Sequence[int]) -> list[Tap]:
+    parts = zip(tap.hidden.split(lengths, 1), tap.anchors.split(lengths, 1), strict=True)
+    return [Tap(hidden=hidden, anchors=anchors, read=tap.read) for hidden, anchors in parts]

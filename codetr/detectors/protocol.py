@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from codetr.structures import Decoded, Images, Memory, Predictions, Queries, QueryGroup
+from codetr.transformers.tables import QueryTable
 
 MAIN = "main"
 """Name of the query group that is used for inference."""
@@ -23,6 +24,12 @@ class Detector(Protocol):
 
     def queries(self, memory: Memory) -> Queries:
         """The main group's queries."""
+        ...
+
+    def further_queries(self, memory: Memory, tables: Sequence[QueryTable]) -> tuple[Queries, ...]:
+        """Queries of groups beside the main one, made as the main one's but from the learned rows
+        of a table each.
+        """
         ...
 
     def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> Mapping[str, Decoded]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from codetr.criteria import SetCriterion, deep_supervision
 from codetr.detectors.protocol import Detector
+from codetr.errors import UserError
 from codetr.layers import sine_coordinates
 from codetr.schemes.positives import positive_group
 from codetr.schemes.protocol import Proposal
@@ -20,6 +21,7 @@ from codetr.structures import (
     Batch,
     Decoded,
     Losses,
+    LossTerm,
     Memory,
     Pyramid,
     QueryGroup,
@@ -75,13 +77,18 @@ class Collaborative(nn.Module):
     """K auxiliary heads on the encoder's maps, and their positive queries.
 
     Args:
-        heads: the auxiliary heads by name; with none the scheme does nothing (K = 0).
+        heads: the auxiliary heads by name; with none the scheme does nothing (K = 0), and so it
+            does with both lambdas 0.
         embedding: builds the query embedding of one head.
         criterion: measures the positive queries, with the main queries' losses.
         dim: width of the encoder's maps.
-        lambda_1: weight of the positive queries' losses (equation 6).
-        lambda_2: weight of the heads' own losses, times the number of decoder layers.
+        lambda_1: weight of the positive queries' losses (equation 6); 0: there are no such queries,
+            the heads alone train the encoder (Table 9).
+        lambda_2: weight of the heads' own losses, times the number of decoder layers; 0: the heads
+            assign positive queries as they were initialised, and learn nothing (Table 9).
         max_queries, min_queries: bounds of the number of queries per head and image.
+
+    Raises UserError where a lambda is negative.
     """
 
     def __init__(
@@ -96,8 +103,13 @@ class Collaborative(nn.Module):
         min_queries: int = 9,
     ) -> None:
         super().__init__()
+        if min(lambda_1, lambda_2) < 0:
+            raise UserError(
+                f"scheme.collaborative has lambda_1={lambda_1}, lambda_2={lambda_2}: give 0 or more"
+            )
+        heads = heads if lambda_1 or lambda_2 else {}
         self.heads = nn.ModuleDict(dict(heads))
-        self.embeddings = nn.ModuleDict({name: embedding() for name in heads})
+        self.embeddings = nn.ModuleDict({name: embedding() for name in heads if lambda_1})
         self.criterion = criterion
         self.lambda_1, self.lambda_2 = lambda_1, lambda_2
         self.max_queries, self.min_queries = max_queries, min_queries
@@ -115,7 +127,7 @@ class Collaborative(nn.Module):
         )
 
     def propose(self, detector: Detector, memory: Memory, batch: Batch) -> Proposal:
-        """The heads' losses as ``{head}/...``, and one query group per head."""
+        """The heads' losses as ``{head}/...``, and one query group per head; see the lambdas."""
         losses: Losses = {}
         groups = []
         if self.heads:
@@ -123,8 +135,12 @@ class Collaborative(nn.Module):
             factor = self.lambda_2 * detector.num_layers
             for name, head in self.heads.items():
                 output = head(pyramid, batch)
-                losses |= prefixed(name, scaled(factor, output.losses))
-                groups.append(self._group(name, output.candidates, batch, detector.num_classes))
+                if factor:
+                    losses |= prefixed(name, scaled(factor, output.losses))
+                if name in self.embeddings:
+                    groups.append(self._group(name, output.candidates, batch, detector.num_classes))
+            if not factor:
+                losses["untrained"] = LossTerm(zero_of(self.heads, self.extra_level), 1.0)
         return Proposal(groups=tuple(groups), losses=losses)
 
     def _group(self, name: str, candidates: tuple, batch: Batch, num_classes: int) -> QueryGroup:
@@ -140,7 +156,7 @@ class Collaborative(nn.Module):
     def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
         """The positive queries' losses as ``positive_{head}/layer{i}/...``."""
         losses: Losses = {}
-        for name in self.heads:
+        for name in self.embeddings:
             answer = decoded[f"positive_{name}"]
             assert answer.group.assignment is not None
             measured = deep_supervision(
@@ -151,3 +167,8 @@ class Collaborative(nn.Module):
             )
             losses |= prefixed(f"positive_{name}", scaled(self.lambda_1, measured))
         return losses
+
+
+def zero_of(*modules: nn.Module) -> Tensor:
+    """Zero, connected to every parameter: DDP waits for a gradient of each."""
+    return torch.stack([p.sum() for module in modules for p in module.parameters()]).sum() * 0.0

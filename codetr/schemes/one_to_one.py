@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import nn
 
-from codetr.assigners import HungarianMatcher
+from codetr.assigners import AnchorMatcher, HungarianMatcher
 from codetr.criteria import SetCriterion, deep_supervision, normaliser
 from codetr.detectors.protocol import MAIN, Detector
 from codetr.schemes.protocol import Proposal
 from codetr.structures import Batch, Decoded, Losses, Memory, Predictions, Targets, prefixed
+
+ProposalLabels = Literal["classes", "objectness"]
+"""What the encoder's proposals are measured with: the true labels, or class 0 for every object."""
 
 
 class OneToOne(nn.Module):
     """Hungarian matching of the main queries, and of the encoder's proposals if there are any.
 
     ``proposal_labels``: ``classes`` measures proposals with the true labels (DINO); ``objectness``
-    with class 0 for every object (Deformable DETR).
+    with class 0 for every object (Deformable DETR). ``proposal_matcher`` and
+    ``proposal_criterion`` are for the proposals alone (MS-DETR); None: the same as for layers.
     """
 
     def __init__(
         self,
         matcher: HungarianMatcher,
         criterion: SetCriterion,
-        proposal_labels: Literal["classes", "objectness"] = "classes",
+        proposal_labels: ProposalLabels = "classes",
+        proposal_matcher: HungarianMatcher | AnchorMatcher | None = None,
+        proposal_criterion: SetCriterion | None = None,
     ) -> None:
         super().__init__()
         self.matcher, self.criterion = matcher, criterion
+        self.proposal_matcher = matcher if proposal_matcher is None else proposal_matcher
+        self.proposal_criterion = criterion if proposal_criterion is None else proposal_criterion
         self.proposal_labels = proposal_labels
 
     def propose(self, detector: Detector, memory: Memory, batch: Batch) -> Proposal:
@@ -44,13 +52,26 @@ class OneToOne(nn.Module):
             self.criterion, main.layers, batch.targets, self.matcher(main.layers, batch.targets)
         )
         if main.proposals is not None:
-            losses |= prefixed("encoder", self._score_proposals(main.proposals, batch.targets))
+            measured = proposal_losses(
+                self.proposal_matcher,
+                self.proposal_criterion,
+                main.proposals,
+                batch.targets,
+                self.proposal_labels,
+            )
+            losses |= prefixed("encoder", measured)
         return losses
 
-    def _score_proposals(self, proposals: Predictions, targets: tuple[Targets, ...]) -> Losses:
-        if self.proposal_labels == "objectness":
-            targets = tuple(replace(t, labels=torch.zeros_like(t.labels)) for t in targets)
-        (assignment,) = self.matcher([proposals], targets)
-        return self.criterion(
-            proposals, targets, assignment, normaliser(assignment, proposals.boxes)
-        )
+
+def proposal_losses(
+    matcher: HungarianMatcher | AnchorMatcher,
+    criterion: SetCriterion,
+    proposals: Predictions,
+    targets: Sequence[Targets],
+    labels: ProposalLabels,
+) -> Losses:
+    """``cls``, ``bbox`` and ``giou`` of the encoder's proposals, one per box of ``targets``."""
+    if labels == "objectness":
+        targets = tuple(replace(t, labels=torch.zeros_like(t.labels)) for t in targets)
+    (assignment,) = matcher([proposals], targets)
+    return criterion(proposals, targets, assignment, normaliser(assignment, proposals.boxes))

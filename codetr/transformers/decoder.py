@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from codetr.boxes import logit
 from codetr.heads.detection import DetectionHead
 from codetr.layers import DeformableAttention, FeedForward, Mlp, SelfAttention, sine_coordinates
-from codetr.structures import Memory, Predictions, Queries
+from codetr.structures import Memory, Predictions, Queries, Tap
+
+
+class LayerOutput(NamedTuple):
+    """``content`` (B, Q, C) for the heads and the next layer; ``attended`` (B, Q, C), what left the
+    cross-attention.
+    """
+
+    content: Tensor
+    attended: Tensor
+
+
+class DecoderOutput(NamedTuple):
+    """Predictions of every layer, and a tap after every layer's cross-attention."""
+
+    layers: tuple[Predictions, ...]
+    taps: tuple[Tap, ...]
 
 
 class DeformableDecoderLayer(nn.Module):
@@ -47,15 +66,21 @@ class DeformableDecoderLayer(nn.Module):
         references: Tensor,
         memory: Memory,
         allowed: Tensor | None,
-    ) -> Tensor:
-        """(B, Q, C) content to (B, Q, C); ``references`` (B, Q, L, 4); ``allowed`` as in
+    ) -> LayerOutput:
+        """From (B, Q, C) content; ``references`` (B, Q, L, 4); ``allowed`` as in
         ``SelfAttention``.
         """
         x = self.self_attention_norm(self.self_attention(content, position, allowed))
-        x = self.cross_attention(
-            x, position, references, memory.tokens, memory.padding, memory.shapes
+        attended = self.attend(x, position, references, memory)
+        return LayerOutput(self.feed_forward_norm(self.feed_forward(attended)), attended)
+
+    def attend(self, x: Tensor, position: Tensor, references: Tensor, memory: Memory) -> Tensor:
+        """Cross-attention and its norm: (B, Q, C) to (B, Q, C)."""
+        return self.cross_attention_norm(
+            self.cross_attention(
+                x, position, references, memory.tokens, memory.padding, memory.shapes
+            )
         )
-        return self.feed_forward_norm(self.feed_forward(self.cross_attention_norm(x)))
 
 
 class AnchorPosition(nn.Module):
@@ -83,7 +108,8 @@ class DeformableDecoder(nn.Module):
     None where queries bring a fixed position (Deformable DETR). ``norm`` is applied to every
     layer's output before the heads read it, but anchors are refined from the output before it
     (DINO); None for no norm. ``look_forward_twice`` lets a layer's box loss reach the previous
-    layer through the refined anchors (DINO, section 3.5). ``eps`` clamps the inverse sigmoid.
+    layer through the refined anchors (DINO, section 3.5). Without ``refine`` every layer predicts
+    relative to the first anchors (plain Deformable DETR). ``eps`` clamps the inverse sigmoid.
     """
 
     def __init__(
@@ -94,6 +120,7 @@ class DeformableDecoder(nn.Module):
         norm: nn.Module | None = None,
         look_forward_twice: bool = True,
         eps: float = 1e-5,
+        refine: bool = True,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layer() for _ in range(num_layers))
@@ -101,30 +128,36 @@ class DeformableDecoder(nn.Module):
         self.norm = norm
         self.look_forward_twice = look_forward_twice
         self.eps = eps
+        self.refine = refine
 
     def forward(
         self, queries: Queries, memory: Memory, head: DetectionHead, allowed: Tensor | None
-    ) -> tuple[Predictions, ...]:
-        """Predictions of every layer for ``queries``; ``allowed`` as in ``SelfAttention``."""
+    ) -> DecoderOutput:
+        """Every layer's answer for ``queries``, whose anchors are boxes (B, Q, 4) or points
+        (B, Q, 2); ``allowed`` as in ``SelfAttention``.
+        """
         content = queries.content
         anchors = queries.anchors  # what attention looks at
         basis = anchors  # what the head refines: with gradient under look forward twice
-        ratios = memory.valid_ratios.repeat(1, 1, 2)[:, None]  # (B, 1, L, 4)
-        predictions = []
+        predictions, taps = [], []
         for i, layer in enumerate(self.layers):
-            references = anchors[:, :, None] * ratios
+            ratios = memory.valid_ratios.repeat(1, 1, anchors.shape[-1] // 2)
+            references = anchors[:, :, None] * ratios[:, None]  # (B, Q, L, 4 or 2)
             position = self._position(queries, references)
-            content = layer(content, position, references, memory, allowed)
-            refined = self._refine(head, i, content, anchors)
-            if self.norm is None:
-                normed, boxes = content, self._refine(head, i, content, basis)
-            else:
-                normed = self.norm(content)
-                boxes = self._refine(head, i, normed, basis)
-            predictions.append(Predictions(logits=head.classify[i](normed), boxes=boxes))
-            anchors = refined.detach()
-            basis = refined if self.look_forward_twice else anchors
-        return tuple(predictions)
+            content, attended = layer(content, position, references, memory, allowed)
+            read = partial(self._predict, head, i)
+            predictions.append(read(content, basis))
+            taps.append(Tap(hidden=attended, anchors=basis, read=read))
+            if self.refine:
+                refined = self._refine(head, i, content, anchors)
+                anchors = refined.detach()
+                basis = refined if self.look_forward_twice else anchors
+        return DecoderOutput(tuple(predictions), tuple(taps))
+
+    def _predict(self, head: DetectionHead, i: int, hidden: Tensor, anchors: Tensor) -> Predictions:
+        normed = hidden if self.norm is None else self.norm(hidden)
+        boxes = self._refine(head, i, normed, anchors)
+        return Predictions(logits=head.classify[i](normed), boxes=boxes)
 
     def _position(self, queries: Queries, references: Tensor) -> Tensor:
         if self.anchor_position is not None:
@@ -138,4 +171,5 @@ class DeformableDecoder(nn.Module):
 
     def _refine(self, head: DetectionHead, i: int, hidden: Tensor, anchors: Tensor) -> Tensor:
         offsets = head.regress[i](hidden).to(anchors.dtype)
-        return torch.sigmoid(offsets + logit(anchors, self.eps))
+        start = F.pad(logit(anchors, self.eps), (0, 4 - anchors.shape[-1]))  # points have no size
+        return torch.sigmoid(offsets + start)

@@ -7,14 +7,17 @@ best ones become anchors. Mixed selection (DINO, section 3.4): their content is 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from codetr.errors import UserError
 from codetr.heads.detection import DetectionHead
 from codetr.layers import sine_coordinates
-from codetr.structures import Memory, Predictions, Queries
+from codetr.structures import Memory, Predictions, Proposals, Queries
+from codetr.transformers.tables import QueryTable, first_rows
 
 TEMPERATURE = 10000.0
 
@@ -65,16 +68,38 @@ class ProposalStage(nn.Module):
 
     def forward(self, memory: Memory, head: DetectionHead) -> tuple[Predictions, Tensor]:
         """(all proposals with boxes as **logits** (B, S, 4), indices (B, Q) of the best ones)."""
+        proposals = self.propose(memory, head)
+        return proposals, self.select(proposals.logits)
+
+    def propose(self, memory: Memory, head: DetectionHead) -> Predictions:
+        """All proposals: logits (B, S, K), boxes (B, S, 4) as logits of cxcywh."""
         anchors, usable = grid_proposals(memory)
         tokens = self.norm(self.project(memory.tokens.masked_fill(~usable[..., None], 0.0)))
         logits = head.classify[head.num_layers](tokens)
         boxes = head.regress[head.num_layers](tokens).to(anchors.dtype) + anchors
-        return Predictions(logits=logits, boxes=boxes), self.select(logits)
+        return Predictions(logits=logits, boxes=boxes)
 
     def select(self, logits: Tensor) -> Tensor:
         """(B, Q) indices of the best tokens, best first; all of them if there are fewer."""
+        return self._best(logits, self.num_queries)
+
+    def further_anchors(
+        self, memory: Memory, head: DetectionHead, tables: Sequence[QueryTable]
+    ) -> tuple[Tensor, ...]:
+        """Per table (B, Q, 4) cxcywh, detached: the proposals of the ranks that it asks for, fewer
+        where there are fewer tokens.
+
+        Ranks are those of one joint selection. The proposals are computed once more than for the
+        main queries, since schemes are not handed what those were selected from.
+        """
+        proposals = self.propose(memory, head)
+        best = self._best(proposals.logits, max(t.skip + t.num_queries for t in tables))
+        boxes = _gather(proposals.boxes, best).detach().sigmoid()
+        return tuple(boxes[:, t.skip : t.skip + t.num_queries] for t in tables)
+
+    def _best(self, logits: Tensor, count: int) -> Tensor:
         scores = logits.amax(-1) if self.rank_by == "any_class" else logits[..., 0]
-        return scores.topk(min(self.num_queries, scores.shape[1]), dim=1).indices
+        return scores.topk(min(count, scores.shape[1]), dim=1).indices
 
 
 def _gather(values: Tensor, indices: Tensor) -> Tensor:
@@ -97,8 +122,24 @@ class MixedQueries(nn.Module):
         proposals, chosen = self.stage(memory, head)
         boxes = _gather(proposals.boxes, chosen)
         selected = Predictions(logits=_gather(proposals.logits, chosen), boxes=boxes.sigmoid())
-        content = self.content[: chosen.shape[1]].expand(len(chosen), -1, -1)
+        content = first_rows(self.content, chosen.shape[1], chosen.shape[0])
         return Queries(content=content, anchors=boxes.detach().sigmoid(), proposals=selected)
+
+    def further(
+        self, memory: Memory, head: DetectionHead, tables: Sequence[QueryTable]
+    ) -> tuple[Queries, ...]:
+        """The queries of each table. Raises UserError for one without learned content."""
+        made = []
+        anchors = self.stage.further_anchors(memory, head, tables)
+        for table, boxes in zip(tables, anchors, strict=True):
+            if table.content is None:
+                raise UserError(
+                    "these queries learn their content: set "
+                    "model.transformer.per_query.content=true"
+                )
+            content = first_rows(table.content, boxes.shape[1], boxes.shape[0])
+            made.append(Queries(content=content, anchors=boxes))
+        return tuple(made)
 
 
 class PositionedQueries(nn.Module):
@@ -120,15 +161,35 @@ class PositionedQueries(nn.Module):
         """Row i of the content goes with the i-th best proposal."""
         proposals, chosen = self.stage(memory, head)
         anchors = _gather(proposals.boxes, chosen).detach().sigmoid()
-        dim = self.position.out_features // 2
-        encoding = sine_coordinates(anchors, dim // 2, TEMPERATURE)
-        embedded = self.position_norm(self.position(encoding))
-        content = embedded[..., dim:]
-        if self.content is not None:
-            content = self.content[: chosen.shape[1]].expand(len(chosen), -1, -1)
+        content, position = self._embed(anchors, self.content)
         return Queries(
             content=content,
             anchors=anchors,
-            position=embedded[..., :dim],
-            proposals=Predictions(logits=proposals.logits, boxes=proposals.boxes.sigmoid()),
+            position=position,
+            proposals=Proposals(
+                logits=proposals.logits,
+                boxes=proposals.boxes.sigmoid(),
+                anchors=grid_proposals(memory)[0].sigmoid(),
+            ),
         )
+
+    def further(
+        self, memory: Memory, head: DetectionHead, tables: Sequence[QueryTable]
+    ) -> tuple[Queries, ...]:
+        """The queries of each table, without proposals."""
+        made = []
+        anchors = self.stage.further_anchors(memory, head, tables)
+        for table, boxes in zip(tables, anchors, strict=True):
+            content, position = self._embed(boxes, table.content)
+            made.append(Queries(content=content, anchors=boxes, position=position))
+        return tuple(made)
+
+    def _embed(self, anchors: Tensor, learned: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Content and position (B, Q, C) each, content from ``learned`` (Q, C) where there is."""
+        dim = self.position.out_features // 2
+        encoding = sine_coordinates(anchors, dim // 2, TEMPERATURE)
+        embedded = self.position_norm(self.position(encoding))
+        position, content = embedded[..., :dim], embedded[..., dim:]
+        if learned is not None:
+            content = first_rows(learned, anchors.shape[1], anchors.shape[0])
+        return content, position

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from codetr.detectors.grouping import attention_mask, joined, separable, split
-from codetr.structures import Predictions, Queries, QueryGroup
+from codetr.structures import Predictions, Queries, QueryGroup, Tap
 
 DIM = 4
 
@@ -99,7 +99,8 @@ def test_joined_is_undone_by_split() -> None:
     assert queries.content.shape == (2, 5, DIM)
     assert torch.equal(queries.position[:, 2:], groups[1].queries.position)
     layers = [Predictions(logits=queries.content + i, boxes=queries.anchors) for i in (0, 1)]
-    decoded = split(groups, layers)
+    tap = Tap(hidden=queries.content - 1, anchors=queries.anchors, read=lambda h, a: layers[0])
+    decoded = split(groups, layers, {"inside": [tap, tap]})
     assert list(decoded) == ["main", "a"]
     for own in groups:
         answer = decoded[own.name]
@@ -107,6 +108,9 @@ def test_joined_is_undone_by_split() -> None:
         assert len(answer.layers) == 2
         assert torch.equal(answer.layers[1].logits, own.queries.content + 1)
         assert torch.equal(answer.layers[0].boxes, own.queries.anchors)
+        assert len(answer.taps["inside"]) == 2
+        assert torch.equal(answer.taps["inside"][1].hidden, own.queries.content - 1)
+        assert torch.equal(answer.taps["inside"][1].anchors, own.queries.anchors)
 
 
 def test_no_position_unless_every_group_has_one() -> None:

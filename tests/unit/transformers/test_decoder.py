@@ -65,7 +65,7 @@ def by_hand(
         x, y, w, h = references[:, :, 0].unbind(-1)
         encoded = sine_coordinates(torch.stack([y, x, w, h], dim=-1), DIM // 2, 10000.0)
         position = decoder.anchor_position.mlp(encoded)
-        content = layer(content, position, references, memory, None)
+        content = layer(content, position, references, memory, None).content
         normed = decoder.norm(content)
         found.append(
             Predictions(
@@ -81,7 +81,7 @@ def test_layers_follow_the_recipe() -> None:
     decoder, head = parts()
     queries, memory = inputs()
     with torch.no_grad():
-        found = decoder(queries, memory, head, None)
+        found = decoder(queries, memory, head, None).layers
         expected = by_hand(decoder, head, queries, memory)
     assert len(found) == LAYERS
     for one, other in zip(found, expected, strict=True):
@@ -92,7 +92,8 @@ def test_layers_follow_the_recipe() -> None:
 def test_untrained_box_embeddings_leave_the_anchors() -> None:
     decoder, _ = parts()
     queries, memory = inputs()
-    for layer in decoder(queries, memory, DetectionHead(CLASSES, DIM, LAYERS).double(), None):
+    untrained = DetectionHead(CLASSES, DIM, LAYERS).double()
+    for layer in decoder(queries, memory, untrained, None).layers:
         assert_close(layer.boxes, queries.anchors)
 
 
@@ -110,7 +111,7 @@ def test_box_loss_reaches_the_previous_layer_under_look_forward_twice(
 ) -> None:
     """DINO, section 3.5: layer i's box trains the embeddings of layers i and i - 1."""
     decoder, head = parts(norm=norm, look_forward_twice=twice)
-    layers = decoder(*inputs(), head, None)
+    layers = decoder(*inputs(), head, None).layers
     assert reached(layers[2].boxes.sum(), head) == expected
     assert reached(layers[2].logits.sum(), head) == [], "anchors are detached for attention"
 
@@ -118,9 +119,9 @@ def test_box_loss_reaches_the_previous_layer_under_look_forward_twice(
 def test_look_forward_twice_changes_gradients_and_no_number() -> None:
     decoder, head = parts()
     queries, memory = inputs()
-    once = decoder(queries, memory, head, None)
+    once = decoder(queries, memory, head, None).layers
     decoder.look_forward_twice = False
-    for one, other in zip(once, decoder(queries, memory, head, None), strict=True):
+    for one, other in zip(once, decoder(queries, memory, head, None).layers, strict=True):
         assert_close(one.boxes, other.boxes)
 
 
@@ -137,7 +138,7 @@ def test_without_norm_a_layers_box_is_the_next_layers_anchor(
     monkeypatch.setattr(DeformableDecoderLayer, "forward", spy)
     decoder, head = parts(anchor_position=False, norm=False)
     queries, memory = inputs(position=True)
-    layers = decoder(queries, memory, head, None)
+    layers = decoder(queries, memory, head, None).layers
     scale = torch.cat([memory.valid_ratios] * 2, dim=-1)[:, None]
     anchors = [queries.anchors, *(layer.boxes for layer in layers[:-1])]
     for references, boxes in zip(seen, anchors, strict=True):
@@ -159,7 +160,7 @@ def test_blocked_queries_do_not_reach_others() -> None:
     changed = queries.content.clone()
     changed[:, 3:] += 1
     other = Queries(content=changed, anchors=queries.anchors)
-    one = decoder(queries, memory, head, allowed)[-1].logits
-    two = decoder(other, memory, head, allowed)[-1].logits
+    one = decoder(queries, memory, head, allowed).layers[-1].logits
+    two = decoder(other, memory, head, allowed).layers[-1].logits
     assert_close(one[:, :3], two[:, :3])
     assert not torch.allclose(one[:, 3:], two[:, 3:])

@@ -1,0 +1,85 @@
+"""Boxes of teacher detectors as further supervision (Teach-DETR, arXiv 2211.11953)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from codetr.assigners import HungarianMatcher
+from codetr.criteria import SetCriterion, deep_supervision
+from codetr.detectors.protocol import MAIN, Detector
+from codetr.errors import UserError
+from codetr.schemes.one_to_one import ProposalLabels, proposal_losses
+from codetr.schemes.protocol import Proposal
+from codetr.structures import Batch, Decoded, Losses, Memory, Targets, prefixed, scaled
+
+
+class Teacher(nn.Module):
+    """The main queries, matched with each teacher's boxes by themselves.
+
+    A matched query's losses are weighted by the score of its box. The encoder's proposals are
+    measured with all boxes alike. Teachers are separate (``batch.teachers``), or were merged into
+    one when the data was read (``codetr.data.teachers``).
+
+    Args:
+        matcher: does not look at scores.
+        criterion: as for the ground truth. Its GIoU loss is score * (1 - GIoU); the official code
+            has 1 - score * GIoU, which differs by a constant.
+        proposal_labels: see ``OneToOne``.
+        background: weight of the class loss of queries without a teacher's box.
+        weight: of each teacher's losses.
+
+    Raises UserError for a negative weight.
+    """
+
+    def __init__(
+        self,
+        matcher: HungarianMatcher,
+        criterion: SetCriterion,
+        proposal_labels: ProposalLabels = "classes",
+        background: float = 0.5,
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if min(background, weight) < 0:
+            raise UserError(
+                f"scheme.teacher has background={background}, weight={weight}: give 0 or more"
+            )
+        self.matcher, self.criterion = matcher, criterion
+        self.proposal_labels: ProposalLabels = proposal_labels
+        self.background, self.weight = background, weight
+
+    def propose(self, detector: Detector, memory: Memory, batch: Batch) -> Proposal:
+        """Nothing: the main group is there anyway."""
+        return Proposal()
+
+    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
+        """``{teacher}/layer{i}/...`` and ``{teacher}/encoder/...``, teachers counted from 0.
+
+        Raises UserError if the batch has no teachers.
+        """
+        if not batch.teachers:
+            raise UserError("scheme=teacher without teachers: give data.teachers=[FILE.json,...]")
+        losses: Losses = {}
+        for number, targets in enumerate(batch.teachers):
+            losses |= prefixed(str(number), self._follow(decoded[MAIN], targets))
+        return scaled(self.weight, losses)
+
+    def _follow(self, main: Decoded, targets: Sequence[Targets]) -> Losses:
+        losses = deep_supervision(
+            self.criterion,
+            main.layers,
+            targets,
+            self.matcher(main.layers, targets),
+            self.background,
+        )
+        if main.proposals is not None:
+            alike = [replace(t, weights=torch.ones_like(t.weights)) for t in targets]
+            measured = proposal_losses(
+                self.matcher, self.criterion, main.proposals, alike, self.proposal_labels
+            )
+            losses |= prefixed("encoder", measured)
+        return losses

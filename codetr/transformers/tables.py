@@ -1,0 +1,47 @@
+"""The learned rows of query groups that exist only to train."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from codetr.errors import UserError
+
+
+class QueryTable(nn.Module):
+    """One row per query of a group beside the main one, held by the scheme that trains with it.
+
+    What else makes a query (selection, projections) is the detector's own and shared.
+
+    Args:
+        num_queries: rows, Q.
+        dim: width C.
+        content: whether content is learned; False where the detector derives it from the anchors.
+        position: whether position is learned; True where the detector selects no anchors.
+        skip: two-stage detectors give row i the proposal of rank ``skip + i``.
+
+    Raises UserError where a number is out of range.
+    """
+
+    def __init__(
+        self,
+        num_queries: int,
+        dim: int = 256,
+        content: bool = True,
+        position: bool = False,
+        skip: int = 0,
+    ) -> None:
+        super().__init__()
+        if num_queries < 1 or skip < 0:
+            raise UserError(
+                f"further queries: num_queries={num_queries}, skip={skip}: give at least 1 query, "
+                "and skip 0 or more"
+            )
+        self.num_queries, self.skip = num_queries, skip
+        self.content = nn.Parameter(torch.randn(num_queries, dim)) if content else None
+        self.position = nn.Parameter(torch.randn(num_queries, dim)) if position else None
+
+
+def first_rows(table: Tensor, count: int, images: int) -> Tensor:
+    """(B, count, C): the first rows of ``table`` (Q, C), the same for every image."""
+    return table[:count].expand(images, -1, -1)
