@@ -22,7 +22,7 @@ LEVELS = (
     {"schemes"},
     {"data", "evaluation", "training", "checkpoints"},
     {"inference", "analysis"},
-    {"train", "eval", "scripts", "benchmarks"},
+    {"train", "eval", "scripts", "benchmarks", "parity"},
 )
 LEVEL = {package: level for level, packages in enumerate(LEVELS) for package in packages}
 COMMANDS = len(LEVELS) - 1
@@ -34,6 +34,8 @@ SIDEWAYS = {
     ("training", "data"),
     ("training", "evaluation"),
     ("training", "checkpoints"),
+    ("scripts", "parity"),
+    ("analysis", "inference"),
 }
 """Imports between two packages of one level."""
 

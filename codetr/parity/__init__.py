@@ -1,0 +1,1 @@
+"""Comparing our numbers with those that the official implementations gave."""

@@ -1,0 +1,92 @@
+"""One row per compared quantity, and the table that is printed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """``|ours - recorded| <= absolute + relative * |recorded|``; both 0: equal."""
+
+    absolute: float = 0.0
+    relative: float = 0.0
+
+    def __str__(self) -> str:
+        parts = [f"{self.absolute:g}"] if self.absolute else []
+        parts += [f"{self.relative:g} rel"] if self.relative else []
+        return " + ".join(parts) or "equal"
+
+
+EXACT = Tolerance()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """``absolute`` and ``relative``: largest differences over all values of ``quantity``."""
+
+    quantity: str
+    absolute: float
+    relative: float
+    tolerance: str
+    ok: bool
+
+
+def compare(quantity: str, ours: Any, recorded: Any, tolerance: Tolerance = EXACT) -> Row:
+    """Compare tensors, arrays or numbers of one shape.
+
+    Values that are infinite or NaN must be the same in both. Another shape is a difference
+    without bound. The relative difference is taken where the recorded value is not tiny.
+    """
+    a, b = _array(ours), _array(recorded)
+    if a.shape != b.shape:
+        name = f"{quantity} (shape {a.shape} against {b.shape})"
+        return Row(
+            quantity=name, absolute=math.inf, relative=math.inf, tolerance=str(tolerance), ok=False
+        )
+    finite = np.isfinite(b)
+    same = bool(np.array_equal(a[~finite], b[~finite], equal_nan=True))
+    same &= bool(np.isfinite(a[finite]).all())
+    difference = np.abs(a[finite] - b[finite])
+    size = np.abs(b[finite])
+    within = bool((difference <= tolerance.absolute + tolerance.relative * size).all())
+    comparable = size > 1e-12
+    share = difference[comparable] / size[comparable]
+    return Row(
+        quantity=quantity,
+        absolute=float(difference.max(initial=0.0)) if same else math.inf,
+        relative=float(share.max(initial=0.0)) if same else math.inf,
+        tolerance=str(tolerance),
+        ok=same and within,
+    )
+
+
+def _array(value: Any) -> np.ndarray:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    return np.asarray(value, dtype=np.float64)
+
+
+def render(title: str, rows: Sequence[Row]) -> Table:
+    """The rows as a table for a terminal."""
+    table = Table(title=title)
+    table.add_column("quantity", no_wrap=True)
+    for name in ("absolute", "relative", "tolerance"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("ok")
+    for row in rows:
+        table.add_row(
+            row.quantity,
+            f"{row.absolute:.1e}",
+            f"{row.relative:.1e}",
+            row.tolerance,
+            "yes" if row.ok else "[red]NO",
+        )
+    return table

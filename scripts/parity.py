@@ -1,0 +1,52 @@
+"""Compare our numbers with recorded ones of the official code: python scripts/parity.py FOLDER
+
+Exit code 0 only if every quantity is within its tolerance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from codetr.errors import UserError
+from codetr.parity.check import PRECISIONS, check, markdown
+from codetr.parity.extract import extract
+from codetr.parity.table import render
+
+
+def main() -> int:
+    """Check every folder and print one table for each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="+", help="recorded numbers, such as msda")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: the recorded run's")
+    parser.add_argument("--markdown", type=Path, help="also write the tables to this file")
+    parser.add_argument("--extract", type=Path, help="write a compact copy there, check nothing")
+    arguments = parser.parse_args()
+    console = Console(width=150, soft_wrap=True)
+    try:
+        if arguments.extract:
+            for folder in arguments.folder:
+                console.print(extract(folder, arguments.extract))
+            return 0
+        reports = []
+        for folder in arguments.folder:
+            reports.append(check(folder, arguments.precision))
+            console.print(render(reports[-1].title, reports[-1].rows))
+            if reports[-1].untouched:
+                names = ", ".join(reports[-1].untouched)
+                console.print(f"{len(reports[-1].untouched)} arrays not compared: {names}")
+    except UserError as error:
+        console.print(f"error: {error}", style="red")
+        return 2
+    if arguments.markdown:
+        arguments.markdown.write_text(markdown(reports), encoding="utf-8")
+    ok = all(report.ok for report in reports)
+    console.print("all quantities hold" if ok else "[red]some quantities do not hold")
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
