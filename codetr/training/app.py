@@ -17,9 +17,13 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 from torch import nn
 
-from codetr.checkpoints.files import RunRecord, export_detector, load_detector_weights
+from codetr.checkpoints.convert import open_checkpoint
+from codetr.checkpoints.experiment import build_record, without_initial_weights
+from codetr.checkpoints.files import RunRecord, export_detector
+from codetr.checkpoints.transfer import Transfer, load_weights
 from codetr.classes import ClassList
 from codetr.data.datamodule import CocoDataModule
 from codetr.errors import UserError
@@ -88,37 +92,31 @@ def settle_logs() -> None:
 
 
 def build_data(cfg: DictConfig) -> tuple[CocoDataModule, ClassList]:
-    """The data module with its files in place, and its class list; sets ``cfg.num_classes``."""
+    """The data module with its files in place, and its class list; sets ``cfg.num_classes``, and
+    ``cfg.schedule.epochs`` where a rule stands there.
+    """
     datamodule: CocoDataModule = instantiate(cfg.data)
     datamodule.prepare_data()
     datamodule.setup("fit")
     classes: ClassList = datamodule.classes
     cfg.num_classes = len(classes)
+    if OmegaConf.is_dict(cfg.schedule.epochs):
+        images = len(datamodule.train_dataset)
+        cfg.schedule.epochs = instantiate(cfg.schedule.epochs)(images)
+        log.info("%d epochs at most for %d training images", cfg.schedule.epochs, images)
     return datamodule, classes
-
-
-def build_record(cfg: DictConfig, classes: ClassList) -> RunRecord:
-    """What every checkpoint of this run says about itself."""
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
-    data = config["data"]
-    preprocessing = {
-        "mean": data["mean"],
-        "std": data["std"],
-        "size_divisor": data["size_divisor"],
-        "resize": config["augmentation"]["eval"],
-    }
-    return RunRecord(classes=classes, preprocessing=preprocessing, config=config)
 
 
 def build_module(
     cfg: DictConfig, datamodule: CocoDataModule, record: RunRecord, trainer: Trainer
 ) -> DetectionModule:
-    """Detector (with initial weights if ``checkpoint`` names a file), schemes and the rest."""
+    """Detector and schemes (with initial weights if ``checkpoint`` names a file), and the rest."""
     detector = build_detector(cfg)
-    if cfg.checkpoint:
-        load_detector_weights(cfg.checkpoint, detector, record.classes)
-        log.info("initial weights from %s", cfg.checkpoint)
     schemes: dict[str, nn.Module] = {name: instantiate(part) for name, part in cfg.scheme.items()}
+    if cfg.checkpoint:
+        content = open_checkpoint(cfg.checkpoint, cfg)
+        held = nn.ModuleDict(schemes)
+        announce_start(cfg, load_weights(content, cfg.checkpoint, detector, record.classes, held))
     return DetectionModule(
         detector,
         schemes,
@@ -135,9 +133,18 @@ def build_module(
 
 
 def build_detector(cfg: DictConfig) -> nn.Module:
-    """The detector alone."""
-    detector: nn.Module = instantiate(cfg.model.detector)
+    """The detector alone; where ``checkpoint`` has all its weights, none are fetched for it."""
+    part = without_initial_weights(cfg.model.detector) if cfg.checkpoint else cfg.model.detector
+    detector: nn.Module = instantiate(part)
     return detector
+
+
+@rank_zero_only
+def announce_start(cfg: DictConfig, done: Transfer) -> None:
+    """Say what the weights of ``checkpoint`` became: classes copied, new and dropped."""
+    log.info("initial weights from %s", cfg.checkpoint)
+    for table in done.tables():
+        Console().print(table)
 
 
 def build_callbacks(cfg: DictConfig) -> list[Callback]:
@@ -233,6 +240,16 @@ def finish(
     return {
         **best.metrics,
         "epoch": best.epoch,
+        "steps": trainer.global_step,
         "step_time_s": speed.step_time_s if speed else None,
+        "device_hours": device_hours(trainer, speed.step_time_s if speed else None),
         "peak_memory_gib": peak_memory_gib(module.device),
     }
+
+
+def device_hours(trainer: Trainer, step_time_s: float | None) -> float | None:
+    """Hours of training times devices, validation left out; None where the time is not known."""
+    if step_time_s is None:
+        return None
+    batches = trainer.global_step * trainer.accumulate_grad_batches
+    return batches * step_time_s * trainer.world_size / 3600

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from hydra.utils import instantiate
 from lightning.pytorch import LightningModule
@@ -12,37 +14,48 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
 
-from codetr.checkpoints.files import RunRecord, load_detector_weights, read_detector_file
+from codetr.checkpoints.convert import OFFICIAL, open_checkpoint
+from codetr.checkpoints.experiment import without_initial_weights
+from codetr.checkpoints.files import DetectorFile, RunRecord
+from codetr.checkpoints.transfer import load_weights
 from codetr.classes import ClassList
 from codetr.data.datamodule import CocoDataModule
+from codetr.detectors.protocol import MAIN
 from codetr.errors import UserError
-from codetr.evaluation import CocoEvaluator, Detections, Postprocess
-from codetr.structures import Batch
+from codetr.evaluation import CocoEvaluator, Detections
+from codetr.structures import Batch, ImageInfo
 from codetr.training.app import prepare_process
+from codetr.training.branches import Branch, MainBranch, auxiliary_branch
 from codetr.training.launcher import METRICS_FILE
 from codetr.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
 
 PREDICTIONS_FILE = "predictions.json"
+CHOSEN = {"data": "_target_", "evaluation": "evaluator"}
+"""Groups of which values may be changed without choosing an option, and what each option has."""
+
+
+class Collector(Protocol):
+    """What takes the detections of a split, batch by batch."""
+
+    def update(self, detections: Sequence[Detections], infos: Sequence[ImageInfo]) -> None:
+        """Add the detections of some images."""
+        ...
 
 
 class EvaluationModule(LightningModule):
-    """Runs a detector over a split and collects its detections; nothing of training is here."""
+    """Runs a branch over a split and collects its detections; nothing of training is here."""
 
-    def __init__(
-        self, detector: nn.Module, postprocess: Postprocess, evaluator: CocoEvaluator
-    ) -> None:
+    def __init__(self, branch: Branch, evaluator: Collector) -> None:
         super().__init__()
-        self.detector = detector
-        self.postprocess = postprocess
-        self.evaluator = evaluator
+        self.branch, self.evaluator = branch, evaluator
 
     def test_step(  # type: ignore[override]
         self, batch: Batch, batch_idx: int
     ) -> tuple[Detections, ...]:
         """Detections in the original images; they enter the evaluation."""
-        found = self.postprocess(self.detector(batch.images), batch.images.sizes, batch.infos)
+        found = self.branch(batch)
         self.evaluator.update(found, batch.infos)
         return found
 
@@ -50,22 +63,17 @@ class EvaluationModule(LightningModule):
 def evaluate(cfg: DictConfig) -> dict[str, float]:
     """Evaluate the checkpoint of ``cfg`` (conf/eval.yaml).
 
-    The model is built as the checkpoint says; data, augmentation and postprocessing are the
-    checkpoint's too where ``cfg`` has none. Prints the COCO tables; writes metrics.json and
-    predictions.json into ``cfg.paths.run_dir``. Raises UserError for whatever a user can mend.
+    The model is built as the checkpoint says (for an ``official:FILE``, as ``experiment`` says);
+    data, augmentation and postprocessing are the checkpoint's too where ``cfg`` has none. Prints
+    the COCO tables; writes metrics.json and predictions.json into ``cfg.paths.run_dir``. Raises
+    UserError for whatever a user can mend.
     """
     run_dir = Path(cfg.paths.run_dir)
-    prepare_process(cfg.seed)
-    record = read_detector_file(cfg.checkpoint).record
-    full = with_run(cfg, record)
-    datamodule = build_split(full)
-    require_known_classes(datamodule.classes, record.classes, datamodule.val_annotations)
-    detector = instantiate(without_initial_weights(full.model.detector))
-    load_detector_weights(cfg.checkpoint, detector, record.classes)
-    evaluator = instantiate(full.evaluation.evaluator)(
-        annotation_file=datamodule.val_annotations, classes=record.classes
+    full, branch, datamodule, classes = open_branch(cfg)
+    evaluator: CocoEvaluator = instantiate(full.evaluation.evaluator)(
+        annotation_file=datamodule.val_annotations, classes=classes
     )
-    module = EvaluationModule(detector, instantiate(full.evaluation.postprocess), evaluator)
+    module = EvaluationModule(branch, evaluator)
     trainer = build_trainer(full.trainer, full.data.eval_batch_size, [], [])
     trainer.test(module, datamodule=datamodule, verbose=False)
     metrics: dict[str, float] = evaluator.compute()
@@ -78,6 +86,38 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     return metrics
 
 
+def open_branch(cfg: DictConfig) -> tuple[DictConfig, Branch, CocoDataModule, ClassList]:
+    """The whole configuration, what finds objects, the split that it is to run on, and the
+    classes of its labels. Raises UserError as ``evaluate``.
+    """
+    prepare_process(cfg.seed)
+    if cfg.model is not None and not cfg.checkpoint.startswith(OFFICIAL):
+        raise UserError(
+            f"{cfg.checkpoint}: brings its own model: leave out experiment= and model=, which are "
+            f"for checkpoint={OFFICIAL}FILE"
+        )
+    content = open_checkpoint(cfg.checkpoint, cfg)
+    full = with_run(cfg, content.record)
+    datamodule = build_split(full)
+    classes = content.record.classes
+    if not content.record.ids_known:
+        classes = with_ids_of(classes, datamodule.classes)
+    require_known_classes(datamodule.classes, classes, datamodule.val_annotations)
+    return full, build_branch(full, content), datamodule, classes
+
+
+def build_branch(cfg: DictConfig, content: DetectorFile) -> Branch:
+    """What ``cfg.evaluation.branch`` names, with the weights of the checkpoint."""
+    detector = instantiate(without_initial_weights(cfg.model.detector))
+    name, classes = cfg.evaluation.branch, content.record.classes
+    if name == MAIN:
+        load_weights(content, cfg.checkpoint, detector, classes)
+        return MainBranch(detector, instantiate(cfg.evaluation.postprocess))
+    schemes: dict[str, nn.Module] = {key: instantiate(part) for key, part in cfg.scheme.items()}
+    load_weights(content, cfg.checkpoint, detector, classes, nn.ModuleDict(schemes))
+    return auxiliary_branch(name, detector, schemes, tuple(content.schemes))
+
+
 def with_run(cfg: DictConfig, record: RunRecord) -> DictConfig:
     """The run's configuration, changed by what ``cfg`` chooses (its values that are not null).
 
@@ -85,11 +125,12 @@ def with_run(cfg: DictConfig, record: RunRecord) -> DictConfig:
     """
     full = OmegaConf.create(dict(record.config))
     for key, value in cfg.items_ex(resolve=False):
-        if key == "data" and "_target_" not in value:
-            full.data.update({k: v for k, v in value.items_ex(resolve=False) if v is not None})
-        elif value is not None:
+        if key in CHOSEN and CHOSEN[key] not in value:
+            full[key].update({k: v for k, v in value.items_ex(resolve=False) if v is not None})
+        elif value is not None and value != {}:
             full[key] = value
-    if full.data.root is None:
+    full.trainer.effective_batch = None
+    if full.data.get("root") is None:
         raise UserError("data.root is not set: give data.root=FOLDER")
     for key in ("mean", "std", "size_divisor"):
         full.data[key] = record.preprocessing[key]
@@ -104,13 +145,14 @@ def build_split(cfg: DictConfig) -> CocoDataModule:
     return datamodule
 
 
-def without_initial_weights(detector: DictConfig) -> DictConfig:
-    """A detector's configuration with a backbone that fetches no weights: the checkpoint has
-    them all.
+def with_ids_of(model: ClassList, data: ClassList) -> ClassList:
+    """The model's classes with the category ids that the data has for their names; classes that
+    the data lacks get ids that it does not use.
     """
-    changes: dict[str, Any] = {"pretrained": False, "weights": None}
-    known = {key: value for key, value in changes.items() if key in detector.backbone}
-    return OmegaConf.merge(detector, {"backbone": known})  # type: ignore[return-value]
+    own = dict(zip(data.names, data.category_ids, strict=True))
+    free = count(max(data.category_ids, default=0) + 1)
+    ids = tuple(own[name] if name in own else next(free) for name in model.names)
+    return ClassList(names=model.names, category_ids=ids)
 
 
 def require_known_classes(data: ClassList, model: ClassList, source: Path) -> None:

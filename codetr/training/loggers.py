@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 log = logging.getLogger(__name__)
 
 STEP = "step"
+TAG_LENGTH = 64
 
 
 class CsvLogger(Logger):
@@ -118,11 +119,17 @@ def has_wandb_key() -> bool:
         return False
 
 
+def swept_tags(swept: Mapping[str, Any]) -> list[str]:
+    """``seed=1`` for ``{"seed": 1}``, keys without groups; W&B takes 64 characters at most."""
+    return [f"{key.rpartition('.')[2]}={value}"[:TAG_LENGTH] for key, value in swept.items()]
+
+
 class SafeWandbLogger(WandbLogger):
     """W&B that is offline where no key is set, and that never ends a run.
 
     If W&B cannot start online it says so and goes on offline; if it fails later it says so once,
-    and the run goes on without it (metrics.csv has the same numbers).
+    and the run goes on without it (metrics.csv has the same numbers). What a sweep varied in this
+    run (``swept``) becomes tags.
     """
 
     def __init__(
@@ -134,6 +141,7 @@ class SafeWandbLogger(WandbLogger):
         tags: list[str] | None = None,
         offline: bool | None = None,
         run_id: str | None = None,
+        swept: Mapping[str, Any] | None = None,
     ) -> None:
         if offline is None:
             mode = os.environ.get("WANDB_MODE", "")
@@ -145,7 +153,7 @@ class SafeWandbLogger(WandbLogger):
             offline=offline,
             id=run_id,
             group=group,
-            tags=list(tags or []),
+            tags=[*(tags or []), *swept_tags(swept or {})],
             resume="allow" if run_id else None,
         )
         self._broken = False

@@ -27,8 +27,8 @@ class Throughput(Callback):
 
     Time is that of the training loop with data loading, without validation, by the wall clock
     over many steps (kernels run behind, so single steps cannot be timed without waiting). The
-    run's first ``warmup_steps`` batches are left out of ``step_time_s``, the run's mean time per
-    batch.
+    first ``warmup_steps`` batches are left out of ``step_time_s``, the run's mean time per batch;
+    it counts what came before an interruption too.
     """
 
     def __init__(self, warmup_steps: int = 3) -> None:
@@ -84,3 +84,11 @@ class Throughput(Callback):
     def step_time_s(self) -> float | None:
         """Mean time per batch in seconds; None in a run that is too short to tell."""
         return self._total_time / self._total_steps if self._total_steps else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints."""
+        return {"time": self._total_time, "steps": self._total_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self._total_time, self._total_steps = state_dict["time"], state_dict["steps"]

@@ -1,0 +1,145 @@
+"""What there is in a split of a data set, and what is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from codetr.data.annotations import CocoAnnotations
+from codetr.data.images import ImageError, read_image
+
+TINY_PX = 2.0
+"""Boxes with a shorter side than this are hardly ever meant."""
+
+_OUTSIDE_PX = 1.0
+
+Advance = Callable[[], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitFacts:
+    """Numbers of one split, of its A usable boxes and I images.
+
+    ``boxes_per_class`` by class name; ``boxes_per_image`` (I,); ``sides`` (A,) square root of the
+    share of the image's area; ``aspects`` (A,) width over height; ``image_sizes`` (I, 2) width and
+    height in pixels; ``problems``, each with its file. ``pixels``: image by the hash of its pixels.
+    """
+
+    name: str
+    images: int
+    boxes: int
+    ignored: int
+    boxes_per_class: Mapping[str, int]
+    boxes_per_image: NDArray[np.int64]
+    sides: NDArray[np.float64]
+    aspects: NDArray[np.float64]
+    image_sizes: NDArray[np.int64]
+    problems: tuple[str, ...]
+    pixels: Mapping[str, str]
+
+    @property
+    def images_without_boxes(self) -> int:
+        """Images with no usable box."""
+        return int((self.boxes_per_image == 0).sum())
+
+
+def gather_facts(
+    name: str, annotations: CocoAnnotations, images: Path, advance: Advance = lambda: None
+) -> SplitFacts:
+    """Count, measure, and decode every image; ``advance`` is called after each."""
+    usable = annotations.usable
+    boxes, labels = annotations.clipped[usable].double(), annotations.labels[usable]
+    image_of_box = annotations.image_of_box[usable]
+    width, height = (boxes[:, 2:] - boxes[:, :2]).unbind(1)
+    area = annotations.sizes.prod(dim=1)[image_of_box]
+    counts = torch.bincount(labels, minlength=len(annotations.classes)).tolist()
+    pixels: dict[str, str] = {}
+    broken = list(_check_images(annotations, images, pixels, advance))
+    return SplitFacts(
+        name=name,
+        images=len(annotations),
+        boxes=int(usable.sum()),
+        ignored=int(annotations.crowd.sum()),
+        boxes_per_class=dict(zip(_distinct(annotations.classes.names), counts, strict=True)),
+        boxes_per_image=torch.bincount(image_of_box, minlength=len(annotations)).numpy(),
+        sides=(width * height / area).sqrt().numpy(),
+        aspects=(width / height).numpy(),
+        image_sizes=annotations.sizes.flip(1).numpy(),
+        problems=(*broken, *_check_boxes(annotations)),
+        pixels=pixels,
+    )
+
+
+def shared_images(first: SplitFacts, second: SplitFacts) -> list[str]:
+    """A line for every image of which both splits have the same pixels."""
+    return [
+        f"{second.pixels[digest]}: the same picture as {first.pixels[digest]} in {first.name}: "
+        f"results on {second.name} will be too good"
+        for digest in first.pixels.keys() & second.pixels.keys()
+    ]
+
+
+def _distinct(names: tuple[str, ...]) -> list[str]:
+    """Names, numbered where two classes share one."""
+    return [n if names.count(n) == 1 else f"{n} (class {i})" for i, n in enumerate(names)]
+
+
+def _check_images(
+    annotations: CocoAnnotations, images: Path, pixels: dict[str, str], advance: Advance
+) -> Iterator[str]:
+    """A line for every file that cannot be decoded, has another size, or stands twice."""
+    for name, (height, width) in zip(
+        annotations.file_names, annotations.sizes.tolist(), strict=True
+    ):
+        try:
+            image = read_image(images / name)
+        except ImageError as error:
+            yield f"{name}: {error}"
+        else:
+            if tuple(image.shape[1:]) != (height, width):
+                yield (
+                    f"{name}: has {image.shape[2]}x{image.shape[1]} pixels, the annotations say "
+                    f"{width}x{height}"
+                )
+            content = str(tuple(image.shape)).encode() + image.numpy().tobytes()
+            first = pixels.setdefault(hashlib.sha1(content).hexdigest(), name)
+            if first != name:
+                yield f"{name}: the same picture as {first}"
+        advance()
+
+
+def _check_boxes(annotations: CocoAnnotations) -> Iterator[str]:
+    """A line for every box without area, beyond its image, tiny, or drawn twice."""
+    boxes, crowd, degenerate = annotations.boxes, annotations.crowd, annotations.degenerate
+    usable = annotations.usable
+    beyond = (boxes - annotations.clipped).abs().amax(dim=1) > _OUTSIDE_PX
+    shorter = (annotations.clipped[:, 2:] - annotations.clipped[:, :2]).amin(dim=1)
+    flaws = {
+        "has no area within the image": degenerate & ~crowd,
+        "reaches beyond the image": beyond & usable,
+        f"is less than {TINY_PX:g} pixels wide or high": (shorter < TINY_PX) & usable,
+        "stands twice": _repeated(annotations) & usable,
+    }
+    image_of_box = annotations.image_of_box.tolist()
+    for text, flawed in flaws.items():
+        for row in flawed.nonzero().flatten().tolist():
+            corners = ", ".join(f"{value:.1f}" for value in boxes[row].tolist())
+            label = annotations.classes.names[int(annotations.labels[row])]
+            yield f"{annotations.file_names[image_of_box[row]]}: {label} ({corners}) {text}"
+
+
+def _repeated(annotations: CocoAnnotations) -> Tensor:
+    """(A,) bool: an earlier box of the image has the same class and corners."""
+    keys = torch.cat(
+        [annotations.image_of_box[:, None], annotations.labels[:, None], annotations.boxes], dim=1
+    )
+    first: dict[tuple[float, ...], int] = {}
+    rows = [first.setdefault(tuple(key), i) for i, key in enumerate(keys.double().tolist())]
+    return torch.tensor(rows, dtype=torch.int64) != torch.arange(len(rows))

@@ -1,0 +1,130 @@
+"""What a run's folder says: config.yaml, metrics.csv, metrics.json and, in a sweep, job.json."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from codetr.errors import UserError
+
+CONFIG_FILE = "config.yaml"
+CURVES_FILE = "metrics.csv"
+METRICS_FILE = "metrics.json"
+JOB_FILE = "job.json"
+FOREIGN = {".hydra", "wandb", "submitit"}
+"""Folders inside a run that are not runs, though they may hold files of these names."""
+
+Curve = tuple[tuple[int, float], ...]
+"""(optimiser steps taken, value) pairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run. ``swept`` is what a sweep varied, without the ``seed``; ``heads`` the auxiliary
+    heads; ``overrides`` what its command said; ``metrics`` the best validation's, None where the
+    run is not finished; ``curves`` all numbers of metrics.csv.
+    """
+
+    folder: Path
+    swept: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    heads: tuple[str, ...] | None = None
+    overrides: tuple[str, ...] = ()
+    metrics: Mapping[str, Any] | None = None
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+
+    def number(self, name: str) -> float | None:
+        """A number of metrics.json; None where it is not known."""
+        value = (self.metrics or {}).get(name)
+        return None if value is None else float(value)
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """All runs below ``folder``, in the order of their jobs. Raises UserError if there is none."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder: give a sweep's, such as runs/sweeps/NAME")
+    files = [*folder.rglob(CONFIG_FILE), *folder.rglob(JOB_FILE)]
+    own = {f.parent for f in files if not FOREIGN & set(f.relative_to(folder).parts)}
+    if not own:
+        raise UserError(f"{folder}: holds no run: give a sweep's folder, such as runs/sweeps/NAME")
+    return [read_run(path) for path in sorted(own, key=_natural)]
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """2 before 10."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+def read_run(folder: Path) -> Run:
+    """The run in ``folder``. Raises UserError for files that are not a run's."""
+    job = _read_json(folder / JOB_FILE) or {}
+    config = _read_config(folder / CONFIG_FILE)
+    swept = dict(job.get("swept") or config.get("swept") or {})
+    seed = swept.pop("seed", config.get("seed"))
+    return Run(
+        folder=folder,
+        swept=swept,
+        seed=seed,
+        heads=tuple(config["aux_heads"] or ()) if "aux_heads" in config else None,
+        overrides=tuple(job.get("overrides", ())),
+        metrics=_read_json(folder / METRICS_FILE),
+        curves=read_curves(folder / CURVES_FILE),
+    )
+
+
+def read_curves(path: Path) -> dict[str, Curve]:
+    """The columns of a metrics.csv; empty where there is none (yet)."""
+    if not path.is_file():
+        return {}
+    curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    with path.open(newline="") as file:
+        for number, row in enumerate(csv.DictReader(file), 2):
+            try:
+                step = int(row.pop("step")) + 1
+                values = {name: float(text) for name, text in row.items() if text}
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(f"{path}: line {number} is not of a metrics.csv") from error
+            for name, value in values.items():
+                curves[name].append((step, value))
+    return {name: tuple(points) for name, points in curves.items()}
+
+
+def added(curves: Sequence[Curve]) -> Curve:
+    """Sum of curves at the steps that they share."""
+    tables = [dict(curve) for curve in curves]
+    common = sorted(set.intersection(*(set(table) for table in tables))) if tables else []
+    return tuple((step, sum(table[step] for table in tables)) for step in common)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON ({error}): run that job again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is not of a run: give a sweep's folder")
+    return content
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:  # whatever YAML and OmegaConf raise on foreign files
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{path}: is no configuration of a run ({reason})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is no configuration of a run: give a sweep's folder")
+    return {str(key): value for key, value in content.items()}

@@ -1,0 +1,133 @@
+"""The figures of a sweep's page, as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from statistics import fmean
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from codetr.analysis.runs import Curve
+from codetr.analysis.variants import Sweep, Variant, loss_groups, mean_and_spread
+
+COSTS = {
+    "step_time_s": "seconds per step",
+    "peak_memory_gib": "memory, GiB",
+    "device_hours": "device-hours of training",
+}
+
+
+def ap_figure(sweep: Sweep) -> bytes:
+    """AP of every run over what was swept, with means and the range over seeds."""
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    points = {
+        float(i) if variant.position is None else variant.position: variant.numbers("AP")
+        for i, variant in enumerate(sweep.variants)
+    }
+    points = {place: values for place, values in sorted(points.items()) if values}
+    means = [fmean(values) for values in points.values()]
+    lows = [mean - min(values) for mean, values in zip(means, points.values(), strict=True)]
+    highs = [max(values) - mean for mean, values in zip(means, points.values(), strict=True)]
+    style = "o-" if sweep.numeric else "o"
+    axes.errorbar(list(points), means, [lows, highs], fmt=style, capsize=5, label="mean, range")
+    for place, values in points.items():
+        axes.plot([place] * len(values), values, "_", color="0.3", markersize=12)
+    if not sweep.numeric:
+        labels = [variant.label for variant in sweep.variants]
+        axes.set_xticks(range(len(labels)), labels, rotation=20, ha="right")
+    elif all(place.is_integer() for place in points):
+        axes.set_xticks(list(points))
+    axes.set(xlabel=sweep.axis, ylabel="AP of the best validation")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return png(figure)
+
+
+def cost_figure(sweep: Sweep) -> bytes:
+    """Step time, memory and device-hours, one bar per variant."""
+    figure = Figure(figsize=(12, 0.45 * len(sweep.variants) + 1.6), layout="constrained")
+    for axes, (name, title) in zip(
+        figure.subplots(1, len(COSTS), sharey=True), COSTS.items(), strict=True
+    ):
+        for place, variant in enumerate(sweep.variants):
+            found = mean_and_spread(variant.numbers(name))
+            if found:
+                axes.barh(place, found[0], xerr=found[1] or 0.0, color=colour(place))
+        axes.set_yticks(range(len(sweep.variants)), [v.label for v in sweep.variants])
+        axes.set_ylim(len(sweep.variants) - 0.5, -0.5)
+        axes.set(title=title)
+        axes.grid(alpha=0.3, axis="x")
+    return png(figure)
+
+
+def convergence_figure(sweep: Sweep) -> bytes:
+    """Validation AP over optimiser steps."""
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for place, variant in enumerate(sweep.variants):
+        _draw(axes, variant.curves("val/AP"), variant, place)
+    axes.set(xlabel="optimiser steps", ylabel="AP of every validation")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return png(figure)
+
+
+def loss_figure(sweep: Sweep) -> bytes:
+    """Raw losses over optimiser steps: a panel for every scheme and auxiliary head."""
+    groups = loss_groups(sweep)
+    columns = min(3, max(1, len(groups)))
+    rows = max(1, -(-len(groups) // columns))
+    figure = Figure(figsize=(4.2 * columns, 2.9 * rows + 0.4), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, group in zip(panels, groups, strict=False):
+        for place, variant in enumerate(sweep.variants):
+            _draw(axes, variant.loss(group), variant, place)
+        axes.set(title=group, xlabel="optimiser steps")
+        axes.grid(alpha=0.3)
+    for axes in panels[len(groups) :]:
+        axes.remove()
+    handles = {
+        t: h for a in figure.axes for h, t in zip(*a.get_legend_handles_labels(), strict=True)
+    }
+    if handles:
+        order = [v.label for v in sweep.variants if v.label in handles]
+        figure.legend(
+            [handles[t] for t in order],
+            order,
+            fontsize="small",
+            loc="outside lower center",
+            ncols=3,
+        )
+    return png(figure)
+
+
+def _draw(axes: Axes, curves: Sequence[Curve], variant: Variant, place: int) -> None:
+    """The mean over seeds at the steps that all have, and the range between them."""
+    if not curves:
+        return
+    tables = [dict(curve) for curve in curves]
+    steps = sorted(set.intersection(*(set(table) for table in tables)))
+    values = [[table[step] for table in tables] for step in steps]
+    axes.plot(
+        steps, [fmean(v) for v in values], color=colour(place), label=variant.label, marker="."
+    )
+    if len(curves) > 1:
+        lows, highs = [min(v) for v in values], [max(v) for v in values]
+        axes.fill_between(steps, lows, highs, color=colour(place), alpha=0.2, linewidth=0)
+
+
+def colour(place: int) -> tuple[float, float, float, float]:
+    """One per variant, in all figures."""
+    palette = colormaps["tab10" if place < 10 else "tab20b"]
+    return palette(place % 10)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a file's content."""
+    target = BytesIO()
+    figure.savefig(target, format="png", dpi=110)
+    return target.getvalue()

@@ -1,0 +1,187 @@
+"""A sweep's page: table and plots from the files of its runs, as Markdown and as one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import html
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from codetr.analysis.runs import read_runs
+from codetr.analysis.sweep_plots import ap_figure, convergence_figure, cost_figure, loss_figure
+from codetr.analysis.variants import Sweep, Variant, group_runs, mean_and_spread
+
+NUMBERS = {
+    "AP": (3, "AP"),
+    "AP50": (3, "AP50"),
+    "AP75": (3, "AP75"),
+    "step_time_s": (3, "s / step"),
+    "peak_memory_gib": (2, "memory GiB"),
+    "device_hours": (3, "device-hours"),
+}
+"""Of metrics.json: digits and heading."""
+
+STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;"
+    "color:#222}table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.25rem .6rem;"
+    "text-align:right}td:first-child,th:first-child{text-align:left}img{max-width:100%}"
+    "code{background:#f3f3f3;padding:.1rem .3rem}"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """``name`` of its file, ``title``, what is to be seen (``caption``), and the PNG."""
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """What is written, whatever the format. ``table`` begins with its heading."""
+
+    title: str
+    facts: tuple[str, ...]
+    table: tuple[tuple[str, ...], ...]
+    figures: tuple[Figure, ...]
+
+
+def write_report(folder: Path) -> tuple[Path, Path]:
+    """Read the runs below ``folder``; write ``report.md`` (with its plots in ``report/``) and the
+    self-contained ``report.html`` there; returns both paths. Raises UserError.
+    """
+    page = make_page(folder.absolute().name, group_runs(read_runs(folder)))
+    pictures = folder / "report"
+    pictures.mkdir(exist_ok=True)
+    for figure in page.figures:
+        (pictures / f"{figure.name}.png").write_bytes(figure.png)
+    markdown, web = folder / "report.md", folder / "report.html"
+    markdown.write_text(as_markdown(page, pictures.name))
+    web.write_text(as_html(page))
+    return markdown, web
+
+
+def make_page(name: str, sweep: Sweep) -> Page:
+    """Facts, table and figures of a sweep."""
+    costs = "Means and standard deviations. Step time leaves validation out; device-hours too."
+    return Page(
+        title=f"Sweep {name}",
+        facts=facts(sweep),
+        table=table(sweep),
+        figures=(
+            Figure(
+                name="ap",
+                title=f"AP against {sweep.axis}",
+                caption="Points are means over seeds, bars reach from the lowest to the highest.",
+                png=ap_figure(sweep),
+            ),
+            Figure(name="cost", title="Cost", caption=costs, png=cost_figure(sweep)),
+            Figure(
+                name="convergence",
+                title="Convergence",
+                caption="Lines are means over seeds, bands reach from the lowest to the highest.",
+                png=convergence_figure(sweep),
+            ),
+            Figure(
+                name="loss",
+                title="Losses per scheme and head",
+                caption="Raw terms added up, without their weights. A head's positive queries are "
+                "under positive_.",
+                png=loss_figure(sweep),
+            ),
+        ),
+    )
+
+
+def facts(sweep: Sweep) -> tuple[str, ...]:
+    """What has to be known to read the numbers."""
+    runs = sweep.runs
+    seeds = sorted({str(run.seed) for run in runs if run.seed is not None})
+    lines = [f"{len(runs)} runs, {len(sweep.variants)} variants, seeds {', '.join(seeds) or '-'}."]
+    told = [set(run.overrides) for run in runs if run.overrides]
+    if told and set.intersection(*told):
+        lines.append(f"All were told: {shlex.join(sorted(set.intersection(*told)))}")
+    missing = [run.folder.name for run in runs if run.metrics is None]
+    if missing:
+        lines.append(f"NOT FINISHED, and not among the numbers: {', '.join(missing)}.")
+    steps = sorted({int(run.number("steps") or 0) for run in runs if run.number("steps")})
+    if steps:
+        lines.append(f"Optimiser steps: {', '.join(map(str, steps))}.")
+    if len(steps) > 1:
+        lines.append("The variants differ in their number of steps: their AP compares badly.")
+    if max(len(v.numbers("AP")) for v in sweep.variants) < 2:
+        lines.append("One seed each: small differences say nothing.")
+    return tuple(lines)
+
+
+def table(sweep: Sweep) -> tuple[tuple[str, ...], ...]:
+    """One row per variant; AP with the difference from the first variant."""
+    heading = (sweep.axis, "runs", *(title for _, title in NUMBERS.values()), "AP - first")
+    first = mean_and_spread(sweep.variants[0].numbers("AP"))
+    rows = [heading]
+    for variant in sweep.variants:
+        own = mean_and_spread(variant.numbers("AP"))
+        gain = (
+            f"{own[0] - first[0]:+.3f}"
+            if own and first and variant is not sweep.variants[0]
+            else "-"
+        )
+        cells = [_cell(variant, name, digits) for name, (digits, _) in NUMBERS.items()]
+        finished = sum(run.metrics is not None for run in variant.runs)
+        count = (
+            str(finished) if finished == len(variant.runs) else f"{finished} of {len(variant.runs)}"
+        )
+        rows.append((variant.label, count, *cells, gain))
+    return tuple(rows)
+
+
+def _cell(variant: Variant, name: str, digits: int) -> str:
+    found = mean_and_spread(variant.numbers(name))
+    if found is None:
+        return "-"
+    mean, spread = found
+    return f"{mean:.{digits}f}" if spread is None else f"{mean:.{digits}f} ± {spread:.{digits}f}"
+
+
+def as_markdown(page: Page, pictures: str = "report") -> str:
+    """The page with its figures as files in the folder ``pictures``."""
+    heading, *rows = page.table
+    lines = [f"# {page.title}", "", *(f"- {fact}" for fact in page.facts), ""]
+    lines += [f"| {' | '.join(cells)} |" for cells in (heading, ["---"] * len(heading), *rows)]
+    for figure in page.figures:
+        lines += ["", f"## {figure.title}", "", f"![{figure.title}]({pictures}/{figure.name}.png)"]
+        lines += ["", figure.caption]
+    return "\n".join(lines) + "\n"
+
+
+def as_html(page: Page) -> str:
+    """The page as one file, its figures inside."""
+    heading, *rows = page.table
+    body = [f"<h1>{html.escape(page.title)}</h1>", "<ul>"]
+    body += [f"<li>{html.escape(fact)}</li>" for fact in page.facts]
+    body += [
+        "</ul>",
+        "<table>",
+        _row(heading, "th"),
+        *(_row(row, "td") for row in rows),
+        "</table>",
+    ]
+    for figure in page.figures:
+        source = "data:image/png;base64," + base64.b64encode(figure.png).decode()
+        title = html.escape(figure.title)
+        body += [f"<h2>{title}</h2>", f'<img src="{source}" alt="{title}">']
+        body += [f"<p>{html.escape(figure.caption)}</p>"]
+    head = f'<meta charset="utf-8"><title>{html.escape(page.title)}</title><style>{STYLE}</style>'
+    return (
+        f"<!doctype html>\n<html>\n<head>{head}</head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _row(cells: tuple[str, ...], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"

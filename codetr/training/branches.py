@@ -1,0 +1,105 @@
+"""What finds objects in a batch: the detector itself, or one of the auxiliary heads on its encoder.
+
+The paper compares both in Table 11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from codetr.aux_heads.detections import Detections as HeadDetections
+from codetr.detectors.protocol import MAIN, Detector
+from codetr.errors import UserError
+from codetr.evaluation import Detections, Postprocess
+from codetr.schemes import Collaborative
+from codetr.structures import Batch, ImageInfo
+
+
+class Branch(Protocol):
+    """An ``nn.Module``; its detections are in pixels of the original images."""
+
+    def __call__(self, batch: Batch) -> tuple[Detections, ...]:
+        """Detections of every image."""
+        ...
+
+
+class MainBranch(nn.Module):
+    """The detector, as it is deployed."""
+
+    def __init__(self, detector: nn.Module, postprocess: Postprocess) -> None:
+        super().__init__()
+        self.detector, self.postprocess = detector, postprocess
+
+    def forward(self, batch: Batch) -> tuple[Detections, ...]:
+        """See ``Branch``."""
+        return self.postprocess(self.detector(batch.images), batch.images.sizes, batch.infos)
+
+
+class AuxiliaryBranch(nn.Module):
+    """Head ``name`` of ``scheme`` on the detector's encoder, with the head's own NMS.
+
+    Raises UserError where there is no such head.
+    """
+
+    def __init__(self, detector: nn.Module, scheme: Collaborative, name: str) -> None:
+        super().__init__()
+        if name not in scheme.heads:
+            raise unknown_branch(name, tuple(scheme.heads))
+        self.detector, self.scheme, self.name = detector, scheme, name
+
+    def forward(self, batch: Batch) -> tuple[Detections, ...]:
+        """See ``Branch``."""
+        detector: Detector = self.detector  # type: ignore[assignment]
+        pyramid = self.scheme.auxiliary_pyramid(detector.encode(batch.images))
+        head = self.scheme.heads[self.name]
+        return in_original(head.predict(pyramid, batch.images), batch.infos)  # type: ignore[operator]
+
+
+def in_original(
+    found: Sequence[HeadDetections], infos: Sequence[ImageInfo]
+) -> tuple[Detections, ...]:
+    """Detections in the images that the network saw, brought back to the original ones."""
+    return tuple(
+        Detections(
+            boxes_xyxy_px=one.boxes_xyxy_px / torch.tensor(info.scale * 2).to(one.boxes_xyxy_px),
+            scores=one.scores,
+            labels=one.labels,
+        )
+        for one, info in zip(found, infos, strict=True)
+    )
+
+
+def auxiliary_branch(
+    name: str, detector: nn.Module, schemes: Mapping[str, nn.Module], held: Sequence[str]
+) -> AuxiliaryBranch:
+    """The branch of head ``name``; ``held`` are the tensors that the checkpoint has, by name.
+
+    Raises UserError where no scheme has such a head, or the checkpoint lacks its weights.
+    """
+    found = {k: s for k, s in schemes.items() if isinstance(s, Collaborative)}
+    key = next((k for k, s in found.items() if name in s.heads), None)
+    if key is None:
+        raise unknown_branch(name, tuple(head for s in found.values() for head in s.heads))
+    scheme = found[key]
+    needed = {"heads": scheme.heads[name], "extra_level": scheme.extra_level}
+    wanted = {
+        f"{key}.{part}.{name}.{tensor}" if part == "heads" else f"{key}.{part}.{tensor}"
+        for part, module in needed.items()
+        for tensor in module.state_dict()
+    }
+    if not wanted <= set(held):
+        raise UserError(
+            f"evaluation.branch={name}: the checkpoint holds no weights of that head: give the "
+            "run's best.ckpt or last.ckpt (model.safetensors has the detector alone)"
+        )
+    return AuxiliaryBranch(detector, scheme, name)
+
+
+def unknown_branch(name: str, heads: Sequence[str]) -> UserError:
+    """What to say about a branch that there is not."""
+    known = ", ".join([MAIN, *heads])
+    return UserError(f"evaluation.branch={name}: the checkpoint's run had only {known}")

@@ -1,0 +1,29 @@
+"""How long to train: a rule for data of any size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from codetr.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochsBySize:
+    """As many epochs as it takes to see ``images_seen`` training images, but no fewer than
+    ``at_least`` and no more than ``at_most``: many for little data, few for much.
+    """
+
+    images_seen: int
+    at_least: int
+    at_most: int
+
+    def __post_init__(self) -> None:
+        if not (self.images_seen > 0 and 0 < self.at_least <= self.at_most):
+            raise UserError(
+                f"schedule.epochs: images_seen={self.images_seen} at_least={self.at_least} "
+                f"at_most={self.at_most}: give positive numbers, at_least <= at_most"
+            )
+
+    def __call__(self, images: int) -> int:
+        """Epochs for a training set of so many images."""
+        return min(max(round(self.images_seen / images), self.at_least), self.at_most)

@@ -1,0 +1,1 @@
+"""Sweeps: jobs that are commands of their own, where they run, and what came of them."""

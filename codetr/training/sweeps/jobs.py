@@ -1,0 +1,157 @@
+"""One job of a sweep: its command, its folder, and whether it has been done before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from codetr.errors import UserError
+
+METRICS_FILE = "metrics.json"
+LAST_CHECKPOINT = "last.ckpt"
+STATE_FILE = "job.json"
+"""Beside a job's run: what it is, and whether it is finished."""
+
+Scalar = str | int | float | bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Job ``number`` of a sweep; its run is in ``folder``, which is ``<sweep folder>/<number>``.
+
+    ``overrides`` are all that it is told, ``swept`` those in which it differs from other jobs.
+    """
+
+    number: int
+    folder: Path
+    overrides: tuple[str, ...]
+    swept: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same overrides."""
+        return hashlib.sha256("\n".join(self.overrides).encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """What is swept, with short keys: ``lambda_1=0.5 seed=1``."""
+        values = swept_values(self.swept)
+        return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in values.items())
+
+    @property
+    def state_file(self) -> Path:
+        """Where the job says what it is."""
+        return self.folder / STATE_FILE
+
+    def finished(self) -> bool:
+        """Whether this very job has been done to its end."""
+        state = _read(self.state_file) or {}
+        same = state.get("fingerprint") == self.fingerprint
+        return same and state.get("finished") is True and (self.folder / METRICS_FILE).is_file()
+
+    def note(self, *, finished: bool) -> None:
+        """Write the state file, so that no interruption leaves half of it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.state_file.with_suffix(".part")
+        content = {
+            "fingerprint": self.fingerprint,
+            "overrides": list(self.overrides),
+            "swept": swept_values(self.swept),
+            "finished": finished,
+        }
+        part.write_text(json.dumps(content, indent=2) + "\n")
+        part.replace(self.state_file)
+
+    def command(self, script: Path, config_name: str) -> list[str]:
+        """The job as a command without ``-m`` (Lightning's DDP repeats it for its processes). It
+        goes on from the job's last checkpoint, if it has left one.
+        """
+        resume = (self.folder / LAST_CHECKPOINT).is_file() and not any(
+            override.startswith("ckpt_path=") for override in self.overrides
+        )
+        return [
+            sys.executable,
+            str(script),
+            f"--config-name={config_name}",
+            *self.overrides,
+            f"name={self.folder.parent.name}_{self.number}",
+            f"+swept={_literal(swept_values(self.swept))}",
+            *(["ckpt_path=last"] if resume else []),
+            f"hydra.run.dir='{self.folder}'",
+        ]
+
+
+def plan(job_overrides: Sequence[Sequence[str]], first: int, sweep_folder: Path) -> list[Job]:
+    """The jobs of a sweep, numbered from ``first``. Names are given to the jobs, so an override
+    of the sweep's ``name`` is not theirs.
+    """
+    own = [tuple(o for o in job if not o.startswith("name=")) for job in job_overrides]
+    common = set.intersection(*map(set, own)) if own else set()
+    return [
+        Job(
+            number=number,
+            folder=sweep_folder / str(number),
+            overrides=overrides,
+            swept=tuple(o for o in overrides if o not in common),
+        )
+        for number, overrides in enumerate(own, first)
+    ]
+
+
+def require_own_folders(jobs: Iterable[Job]) -> None:
+    """Raise UserError where a folder holds another job's run: nothing is overwritten."""
+    for job in jobs:
+        state = _read(job.state_file)
+        if state is not None and state.get("fingerprint") != job.fingerprint:
+            raise UserError(
+                f"{job.folder} holds another job ({shlex.join(state.get('overrides', []))}): give "
+                "the sweep another name=NAME, or delete that folder"
+            )
+
+
+def swept_values(overrides: Iterable[str]) -> dict[str, Scalar]:
+    """Overrides as values by key; those of a dictionary one by one, lists as they were written.
+
+    ``["seed=1", "heads=[atss]", "a={b:2}"]`` is ``{"seed": 1, "heads": "[atss]", "a.b": 2}``.
+    """
+    values: dict[str, Scalar] = {}
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key, value = override.get_key_element().lstrip("+"), override.value()
+        if isinstance(value, dict):
+            values |= {f"{key}.{k}": _scalar(v) for k, v in value.items()}
+        elif isinstance(value, list):
+            values[key] = override.get_value_element_as_str()
+        else:
+            values[key] = _scalar(value)
+    return values
+
+
+def _scalar(value: Any) -> Scalar:
+    return value if isinstance(value, bool | int | float) else str(value)
+
+
+def _literal(values: dict[str, Scalar]) -> str:
+    """A dictionary in Hydra's override grammar."""
+    quoted = {
+        key: "'" + value.replace("'", r"\'") + "'" if isinstance(value, str) else str(value).lower()
+        for key, value in values.items()
+    }
+    return "{" + ",".join(f"{key}:{text}" for key, text in quoted.items()) + "}"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON ({error}): delete it to do that job anew") from error
+    return content if isinstance(content, dict) else {}

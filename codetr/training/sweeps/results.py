@@ -1,0 +1,62 @@
+"""What came of a sweep: one table."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from codetr.training.sweeps.jobs import METRICS_FILE, Job
+
+COLUMNS = {"AP": "AP", "AP50": "AP50", "step_time_s": "s / step", "peak_memory_gib": "memory GiB"}
+"""What a sweep's table shows of each job's metrics.json, and under which heading."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobResult:
+    """``metrics`` is None where the job failed."""
+
+    job: Job
+    exit_code: int
+    metrics: Mapping[str, Any] | None
+
+
+def read_result(job: Job, exit_code: int) -> JobResult:
+    """The result of a job that has ended."""
+    path = job.folder / METRICS_FILE
+    metrics = json.loads(path.read_text()) if exit_code == 0 and path.is_file() else None
+    return JobResult(job=job, exit_code=exit_code, metrics=metrics)
+
+
+def table_rows(results: Sequence[JobResult]) -> list[list[str]]:
+    """Heading and one row per job, as text."""
+    rows = [["job", "overrides", *COLUMNS.values()]]
+    for result in results:
+        values = result.metrics or {}
+        numbers = [values.get(key) for key in COLUMNS]
+        cells = ["-" if n is None else f"{n:.3f}" for n in numbers]
+        if result.metrics is None:
+            cells[0] = "failed"
+        rows.append([str(result.job.number), result.job.label, *cells])
+    return rows
+
+
+def write_table(results: Sequence[JobResult], folder: Path) -> None:
+    """Print the table, and write it as sweep.md and sweep.csv."""
+    heading, *rows = table_rows(results)
+    table = Table(*heading, title=f"sweep {folder.name}")
+    for row in rows:
+        table.add_row(*map(escape, row))  # [atss] is no markup
+    Console().print(table)
+    lines = [heading, ["---"] * len(heading), *rows]
+    markdown = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    (folder / "sweep.md").write_text(markdown)
+    with (folder / "sweep.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([heading, *rows])
