@@ -78,10 +78,13 @@ def read(tree: Tree) -> Found:
     ids = {name: i + 1 for i, name in enumerate(names)}
     first = 0 if any(min(o.corners[:2]) < 1 for o in objects) else 1
     images = {a.file: _labelled(a, ids, first) for a in annotations}
+    splits = _splits(tree, images, problems)
+    unlisted = len(images) - len({image.source for part in splits.values() for image in part})
+    left_out = (f"{unlisted} annotated images are in no list: left out",) if unlisted else ()
     return Found(
-        splits=_splits(tree, images, problems),
+        splits=splits,
         categories={i: name for name, i in ids.items()},
-        remarks=_remarks(tree, objects, first, images),
+        remarks=(*_remarks(tree, objects, first, images), *left_out),
         problems=tuple(problems),
     )
 

@@ -44,6 +44,7 @@ def test_coordinates_are_edges_where_a_zero_occurs(tmp_path: Path) -> None:
 def test_trainval_alone_is_not_divided(tmp_path: Path) -> None:
     found = read(write_voc(tmp_path, CELLS, {"trainval": ["a", "b", "c"], "test": ["d"]}))
     assert {name: len(images) for name, images in found.splits.items()} == {"unsplit": 3, "test": 1}
+    assert "1 annotated images are in no list: left out" in found.remarks
 
 
 def test_class_wise_lists_are_not_splits_and_unknown_names_are_problems(tmp_path: Path) -> None:

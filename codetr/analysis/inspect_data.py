@@ -1,0 +1,174 @@
+"""Looking at a data set before training on it: one page with numbers, problems and pictures."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from rich.progress import Progress
+
+from codetr.analysis.data_facts import SplitFacts, gather_facts, shared_images
+from codetr.analysis.data_plots import box_figure, class_figure, picture_grid
+from codetr.analysis.sweep_report import STYLE
+from codetr.data.annotations import CocoAnnotations, load_annotations
+from codetr.data.sources import Split, Splits
+
+_MOST_PROBLEMS = 1000  # lines in a page
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPage:
+    """What is written. ``pictures``: a JPEG per split name; ``table`` begins with its heading."""
+
+    title: str
+    remarks: tuple[str, ...]
+    table: tuple[tuple[str, ...], ...]
+    classes: tuple[tuple[str, ...], ...]
+    problems: tuple[str, ...]
+    figures: Mapping[str, bytes]
+    pictures: Mapping[str, bytes]
+
+
+def inspect_data(title: str, splits: Splits, pictures: int = 16) -> DataPage:
+    """Read both splits, decode every image, and put the page together.
+
+    ``pictures`` images per split are drawn. Raises UserError where annotations cannot be read.
+    """
+    named = {"train": splits.train, "val": splits.val}
+    loaded = _load(named)
+    facts = _gather(named, loaded)
+    problems = [*splits.problems, *(f"{f.name}: {line}" for f in facts for line in f.problems)]
+    problems += shared_images(*facts)
+    return DataPage(
+        title=title,
+        remarks=splits.remarks,
+        table=table(facts),
+        classes=class_table(facts),
+        problems=tuple(problems),
+        figures={"Classes": class_figure(facts), "Boxes and images": box_figure(facts)},
+        pictures={
+            name: picture_grid(loaded[name], split.images, pictures)
+            for name, split in named.items()
+        },
+    )
+
+
+def _load(splits: Mapping[str, Split]) -> dict[str, CocoAnnotations]:
+    train = load_annotations(splits["train"].annotations, None, splits["train"].name_parts)
+    val = load_annotations(splits["val"].annotations, train.classes, splits["val"].name_parts)
+    return {"train": train, "val": val}
+
+
+def _gather(splits: Mapping[str, Split], loaded: Mapping[str, CocoAnnotations]) -> list[SplitFacts]:
+    facts = []
+    with Progress(transient=True) as progress:
+        for name, split in splits.items():
+            task = progress.add_task(f"reading {name} images", total=len(loaded[name]))
+            facts.append(
+                gather_facts(name, loaded[name], split.images, partial(progress.advance, task))
+            )
+    return facts
+
+
+def table(facts: Sequence[SplitFacts]) -> tuple[tuple[str, ...], ...]:
+    """The numbers of every split."""
+    rows = {
+        "images": [f"{f.images}" for f in facts],
+        "images without boxes": [f"{f.images_without_boxes}" for f in facts],
+        "boxes": [f"{f.boxes}" for f in facts],
+        "ignored regions (crowds, difficult)": [f"{f.ignored}" for f in facts],
+        "boxes per image: mean / most": [_mean_and_most(f.boxes_per_image) for f in facts],
+        "image width: least / median / most": [_range(f.image_sizes[:, 0], "d") for f in facts],
+        "image height": [_range(f.image_sizes[:, 1], "d") for f in facts],
+        "box size: share of the image's side": [_range(f.sides, ".3f") for f in facts],
+        "box width / height": [_range(f.aspects, ".2f") for f in facts],
+    }
+    heading = ("", *(f.name for f in facts))
+    return (heading, *((name, *cells) for name, cells in rows.items()))
+
+
+def class_table(facts: Sequence[SplitFacts]) -> tuple[tuple[str, ...], ...]:
+    """Boxes of every class in every split."""
+    names = dict.fromkeys(name for f in facts for name in f.boxes_per_class)
+    rows = ((name, *(f"{f.boxes_per_class.get(name, 0)}" for f in facts)) for name in names)
+    return (("class", *(f"boxes in {f.name}" for f in facts)), *rows)
+
+
+def _mean_and_most(counts: np.ndarray) -> str:
+    return f"{counts.mean():.1f} / {counts.max()}" if len(counts) else "-"
+
+
+def _range(values: np.ndarray, form: str) -> str:
+    """Least, median and largest."""
+    if not len(values):
+        return "-"
+    median = np.median(values).astype(values.dtype)
+    return " / ".join(format(v.item(), form) for v in (values.min(), median, values.max()))
+
+
+def as_text(page: DataPage) -> str:
+    """The page without its pictures."""
+    lines = [page.title, *page.remarks, ""]
+    for rows in (page.table, page.classes):
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines += [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ] + [""]
+    lines.append(_verdict(page))
+    return "\n".join([*lines, *page.problems]) + "\n"
+
+
+def _verdict(page: DataPage) -> str:
+    return f"{len(page.problems)} problems" + (":" if page.problems else " found")
+
+
+def as_html(page: DataPage) -> str:
+    """The page as one file, its pictures inside."""
+    title = html.escape(page.title)
+    body = [f"<h1>{title}</h1>", _list(page.remarks), _table(page.table)]
+    body += [f"<h2>{_verdict(page)}</h2>", _list(page.problems[:_MOST_PROBLEMS])]
+    if len(page.problems) > _MOST_PROBLEMS:
+        body.append(f"<p>and {len(page.problems) - _MOST_PROBLEMS} more, in the text report</p>")
+    for name, picture in page.pictures.items():
+        body += [f"<h2>Images of {name}</h2>", _image(picture, "jpeg", name)]
+    for name, figure in page.figures.items():
+        body += [f"<h2>{name}</h2>", _image(figure, "png", name)]
+    body.append(_table(page.classes))
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    joined = "\n".join(body)
+    return f"<!doctype html>\n<html>\n<head>{head}</head>\n<body>\n{joined}\n</body>\n</html>\n"
+
+
+def write_page(page: DataPage, path: Path) -> tuple[Path, Path]:
+    """Write ``path`` (HTML), and the text report beside it; returns both."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = path.with_suffix(".txt")
+    path.write_text(as_html(page), encoding="utf-8", errors="replace")
+    text.write_text(as_text(page), encoding="utf-8", errors="replace")
+    return path, text
+
+
+def _image(content: bytes, kind: str, name: str) -> str:
+    if not content:
+        return "<p>no image with boxes</p>"
+    source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return f'<img src="{source}" alt="{html.escape(name)}">'
+
+
+def _list(lines: Sequence[str]) -> str:
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f"<ul>{items}</ul>" if lines else ""
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    cells = [
+        "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+        for tag, row in zip(["th", *["td"] * (len(rows) - 1)], rows, strict=True)
+    ]
+    return "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
