@@ -27,6 +27,7 @@ from codetr.checkpoints.transfer import Transfer, load_weights
 from codetr.classes import ClassList
 from codetr.data.datamodule import CocoDataModule
 from codetr.errors import UserError
+from codetr.ops import use_msda
 from codetr.training.callbacks import BestResult, Throughput
 from codetr.training.callbacks.checkpoints import LAST
 from codetr.training.callbacks.speed import peak_memory_gib
@@ -56,8 +57,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     record = build_record(cfg, classes)
     callbacks = build_callbacks(cfg)
     trainer = build_trainer(cfg.trainer, cfg.data.batch_size, callbacks, build_loggers(cfg))
+    attention = use_msda(cfg.ops.msda, trainer.strategy.root_device)
     module = build_module(cfg, datamodule, record, trainer)
     announce(cfg, module, trainer)
+    log.info("deformable attention: %s", attention)
     log_config(trainer, record.config)
     resume = resume_path(cfg.ckpt_path, run_dir)
     trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)

@@ -23,6 +23,7 @@ from codetr.data.datamodule import CocoDataModule
 from codetr.detectors.protocol import MAIN
 from codetr.errors import UserError
 from codetr.evaluation import CocoEvaluator, Detections
+from codetr.ops import use_msda
 from codetr.structures import Batch, ImageInfo
 from codetr.training.app import prepare_process
 from codetr.training.branches import Branch, MainBranch, auxiliary_branch
@@ -75,6 +76,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     )
     module = EvaluationModule(branch, evaluator)
     trainer = build_trainer(full.trainer, full.data.eval_batch_size, [], [])
+    log.info("deformable attention: %s", use_msda(cfg.ops.msda, trainer.strategy.root_device))
     trainer.test(module, datamodule=datamodule, verbose=False)
     metrics: dict[str, float] = evaluator.compute()
     if trainer.is_global_zero:

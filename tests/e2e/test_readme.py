@@ -1,5 +1,6 @@
 """Every command of README.md and docs/ runs, at small size. A new one is tested by being there."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -8,8 +9,11 @@ import pytest
 import timm
 from commands import ROOT, SMALL, Command, write_coco
 from safetensors.torch import save_file
+from tiny_official import TINY as OFFICIAL_TINY
+from tiny_official import save_official, tiny_model, to_official
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+AS_IT_STANDS = ("scripts/parity.py", "scripts/parameters.py", "scripts/inspect_data.py")
 TINY = (*(o for o in SMALL if not o.startswith("data.")), "debug=fast", "data.num_workers=0")
 
 
@@ -51,7 +55,13 @@ def test_command(
         file = tmp_path / "weights.safetensors"
         save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), file)
         overrides = [o.replace("WEIGHTS", str(file)) for o in overrides]
-    if any("runs/NAME" in o for o in overrides):
+    if any("OFFICIAL" in o for o in overrides):
+        overrides = [o.replace("OFFICIAL", str(_official(folder, tmp_path))) for o in overrides]
+        cpu = ["trainer=cpu", "augmentation=flip"] if script == "eval.py" else []
+        done = command(script, *overrides, *OFFICIAL_TINY, *cpu)
+    elif script in AS_IT_STANDS:
+        done = command(script, *(str(ROOT / o) if "golden" in o else o for o in overrides))
+    elif any("runs/NAME" in o for o in overrides):
         made = command("train.py", *TINY, _built_in(data_root), "name=made")
         assert made.returncode == 0, made.stderr
         overrides = [o.replace("runs/NAME", str(tmp_path / "runs/made")) for o in overrides]
@@ -59,6 +69,14 @@ def test_command(
     else:
         done = command(script, *overrides, *_small(overrides, data_root))
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def _official(folder: Path, tmp_path: Path) -> Path:
+    """A tiny official file of the folder's classes."""
+    truth = json.loads((folder / "annotations/instances_train2017.json").read_text())
+    names = [category["name"] for category in truth["categories"]]
+    state = to_official(tiny_model(len(names)).state_dict())
+    return save_official(tmp_path / "official.pth", state, names)
 
 
 def _built_in(data_root: Path) -> str:

@@ -1,0 +1,181 @@
+"""scripts/predict.py on files, folders, patterns and videos; what cannot be read is skipped."""
+
+import csv
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from commands import Command
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from pycocotools.coco import COCO
+from tiny_checkpoint import CLASSES, save_tiny
+from tiny_official import TINY, save_official, tiny_model, to_official
+
+from codetr.errors import UserError
+from codetr.inference.command import Summary, predict
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "model.safetensors", "augmentation=none")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two images, one of them in a folder below, a broken one and a text."""
+    folder = tmp_path / "photos"
+    (folder / "below").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for name, shape in (("a.jpg", (80, 120, 3)), ("below/ü.png", (96, 64, 3))):
+        Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(folder / name)
+    (folder / "broken.jpg").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("no image either")
+    return folder
+
+
+def write_video(path: Path, frames: int = 3) -> Path:
+    random = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for _ in range(frames):
+            pixels = random.integers(0, 256, (96, 128, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def predicted(folder: Path, *overrides: str) -> Summary:
+    """In this process: a command of its own takes seconds to import everything."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        options = [f"paths.run_dir={folder}", "device=cpu", *overrides]
+        cfg = compose("predict", options)
+    return predict(cfg)
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_command_skips_what_is_broken(
+    command: Command, tiny: Path, photos: Path, tmp_path: Path
+) -> None:
+    done = command(
+        "scripts/predict.py",
+        f"checkpoint={tiny}",
+        f"source={photos}",
+        "name=mine",
+        "threshold=0.4",
+        "batch=2",
+        "device=cpu",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "broken.jpg" in done.stdout
+    assert "2 images" in done.stdout
+    assert "1 could not be read" in done.stdout
+    run = tmp_path / "runs/mine"
+    ground = COCO(str(run / "images.json"))
+    results = ground.loadRes(str(run / "predictions.json"))
+    assert {image["file_name"] for image in ground.dataset["images"]} == {"a.jpg", "below/ü.png"}
+    assert {c["name"]: c["id"] for c in ground.dataset["categories"]} == dict(
+        zip(CLASSES.names, CLASSES.category_ids, strict=True)
+    )
+    rows = table(run)
+    assert 0 < len(rows) == len(results.anns)
+    assert {row["file"] for row in rows} <= {"a.jpg", "below/ü.png"}
+    assert all(float(row["score"]) >= 0.4 for row in rows)
+    first = json.loads((run / "predictions.json").read_text())[0]
+    x, y, width, height = first["bbox"]
+    assert float(rows[0]["x_max"]) == pytest.approx(x + width, abs=0.01)
+    assert float(rows[0]["y_max"]) == pytest.approx(y + height, abs=0.01)
+    for name in ("a.jpg", "below/ü.png"):
+        with Image.open(run / "images" / name) as annotated, Image.open(photos / name) as own:
+            factor = -(-480 // max(own.size))
+            assert annotated.size == (own.width * factor, own.height * factor)
+
+
+def test_nothing_readable_is_an_error(tiny: Path, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"broken\.jpg.*could be read"):
+        predicted(tmp_path, f"checkpoint={tiny}", f"source={photos}/broken.jpg")
+
+
+def test_pattern_and_views(tiny: Path, photos: Path, tmp_path: Path) -> None:
+    plain = predicted(
+        tmp_path / "a", f"checkpoint={tiny}", f"source='{photos}/**/*.png'", "threshold=0"
+    )
+    assert (plain.images, plain.broken) == (1, ())
+    assert {row["file"] for row in table(tmp_path / "a")} == {"below/ü.png"}
+    several = predicted(
+        tmp_path / "b",
+        f"checkpoint={tiny}",
+        f"source='{photos}/**/*.png'",
+        "threshold=0",
+        "views.flip=true",
+        "views.tile=64",
+        "views.merge._target_=codetr.evaluation.SoftNms",
+        "pictures=false",
+    )
+    assert plain.boxes < several.boxes <= 300
+    assert not (tmp_path / "b/images").exists()
+
+
+def test_video(tiny: Path, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "clip.mp4")
+    out = tmp_path / "out"
+    summary = predicted(out, f"checkpoint={tiny}", f"source={video}", "threshold=0.4", "batch=2")
+    assert summary.images == 3
+    assert {row["frame"] for row in table(out)} == {"0", "1", "2"}
+    with av.open(str(out / "clip.mp4")) as container:
+        stream = container.streams.video[0]
+        assert stream.average_rate == 10
+        pixels = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(pixels) == 3
+    assert pixels[0].shape == (384, 512, 3)  # enlarged, so that labels can be read
+
+
+def test_official_file(tmp_path: Path, photos: Path) -> None:
+    state = to_official(tiny_model(len(CLASSES)).state_dict())
+    official = save_official(tmp_path / "official.pth", state, list(CLASSES.names))
+    summary = predicted(
+        tmp_path / "out",
+        f"checkpoint=official:{official}",
+        "experiment=co_dino_5scale_r50_1x_coco",
+        *TINY,
+        "augmentation=small",
+        f"source={photos}",
+        "threshold=0",
+    )
+    assert summary.images == 2
+    assert summary.boxes > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("source=/no/such",), "/no/such"),
+        (("source=/no/such/*.jpg",), "holds no image"),
+        (("threshold=2",), "threshold=2"),
+        (("checkpoint=/no/such.ckpt",), "/no/such.ckpt"),
+        (("model=co_dino_tiny", "num_classes=3"), "brings its own model"),
+    ],
+)
+def test_mistakes_are_named(
+    tiny: Path, photos: Path, tmp_path: Path, options: tuple[str, ...], named: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        predicted(tmp_path, f"checkpoint={tiny}", f"source={photos}", *options)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_video_is_named(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"no video")
+    with pytest.raises(UserError, match=r"clip\.mp4"):
+        predicted(tmp_path / "out", f"checkpoint={tiny}", f"source={path}")
