@@ -1,1 +1,18 @@
+"""Train and use DETR-like detectors: ``codetr.load("best.ckpt").predict("image.jpg")``.
 
+``load`` and ``Predictor`` are fetched when they are first used: importing this package is quick.
+"""
+
+from importlib import import_module as _import_module
+
+_HOMES = {"load": "codetr.inference.predictor", "Predictor": "codetr.inference.predictor"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'codetr' has no attribute '{name}'")
+    return getattr(_import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,121 @@
+"""From a checkpoint and images to annotated images: what ``scripts/predict.py`` does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from codetr.checkpoints.convert import OFFICIAL, open_checkpoint
+from codetr.checkpoints.files import DetectorFile
+from codetr.errors import UserError
+from codetr.inference.predictor import Predictor, build_predictor
+from codetr.inference.results import Writer, writers
+from codetr.inference.sources import Broken, Frame, Source, open_source
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What became of a source: images looked at, boxes found, what could not be read."""
+
+    images: int
+    boxes: int
+    broken: tuple[Broken, ...]
+
+    def line(self) -> str:
+        """For the terminal."""
+        skipped = f"; {len(self.broken)} could not be read" if self.broken else ""
+        return f"{self.images} images, {self.boxes} boxes{skipped}"
+
+
+def predict(cfg: DictConfig) -> Summary:
+    """Run the checkpoint of ``cfg`` (conf/predict.yaml) over its source and write the results to
+    ``cfg.paths.run_dir``. What cannot be read is reported and skipped.
+
+    Raises UserError for whatever a user can mend, and where nothing could be read.
+    """
+    if not 0 <= cfg.threshold < 1:
+        raise UserError(f"threshold={cfg.threshold}: give a score in [0, 1)")
+    source = open_source(str(cfg.source))
+    chosen = cfg.evaluation.get("postprocess")
+    predictor = build_predictor(
+        open_chosen(cfg),
+        cfg.checkpoint,
+        device=cfg.device,
+        precision=cfg.precision,
+        batch=cfg.batch,
+        views=instantiate(OmegaConf.to_container(cfg.views, resolve=True)),
+        postprocess=None if chosen is None else instantiate(chosen),
+    )
+    folder = Path(cfg.paths.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    outputs = writers(folder, source, predictor.record.classes, cfg.pictures)
+    summary = run(predictor, source, outputs, cfg.batch, cfg.threshold)
+    log.info("%s: see %s", summary.line(), folder)
+    if summary.images == 0:
+        raise UserError(f"source={cfg.source}: none of its images could be read")
+    return summary
+
+
+def open_chosen(cfg: DictConfig) -> DetectorFile:
+    """The checkpoint of ``cfg``, an official one as that of its experiment. Raises UserError."""
+    if cfg.model is not None and not cfg.checkpoint.startswith(OFFICIAL):
+        raise UserError(
+            f"{cfg.checkpoint}: brings its own model: leave out experiment= and model=, which are "
+            f"for checkpoint={OFFICIAL}FILE"
+        )
+    return open_checkpoint(cfg.checkpoint, cfg)
+
+
+def run(
+    predictor: Predictor, source: Source, outputs: Sequence[Writer], batch: int, threshold: float
+) -> Summary:
+    """Look at everything in ``source`` and hand it to ``outputs``, with a progress bar."""
+    broken: list[Broken] = []
+    images = boxes = 0
+    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
+    try:
+        with Progress(*columns, TimeRemainingColumn()) as progress:
+            task = progress.add_task("predicting", total=len(source) or None)
+            for frames in chunks(counted(source, progress, task, broken), batch):
+                found = predictor.predict([frame.image for frame in frames], threshold)
+                for frame, seen in zip(frames, found, strict=True):  # type: ignore[arg-type]
+                    for output in outputs:
+                        output.add(frame, seen)
+                    images, boxes = images + 1, boxes + len(seen)
+    finally:
+        for output in outputs:
+            output.close()
+    return Summary(images=images, boxes=boxes, broken=tuple(broken))
+
+
+def counted(
+    source: Source, progress: Progress, task: object, broken: list[Broken]
+) -> Iterator[Frame]:
+    """The images that can be read; the others are reported and noted in ``broken``."""
+    for item in source:
+        if isinstance(item, Broken):
+            log.warning("skipped: %s", item.reason)
+            broken.append(item)
+        else:
+            yield item
+        progress.advance(task)  # type: ignore[arg-type]
+
+
+def chunks(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
+    """Lists of ``size``, the last one shorter."""
+    waiting: list[Frame] = []
+    for frame in frames:
+        waiting.append(frame)
+        if len(waiting) == size:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting

@@ -1,0 +1,74 @@
+"""The detector as it is deployed: tensors in, tensors out, preprocessing and top-k inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from codetr.boxes import cxcywh_to_xyxy
+from codetr.errors import UserError
+from codetr.structures import Images
+
+RAW_OUTPUTS = ("logits", "boxes")
+TOP_OUTPUTS = ("scores", "labels", "boxes_xyxy_px")
+
+
+class Deployable(nn.Module):
+    """A detector between tensors, with plain inputs, for export.
+
+    ``mean`` and ``std`` (RGB, 0 to 255) are applied inside. With ``top_k`` the outputs are
+    ``scores`` (B, k), ``labels`` (B, k) int64 and ``boxes_xyxy_px`` (B, k, 4) in pixels of the
+    input, best score first; without (None) ``logits`` (B, Q, K) before the sigmoid and ``boxes``
+    (B, Q, 4) cxcywh relative to the valid area. No suppression of overlapping boxes is inside.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, detector: nn.Module, mean: Sequence[float], std: Sequence[float], top_k: int | None
+    ) -> None:
+        super().__init__()
+        if top_k is not None and top_k < 1:
+            raise UserError(f"top_k={top_k}: give 1 or more, or null for the raw outputs")
+        self.detector, self.top_k = detector, top_k
+        self.register_buffer("mean", torch.tensor(list(mean))[:, None, None])
+        self.register_buffer("std", torch.tensor(list(std))[:, None, None])
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of what ``forward`` returns."""
+        return RAW_OUTPUTS if self.top_k is None else TOP_OUTPUTS
+
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        """``images`` (B, 3, H, W) uint8 RGB; ``sizes`` (B, 2) int64, the (height, width) of each
+        image at the top left of its frame: what is outside is padding, whatever its values.
+        """
+        height, width = images.shape[-2:]
+        rows = torch.arange(height, device=images.device) < sizes[:, :1]
+        columns = torch.arange(width, device=images.device) < sizes[:, 1:]
+        padding = ~(rows[:, :, None] & columns[:, None])
+        pixels = (images.float() - self.mean) / self.std
+        found = self.detector(
+            Images(
+                pixels=pixels.masked_fill(padding[:, None], 0.0),
+                padding=padding,
+                sizes=sizes,
+                padded_sizes=sizes,
+            )
+        )
+        if self.top_k is None:
+            return found.logits, found.boxes
+        return self._top(found.logits.sigmoid(), found.boxes, sizes)
+
+    def _top(self, scores: Tensor, boxes: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The best pairs of query and class, as ``codetr.evaluation.Postprocess`` without NMS."""
+        num_queries, num_classes = scores.shape[1:]
+        best, pair = scores.flatten(1).topk(min(self.top_k or 0, num_queries * num_classes), dim=1)
+        query = torch.div(pair, num_classes, rounding_mode="floor")
+        chosen = boxes.gather(1, query[..., None].expand(-1, -1, 4))
+        size_whwh = sizes.flip(-1).repeat(1, 2)[:, None].to(chosen.dtype)
+        corners = (cxcywh_to_xyxy(chosen) * size_whwh).clamp(min=0)
+        return best, pair - query * num_classes, torch.minimum(corners, size_whwh)

@@ -1,0 +1,111 @@
+"""Whether an exported file answers as PyTorch does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from codetr.boxes import cxcywh_to_xyxy
+from codetr.errors import UserError
+from codetr.inference.deployable import RAW_OUTPUTS, Deployable
+
+Run = Callable[[Tensor, Tensor], Sequence[Tensor]]
+"""A model on images (B, 3, H, W) uint8 and sizes (B, 2) int64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """So many images, in frames of so many pixels."""
+
+    images: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """``distances``: of each detection to the nearest of the other runtime, the largest over its
+    probabilities and relative coordinates (of another class: at least 1).
+    """
+
+    case: Case
+    distances: Tensor
+
+    def share_beyond(self, tolerance: float) -> float:
+        """The share of detections that the other runtime does not have within ``tolerance``."""
+        return (self.distances > tolerance).double().mean().item()
+
+    def line(self, tolerance: float) -> str:
+        """For the terminal."""
+        case = self.case
+        return (
+            f"{case.images} images of {case.height} x {case.width}: differences "
+            f"median {self.distances.median():.1e}, largest {self.distances.max():.1e}, "
+            f"{self.share_beyond(tolerance):.1%} of detections beyond {tolerance:g}"
+        )
+
+
+def as_cases(triples: Sequence[Sequence[int]]) -> tuple[Case, ...]:
+    """From (images, height, width). Raises UserError for other lists, and where there is none."""
+    if not triples or any(len(t) != 3 or min(t) < 1 for t in triples):
+        given = [list(t) for t in triples]
+        raise UserError(f"cases={given}: give [images, height, width] once or more")
+    return tuple(Case(images=b, height=h, width=w) for b, h, w in triples)
+
+
+def compare(model: Deployable, run: Run, case: Case) -> Difference:
+    """The file, which ``run`` runs, against the model it was made from, on random images."""
+    images, sizes = random_inputs(case)
+    expected = as_rows(model(images, sizes), model.outputs, sizes)
+    found = as_rows(run(images, sizes), model.outputs, sizes)
+    distances = torch.cdist(expected, found, p=torch.inf)
+    void = expected.isnan().any(2)[:, :, None] | found.isnan().any(2)[:, None]
+    distances = distances.masked_fill(void, torch.inf)  # the largest difference skips NaN
+    both = torch.cat([distances.amin(2).flatten(), distances.amin(1).flatten()])
+    return Difference(case=case, distances=both)
+
+
+def as_rows(outputs: Sequence[Tensor], names: Sequence[str], sizes: Tensor) -> Tensor:
+    """(B, n, D) one row per detection or query, whatever their order: probability or
+    probabilities, corners relative to the image, label.
+    """
+    if tuple(names) == RAW_OUTPUTS:
+        logits, boxes = outputs
+        return torch.cat([logits.sigmoid(), cxcywh_to_xyxy(boxes)], dim=-1).double()
+    scores, labels, boxes = outputs
+    size_whwh = sizes.flip(-1).repeat(1, 2)[:, None]
+    columns = (scores[..., None], boxes / size_whwh, labels[..., None])
+    return torch.cat([column.double() for column in columns], dim=-1)
+
+
+def random_inputs(case: Case) -> tuple[Tensor, Tensor]:
+    """Random images, the last one smaller than its frame."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (case.images, 3, case.height, case.width)
+    images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    sizes = torch.tensor([[case.height, case.width]] * case.images)
+    sizes[-1] -= torch.tensor([case.height // 10, case.width // 8])
+    return images, sizes
+
+
+def run_pt2(path: Path) -> Run:
+    """The file by PyTorch."""
+    module = torch.export.load(path).module()
+    return lambda images, sizes: module(images, sizes)
+
+
+def run_onnx(path: Path) -> Run:
+    """The file by ONNX Runtime on the CPU."""
+    import onnxruntime  # optional: the extra "export"
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor, sizes: Tensor) -> Sequence[Tensor]:
+        found = session.run(None, {"images": images.numpy(), "sizes": sizes.numpy()})
+        return [torch.from_numpy(value) for value in found]
+
+    return run

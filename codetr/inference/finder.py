@@ -1,0 +1,88 @@
+"""From images to detections: preprocessing, the detector, postprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from codetr.data.augment import Augmentation
+from codetr.data.collate import Collate
+from codetr.data.sample import BoxSet, Sample
+from codetr.errors import UserError
+from codetr.evaluation import Detections, Postprocess
+
+PRECISIONS: dict[str, torch.dtype | None] = {"32": None, "bf16": torch.bfloat16}
+"""What the detector computes in; None: as its weights are."""
+
+
+@dataclass(frozen=True)
+class DetectorFinder:
+    """A ``Finder``: runs a detector at one image size, on ``batch`` images at a time.
+
+    ``resize`` and ``collate`` are those of its evaluation. The detector is in eval mode on
+    ``device``. Images of a batch are padded to its largest, as in evaluation.
+    """
+
+    detector: nn.Module
+    resize: Augmentation
+    collate: Collate
+    postprocess: Postprocess
+    device: torch.device
+    autocast: torch.dtype | None = None
+    batch: int = 1
+
+    def __call__(self, images: Sequence[Tensor]) -> tuple[Detections, ...]:
+        """One ``Detections`` per uint8 image (3, H, W), on the CPU."""
+        found: list[Detections] = []
+        for start in range(0, len(images), self.batch):
+            found += self._together(images[start : start + self.batch])
+        return tuple(found)
+
+    @torch.inference_mode()
+    def _together(self, images: Sequence[Tensor]) -> list[Detections]:
+        batch = self.collate([self.resize(as_sample(image)) for image in images])
+        on_device = batch.images.to(self.device)
+        with torch.autocast(
+            self.device.type, dtype=self.autocast, enabled=self.autocast is not None
+        ):
+            predictions = self.detector(on_device)
+        return [
+            one.to("cpu") for one in self.postprocess(predictions, on_device.sizes, batch.infos)
+        ]
+
+
+def as_sample(image: Tensor) -> Sample:
+    """An image without boxes, uint8 (3, H, W), for the steps of ``codetr.data.augment``."""
+    nothing = BoxSet.ground_truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    return Sample(
+        image=image,
+        targets=nothing,
+        image_id=0,
+        original_size=(image.shape[-2], image.shape[-1]),
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``: a CUDA GPU if there is one, else the CPU; or any device of PyTorch by name.
+
+    Raises UserError where it is not to be had.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"device={name}: not available ({reason}): use device=auto") from None
+    return device
+
+
+def choose_precision(name: str | int) -> torch.dtype | None:
+    """The autocast dtype of ``32`` or ``bf16``. Raises UserError for another."""
+    if str(name) not in PRECISIONS:
+        raise UserError(f"precision={name}: give one of {', '.join(PRECISIONS)}")
+    return PRECISIONS[str(name)]

@@ -1,0 +1,94 @@
+"""What a model's folder on the Hugging Face Hub holds, besides its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from codetr.checkpoints.files import RunRecord
+from codetr.errors import UserError
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+TEMPLATE = Path(__file__).with_name("model_card.md")
+"""A Jinja template; what it leaves open is for the author to fill in."""
+
+
+def published(record: RunRecord) -> RunRecord:
+    """The record without what concerns the author's machine alone: folders, loggers, files."""
+    config = {k: v for k, v in record.config.items() if k not in ("paths", "logger", "checkpoint")}
+    if isinstance(config.get("data"), Mapping):
+        config["data"] = {**config["data"], "root": None, "teachers": []}
+    return replace(record, config=config)
+
+
+def write_config(path: Path, record: RunRecord) -> None:
+    """For whoever looks at the folder; loading needs the weights' own metadata alone."""
+    content = {
+        "library_name": "codetr",
+        "id2label": dict(enumerate(record.classes.names)),
+        "preprocessing": dict(record.preprocessing),
+    }
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def model_card(record: RunRecord, details: Mapping[str, Any]) -> ModelCard:
+    """The card of a model, from the template: ``details`` may give ``name``, ``description``,
+    ``data``, ``results`` and ``limits``.
+    """
+    card = ModelCardData(
+        library_name="codetr", pipeline_tag="object-detection", tags=["object-detection", "co-detr"]
+    )
+    values = {
+        "name": "A detector made with codetr",
+        "classes": record.classes.names,
+        "preprocessing": dict(record.preprocessing),
+        **details,
+    }
+    return ModelCard.from_template(
+        card, template_str=TEMPLATE.read_text(encoding="utf-8"), **values
+    )
+
+
+def fetch(
+    model: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> Path:
+    """The weights of a local folder or of a model on the Hub.
+
+    Raises UserError where there are none, or the Hub cannot be asked.
+    """
+    if Path(model).is_dir():
+        path = Path(model) / WEIGHTS_FILE
+        if not path.is_file():
+            raise UserError(f"{model}: has no {WEIGHTS_FILE}: give a folder of save_pretrained")
+        return path
+    try:
+        return Path(
+            hf_hub_download(
+                repo_id=model,
+                filename=WEIGHTS_FILE,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{model}: no such folder here, and not to be had from the Hub ({reason}): give a "
+            "folder of save_pretrained, or USER/MODEL with access to the network"
+        ) from None

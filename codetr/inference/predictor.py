@@ -1,0 +1,254 @@
+"""A checkpoint ready for use: ``codetr.load(path).predict(images)``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelHubMixin
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from codetr.checkpoints.convert import OFFICIAL, open_checkpoint
+from codetr.checkpoints.experiment import compose_experiment, without_initial_weights
+from codetr.checkpoints.files import DetectorFile, RunRecord, write_detector_file
+from codetr.checkpoints.transfer import load_weights
+from codetr.checkpoints.trusted import build_trusted
+from codetr.data.collate import Collate
+from codetr.errors import UserError
+from codetr.evaluation import Detections, Postprocess
+from codetr.inference import hub
+from codetr.inference.finder import DetectorFinder, choose_device, choose_precision
+from codetr.inference.inputs import ImageLike, as_image, is_one_image
+from codetr.inference.views import Finder, Views
+from codetr.ops import use_msda
+
+log = logging.getLogger(__name__)
+
+SIDES = ("short", "long", "canvas")
+"""What an evaluation's resize calls the pixels that it aims at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction(Detections):
+    """Detections of one image, best score first: ``boxes_xyxy_px`` (n, 4) in its pixels,
+    ``scores`` (n,), ``labels`` (n,) class indices, and ``names``; ``classes`` are the names of all
+    classes of the model.
+    """
+
+    classes: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The class name of each detection."""
+        return tuple(self.classes[label] for label in self.labels.tolist())
+
+    def take(self, index: Tensor | slice) -> Prediction:
+        """See ``Detections``."""
+        return replace(
+            self,
+            boxes_xyxy_px=self.boxes_xyxy_px[index],
+            scores=self.scores[index],
+            labels=self.labels[index],
+        )
+
+
+class Predictor(ModelHubMixin):
+    """Finds objects in images of any kind. ``load`` makes one from a checkpoint.
+
+    ``finder`` looks at uint8 tensors; ``detector`` is the network in it, ``record`` what its file
+    says of it. On the Hugging Face Hub: ``save_pretrained``, ``push_to_hub``, ``from_pretrained``.
+    """
+
+    def __init__(self, finder: Finder, detector: nn.Module, record: RunRecord) -> None:
+        self.finder, self.detector, self.record = finder, detector, record
+
+    def predict(
+        self, images: ImageLike | Sequence[ImageLike], threshold: float = 0.0
+    ) -> Prediction | list[Prediction]:
+        """Detections with a score above ``threshold``, on the CPU: one ``Prediction`` for an image,
+        a list for several. Images are file names, Pillow images, uint8 arrays (H, W, 3) or uint8
+        tensors (3, H, W), all RGB. Raises UserError for anything else and for unreadable files.
+        """
+        one = is_one_image(images)
+        given: Sequence[Any] = [images] if one else list(images)  # type: ignore[arg-type]
+        found = [
+            Prediction(
+                boxes_xyxy_px=seen.boxes_xyxy_px,
+                scores=seen.scores,
+                labels=seen.labels,
+                classes=self.record.classes.names,
+            ).take(seen.scores > threshold)
+            for seen in self.finder([as_image(image) for image in given])
+        ]
+        return found[0] if one else found
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        record = hub.published(self.record)
+        content = DetectorFile(weights=dict(self.detector.state_dict()), record=record)
+        write_detector_file(save_directory / hub.WEIGHTS_FILE, content)
+        hub.write_config(save_directory / hub.CONFIG_FILE, record)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        model: str | Path,
+        *,
+        device: str = "auto",
+        precision: str | int = "32",
+        batch: int = 1,
+        views: Views | None = None,
+        postprocess: Postprocess | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+    ) -> Predictor:
+        """From a folder that ``save_pretrained`` wrote, or USER/MODEL of the Hub.
+
+        See ``load`` for the first options and ``huggingface_hub.hf_hub_download`` for those from
+        ``revision`` on. Raises UserError where there is no such model.
+        """
+        path = hub.fetch(
+            str(model),
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        return load(
+            path,
+            device=device,
+            precision=precision,
+            batch=batch,
+            views=views,
+            postprocess=postprocess,
+        )
+
+    def generate_model_card(self, **details: Any) -> ModelCard:
+        """The card that ``save_pretrained`` writes where there is none yet; see
+        ``hub.model_card`` for ``details``, its ``model_card_kwargs``.
+        """
+        return hub.model_card(self.record, details)
+
+
+def load(
+    checkpoint: str | Path,
+    *,
+    experiment: str | None = None,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    precision: str | int = "32",
+    batch: int = 1,
+    views: Views | None = None,
+    postprocess: Postprocess | None = None,
+) -> Predictor:
+    """A checkpoint ready for use.
+
+    Args:
+        checkpoint: a run's best.ckpt, last.ckpt or model.safetensors; or ``official:FILE``.
+        experiment: of conf/experiment, which an official file belongs to.
+        overrides: to that experiment, as for train.py.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ...
+        precision: ``32`` or ``bf16``.
+        batch: so many images at a time.
+        views: test-time augmentation; by default none.
+        postprocess: by default the one that the checkpoint was evaluated with.
+
+    Raises UserError for whatever a user can mend.
+    """
+    source = str(checkpoint)
+    return build_predictor(
+        open_content(source, experiment, overrides),
+        source,
+        device=device,
+        precision=precision,
+        batch=batch,
+        views=views or Views(),
+        postprocess=postprocess,
+    )
+
+
+def build_predictor(
+    content: DetectorFile,
+    source: str,
+    *,
+    device: str,
+    precision: str | int,
+    batch: int,
+    views: Views,
+    postprocess: Postprocess | None,
+) -> Predictor:
+    """As ``load``, from what was read from a file that messages call ``source``."""
+    if batch < 1:
+        raise UserError(f"batch={batch}: give 1 or more images")
+    chosen, autocast = choose_device(device), choose_precision(precision)
+    detector = build_detector(content, source).to(chosen)
+    log.info("deformable attention: %s", use_msda("auto", chosen))
+    record = content.record
+    preprocessing = record.preprocessing
+    collate = Collate(*(preprocessing[key] for key in ("mean", "std", "size_divisor")))
+    postprocess = postprocess or build_trusted(record.config["evaluation"]["postprocess"], source)
+    finders = [
+        DetectorFinder(
+            detector=detector,
+            resize=build_trusted(scaled(preprocessing["resize"], factor, source), source),
+            collate=collate,
+            postprocess=postprocess,
+            device=chosen,
+            autocast=autocast,
+            batch=batch,
+        )
+        for factor in views.scales
+    ]
+    return Predictor(views.compose(finders, postprocess.max_detections), detector, record)
+
+
+def open_content(
+    source: str, experiment: str | None = None, overrides: Sequence[str] = ()
+) -> DetectorFile:
+    """The content of a checkpoint; an official one as that of ``experiment``. Raises UserError."""
+    if source.startswith(OFFICIAL):
+        # one class stands for the file's own, whose number only reading it tells
+        cfg = None if experiment is None else compose_experiment(experiment, 1, overrides)
+        return open_checkpoint(source, cfg)
+    if experiment is not None or overrides:
+        raise UserError(
+            f"{source}: brings its own model: leave out experiment and overrides, which are for "
+            f"{OFFICIAL}FILE"
+        )
+    return open_checkpoint(source)
+
+
+def build_detector(content: DetectorFile, source: str) -> nn.Module:
+    """The detector of a checkpoint with its weights, on the CPU, in eval mode.
+
+    Raises UserError where the file's configuration and weights do not make one.
+    """
+    config = OmegaConf.create(dict(content.record.config))
+    if OmegaConf.select(config, "model.detector") is None:
+        raise UserError(f"{source}: says nothing of its model: give a file of a run or of convert")
+    detector: nn.Module = build_trusted(without_initial_weights(config.model.detector), source)
+    load_weights(content, source, detector, content.record.classes)
+    return detector.eval().requires_grad_(False)
+
+
+def scaled(resize: Mapping[str, Any], factor: float, source: str) -> Mapping[str, Any]:
+    """A resize's configuration that aims at ``factor`` times as many pixels.
+
+    Raises UserError where it aims at no size.
+    """
+    if factor == 1:
+        return resize
+    known = {key: max(1, round(resize[key] * factor)) for key in SIDES if key in resize}
+    if not known:
+        raise UserError(
+            f"{source}: was evaluated on images of any size, which views.scales={factor} cannot "
+            "scale: leave views.scales=[1]"
+        )
+    return {**resize, **known}

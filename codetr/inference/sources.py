@@ -1,0 +1,136 @@
+"""From what a user names to images: a file, a folder, a pattern, a video."""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from codetr.data.images import ImageError, read_image
+from codetr.errors import UserError
+
+IMAGES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """An image to look at: ``name`` relative to what was asked for; ``number`` in a video."""
+
+    name: str
+    image: Tensor
+    number: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken:
+    """What could not be read, and why (one line)."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files under ``root``, each read when it is its turn."""
+
+    root: Path
+    paths: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[Frame | Broken]:
+        for path in self.paths:
+            name = path.relative_to(self.root).as_posix()
+            try:
+                yield Frame(name=name, image=read_image(path))
+            except ImageError as error:
+                yield Broken(name=name, reason=str(error))
+
+
+@dataclass(frozen=True)
+class Video:
+    """The frames of a video file, read by PyAV. Raises UserError where it is not a video."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        require_av(self.path)
+        self.rate  # noqa: B018 - opens the file: what is no video fails here
+
+    def __len__(self) -> int:
+        """The number of frames that the file claims; 0 where it claims none."""
+        import av
+
+        with av.open(str(self.path)) as container:
+            return int(container.streams.video[0].frames)
+
+    @property
+    def rate(self) -> float:
+        """Frames per second."""
+        import av
+
+        try:
+            with av.open(str(self.path)) as container:
+                return float(container.streams.video[0].average_rate or 25)
+        except (av.FFmpegError, IndexError) as error:
+            raise UserError(
+                f"{self.path}: not a video that can be read ({error}): convert it to MP4"
+            ) from None
+
+    def __iter__(self) -> Iterator[Frame | Broken]:
+        import av
+
+        number = 0
+        try:
+            with av.open(str(self.path)) as container:
+                for frame in container.decode(video=0):
+                    pixels = torch.from_numpy(frame.to_ndarray(format="rgb24"))
+                    yield Frame(name=self.path.name, image=pixels.permute(2, 0, 1), number=number)
+                    number += 1
+        except av.FFmpegError as error:  # what came before is good
+            reason = f"{self.path}: cannot be decoded from frame {number} on ({error})"
+            yield Broken(name=f"{self.path.name}, frame {number}", reason=reason)
+
+
+Source = ImageFiles | Video
+
+
+def open_source(name: str) -> Source:
+    """What ``name`` stands for: a video, an image, all images in a folder and below it, or those
+    that match a pattern such as ``photos/*.jpg`` (``**`` for any folders).
+
+    Raises UserError where there is nothing to look at.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _files(path, sorted(path.rglob("*")), name)
+    if path.is_file():
+        if path.suffix.lower() in VIDEOS:
+            return Video(path)
+        return ImageFiles(path.parent, (path,))
+    if not glob.has_magic(name):
+        raise UserError(f"source={name}: no such file or folder")
+    found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+    plain = path.parts[:-1]
+    wild = next((i for i, part in enumerate(plain) if glob.has_magic(part)), len(plain))
+    return _files(Path(*plain[:wild]), found, name)
+
+
+def _files(root: Path, paths: list[Path], name: str) -> ImageFiles:
+    images = tuple(p for p in paths if p.suffix.lower() in IMAGES and p.is_file())
+    if not images:
+        raise UserError(f"source={name}: holds no image ({', '.join(sorted(IMAGES))})")
+    return ImageFiles(root, images)
+
+
+def require_av(path: Path) -> None:
+    """Raise UserError where PyAV is not installed."""
+    if importlib.util.find_spec("av") is None:
+        raise UserError(f"{path}: videos need PyAV: pip install 'codetr[video]'")

@@ -1,0 +1,166 @@
+"""Test-time augmentation: a finder that looks at an image in several ways.
+
+A finder is a callable from uint8 RGB images (3, H, W) to their detections, in pixels of those
+images. What stands here takes finders and is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from codetr.errors import UserError
+from codetr.evaluation import Detections
+from codetr.inference.merge import Nms, Suppress, merged
+
+
+class Finder(Protocol):
+    """Finds objects in images."""
+
+    def __call__(self, images: Sequence[Tensor]) -> tuple[Detections, ...]:
+        """One ``Detections`` per uint8 image (3, H, W), on the CPU, best score first."""
+        ...
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    """Looks at the images with left and right exchanged."""
+
+    finder: Finder
+
+    def __call__(self, images: Sequence[Tensor]) -> tuple[Detections, ...]:
+        """See ``Finder``."""
+        found = self.finder([image.flip(-1) for image in images])
+        return tuple(
+            moved(one, mirrored_boxes(one.boxes_xyxy_px, image.shape[-1]))
+            for one, image in zip(found, images, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Several:
+    """What several finders see in the same image, as one: at most ``limit`` detections."""
+
+    finders: Sequence[Finder]
+    suppress: Suppress
+    limit: int
+
+    def __call__(self, images: Sequence[Tensor]) -> tuple[Detections, ...]:
+        """See ``Finder``."""
+        views = [finder(images) for finder in self.finders]
+        return tuple(merged(view, self.suppress, self.limit) for view in zip(*views, strict=True))
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """Looks at large images in square tiles of ``tile`` pixels, and as a whole.
+
+    Neighbouring tiles share at least ``overlap`` of a tile. A box that ends within ``border``
+    pixels of a tile's edge, where the image goes on, is a cut object: it is dropped, since another
+    tile has the whole of it, or the view of the whole image where it is larger than the overlap.
+    Images that fit into one tile are looked at once. Akyol et al., "Slicing Aided Hyper Inference"
+    (arXiv 2202.06934), section 3, with that rule for cut objects.
+
+    Raises UserError where a number is out of range.
+    """
+
+    finder: Finder
+    suppress: Suppress
+    limit: int
+    tile: int
+    overlap: float = 0.25
+    border: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.tile < 32:
+            raise UserError(f"views.tile={self.tile}: give at least 32 pixels, or null for none")
+        if not 0 <= self.overlap < 1:
+            raise UserError(f"views.overlap={self.overlap}: give a share in [0, 1)")
+
+    def __call__(self, images: Sequence[Tensor]) -> tuple[Detections, ...]:
+        """See ``Finder``."""
+        return tuple(self._one(image) for image in images)
+
+    def _one(self, image: Tensor) -> Detections:
+        height, width = image.shape[-2:]
+        if max(height, width) <= self.tile:
+            return self.finder([image])[0]
+        corners = [
+            (x, y)
+            for y in tile_starts(height, self.tile, self.overlap)
+            for x in tile_starts(width, self.tile, self.overlap)
+        ]
+        tiles = [image[:, y : y + self.tile, x : x + self.tile] for x, y in corners]
+        found = self.finder([*tiles, image])
+        views = [
+            self._whole_objects(one, corner, (width, height))
+            for one, corner in zip(found, corners, strict=False)  # the last is the whole image
+        ]
+        return merged([*views, found[-1]], self.suppress, self.limit)
+
+    def _whole_objects(
+        self, found: Detections, corner: tuple[int, int], image_wh: tuple[int, int]
+    ) -> Detections:
+        """A tile's detections without cut objects, in pixels of the image."""
+        boxes = found.boxes_xyxy_px + torch.tensor(corner * 2).to(found.boxes_xyxy_px)
+        whole = torch.ones(len(found), dtype=torch.bool)
+        for axis, (start, size) in enumerate(zip(corner, image_wh, strict=True)):
+            if start > 0:
+                whole &= boxes[:, axis] > start + self.border
+            if start + self.tile < size:
+                whole &= boxes[:, axis + 2] < start + self.tile - self.border
+        return moved(found, boxes).take(whole)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which views of an image to put together; by default the image alone.
+
+    ``flip`` adds its mirror image; ``scales`` are factors of the checkpoint's image size, each a
+    view ((1.0,) is that size alone); ``tile`` cuts larger images into tiles of so many pixels,
+    which share ``overlap`` of a side; ``merge`` decides between the boxes of several views.
+    """
+
+    flip: bool = False
+    scales: Sequence[float] = (1.0,)
+    tile: int | None = None
+    overlap: float = 0.25
+    merge: Suppress = field(default_factory=Nms)
+
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) <= 0:
+            raise UserError(f"views.scales={list(self.scales)}: give factors above 0, such as [1]")
+
+    def compose(self, finders: Sequence[Finder], limit: int) -> Finder:
+        """One finder from those of each scale; ``limit`` detections per image come out."""
+        seen = [*finders, *(Mirrored(finder) for finder in finders if self.flip)]
+        finder = seen[0] if len(seen) == 1 else Several(seen, self.merge, limit)
+        if self.tile is None:
+            return finder
+        return Tiled(finder, self.merge, limit, self.tile, self.overlap)
+
+
+def tile_starts(size: int, tile: int, overlap: float) -> list[int]:
+    """Where tiles begin along a side of ``size`` pixels: evenly spread, the first at 0 and the
+    last one's end at the side's, as few as share ``overlap`` of a tile at least.
+    """
+    if size <= tile:
+        return [0]
+    stride = max(1, int(tile * (1 - overlap)))
+    gaps = -(-(size - tile) // stride)
+    return [round(i * (size - tile) / gaps) for i in range(gaps + 1)]
+
+
+def mirrored_boxes(boxes_xyxy_px: Tensor, width: int) -> Tensor:
+    """Boxes (n, 4) of the mirror image of an image of that width."""
+    x0, y0, x1, y1 = boxes_xyxy_px.unbind(-1)
+    return torch.stack([width - x1, y0, width - x0, y1], dim=-1)
+
+
+def moved(found: Detections, boxes_xyxy_px: Tensor) -> Detections:
+    """The detections with other boxes."""
+    return Detections(boxes_xyxy_px=boxes_xyxy_px, scores=found.scores, labels=found.labels)

@@ -1,0 +1,36 @@
+"""Write a detector as a torch.export (.pt2) or ONNX file, and check it: see conf/export.yaml.
+
+``python scripts/export.py checkpoint=runs/NAME/best.ckpt format=onnx out=model.onnx``
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from codetr.training.launcher import register
+from codetr.training.shell import one_line_errors
+
+register()
+
+
+@hydra.main(config_path="../conf", config_name="export", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Export, run the file, and print the differences."""
+    with one_line_errors():
+        from codetr.inference.command import open_chosen  # after hydra has answered --help
+        from codetr.inference.export import export
+        from codetr.inference.export_check import as_cases
+
+        done = export(
+            open_chosen(cfg),
+            cfg.checkpoint,
+            cfg.out,
+            cfg.format,
+            cases=as_cases(cfg.cases),
+            top_k=cfg.top_k,
+            fixed=cfg.fixed,
+        )
+        print(f"wrote {done.path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Run an exported ONNX detector without PyTorch: numpy, onnxruntime and pillow are all it takes.
+
+``python scripts/onnx_example.py model.onnx image.jpg [out.png]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageDraw, ImageOps
+
+GREY = 114
+
+
+def resized_wh(width: int, height: int, rule: dict[str, int]) -> tuple[int, int]:
+    """The image's size in the model: within short and long sides, or a square canvas."""
+    if not rule:
+        return width, height
+    short, long = (rule.get(side, rule.get("canvas")) for side in ("short", "long"))
+    scale = min(long / max(width, height), short / min(width, height))
+    return max(int(width * scale + 0.5), 1), max(int(height * scale + 0.5), 1)
+
+
+def prepare(image: Image.Image, about: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``images`` (1, 3, H, W) uint8 and ``sizes`` (1, 2) for the model, and the scale (x, y)."""
+    rule = about["resize"]
+    width, height = resized_wh(*image.size, rule)
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    scale = np.array([width / image.width, height / image.height], dtype=np.float32)
+    if "canvas" in rule:  # grey around it, which counts as image
+        padding = ((0, rule["canvas"] - height), (0, rule["canvas"] - width), (0, 0))
+        pixels = np.pad(pixels, padding, constant_values=GREY)
+    sizes = np.array([pixels.shape[:2]], dtype=np.int64)
+    divisor = about["size_divisor"]
+    padding = tuple((0, -side % divisor) for side in pixels.shape[:2])
+    pixels = np.pad(pixels, (*padding, (0, 0)))
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]), sizes, scale
+
+
+def main() -> None:
+    """Detect, print and draw."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path, help="exported with top_k, the default")
+    parser.add_argument("image", type=Path)
+    parser.add_argument("out", type=Path, nargs="?", help="the image with boxes")
+    parser.add_argument("--threshold", type=float, default=0.3)
+    options = parser.parse_args()
+    session = onnxruntime.InferenceSession(options.model, providers=["CPUExecutionProvider"])
+    about = json.loads(session.get_modelmeta().custom_metadata_map["codetr"])
+    if about["outputs"] != ["scores", "labels", "boxes_xyxy_px"]:
+        sys.exit("error: the model gives raw outputs: export it with top_k=300")
+    image = ImageOps.exif_transpose(Image.open(options.image)).convert("RGB")
+    images, sizes, scale = prepare(image, about)
+    scores, labels, boxes = (
+        output[0] for output in session.run(None, {"images": images, "sizes": sizes})
+    )
+    boxes = boxes / np.tile(scale, 2)  # back to the original image
+    pen = ImageDraw.Draw(image)
+    for score, label, box in zip(scores, labels, boxes, strict=True):
+        if score > options.threshold:
+            name = about["class_names"][label]
+            print(f"{name} {score:.4f} " + " ".join(f"{side:.2f}" for side in box))
+            pen.rectangle(box.tolist(), outline=(255, 40, 40), width=2)
+            pen.text((box[0] + 3, box[1] + 2), f"{name} {score:.2f}", fill=(255, 40, 40))
+    if options.out:
+        image.save(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Find objects in images or a video: see conf/predict.yaml.
+
+``python scripts/predict.py checkpoint=runs/NAME/best.ckpt source=FOLDER``
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from codetr.training.launcher import register
+from codetr.training.shell import one_line_errors
+
+register()
+
+
+@hydra.main(config_path="../conf", config_name="predict", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Predict, and write the results."""
+    with one_line_errors():
+        from codetr.inference.command import predict  # after hydra has answered --help and typos
+
+        predict(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Write a detector's boxes on a data set, to teach another: see conf/teacher_boxes.yaml.
+
+``python scripts/teacher_boxes.py checkpoint=runs/NAME/best.ckpt data=coco data.root=FOLDER``
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from codetr.training.launcher import register
+from codetr.training.shell import one_line_errors
+
+register()
+
+
+@hydra.main(config_path="../conf", config_name="teacher_boxes", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Run over the split, and write."""
+    with one_line_errors():
+        from codetr.training.teacher_boxes import write_teacher_boxes  # after hydra's --help
+
+        write_teacher_boxes(cfg)
+
+
+if __name__ == "__main__":
+    main()
