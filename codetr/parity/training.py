@@ -70,8 +70,8 @@ def training_step(case: Case) -> Step:
 
     with without_randomness(case), mock.patch.object(case.detector, "decode", remember):
         losses = training_losses(case.detector, case.schemes, case.batch)
-    total = total_loss(losses)
-    total.backward()
+        total = total_loss(losses)
+        total.backward()  # in here: checkpointed layers are run again
     layers = case.detector.num_layers
     return Step(
         losses={

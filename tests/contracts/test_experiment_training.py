@@ -88,6 +88,7 @@ def family(experiment: str) -> tuple[object, ...]:
     return (*cfg.scheme, *cfg.aux_heads, *targets, *map(str, decoder))
 
 
+@pytest.mark.slow
 def test_every_recipe_belongs_to_a_family() -> None:
     known = {family(experiment) for experiment in FAMILIES}
     assert len(known) == len(FAMILIES)
