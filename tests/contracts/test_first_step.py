@@ -37,6 +37,8 @@ SLOW = [
     "co_dino_5scale_lsj_r50_1x_coco",
     "co_deformable_detr_r50_1x_coco",
     "co_dino_5scale_lsj_r50_3x_coco",
+    "co_dino_5scale_lsj_r50_1x_lvis",
+    "co_dino_5scale_r50_1x_lvis",
     "co_dino_5scale_9encoder_lsj_r50_1x_coco",
     "co_dino_5scale_9encoder_lsj_r50_3x_coco",
     "co_deformable_detr_swin_tiny_3x_coco",
@@ -56,7 +58,8 @@ SLOW = [
 def test_one_step_moves_every_trainable_parameter(experiment: str, shared: Path) -> None:
     small = SMALL_CANVAS if "lsj" in experiment else SMALL_IMAGES
     root = f"data.root={shared / 'data' / 'coco_tiny'}"
-    cfg = composed((f"experiment={experiment}", root, *small))
+    photos = ("data=coco", "evaluation=coco") if "lvis" in experiment else ()
+    cfg = composed((f"experiment={experiment}", *photos, root, *small))
     data = instantiate(cfg.data)
     data.setup("fit")
     cfg.num_classes = len(data.classes)
