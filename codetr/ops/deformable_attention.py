@@ -5,7 +5,8 @@ location x samples a level at pixel ``x * W - 0.5``, bilinear, taps outside the 
 
 The operator ``codetr::msda`` is one node to autograd, torch.compile and torch.export. On CUDA it
 is a Triton kernel (``msda_triton``), on the CPU a weighted embedding bag (``msda_cpu``). Where
-neither serves, the plain PyTorch operations of ``msda_reference`` take its place.
+neither serves, and for few tokens on the CPU, the plain PyTorch operations of ``msda_reference``
+take its place.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from codetr.ops.msda_reference import Shapes, sample_levels
 
 CHOICES = ("auto", "triton", "torch", "reference")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+FEW_TOKENS = 2000
+"""Below so many, the reference is the faster one on a CPU, and takes little memory there."""
 
 _choice = "auto"
 
@@ -51,7 +55,7 @@ def multi_scale_deformable_attention(
         raise ValueError(f"levels {shapes} do not make up {value.shape[1]} tokens")
     precision = torch.promote_types(locations.dtype, torch.float32)
     locations, weights = locations.to(precision), weights.to(precision)
-    if not _has_operator(value.device.type):
+    if not _has_operator(value.device.type) or _is_small(value):
         return sample_levels(value, shapes, locations, weights)
     flat = list(itertools.chain.from_iterable(shapes))
     result: Tensor = torch.ops.codetr.msda(value, flat, locations, weights)
@@ -82,6 +86,8 @@ def use_msda(choice: str, device: torch.device) -> str:
     if _choice in ("auto", "triton") and not obstacle:
         return f"Triton kernel on {device.type}"
     path = "embedding bags" if _has_operator(device.type) else "grid_sample per level"
+    if path == "embedding bags" and choice == "auto":
+        obstacle = f"grid_sample below {FEW_TOKENS} tokens; {obstacle}"
     return f"PyTorch, {path} on {device.type} ({obstacle if choice == 'auto' else 'as asked'})"
 
 
@@ -101,6 +107,10 @@ def _has_operator(device: str) -> bool:
     if _choice == "reference" or torch.onnx.is_in_onnx_export():
         return False
     return device == "cpu" or (device == "cuda" and HAS_TRITON and _choice != "torch")
+
+
+def _is_small(value: Tensor) -> bool:
+    return value.device.type == "cpu" and _choice == "auto" and value.shape[1] < FEW_TOKENS
 
 
 def _pairs(flat: Sequence[int]) -> Shapes:

@@ -26,7 +26,7 @@ from codetr.detectors.grouping import attention_mask
 from codetr.detectors.protocol import MAIN
 from codetr.errors import UserError
 from codetr.evaluation import SoftNms
-from codetr.ops import multi_scale_deformable_attention
+from codetr.ops import multi_scale_deformable_attention, use_msda
 from codetr.parity.table import Row, Tolerance, compare
 from codetr.schemes.denoising import Denoising, Noise
 from codetr.structures import Queries, QueryGroup, Targets
@@ -38,28 +38,36 @@ IMAGES = Path("data/coco_tiny/val2017")
 
 
 def check_msda(folder: Path) -> list[Row]:
-    """Output and gradients in float64, output also in float32."""
+    """The operator and the reference: output and gradients in float64, output also in float32."""
     arrays, rows = _arrays(folder), []
-    for case in _cases(arrays):
-        given = {k: torch.from_numpy(arrays[f"{case}/{k}"]) for k in ("value", "loc", "att")}
-        upstream = torch.from_numpy(arrays[f"{case}/grad_out"])
-        shapes = tuple((int(h), int(w)) for h, w in arrays[f"{case}/shapes"])
-        inputs = [given[k].clone().requires_grad_() for k in ("value", "loc", "att")]
-        out = multi_scale_deformable_attention(inputs[0], shapes, inputs[1], inputs[2])
-        gradients = torch.autograd.grad(out, inputs, upstream)
-        tight = Tolerance(absolute=1e-10)
-        rows.append(compare(f"{case}/out", out, arrays[f"{case}/out"], tight))
-        for name, ours in zip(("value", "loc", "att"), gradients, strict=True):
-            recorded = arrays[f"{case}/grad_{name}"].copy()
-            if case == "case0" and name == "loc":  # exactly on a pixel centre: one-sided
-                recorded[0, 1, 1, 1, 0, 1] = ours[0, 1, 1, 1, 0, 1]
-            rows.append(compare(f"{case}/grad_{name}", ours, recorded, tight))
-        single = multi_scale_deformable_attention(
-            given["value"].float(), shapes, given["loc"].float(), given["att"].float()
-        )
-        loose = Tolerance(absolute=1e-5)
-        rows.append(compare(f"{case}/out (float32)", single, arrays[f"{case}/out"], loose))
+    try:
+        for choice in ("torch", "reference"):
+            use_msda(choice, torch.device("cpu"))
+            for case in _cases(arrays):
+                recorded = {k.removeprefix(f"{case}/"): v for k, v in arrays.items() if case in k}
+                rows += _msda_rows(f"{choice}: {case}", recorded, case == "case0")
+    finally:
+        use_msda("auto", torch.device("cpu"))
     return rows
+
+
+def _msda_rows(name: str, recorded: Arrays, one_sided: bool) -> list[Row]:
+    """``one_sided``: a location lies exactly on a pixel's centre; its gradient there may differ."""
+    given = [torch.from_numpy(recorded[key]) for key in ("value", "loc", "att")]
+    shapes = tuple((int(h), int(w)) for h, w in recorded["shapes"])
+    inputs = [tensor.clone().requires_grad_() for tensor in given]
+    out = multi_scale_deformable_attention(inputs[0], shapes, inputs[1], inputs[2])
+    gradients = torch.autograd.grad(out, inputs, torch.from_numpy(recorded["grad_out"]))
+    tight, loose = Tolerance(absolute=1e-10), Tolerance(absolute=1e-5)
+    rows = [compare(f"{name}/out", out, recorded["out"], tight)]
+    for key, ours in zip(("value", "loc", "att"), gradients, strict=True):
+        stored = recorded[f"grad_{key}"].copy()
+        if one_sided and key == "loc":
+            stored[0, 1, 1, 1, 0, 1] = ours[0, 1, 1, 1, 0, 1]
+        rows.append(compare(f"{name}/grad_{key}", ours, stored, tight))
+    value, locations, weights = (tensor.float() for tensor in given)
+    single = multi_scale_deformable_attention(value, shapes, locations, weights)
+    return [*rows, compare(f"{name}/out (float32)", single, recorded["out"], loose)]
 
 
 def check_soft_nms(folder: Path) -> list[Row]:

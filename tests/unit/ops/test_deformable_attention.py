@@ -24,7 +24,9 @@ RECORD = Path(__file__).parents[2] / "golden" / "msda" / "io.npz"
 
 
 @pytest.fixture(autouse=True)
-def _undecided() -> Iterator[None]:
+def _undecided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The operator is what is tested, not who is faster for such few tokens."""
+    monkeypatch.setattr(deformable_attention, "FEW_TOKENS", 0)
     yield
     use_msda("auto", CPU)
 
@@ -218,13 +220,32 @@ def test_checkpointing_gives_the_same_gradients() -> None:
 @pytest.mark.parametrize(
     ("choice", "says"),
     [
-        ("auto", "PyTorch, embedding bags on cpu (Triton needs a CUDA device, not cpu)"),
+        (
+            "auto",
+            "PyTorch, embedding bags on cpu (grid_sample below 0 tokens; Triton needs a CUDA "
+            "device, not cpu)",
+        ),
         ("torch", "PyTorch, embedding bags on cpu (as asked)"),
         ("reference", "PyTorch, grid_sample per level on cpu (as asked)"),
     ],
 )
 def test_the_choice_says_what_runs(choice: str, says: str) -> None:
     assert use_msda(choice, CPU) == says
+
+
+def test_few_tokens_take_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    monkeypatch.setattr(
+        deformable_attention, "sample_levels", lambda *given: called.append(1) or given[0]
+    )
+    for few, count in ((22, 0), (23, 1)):
+        monkeypatch.setattr(deformable_attention, "FEW_TOKENS", few)
+        value, locations, weights = inputs()
+        multi_scale_deformable_attention(value, SHAPES, locations, weights)
+        assert len(called) == count
+    use_msda("torch", CPU)
+    multi_scale_deformable_attention(value, SHAPES, locations, weights)
+    assert len(called) == 1
 
 
 def test_triton_where_it_cannot_run_is_an_error() -> None:
