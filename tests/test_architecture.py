@@ -34,6 +34,7 @@ SIDEWAYS = {
     ("training", "data"),
     ("training", "evaluation"),
     ("training", "checkpoints"),
+    ("benchmarks", "parity"),
     ("scripts", "parity"),
     ("analysis", "inference"),
 }
