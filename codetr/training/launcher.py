@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import sys
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,9 +52,9 @@ class SweepLauncher(Launcher):
     def __init__(self) -> None:
         self.config: DictConfig | None = None
 
+    @abstractmethod
     def runner(self, folder: Path) -> Runner:
         """What runs the jobs of the sweep in ``folder``."""
-        raise NotImplementedError
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig

@@ -19,11 +19,13 @@ DATA = ("data=synthetic", "data.source.num_train=4", "data.source.num_val=2", "d
 PLAIN = ("trainer=cpu", "evaluation=soft_nms", "augmentation=flip")
 
 
-@pytest.fixture
-def official(tmp_path: Path) -> Path:
-    """A tiny official file of the built-in data's classes."""
+@pytest.fixture(params=["query_head", "query_head.dn_generator"], ids=["mmdet 2", "mmdet 3"])
+def official(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A tiny official file of the built-in data's classes, in each dialect."""
     torch.manual_seed(0)
     state = to_official(tiny_model(len(SHAPES)).state_dict())
+    label = state.pop("query_head.label_embedding.weight")
+    state[f"{request.param}.label_embedding.weight"] = label
     return save_official(tmp_path / "official.pth", state, [*SHAPES])
 
 

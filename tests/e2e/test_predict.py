@@ -139,8 +139,10 @@ def test_video(tiny: Path, tmp_path: Path) -> None:
     assert pixels[0].shape == (384, 512, 3)  # enlarged, so that labels can be read
 
 
-def test_official_file(tmp_path: Path, photos: Path) -> None:
+@pytest.mark.parametrize("place", ["query_head", "query_head.dn_generator"])
+def test_official_file_of_either_dialect(tmp_path: Path, photos: Path, place: str) -> None:
     state = to_official(tiny_model(len(CLASSES)).state_dict())
+    state[f"{place}.label_embedding.weight"] = state.pop("query_head.label_embedding.weight")
     official = save_official(tmp_path / "official.pth", state, list(CLASSES.names))
     summary = predicted(
         tmp_path / "out",
