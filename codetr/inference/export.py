@@ -182,7 +182,7 @@ def _check_arguments(path: Path, kind: str) -> None:
 def _plain_operations() -> Iterator[None]:
     """Deformable attention in operations that every runtime has, for a while."""
     cpu = torch.device("cpu")
-    use_msda("reference", cpu)
+    use_msda("torch", cpu)
     try:
         yield
     finally:

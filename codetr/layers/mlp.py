@@ -24,7 +24,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.expand = nn.Linear(dim, hidden)
         self.contract = nn.Linear(hidden, dim)
-        self.activation = nn.ReLU()
+        self.activation = nn.ReLU(inplace=True)  # the widest tensor of a layer: no copy
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,9 +4,8 @@ Deformable DETR (arXiv 2010.04159), equation 3; same convention as the official 
 location x samples a level at pixel ``x * W - 0.5``, bilinear, taps outside the level are zero.
 
 The operator ``codetr::msda`` is one node to autograd, torch.compile and torch.export. On CUDA it
-is a Triton kernel (``msda_triton``), on the CPU a weighted embedding bag (``msda_cpu``). Where
-neither serves, and for few tokens on the CPU, the plain PyTorch operations of ``msda_reference``
-take its place.
+is a Triton kernel (``msda_triton``), on the CPU a numba one (``msda_cpu``). Where neither serves,
+the plain PyTorch operations of ``msda_reference`` take its place.
 """
 
 from __future__ import annotations
@@ -20,14 +19,11 @@ import torch
 from torch import Tensor
 
 from codetr.errors import UserError
-from codetr.ops import msda_cpu
 from codetr.ops.msda_reference import Shapes, sample_levels
 
-CHOICES = ("auto", "triton", "torch", "reference")
+CHOICES = ("auto", "triton", "numba", "torch")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-
-FEW_TOKENS = 2000
-"""Below so many, the reference is the faster one on a CPU, and takes little memory there."""
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 _choice = "auto"
 
@@ -55,7 +51,7 @@ def multi_scale_deformable_attention(
         raise ValueError(f"levels {shapes} do not make up {value.shape[1]} tokens")
     precision = torch.promote_types(locations.dtype, torch.float32)
     locations, weights = locations.to(precision), weights.to(precision)
-    if not _has_operator(value.device.type) or _is_small(value):
+    if not _has_operator(value.device.type):
         return sample_levels(value, shapes, locations, weights)
     flat = list(itertools.chain.from_iterable(shapes))
     result: Tensor = torch.ops.codetr.msda(value, flat, locations, weights)
@@ -66,29 +62,38 @@ def use_msda(choice: str, device: torch.device) -> str:
     """Settle who computes deformable attention in this process; ``auto`` before any call.
 
     Args:
-        choice: ``auto`` Triton on CUDA, PyTorch elsewhere; ``triton``; ``torch`` PyTorch on every
-            device; ``reference`` one grid_sample per level, in operations that ONNX has.
+        choice: ``auto`` Triton on CUDA, numba on the CPU; ``triton``; ``numba``; ``torch`` one
+            grid_sample per level, in operations that every device and ONNX have.
         device: where the model will run.
 
     Returns what will run there and why, for the log.
 
     Raises:
-        UserError: no such choice, or Triton cannot run on ``device``.
+        UserError: no such choice, or it cannot run on ``device``.
     """
     global _choice
     if choice not in CHOICES:
         raise UserError(f"ops.msda={choice}: no such choice: take one of {', '.join(CHOICES)}")
-    obstacle = _triton_obstacle(device)
-    if choice == "triton" and obstacle:
-        raise UserError(f"ops.msda=triton cannot run: {obstacle}; ops.msda=auto takes what can")
-    # elsewhere ``auto`` stays as it is, since a model may move to a GPU later
-    _choice = "torch" if choice == "auto" and obstacle and device.type == "cuda" else choice
-    if _choice in ("auto", "triton") and not obstacle:
-        return f"Triton kernel on {device.type}"
-    path = "embedding bags" if _has_operator(device.type) else "grid_sample per level"
-    if path == "embedding bags" and choice == "auto":
-        obstacle = f"grid_sample below {FEW_TOKENS} tokens; {obstacle}"
-    return f"PyTorch, {path} on {device.type} ({obstacle if choice == 'auto' else 'as asked'})"
+    kernel = _kernel(device) if choice in ("auto", "torch") else choice
+    obstacle = _triton_obstacle(device) if kernel == "triton" else _numba_obstacle(device)
+    if choice == kernel and obstacle:
+        raise UserError(f"ops.msda={choice} cannot run: {obstacle}; ops.msda=auto takes what can")
+    # else ``auto`` stays as it is, since a model may move to another device later
+    _choice = "torch" if choice == "auto" and obstacle else choice
+    if _choice == "torch":
+        return f"PyTorch, grid_sample per level on {device.type} ({obstacle or 'as asked'})"
+    return f"{kernel.capitalize()} kernel on {device.type}"
+
+
+def _kernel(device: torch.device) -> str:
+    return "triton" if device.type == "cuda" else "numba"
+
+
+def _numba_obstacle(device: torch.device) -> str | None:
+    """Why the numba kernel cannot run on ``device``; None if it can."""
+    if device.type != "cpu":
+        return f"numba needs a CPU, not {device.type}"
+    return None if HAS_NUMBA else "numba is not installed, `pip install numba` does that"
 
 
 def _triton_obstacle(device: torch.device) -> str | None:
@@ -104,13 +109,9 @@ def _triton_obstacle(device: torch.device) -> str | None:
 
 
 def _has_operator(device: str) -> bool:
-    if _choice == "reference" or torch.onnx.is_in_onnx_export():
+    if _choice == "torch" or torch.onnx.is_in_onnx_export():
         return False
-    return device == "cpu" or (device == "cuda" and HAS_TRITON and _choice != "torch")
-
-
-def _is_small(value: Tensor) -> bool:
-    return value.device.type == "cpu" and _choice == "auto" and value.shape[1] < FEW_TOKENS
+    return (device == "cpu" and HAS_NUMBA) or (device == "cuda" and HAS_TRITON)
 
 
 def _pairs(flat: Sequence[int]) -> Shapes:
@@ -119,6 +120,8 @@ def _pairs(flat: Sequence[int]) -> Shapes:
 
 @torch.library.custom_op("codetr::msda", mutates_args=(), device_types="cpu")
 def _msda(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    from codetr.ops import msda_cpu  # numba takes half a second to import
+
     return msda_cpu.forward(value, _pairs(shapes), locations, weights)
 
 
@@ -126,6 +129,8 @@ def _msda(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tens
 def _msda_backward(
     grad_out: Tensor, value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    from codetr.ops import msda_cpu
+
     return msda_cpu.backward(grad_out, value, _pairs(shapes), locations, weights)
 
 

@@ -41,7 +41,7 @@ def check_msda(folder: Path) -> list[Row]:
     """The operator and the reference: output and gradients in float64, output also in float32."""
     arrays, rows = _arrays(folder), []
     try:
-        for choice in ("torch", "reference"):
+        for choice in ("numba", "torch"):
             use_msda(choice, torch.device("cpu"))
             for case in _cases(arrays):
                 recorded = {k.removeprefix(f"{case}/"): v for k, v in arrays.items() if case in k}

@@ -2,6 +2,7 @@
 the operator against what torch.library asks of one."""
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from codetr.errors import UserError
-from codetr.ops import deformable_attention, multi_scale_deformable_attention, use_msda
+from codetr.ops import deformable_attention, msda_cpu, multi_scale_deformable_attention, use_msda
 from codetr.ops.msda_reference import Shapes, sample_levels
 
 SHAPES = ((4, 3), (2, 5))
@@ -24,9 +25,7 @@ RECORD = Path(__file__).parents[2] / "golden" / "msda" / "io.npz"
 
 
 @pytest.fixture(autouse=True)
-def _undecided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The operator is what is tested, not who is faster for such few tokens."""
-    monkeypatch.setattr(deformable_attention, "FEW_TOKENS", 0)
+def _undecided() -> Iterator[None]:
     yield
     use_msda("auto", CPU)
 
@@ -78,7 +77,7 @@ def assert_like_reference(
         assert_close(ours, expected, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("choice", ["torch", "reference"])
+@pytest.mark.parametrize("choice", ["numba", "torch"])
 def test_equals_the_loop(choice: str) -> None:
     use_msda(choice, CPU)
     value, locations, weights = inputs()
@@ -220,37 +219,77 @@ def test_checkpointing_gives_the_same_gradients() -> None:
 @pytest.mark.parametrize(
     ("choice", "says"),
     [
-        (
-            "auto",
-            "PyTorch, embedding bags on cpu (grid_sample below 0 tokens; Triton needs a CUDA "
-            "device, not cpu)",
-        ),
-        ("torch", "PyTorch, embedding bags on cpu (as asked)"),
-        ("reference", "PyTorch, grid_sample per level on cpu (as asked)"),
+        ("auto", "Numba kernel on cpu"),
+        ("numba", "Numba kernel on cpu"),
+        ("torch", "PyTorch, grid_sample per level on cpu (as asked)"),
     ],
 )
 def test_the_choice_says_what_runs(choice: str, says: str) -> None:
     assert use_msda(choice, CPU) == says
 
 
-def test_few_tokens_take_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    called = []
-    monkeypatch.setattr(
-        deformable_attention, "sample_levels", lambda *given: called.append(1) or given[0]
+def test_a_machine_without_numba_is_said_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deformable_attention, "HAS_NUMBA", False)
+    assert "grid_sample per level on cpu (numba is not installed" in use_msda("auto", CPU)
+    assert not deformable_attention._has_operator("cpu")
+    with pytest.raises(UserError, match=r"ops.msda=numba cannot run: numba is not installed"):
+        use_msda("numba", CPU)
+
+
+def big(width: int) -> tuple[Tensor, Shapes, Tensor, Tensor]:
+    """Enough work for several threads."""
+    shapes = ((24, 20), (12, 10))
+    value = torch.randn(1, 600, 4, width, requires_grad=True)
+    locations = (torch.rand(1, 3000, 4, 2, 4, 2) * 1.2 - 0.1).requires_grad_()
+    weights = torch.rand(1, 3000, 4, 2, 4, requires_grad=True)
+    return value, shapes, locations, weights
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    value, shapes, locations, weights = big(32)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            out = multi_scale_deformable_attention(value, shapes, locations, weights)
+            leaves = (value, locations, weights)
+            found.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    finally:
+        torch.set_num_threads(before)
+    for one, three in zip(*found, strict=True):
+        assert torch.equal(one, three)
+
+
+@pytest.mark.parametrize("width", [16, 24, 32, 64])
+def test_head_widths(width: int) -> None:
+    """Those compiled as constants, and another."""
+    value, shapes, locations, weights = (
+        x.detach().double() if isinstance(x, Tensor) else x for x in big(width)
     )
-    for few, count in ((22, 0), (23, 1)):
-        monkeypatch.setattr(deformable_attention, "FEW_TOKENS", few)
-        value, locations, weights = inputs()
-        multi_scale_deformable_attention(value, SHAPES, locations, weights)
-        assert len(called) == count
-    use_msda("torch", CPU)
-    multi_scale_deformable_attention(value, SHAPES, locations, weights)
-    assert len(called) == 1
+    assert_like_reference(value, shapes, locations, weights)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    before = torch.get_num_threads()
+    given = big(32)
+    try:
+        torch.set_num_threads(2)
+        msda_cpu.forward(*given)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if msda_cpu._pool.cache_info().currsize == 0 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_triton_where_it_cannot_run_is_an_error() -> None:
     with pytest.raises(UserError, match=r"ops.msda=triton cannot run: Triton needs a CUDA"):
         use_msda("triton", CPU)
+    with pytest.raises(UserError, match=r"ops.msda=numba cannot run: numba needs a CPU, not cuda"):
+        use_msda("numba", torch.device("cuda"))
     with pytest.raises(UserError, match=r"ops.msda=cuda: no such choice: take one of auto"):
         use_msda("cuda", CPU)
 
@@ -277,7 +316,7 @@ def test_an_old_gpu_is_told_apart(
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("choice", ["torch", "reference"])
+@pytest.mark.parametrize("choice", ["numba", "torch"])
 @pytest.mark.parametrize("case", [0, 2])
 def test_recorded_numbers(case: int, choice: str) -> None:
     use_msda(choice, CPU)
