@@ -1,7 +1,7 @@
 """Assigners: predictions or anchors and targets to an assignment."""
 
 from codetr.assigners.anchors import AnchorMatcher
-from codetr.assigners.hungarian import HungarianMatcher
+from codetr.assigners.hungarian import CostTables, HungarianMatcher, solve
 from codetr.assigners.top_k import TopKAssigner
 
-__all__ = ["AnchorMatcher", "HungarianMatcher", "TopKAssigner"]
+__all__ = ["AnchorMatcher", "CostTables", "HungarianMatcher", "TopKAssigner", "solve"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from codetr.assigners.hungarian import HungarianMatcher
+from codetr.assigners.hungarian import CostTables, HungarianMatcher, solve
 from codetr.errors import UserError
 from codetr.structures import Assignment, Predictions, Proposals, Targets
 
@@ -26,6 +26,11 @@ class AnchorMatcher(nn.Module):
         self, layers: Sequence[Predictions], targets: Sequence[Targets]
     ) -> tuple[Assignment, ...]:
         """Match every set of proposals (B, S, ...) by itself."""
+        (assignments,) = solve([self.tables(layers, targets)])
+        return assignments
+
+    def tables(self, layers: Sequence[Predictions], targets: Sequence[Targets]) -> CostTables:
+        """See ``HungarianMatcher.tables``."""
         moved = []
         for proposals in layers:
             if not isinstance(proposals, Proposals):
@@ -34,4 +39,4 @@ class AnchorMatcher(nn.Module):
                     "scheme.one_to_one.proposal_matcher=null, or use PositionedQueries"
                 )
             moved.append(Predictions(logits=proposals.logits, boxes=proposals.anchors))
-        return self.matcher(moved, targets)
+        return self.matcher.tables(moved, targets)

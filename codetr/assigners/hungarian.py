@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from codetr.boxes import cxcywh_to_xyxy, pairwise_giou
-from codetr.structures import Assignment, Predictions, Targets
+from codetr.boxes import cxcywh_to_xyxy, paired_giou
+from codetr.structures import Assignment, Predictions, Targets, TensorStruct
 
 FORBIDDEN = 1e6
 """Cost that stands for a value that is not finite. The loss check reports the cause."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostTables(TensorStruct):
+    """Costs (L, N, Q) of every target n of a batch with the queries of its own image, for each of
+    L layers. ``counts[b]`` of the N targets belong to image b, image after image.
+    """
+
+    costs: Tensor
+    counts: tuple[int, ...]
 
 
 class HungarianMatcher(nn.Module):
@@ -34,51 +45,85 @@ class HungarianMatcher(nn.Module):
         self.cls, self.l1, self.giou = cls, l1, giou
         self.alpha, self.gamma = alpha, gamma
 
-    @torch.no_grad()
     def forward(
         self, layers: Sequence[Predictions], targets: Sequence[Targets]
     ) -> tuple[Assignment, ...]:
         """Match every layer's predictions (B, Q, ...) by itself. One copy leaves the device."""
-        logits = torch.stack([layer.logits for layer in layers])
+        (assignments,) = solve([self.tables(layers, targets)])
+        return assignments
+
+    @torch.no_grad()
+    def tables(self, layers: Sequence[Predictions], targets: Sequence[Targets]) -> CostTables:
+        """What ``solve`` needs to match every layer's predictions (B, Q, ...); all layers have the
+        same Q. Everything stays on the device: nothing is waited for.
+        """
         boxes = torch.stack([layer.boxes for layer in layers])
-        costs = [
-            self.cost(logits[:, b].to(boxes.dtype), boxes[:, b], targets[b])
-            for b in range(len(targets))
-        ]
-        flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
-        flat = np.nan_to_num(flat, nan=FORBIDDEN, posinf=FORBIDDEN, neginf=-FORBIDDEN)
-        ends = np.cumsum([cost.numel() for cost in costs])[:-1]
-        tables = [
-            table.reshape(cost.shape)
-            for table, cost in zip(np.split(flat, ends), costs, strict=True)
-        ]
-        return tuple(
-            _solve([table[layer] for table in tables], boxes.device) for layer in range(len(layers))
+        logits = torch.stack([layer.logits for layer in layers]).to(boxes.dtype)
+        counts = tuple(len(own) for own in targets)
+        image = torch.cat([torch.full((n,), b, device=boxes.device) for b, n in enumerate(counts)])
+        labels = torch.cat([own.labels for own in targets])
+        wanted = torch.cat([own.boxes for own in targets]).to(boxes.dtype)
+        size = torch.cat([own.size_whwh.expand(len(own), 4) for own in targets]).to(boxes.dtype)
+        # Images are looked up per target: of all queries and targets, only those of one image meet.
+        costs = self._pair_cost(
+            logits[:, image, :, labels].transpose(0, 1),
+            boxes[:, image],
+            wanted[:, None],
+            size[:, None],
         )
+        return CostTables(costs=costs, counts=counts)
 
     def cost(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
         """Costs (..., Q, N) of predictions (..., Q, K), (..., Q, 4) for one image's N targets."""
-        logit = logits[..., targets.labels]
+        return self._pair_cost(
+            logits[..., targets.labels],
+            boxes[..., :, None, :],
+            targets.boxes.to(boxes.dtype),
+            targets.size_whwh.to(boxes.dtype),
+        )
+
+    def _pair_cost(self, logit: Tensor, boxes: Tensor, wanted: Tensor, size: Tensor) -> Tensor:
+        """Costs of pairs: the ``logit`` (...) of the target's class, and the query's and the
+        target's box (..., 4) with the image's ``size`` as width, height, width, height px.
+        """
         p = logit.sigmoid()
         positive = -torch.log(p + 1e-12) * self.alpha * (1 - p) ** self.gamma
         negative = -torch.log(1 - p + 1e-12) * (1 - self.alpha) * p**self.gamma
-        wanted = targets.boxes.to(boxes.dtype)
-        distance = (boxes[..., :, None, :] - wanted).abs().sum(-1)
-        size = targets.size_whwh.to(boxes.dtype)
-        overlap = pairwise_giou(cxcywh_to_xyxy(boxes) * size, cxcywh_to_xyxy(wanted) * size)
+        distance = (boxes - wanted).abs().sum(-1)
+        overlap = paired_giou(cxcywh_to_xyxy(boxes) * size, cxcywh_to_xyxy(wanted) * size)
         return self.cls * (positive - negative) + self.l1 * distance - self.giou * overlap
 
 
-def _solve(tables: Sequence[np.ndarray], device: torch.device) -> Assignment:
-    """Match each image's cost table (Q, N)."""
-    image, query, target = [], [], []
-    offset = 0
-    for b, table in enumerate(tables):
-        rows, columns = linear_sum_assignment(table)
-        image.append(np.full(len(rows), b))
-        query.append(rows)
-        target.append(columns + offset)
-        offset += table.shape[1]
-    packed = torch.from_numpy(np.stack([np.concatenate(x) for x in (image, query, target)]))
+def solve(problems: Sequence[CostTables]) -> list[tuple[Assignment, ...]]:
+    """The assignments of every problem's layers. All costs leave the device in one copy, and all
+    assignments go back in one.
+    """
+    device = problems[0].costs.device
+    flat = torch.cat([problem.costs.flatten() for problem in problems]).cpu().numpy()
+    flat = np.nan_to_num(flat, nan=FORBIDDEN, posinf=FORBIDDEN, neginf=-FORBIDDEN)
+    ends = np.cumsum([problem.costs.numel() for problem in problems])[:-1]
+    solved = [
+        _match(table, problem.counts)
+        for problem, part in zip(problems, np.split(flat, ends), strict=True)
+        for table in part.reshape(problem.costs.shape)
+    ]
+    packed = torch.from_numpy(np.concatenate(solved, axis=1))
     packed = packed.to(device, torch.int64, non_blocking=True)
-    return Assignment(image=packed[0], query=packed[1], target=packed[2])
+    parts: Iterator[Tensor] = iter(packed.split([pairs.shape[1] for pairs in solved], dim=1))
+    return [
+        tuple(_assignment(next(parts)) for _ in range(len(problem.costs))) for problem in problems
+    ]
+
+
+def _match(table: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """Image, query and target (3, P) of one layer's pairs, from its costs (N, Q)."""
+    found, start = [np.zeros((3, 0), dtype=np.int64)], 0
+    for b, count in enumerate(counts):
+        query, target = linear_sum_assignment(table[start : start + count].T)
+        found.append(np.stack([np.full_like(query, b), query, target + start]))
+        start += count
+    return np.concatenate(found, axis=1)
+
+
+def _assignment(pairs: Tensor) -> Assignment:
+    return Assignment(image=pairs[0], query=pairs[1], target=pairs[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,19 +38,43 @@ class RandomSampler:
 
     def __call__(self, assigned: Tensor) -> Sample:
         """Sample from ``assigned`` (A,), what an assigner returned."""
-        positive = _draw(assigned >= 0, int(self.size * self.positive_share))
-        negative = _draw(assigned == NEGATIVE, self.size - len(positive))
-        return Sample(positive=positive, negative=negative)
+        (chosen,) = self.batch([assigned])
+        return chosen
+
+    def batch(self, assigned: Sequence[Tensor]) -> list[Sample]:
+        """The same for every image (A_b,). The host has to know how many there are of each kind:
+        one copy leaves the device, for all images together.
+        """
+        kinds = [(own >= 0, own == NEGATIVE) for own in assigned]
+        counts = torch.stack([torch.stack([kind.sum() for kind in own]) for own in kinds]).tolist()
+        samples = []
+        for (positive, negative), (many, others) in zip(kinds, counts, strict=True):
+            few = min(many, int(self.size * self.positive_share))
+            rest = min(others, self.size - few)
+            samples.append(
+                Sample(
+                    positive=ranked(positive, _drawn(many, few)),
+                    negative=ranked(negative, _drawn(others, rest)),
+                )
+            )
+        return samples
 
 
-def _draw(eligible: Tensor, limit: int) -> Tensor:
-    """Sorted indices of at most ``limit`` random True entries.
+def _drawn(count: int, limit: int) -> Tensor:
+    """Sorted random ``limit`` of ``count`` ranks; all of them without a draw where that is all.
 
     The permutation comes from the CPU generator, so that a seed gives the same sample on every
     device.
     """
-    found = eligible.nonzero().squeeze(1)
-    if len(found) <= limit:
-        return found
-    chosen = torch.randperm(len(found))[:limit]
-    return found[chosen.to(found.device)].sort().values
+    if count == limit:
+        return torch.arange(count)
+    return torch.randperm(count)[:limit].sort().values
+
+
+def ranked(eligible: Tensor, ranks: Tensor) -> Tensor:
+    """Indices (R,) of those True entries of ``eligible`` (A,) that have the given ``ranks`` (R,),
+    counted from 0; every rank must be there. Ranks come from the host; nothing is waited for,
+    which ``nonzero`` would do.
+    """
+    ranks = ranks.to(eligible.device, non_blocking=True)
+    return torch.searchsorted(eligible.cumsum(0), ranks + 1)

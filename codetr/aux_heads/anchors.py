@@ -44,23 +44,43 @@ class AnchorGrid:
 
     def __call__(self, pyramid: Pyramid, padded_sizes: Tensor) -> Anchors:
         """Anchors for ``pyramid``; ``padded_sizes`` (B, 2) are the images' (height, width) px."""
-        dtype, device = _precision(pyramid), padded_sizes.device
-        shapes = _unit_anchors(tuple(self.scales), tuple(self.ratios), dtype, device)
-        boxes, strides, usable = [], [], []
-        for (height, width), stride in zip(pyramid.shapes, pyramid.strides, strict=True):
-            cells = _cells(height, width, device)
-            corner = cells.repeat(1, 2)[:, None]
-            boxes.append(((corner + shapes) * stride).flatten(0, 1))
-            strides.append(torch.full_like(boxes[-1][:, 0], stride))
-            last = -(-padded_sizes // stride)  # rows and columns of each image
-            inside = (cells < last.flip(1)[:, None]).all(dim=2)
-            usable.append(inside.repeat_interleave(self.per_cell, dim=1))
-        return Anchors(
-            boxes=torch.cat(boxes),
-            strides=torch.cat(strides),
-            usable=torch.cat(usable, dim=1),
-            level_sizes=tuple(len(level) for level in boxes),
+        boxes, strides, corners, sizes = _anchors(
+            tuple(self.scales),
+            tuple(self.ratios),
+            tuple(zip(pyramid.shapes, pyramid.strides, strict=True)),
+            _precision(pyramid),
+            padded_sizes.device,
         )
+        # A cell is usable if it begins within the image.
+        usable = (corners < padded_sizes.flip(1)[:, None]).all(dim=2)
+        return Anchors(boxes=boxes, strides=strides, usable=usable, level_sizes=sizes)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)  # a cached inference tensor would be of no use to training
+def _anchors(
+    scales: tuple[float, ...],
+    ratios: tuple[float, ...],
+    levels: tuple[tuple[tuple[int, int], int], ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
+    """For ``levels`` of the given ((height, width), stride): boxes (A, 4) and stride (A,) of all
+    anchors, x and y (A, 2) in pixels where their cells begin, and the levels' sizes.
+
+    Kept for the sizes that were seen last: the numbers of a tensor made on the host would be waited
+    for in every step.
+    """
+    halves = [(s / r**0.5 / 2, s * r**0.5 / 2) for r in ratios for s in scales]
+    unit = torch.tensor([(-w, -h, w, h) for w, h in halves], dtype=dtype, device=device)
+    boxes, steps, corners = [], [], []
+    for (height, width), stride in levels:
+        cells = _cells(height, width, device)
+        boxes.append(((cells.repeat(1, 2)[:, None] + unit) * stride).flatten(0, 1))
+        steps.append(torch.full_like(boxes[-1][:, 0], stride))
+        corners.append((cells * stride).repeat_interleave(len(halves), dim=0))
+    sizes = tuple(len(level) for level in boxes)
+    return torch.cat(boxes), torch.cat(steps), torch.cat(corners), sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,13 +143,3 @@ def _cells(height: int, width: int, device: torch.device) -> Tensor:
         torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
     )
     return torch.stack([x, y], dim=-1).flatten(0, 1)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # a cached inference tensor would be of no use to training
-def _unit_anchors(
-    scales: tuple[float, ...], ratios: tuple[float, ...], dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """(A, 4) anchors of one cell at stride 1 about the origin, xyxy; kept on the device."""
-    halves = [(s / r**0.5 / 2, s * r**0.5 / 2) for r in ratios for s in scales]
-    return torch.tensor([(-w, -h, w, h) for w, h in halves], dtype=dtype, device=device)

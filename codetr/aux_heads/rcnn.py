@@ -109,12 +109,16 @@ class RcnnHead(nn.Module):
 
     def sample(self, proposals: list[Tensor], targets: tuple[Targets, ...]) -> tuple[Regions, ...]:
         """Assign and sample the true boxes and ``proposals`` (R, 4) xyxy px of every image."""
+        truths = [boxes_xyxy_px(target.boxes, target) for target in targets]
+        assignments = [
+            torch.cat([torch.arange(len(truth), device=boxes.device), self.assigner(boxes, truth)])
+            for boxes, truth in zip(proposals, truths, strict=True)
+        ]
         regions = []
-        for boxes, target in zip(proposals, targets, strict=True):
-            truth = boxes_xyxy_px(target.boxes, target)
-            own = torch.arange(len(truth), device=boxes.device)
-            assigned = torch.cat([own, self.assigner(boxes, truth)])
-            index = self.sampler(assigned).index
+        for boxes, truth, assigned, chosen, target in zip(
+            proposals, truths, assignments, self.sampler.batch(assignments), targets, strict=True
+        ):
+            index = chosen.index
             regions.append(
                 Regions(
                     boxes=torch.cat([truth.to(boxes.dtype), boxes])[index],

@@ -33,7 +33,8 @@ def pool_rois(pyramid: Pyramid, rois: Sequence[Tensor], size: int = 7) -> Tensor
     level = roi_levels(indexed[:, 1:], pyramid.strides[0], len(pyramid.maps))
     # Sorting by level costs one transfer of the counts; a mask per level would cost one each.
     order = level.argsort(stable=True)
-    counts = torch.bincount(level, minlength=len(pyramid.maps)).tolist()
+    numbers = torch.arange(len(pyramid.maps), device=level.device)
+    counts = (level[:, None] == numbers).sum(dim=0).tolist()
     pooled = [
         roi_align(at_least_float32(features), part, size, 1 / stride, 0, aligned=True)
         for features, stride, part in zip(

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from codetr.assigners.max_iou import MaxIouAssigner
 from codetr.assigners.sampling import RandomSampler, Sample
@@ -20,7 +19,7 @@ from codetr.aux_heads.coder import DeltaCoder
 from codetr.aux_heads.dense import flatten_level, init_convs
 from codetr.aux_heads.matched import boxes_xyxy_px
 from codetr.aux_heads.precision import at_least_float32
-from codetr.boxes import clip_xyxy
+from codetr.aux_heads.suppression import surviving
 from codetr.structures import Images, Losses, LossTerm, Pyramid, Targets, TensorStruct
 
 GRID = AnchorGrid(scales=tuple(4 * 2 ** (octave / 3) for octave in range(3)), ratios=(0.5, 1, 2))
@@ -47,23 +46,30 @@ class ProposalSelection:
     limit: int = 1000
     iou: float = 0.7
 
-    def __call__(self, scores: Tensor, boxes_px: Tensor, level_sizes: tuple[int, ...]) -> Proposals:
-        """Proposals from ``scores`` (A,) and decoded, clipped ``boxes_px`` (A, 4) xyxy; boxes
-        without area are dropped.
+    def __call__(
+        self, scores: Tensor, boxes_px: Tensor, level_sizes: tuple[int, ...]
+    ) -> tuple[Proposals, ...]:
+        """Proposals of every image from ``scores`` (B, A) and decoded, clipped ``boxes_px``
+        (B, A, 4) xyxy; boxes without area are dropped.
         """
-        best, levels, start = [], [], 0
-        for number, level in enumerate(scores.split(list(level_sizes))):
-            index = level.topk(min(self.per_level, len(level))).indices
-            best.append(index + start)
-            levels.append(torch.full_like(index, number))
-            start += len(level)
-        index, level_of = torch.cat(best), torch.cat(levels)
-        width, height = (boxes_px[index, 2:] - boxes_px[index, :2]).unbind(dim=1)
-        real = (width > 0) & (height > 0)
-        index, level_of = index[real], level_of[real]
-        kept = batched_nms(boxes_px[index], scores[index], level_of, self.iou)
-        index = index[kept[: self.limit]]
-        return Proposals(boxes=boxes_px[index], scores=scores[index])
+        best, start = [], 0
+        for level in scores.split(list(level_sizes), dim=1):
+            best.append(level.topk(min(self.per_level, level.shape[1]), dim=1).indices + start)
+            start += level.shape[1]
+        index = torch.cat(best, dim=1)
+        scores = scores.gather(1, index)
+        boxes = boxes_px.gather(1, index[..., None].expand(-1, -1, 4))
+        sizes = [level.shape[1] for level in best] * len(scores)
+        kept = surviving(boxes.flatten(0, 1), scores.flatten(), sizes, self.iou)
+        # Boxes without area overlap nothing: they can be dropped as well behind the suppression.
+        kept = kept.view_as(scores) & (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
+        order = scores.masked_fill(~kept, -torch.inf).sort(dim=1, descending=True, stable=True)
+        counts = kept.sum(dim=1).clamp(max=self.limit).tolist()
+        chosen = [row[:count] for row, count in zip(order.indices, counts, strict=True)]
+        return tuple(
+            Proposals(boxes=box[row], scores=score[row])
+            for box, score, row in zip(boxes, scores, chosen, strict=True)
+        )
 
 
 TRAINING = ProposalSelection(per_level=4000)
@@ -126,8 +132,12 @@ class Rpn(nn.Module):
 
     def sample(self, anchors: Anchors, image: int, boxes_px: Tensor) -> tuple[Tensor, Sample]:
         """Assignment (A,) of one image to its ``boxes_px`` (N, 4) xyxy, and what to train on."""
-        assigned = self.assigner(anchors.boxes, boxes_px, anchors.usable[image])
+        assigned = self.assign(anchors, image, boxes_px)
         return assigned, self.sampler(assigned)
+
+    def assign(self, anchors: Anchors, image: int, boxes_px: Tensor) -> Tensor:
+        """(A,) which of its ``boxes_px`` (N, 4) xyxy every anchor of one image belongs to."""
+        return self.assigner(anchors.boxes, boxes_px, anchors.usable[image])
 
     def losses(self, predictions: RpnPredictions, targets: tuple[Targets, ...]) -> Losses:
         """``rpn_cls`` and ``rpn_bbox``, divided by the number of sampled anchors of this process
@@ -135,17 +145,18 @@ class Rpn(nn.Module):
         """
         anchors, count = predictions.anchors, 0
         cls, bbox = [], []
-        for image, target in enumerate(targets):
-            boxes = boxes_xyxy_px(target.boxes, target)
-            assigned, chosen = self.sample(anchors, image, boxes)
+        truths = [boxes_xyxy_px(target.boxes, target) for target in targets]
+        assignments = [self.assign(anchors, image, boxes) for image, boxes in enumerate(truths)]
+        samples = self.sampler.batch(assignments)
+        for image, (boxes, assigned, chosen) in enumerate(
+            zip(truths, assignments, samples, strict=True)
+        ):
             count += max(len(chosen.positive), 1) + max(len(chosen.negative), 1)
             logits, deltas = predictions.logits[image], predictions.deltas[image]
-            truth = torch.zeros_like(logits).index_fill(0, chosen.positive, 1)
-            cls.append(
-                F.binary_cross_entropy_with_logits(
-                    logits[chosen.index], truth[chosen.index], reduction="sum"
-                )
-            )
+            found = logits[chosen.index]
+            truth = torch.zeros_like(found)
+            truth[: len(chosen.positive)] = 1
+            cls.append(F.binary_cross_entropy_with_logits(found, truth, reduction="sum"))
             wanted = self.coder.encode(
                 anchors.boxes[chosen.positive], boxes[assigned[chosen.positive]]
             )
@@ -165,7 +176,6 @@ class Rpn(nn.Module):
         Anchors in an image's padding take part, as in the official code.
         """
         boxes = self.coder.decode(predictions.anchors.boxes, predictions.deltas)
-        return tuple(
-            selection(score, clip_xyxy(box, size.flip(0)), predictions.anchors.level_sizes)
-            for score, box, size in zip(predictions.logits.sigmoid(), boxes, sizes, strict=True)
-        )
+        limits = sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)
+        boxes = torch.minimum(boxes.clamp(min=0), limits)
+        return selection(predictions.logits.sigmoid(), boxes, predictions.anchors.level_sizes)

@@ -17,7 +17,7 @@ class FederatedClassification(nn.Module):
     with a box in the batch count, and others drawn without replacement until ``num_classes`` are
     together, each with a probability that grows with ``counts`` ** ``power``; ``counts`` (K) are
     the numbers of training images with the class (a class of count 0 is never drawn). All other
-    columns of the loss are zero. Drawn anew in every call, so for every decoder layer.
+    columns of the loss are zero. Drawn anew in every call, and for every decoder layer.
     """
 
     weights: Tensor
@@ -39,17 +39,18 @@ class FederatedClassification(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
         """See ``Classification``."""
-        judged = self.judged(labels, logits.shape[-1])
+        judged = self.judged(labels, logits.shape[-1])[..., None, None, :]
         return self.inner(logits, labels, quality) * judged.to(logits.dtype)
 
     def judged(self, labels: Tensor, num_classes: int) -> Tensor:
-        """(K,) bool: the classes that count for ``labels`` (B, Q), K = background."""
-        present = torch.zeros(num_classes + 1, dtype=torch.bool, device=labels.device)
-        present = present.scatter(0, labels.flatten(), True)[:-1]
+        """(..., K) bool: the classes that count for ``labels`` (..., B, Q), K = background."""
+        layers = labels.shape[:-2]
+        present = torch.zeros(*layers, num_classes + 1, dtype=torch.bool, device=labels.device)
+        present = present.scatter(-1, labels.flatten(-2), True)[..., :-1]
         # Drawing without replacement is a top-k of log-weights with Gumbel noise; present classes
         # come first, classes of weight 0 last.
-        noise = -torch.empty_like(self.weights).exponential_().log()
+        noise = -self.weights.new_empty(*layers, num_classes).exponential_().log()
         order = (self.weights.log() + noise).masked_fill(present, torch.inf)
         best = order.topk(min(self.num_classes, num_classes))
-        drawn = torch.zeros_like(present).scatter(0, best.indices, best.values > -torch.inf)
+        drawn = torch.zeros_like(present).scatter(-1, best.indices, best.values > -torch.inf)
         return present | drawn

@@ -18,14 +18,14 @@ class Classification(Protocol):
     """A classification loss: which targets a matched class gets, and how they are measured."""
 
     def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
-        """Elementwise (B, Q, K) of ``logits`` (B, Q, K), ``labels`` (B, Q) with K = background,
-        and ``quality`` (B, Q), the IoU of each matched box, 0 elsewhere.
+        """Elementwise (L, B, Q, K) of L layers' ``logits`` (L, B, Q, K), ``labels`` (L, B, Q) with
+        K = background, and ``quality`` (L, B, Q), the IoU of each matched box, 0 elsewhere.
         """
         ...
 
 
 def _class_targets(logits: Tensor, labels: Tensor, value: Tensor) -> Tensor:
-    """(B, Q, K) zeros with ``value`` at each label; background rows stay zero."""
+    """(..., K) zeros with ``value`` (...) at each label; background rows stay zero."""
     table = logits.new_zeros(*labels.shape, logits.shape[-1] + 1)
     return table.scatter(-1, labels[..., None], value[..., None].to(table.dtype))[..., :-1]
 
@@ -94,30 +94,60 @@ class SetCriterion(nn.Module):
         """Losses ``cls``, ``bbox`` and ``giou`` of one layer; ``background`` weights the class
         loss of queries without a target.
         """
-        boxes = predictions.boxes[assignment.image, assignment.query]
-        logits = predictions.logits.to(predictions.boxes.dtype)
-        chosen = concatenated(targets).map(lambda value: value[assignment.target])
-        wanted = chosen.boxes.to(boxes.dtype)
-        corners, wanted_corners = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(wanted)
+        (losses,) = self.layers([predictions], targets, [assignment], num_boxes, background)
+        return losses
+
+    def layers(
+        self,
+        layers: Sequence[Predictions],
+        targets: Sequence[Targets],
+        assignments: Sequence[Assignment],
+        num_boxes: Tensor,
+        background: float = 1.0,
+    ) -> list[Losses]:
+        """The losses of every layer by itself; all are computed at once."""
+        boxes = torch.stack([layer.boxes for layer in layers])
+        logits = torch.stack([layer.logits for layer in layers]).to(boxes.dtype)
+        counts = [len(assignment) for assignment in assignments]
+        place = _places(assignments, boxes.device)
+        target = torch.cat([assignment.target for assignment in assignments])
+        chosen = concatenated(targets).map(lambda value: value[target])
+        found, wanted = boxes[place], chosen.boxes.to(boxes.dtype)
+        corners, wanted_corners = cxcywh_to_xyxy(found), cxcywh_to_xyxy(wanted)
         size = chosen.size.repeat(1, 2).to(boxes.dtype)
         weights = chosen.weights.to(boxes.dtype)
 
-        place = (assignment.image, assignment.query)
-        labels = torch.full(logits.shape[:2], logits.shape[-1], device=logits.device)
+        labels = torch.full(logits.shape[:3], logits.shape[-1], device=logits.device)
         labels = labels.index_put(place, chosen.labels)
         overlap = paired_iou(corners.detach(), wanted_corners)
-        quality = logits.new_zeros(logits.shape[:2]).index_put(place, overlap)
+        quality = logits.new_zeros(logits.shape[:3]).index_put(place, overlap)
         per_query = self.classification(logits, labels, quality).sum(-1)
         importance = torch.full_like(quality, background).index_put(place, weights)
 
-        distance = (boxes - wanted).abs().sum(-1)
+        distance = (found - wanted).abs().sum(-1)
         mismatch = 1 - paired_giou(corners * size, wanted_corners * size)
+        per_pair = torch.stack([distance, mismatch]) * weights
+        # A sum per part, not a scattered one: in the same order on every device.
+        bbox, giou = torch.stack([part.sum(1) for part in per_pair.split(counts, dim=1)], dim=1)
+        cls = (per_query * importance).sum(dim=(1, 2))
         divisor = num_boxes.to(boxes.dtype) + torch.finfo(boxes.dtype).eps
-        return {
-            "cls": LossTerm((per_query * importance).sum() / divisor, self.cls),
-            "bbox": LossTerm((distance * weights).sum() / divisor, self.l1),
-            "giou": LossTerm((mismatch * weights).sum() / divisor, self.giou),
-        }
+        weighted = zip((cls, bbox, giou), (self.cls, self.l1, self.giou), strict=True)
+        terms = [[LossTerm(v, w) for v in (raw / divisor).unbind()] for raw, w in weighted]
+        return [
+            dict(zip(("cls", "bbox", "giou"), own, strict=True)) for own in zip(*terms, strict=True)
+        ]
+
+
+def _places(
+    assignments: Sequence[Assignment], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Layer, image and query (P,) of the pairs of all layers, one layer after the other."""
+    layer = [torch.full((len(a),), i, device=device) for i, a in enumerate(assignments)]
+    return (
+        torch.cat(layer),
+        torch.cat([a.image for a in assignments]),
+        torch.cat([a.query for a in assignments]),
+    )
 
 
 def normaliser(assignment: Assignment, like: Tensor) -> Tensor:
@@ -138,7 +168,7 @@ def deep_supervision(
     """
     losses: Losses = {}
     num_boxes = normaliser(assignments[0], layers[0].boxes)
-    for i, (layer, assignment) in enumerate(zip(layers, assignments, strict=True)):
-        measured = criterion(layer, targets, assignment, num_boxes, background)
-        losses |= prefixed(f"layer{i}", measured)
+    measured = criterion.layers(layers, targets, assignments, num_boxes, background)
+    for i, own in enumerate(measured):
+        losses |= prefixed(f"layer{i}", own)
     return losses

@@ -15,10 +15,11 @@ from codetr.criteria import SetCriterion, deep_supervision
 from codetr.detectors.protocol import Detector
 from codetr.errors import UserError
 from codetr.layers import sine_coordinates
-from codetr.schemes.positives import positive_group
+from codetr.schemes.positives import count_positives, positive_group
 from codetr.schemes.protocol import Proposal
 from codetr.structures import (
     Batch,
+    Candidates,
     Decoded,
     Losses,
     LossTerm,
@@ -119,38 +120,43 @@ class Collaborative(nn.Module):
             )
 
     def auxiliary_pyramid(self, memory: Memory) -> Pyramid:
-        """The encoder's maps and one of half the resolution more."""
+        """The encoder's maps and one of half the resolution more.
+
+        In channels-last memory: so tokens lie anyway, and so convolutions are fastest.
+        """
         pyramid = memory.pyramid()
-        coarse = self.extra_level(pyramid.maps[-1])
-        return Pyramid(
-            maps=(*pyramid.maps, coarse), strides=(*pyramid.strides, pyramid.strides[-1] * 2)
-        )
+        maps = [m.contiguous(memory_format=torch.channels_last) for m in pyramid.maps]
+        coarse = self.extra_level(maps[-1])
+        return Pyramid(maps=(*maps, coarse), strides=(*pyramid.strides, pyramid.strides[-1] * 2))
 
     def propose(self, detector: Detector, memory: Memory, batch: Batch) -> Proposal:
         """The heads' losses as ``{head}/...``, and one query group per head; see the lambdas."""
+        if not self.heads:
+            return Proposal()
+        pyramid = self.auxiliary_pyramid(memory)
+        outputs = {name: head(pyramid, batch) for name, head in self.heads.items()}
+        factor = self.lambda_2 * detector.num_layers
         losses: Losses = {}
-        groups = []
-        if self.heads:
-            pyramid = self.auxiliary_pyramid(memory)
-            factor = self.lambda_2 * detector.num_layers
-            for name, head in self.heads.items():
-                output = head(pyramid, batch)
-                if factor:
-                    losses |= prefixed(name, scaled(factor, output.losses))
-                if name in self.embeddings:
-                    groups.append(self._group(name, output.candidates, batch, detector.num_classes))
-            if not factor:
-                losses["untrained"] = LossTerm(zero_of(self.heads, self.extra_level), 1.0)
-        return Proposal(groups=tuple(groups), losses=losses)
+        if factor:
+            for name, output in outputs.items():
+                losses |= prefixed(name, scaled(factor, output.losses))
+        else:
+            losses["untrained"] = LossTerm(zero_of(self.heads, self.extra_level), 1.0)
+        candidates = {name: outputs[name].candidates for name in self.embeddings}
+        groups = self._groups(candidates, batch, detector.num_classes) if candidates else ()
+        return Proposal(groups=groups, losses=losses)
 
-    def _group(self, name: str, candidates: tuple, batch: Batch, num_classes: int) -> QueryGroup:
-        return positive_group(
-            f"positive_{name}",
-            candidates,
-            tuple(t.size for t in batch.targets),
-            num_classes,
-            self.embeddings[name],
-            limits=(self.min_queries, self.max_queries),
+    def _groups(
+        self, candidates: Mapping[str, tuple[Candidates, ...]], batch: Batch, num_classes: int
+    ) -> tuple[QueryGroup, ...]:
+        counts = count_positives(list(candidates.values()), num_classes)
+        sizes = tuple(t.size for t in batch.targets)
+        limits = (self.min_queries, self.max_queries)
+        return tuple(
+            positive_group(
+                f"positive_{name}", own, sizes, num_classes, self.embeddings[name], limits, count
+            )
+            for (name, own), count in zip(candidates.items(), counts, strict=True)
         )
 
     def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:

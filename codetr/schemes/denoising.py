@@ -119,7 +119,7 @@ class Denoising(nn.Module):
 
     def _shifted(self, boxes: Tensor, noise: Noise) -> Tensor:
         """(B, G, 2, n, 4) boxes with moved sides; those of negatives move by 1 to 2 times."""
-        further = torch.tensor([0.0, 1.0], dtype=boxes.dtype, device=boxes.device)
+        further = torch.arange(2, dtype=boxes.dtype, device=boxes.device)
         reach = boxes[..., 2:].repeat(1, 1, 1, 1, 2) / 2
         moves = noise.signs * (noise.shifts + further[:, None, None]) * reach * self.box_noise
         return xyxy_to_cxcywh((cxcywh_to_xyxy(boxes) + moves).clamp(0, 1))

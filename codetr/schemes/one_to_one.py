@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import nn
 
-from codetr.assigners import AnchorMatcher, HungarianMatcher
+from codetr.assigners import AnchorMatcher, HungarianMatcher, solve
 from codetr.criteria import SetCriterion, deep_supervision, normaliser
 from codetr.detectors.protocol import MAIN, Detector
 from codetr.schemes.protocol import Proposal
-from codetr.structures import Batch, Decoded, Losses, Memory, Predictions, Targets, prefixed
+from codetr.structures import Batch, Decoded, Losses, Memory, Targets, prefixed
 
 ProposalLabels = Literal["classes", "objectness"]
 """What the encoder's proposals are measured with: the true labels, or class 0 for every object."""
@@ -47,31 +47,25 @@ class OneToOne(nn.Module):
 
     def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
         """``layer{i}/...`` for decoder layers and ``encoder/...`` for proposals."""
-        main = decoded[MAIN]
-        losses = deep_supervision(
-            self.criterion, main.layers, batch.targets, self.matcher(main.layers, batch.targets)
-        )
+        main, targets = decoded[MAIN], batch.targets
+        problems = [self.matcher.tables(main.layers, targets)]
         if main.proposals is not None:
-            measured = proposal_losses(
-                self.proposal_matcher,
-                self.proposal_criterion,
-                main.proposals,
-                batch.targets,
-                self.proposal_labels,
-            )
+            labelled = proposal_targets(targets, self.proposal_labels)
+            problems.append(self.proposal_matcher.tables([main.proposals], labelled))
+        matched, *proposed = solve(problems)
+        losses = deep_supervision(self.criterion, main.layers, targets, matched)
+        for (pairs,) in proposed:
+            assert main.proposals is not None
+            count = normaliser(pairs, main.proposals.boxes)
+            measured = self.proposal_criterion(main.proposals, labelled, pairs, count)
             losses |= prefixed("encoder", measured)
         return losses
 
 
-def proposal_losses(
-    matcher: HungarianMatcher | AnchorMatcher,
-    criterion: SetCriterion,
-    proposals: Predictions,
-    targets: Sequence[Targets],
-    labels: ProposalLabels,
-) -> Losses:
-    """``cls``, ``bbox`` and ``giou`` of the encoder's proposals, one per box of ``targets``."""
-    if labels == "objectness":
-        targets = tuple(replace(t, labels=torch.zeros_like(t.labels)) for t in targets)
-    (assignment,) = matcher([proposals], targets)
-    return criterion(proposals, targets, assignment, normaliser(assignment, proposals.boxes))
+def proposal_targets(targets: Sequence[Targets], labels: ProposalLabels) -> tuple[Targets, ...]:
+    """What the encoder's proposals are to find: ``targets``, with class 0 for every object where
+    ``labels`` says so.
+    """
+    if labels == "classes":
+        return tuple(targets)
+    return tuple(replace(t, labels=torch.zeros_like(t.labels)) for t in targets)

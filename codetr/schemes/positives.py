@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from codetr.assigners.sampling import ranked
 from codetr.boxes import logit
 from codetr.structures import Assignment, Candidates, Queries, QueryGroup, Targets
 
@@ -19,6 +20,15 @@ Embedding = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """Anchors (B, Q, 4) and features (B, Q, C) to content and, where it is fixed, position."""
 
 
+def count_positives(heads: Sequence[Sequence[Candidates]], num_classes: int) -> list[list[int]]:
+    """How many of each head's candidates of each image are positive. Numbers of queries depend on
+    it, so it has to be known on the host: one copy leaves the device, for all heads together.
+    """
+    counts = [[(c.labels < num_classes).sum() for c in candidates] for candidates in heads]
+    found: list[list[int]] = torch.stack([torch.stack(own) for own in counts]).tolist()
+    return found
+
+
 def positive_group(
     name: str,
     candidates: Sequence[Candidates],
@@ -26,19 +36,23 @@ def positive_group(
     num_classes: int,
     embedding: Embedding,
     limits: tuple[int, int],
+    counts: Sequence[int] | None = None,
 ) -> QueryGroup:
     """One query per positive candidate; images with fewer are filled up with negatives.
 
     Q is the largest number of positives in an image, within ``limits`` (lowest, highest);
     positives beyond it are drawn at random, and so are the negatives. ``sizes[b]`` is (width,
-    height) of image b in pixels.
+    height) of image b in pixels; ``counts`` this head's row of ``count_positives``, where that
+    has been asked for already.
     """
-    is_positive = [c.labels < num_classes for c in candidates]
-    counts = torch.stack([p.sum() for p in is_positive]).tolist()  # the one sync: fixes Q
+    if counts is None:
+        (counts,) = count_positives([candidates], num_classes)
     lowest, highest = limits
     wanted = min(max(*counts, lowest), highest, *(len(c) for c in candidates))
-    keeps = [_choose(p, n, wanted) for p, n in zip(is_positive, counts, strict=True)]
-    chosen = [_take(c, keep) for c, keep in zip(candidates, keeps, strict=True)]
+    chosen = [
+        _take(c, _choose(c.labels < num_classes, n, wanted))
+        for c, n in zip(candidates, counts, strict=True)
+    ]
     boxes = torch.stack([c.boxes for c in chosen])
     inside = logit(boxes, LOGIT_EPS).sigmoid()  # the embedding alone sees clamped coordinates
     content, position = embedding(inside, torch.stack([c.features for c in chosen]))
@@ -64,19 +78,19 @@ def _take(candidates: Candidates, keep: Tensor) -> Candidates:
 
 
 def _choose(is_positive: Tensor, count: int, wanted: int) -> Tensor:
-    """Indices of ``wanted`` candidates: the positives (at random if too many), then negatives."""
-    positive = is_positive.nonzero()[:, 0]
-    if count >= wanted:
-        if count > wanted:
-            positive = positive[torch.randperm(count)[:wanted].to(positive.device)]
-        return positive
-    negative = (~is_positive).nonzero()[:, 0]
-    drawn = torch.randperm(len(negative))[: wanted - count].to(negative.device)
-    return torch.cat([positive, negative[drawn]])
+    """Indices of ``wanted`` candidates: the ``count`` positives (at random if too many), then
+    negatives. The draws are made on the CPU, so that a seed gives the same on every device.
+    """
+    if count > wanted:
+        return ranked(is_positive, torch.randperm(count)[:wanted])
+    positive = ranked(is_positive, torch.arange(count))
+    drawn = torch.randperm(len(is_positive) - count)[: wanted - count]
+    return torch.cat([positive, ranked(~is_positive, drawn)])
 
 
 def _first_ones(counts: Sequence[int], device: torch.device) -> Assignment:
     """The first ``counts[b]`` queries of image b belong to its targets in order."""
     query = torch.cat([torch.arange(n) for n in counts])
     image = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    return Assignment(image=image, query=query, target=torch.arange(len(query))).to(device)
+    pairs = Assignment(image=image, query=query, target=torch.arange(len(query)))
+    return pairs.to(device, non_blocking=True)

@@ -8,13 +8,13 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from codetr.assigners import HungarianMatcher
-from codetr.criteria import SetCriterion, deep_supervision
+from codetr.assigners import CostTables, HungarianMatcher, solve
+from codetr.criteria import SetCriterion, deep_supervision, normaliser
 from codetr.detectors.protocol import MAIN, Detector
 from codetr.errors import UserError
-from codetr.schemes.one_to_one import ProposalLabels, proposal_losses
+from codetr.schemes.one_to_one import ProposalLabels, proposal_targets
 from codetr.schemes.protocol import Proposal
-from codetr.structures import Batch, Decoded, Losses, Memory, Targets, prefixed, scaled
+from codetr.structures import Assignment, Batch, Decoded, Losses, Memory, Targets, prefixed, scaled
 
 
 class Teacher(nn.Module):
@@ -63,23 +63,33 @@ class Teacher(nn.Module):
         """
         if not batch.teachers:
             raise UserError("scheme=teacher without teachers: give data.teachers=[FILE.json,...]")
+        main = decoded[MAIN]
+        problems = [table for t in batch.teachers for table in self._tables(main, t)]
+        solved = solve(problems)
+        per_teacher = len(problems) // len(batch.teachers)
         losses: Losses = {}
         for number, targets in enumerate(batch.teachers):
-            losses |= prefixed(str(number), self._follow(decoded[MAIN], targets))
+            pairs = solved[number * per_teacher : (number + 1) * per_teacher]
+            losses |= prefixed(str(number), self._follow(main, targets, pairs))
         return scaled(self.weight, losses)
 
-    def _follow(self, main: Decoded, targets: Sequence[Targets]) -> Losses:
-        losses = deep_supervision(
-            self.criterion,
-            main.layers,
-            targets,
-            self.matcher(main.layers, targets),
-            self.background,
-        )
+    def _tables(self, main: Decoded, targets: Sequence[Targets]) -> list[CostTables]:
+        """What one teacher's boxes are matched with: the layers, and the proposals if any."""
+        tables = [self.matcher.tables(main.layers, targets)]
+        if main.proposals is not None:
+            labelled = proposal_targets(targets, self.proposal_labels)
+            tables.append(self.matcher.tables([main.proposals], labelled))
+        return tables
+
+    def _follow(
+        self, main: Decoded, targets: Sequence[Targets], pairs: Sequence[tuple[Assignment, ...]]
+    ) -> Losses:
+        losses = deep_supervision(self.criterion, main.layers, targets, pairs[0], self.background)
         if main.proposals is not None:
             alike = [replace(t, weights=torch.ones_like(t.weights)) for t in targets]
-            measured = proposal_losses(
-                self.matcher, self.criterion, main.proposals, alike, self.proposal_labels
-            )
+            (own,) = pairs[1]
+            count = normaliser(own, main.proposals.boxes)
+            labelled = proposal_targets(alike, self.proposal_labels)
+            measured = self.criterion(main.proposals, labelled, own, count)
             losses |= prefixed("encoder", measured)
         return losses

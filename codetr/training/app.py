@@ -28,12 +28,14 @@ from codetr.classes import ClassList
 from codetr.data.datamodule import CocoDataModule
 from codetr.errors import UserError
 from codetr.ops import use_msda
+from codetr.training.acceleration import compile_parts, wants_channels_last
 from codetr.training.callbacks import BestResult, Throughput
 from codetr.training.callbacks.checkpoints import LAST
 from codetr.training.callbacks.speed import peak_memory_gib
 from codetr.training.launcher import METRICS_FILE
 from codetr.training.loggers import CsvLogger
 from codetr.training.module import DetectionModule
+from codetr.training.optim import can_fuse
 from codetr.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
@@ -120,10 +122,11 @@ def build_module(
         content = open_checkpoint(cfg.checkpoint, cfg)
         held = nn.ModuleDict(schemes)
         announce_start(cfg, load_weights(content, cfg.checkpoint, detector, record.classes, held))
+    compile_parts(detector, cfg.trainer.compile)
     return DetectionModule(
         detector,
         schemes,
-        optimizer=instantiate(cfg.optimizer, _convert_="all"),
+        optimizer=instantiate(cfg.optimizer, _convert_="all", fused=can_fuse(trainer.precision)),
         schedule=instantiate(cfg.schedule, _convert_="all"),
         postprocess=instantiate(cfg.evaluation.postprocess),
         evaluator=instantiate(cfg.evaluation.evaluator)(
@@ -132,6 +135,9 @@ def build_module(
         record=record,
         effective_batch=cfg.data.batch_size * trainer.world_size * trainer.accumulate_grad_batches,
         seed=cfg.seed,
+        channels_last=wants_channels_last(
+            detector, cfg.trainer.channels_last, trainer.strategy.root_device
+        ),
     )
 
 

@@ -112,6 +112,13 @@ def parameter_groups(
     ]
 
 
+def can_fuse(precision: str | int) -> bool:
+    """Whether fused kernels may be used under the Trainer's ``precision``: with fp16 loss scaling
+    they would undo the scaling themselves, too late for gradients to be clipped before.
+    """
+    return str(precision) not in ("16-mixed", "16")
+
+
 def adamw(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     effective_batch: int,
@@ -123,8 +130,10 @@ def adamw(
     decay_vectors: bool = True,
     scale_lr_with_batch: bool = False,
     base_batch: int = 16,
+    fused: bool = True,
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) over ``parameter_groups``.
+    """AdamW (Loshchilov and Hutter 2019) over ``parameter_groups``, by torch's ``fused`` kernels
+    or, without, by its own choice.
 
     With ``scale_lr_with_batch`` the learning rate is multiplied by ``effective_batch /
     base_batch`` (Goyal et al. 2017, section 2.1), where ``effective_batch`` is the number of
@@ -132,12 +141,10 @@ def adamw(
     """
     rate = lr * effective_batch / base_batch if scale_lr_with_batch else lr
     groups = parameter_groups(named_parameters, rate, weight_decay, rules, decay_vectors)
-    on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
     return torch.optim.AdamW(
         groups,
         lr=rate,
         betas=(betas[0], betas[1]),
         weight_decay=weight_decay,
-        # On GPUs torch's own choice: a fused one rules out clipping with fp16 loss scaling.
-        fused=True if on_cpu else None,
+        fused=fused or None,
     )

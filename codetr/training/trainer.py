@@ -16,6 +16,9 @@ from codetr.errors import UserError
 
 log = logging.getLogger(__name__)
 
+ACCELERATION = ("compile", "channels_last")
+"""Keys of the ``trainer`` group that say how the model is run; see ``acceleration``."""
+
 
 def pick_precision(precision: str | int, accelerator: str) -> str | int:
     """``auto`` becomes ``bf16-mixed`` where a GPU is used that has bfloat16, else ``32-true``."""
@@ -46,9 +49,12 @@ def build_trainer(
 ) -> Trainer:
     """The Trainer of ``cfg`` (the ``trainer`` group), with accumulation set.
 
-    ``effective_batch`` and ``precision: auto`` are ours, all other keys are the Trainer's.
+    ``effective_batch``, ``precision: auto`` and the keys of ``ACCELERATION`` are ours, all others
+    are the Trainer's.
     """
     options: Any = OmegaConf.to_container(cfg, resolve=True)
+    for key in ACCELERATION:
+        options.pop(key, None)
     effective_batch = options.pop("effective_batch")
     options["precision"] = pick_precision(cfg.precision, cfg.accelerator)
     trainer: Trainer = instantiate(

@@ -96,8 +96,10 @@ class AnchorPosition(nn.Module):
 
     def forward(self, anchors: Tensor) -> Tensor:
         """``anchors`` cxcywh, encoded in the order y, x, w, h as DINO does."""
-        swapped = anchors[..., [1, 0, 2, 3]]
-        encoding = sine_coordinates(swapped, self.dim // 2, self.temperature)
+        x, y, width, height = anchors.unbind(-1)
+        encoding = sine_coordinates(
+            torch.stack([y, x, width, height], -1), self.dim // 2, self.temperature
+        )
         return self.mlp(encoding)
 
 

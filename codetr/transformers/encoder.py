@@ -129,6 +129,7 @@ def _cell_references(shapes: tuple[tuple[int, int], ...], valid_ratios: Tensor) 
             indexing="ij",
         )
         grid = torch.stack([x, y], dim=-1).flatten(0, 1)[None]
-        size = torch.tensor([width, height], **options)
+        # filled on the device: a copy of numbers from the host would wait for the device
+        size = torch.stack([torch.full((), n, **options) for n in (width, height)])
         centres.append(grid / (valid_ratios[:, None, level] * size))
     return torch.cat(centres, dim=1)[:, :, None] * valid_ratios[:, None]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from codetr.assigners.atss import AtssAssigner
 from codetr.assigners.max_iou import IGNORED, NEGATIVE, MaxIouAssigner
-from codetr.assigners.sampling import RandomSampler
+from codetr.assigners.sampling import RandomSampler, ranked
 
 
 def iou(a: Tensor, b: Tensor) -> float:
@@ -153,3 +153,27 @@ def test_sampler_is_random_and_repeatable() -> None:
     torch.manual_seed(0)
     assert torch.equal(first, sampler(assigned).negative)
     assert not torch.equal(first, second)
+
+
+def test_a_batch_is_sampled_as_its_images_one_by_one() -> None:
+    assigned = [torch.randint(-2, 3, (200,)) for _ in range(3)]
+    sampler = RandomSampler(size=20, positive_share=0.3)
+    torch.manual_seed(5)
+    together = sampler.batch(assigned)
+    torch.manual_seed(5)
+    for own, sample in zip(assigned, together, strict=True):
+        alone = sampler(own)
+        assert torch.equal(sample.positive, alone.positive)
+        assert torch.equal(sample.negative, alone.negative)
+        assert (own[sample.positive] >= 0).all()
+        assert (own[sample.negative] == NEGATIVE).all()
+        assert len(sample.positive) == 6
+        assert len(sample.negative) == 14
+
+
+def test_ranks_are_places_among_true_entries() -> None:
+    eligible = torch.rand(50) < 0.3
+    places = eligible.nonzero()[:, 0]
+    ranks = torch.randperm(len(places))
+    assert torch.equal(ranked(eligible, ranks), places[ranks])
+    assert len(ranked(torch.zeros(4, dtype=torch.bool), torch.arange(0))) == 0

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from torchvision.ops import box_convert, generalized_box_iou
 
-from codetr.assigners import HungarianMatcher
+from codetr.assigners import HungarianMatcher, solve
 from codetr.structures import Predictions, Targets
 
 CLASSES = 3
@@ -131,3 +131,27 @@ def test_half_precision_logits_are_measured_in_the_precision_of_the_boxes() -> N
     exact = Predictions(logits=rounded.double(), boxes=predictions.boxes)
     ours, expected = HungarianMatcher()([coarse], targets), HungarianMatcher()([exact], targets)
     assert torch.equal(ours[0].query, expected[0].query)
+
+
+def test_several_problems_are_solved_as_each_alone() -> None:
+    matcher, few, many = HungarianMatcher(), random_targets([2, 0, 1]), random_targets([1, 4, 3])
+    first = [random_predictions(3, 6) for _ in range(2)]
+    second = [random_predictions(3, 9)]
+    together = solve([matcher.tables(first, few), matcher.tables(second, many)])
+    for answers, alone in zip(together, (matcher(first, few), matcher(second, many)), strict=True):
+        assert len(answers) == len(alone)
+        for one, other in zip(answers, alone, strict=True):
+            assert torch.equal(one.image, other.image)
+            assert torch.equal(one.query, other.query)
+            assert torch.equal(one.target, other.target)
+
+
+def test_tables_hold_the_costs_within_images_alone() -> None:
+    matcher, targets = HungarianMatcher(), random_targets([2, 0, 3])
+    layers = [random_predictions(3, 7) for _ in range(2)]
+    tables = matcher.tables(layers, targets)
+    assert tables.costs.shape == (2, 5, 7), "no cost of a query with another image's target"
+    for layer, costs in zip(layers, tables.costs, strict=True):
+        for image, own in enumerate(costs.split(tables.counts)):
+            expected = matcher.cost(layer.logits[image], layer.boxes[image], targets[image])
+            assert_close(own.T, expected)

@@ -60,3 +60,16 @@ def test_buffers_are_no_part_of_a_checkpoint() -> None:
     assert not _loss().state_dict()
     with pytest.raises(ValueError, match="num_classes >= 1"):
         _loss(0)
+
+
+def test_every_layer_has_draws_and_classes_of_its_own() -> None:
+    labels = torch.full((40, 2, 3), K)
+    labels[0, 1, 2] = 0  # the class that is never drawn
+    judged = _loss().judged(labels, K)
+    assert judged.shape == (40, K)
+    assert (judged.sum(1) == 5).all()
+    assert judged[:, 0].tolist() == [True] + [False] * 39
+    assert len({tuple(row.tolist()) for row in judged}) > 5
+    logits = torch.randn(40, 2, 3, K)
+    loss = _loss()(logits, labels, torch.zeros(40, 2, 3))
+    assert ((loss.abs().sum(dim=(1, 2)) > 0).sum(1) == 5).all()

@@ -1,0 +1,51 @@
+"""Ways to make the same step faster: compiled parts, and channels-last pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from codetr.backbones import TimmBackbone
+from codetr.errors import UserError
+
+PARTS: dict[str, Callable[[Any], list[nn.Module]]] = {
+    "backbone": lambda detector: [detector.backbone],
+    "encoder": lambda detector: list(detector.encoder.layers),
+    "decoder": lambda detector: list(detector.decoder.layers),
+}
+"""What can be compiled: the backbone as a whole, encoder and decoder layer by layer, so that equal
+layers share what was compiled."""
+
+
+def compile_parts(detector: nn.Module, names: Sequence[str]) -> None:
+    """Let ``torch.compile`` have the named ``PARTS``, in place: names of weights stay as they are.
+
+    Raises UserError for a name that is not one of them.
+    """
+    unknown = sorted(set(names) - set(PARTS))
+    if unknown:
+        raise UserError(
+            f"trainer.compile={list(names)}: there is no part {', '.join(unknown)}: choose from "
+            f"{', '.join(PARTS)}"
+        )
+    for name in names:
+        for module in PARTS[name](detector):
+            module.compile()
+
+
+def wants_channels_last(detector: nn.Module, choice: bool | str, device: torch.device) -> bool:
+    """Whether pictures shall lie channels-last in memory, which the maps of a convolutional
+    backbone then do too. ``auto``: on CUDA devices, for backbones that are convolutional.
+
+    Raises UserError for any other choice than true, false and auto.
+    """
+    if isinstance(choice, bool):
+        return choice
+    if choice != "auto":
+        raise UserError(f"trainer.channels_last={choice}: choose true, false or auto")
+    backbone = getattr(detector, "backbone", None)
+    convolutional = isinstance(backbone, TimmBackbone) and not backbone.channels_last
+    return device.type == "cuda" and convolutional

@@ -1,0 +1,88 @@
+"""How often a training step waits for the device, by cause, on a pretended one."""
+
+import pytest
+import torch
+from simulated_device import DeviceTensor, Watch, to_device, watched
+from tiny import batch, build
+
+from codetr.structures import total_loss
+from codetr.training.losses import training_losses
+
+CO_DINO = ("one_to_one", "denoising", "collaborative")
+COSTS = ("device to host", "assigners/hungarian.py")
+RPN_AND_REGIONS = ("device to host", "assigners/sampling.py")
+POSITIVES = ("device to host", "schemes/positives.py")
+HEADS = {
+    (): {},
+    ("atss",): {POSITIVES: 1},
+    ("atss", "rcnn"): {
+        POSITIVES: 1,
+        RPN_AND_REGIONS: 2,
+        ("nms", "aux_heads/suppression.py"): 1,
+        ("device to host", "aux_heads/rpn.py"): 1,
+        ("device to host", "aux_heads/roi_pool.py"): 1,
+    },
+}
+OTHERS = {
+    ("one_to_one", "hybrid"): {COSTS: 2},
+    ("one_to_one", "group"): {COSTS: 2},
+    ("one_to_one", "teacher"): {COSTS: 2},
+    ("one_to_one", "mixed"): {COSTS: 1, ("device to host", "assigners/top_k.py"): 1},
+}
+
+
+def waits(schemes: tuple[str, ...], heads: tuple[str, ...], counts: tuple[int, ...]) -> dict:
+    """Cause and file of every wait in a step, forward and backward, after a first step that fills
+    caches.
+    """
+    detector, parts = build(schemes, heads)
+    with watched() as watch:
+        to_device(detector)
+        to_device(parts)
+        data = batch(counts).map(DeviceTensor)
+        for _ in range(2):
+            watch.waits.clear()
+            total_loss(training_losses(detector, parts, data)).backward()  # type: ignore[arg-type]
+    return dict(watch.waits)
+
+
+@pytest.mark.parametrize("heads", HEADS, ids="+".join)
+@pytest.mark.parametrize("counts", [(3, 2), (3, 2, 4, 1)], ids=len)
+def test_a_co_dino_step_waits_as_often_at_any_batch_size(
+    heads: tuple[str, ...], counts: tuple[int, ...]
+) -> None:
+    assert waits(CO_DINO, heads, counts) == {COSTS: 1, **HEADS[heads]}
+
+
+@pytest.mark.parametrize("schemes", OTHERS, ids="+".join)
+def test_every_matching_scheme_fetches_its_costs_once(schemes: tuple[str, ...]) -> None:
+    assert waits(schemes, (), (3, 2)) == OTHERS[schemes]
+
+
+def test_the_pretended_device_sees_what_a_real_one_would_wait_for() -> None:
+    with watched() as watch:
+        x = DeviceTensor(torch.tensor([1.0, 0.0, 2.0]))
+        assert x.sum().item() == 3
+        assert bool((x > 0).any())
+        assert x.tolist() == [1, 0, 2]
+        assert x.nonzero().shape == (2, 1)
+        assert x[x > 0].shape == (2,)
+        assert torch.tensor([1.0], device=x.device).device == x.device
+        torch.ones(3).to(x.device, non_blocking=True)
+        y = torch.zeros_like(x)
+        y[:2] = x[1:]
+        assert y.cpu().tolist() == [0, 2, 0]
+    assert _by_cause(watch) == {
+        "item": 2,
+        "device to host": 2,
+        "nonzero": 1,
+        "boolean index": 1,
+        "blocking host to device": 1,
+    }
+
+
+def _by_cause(watch: Watch) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for (cause, _), number in watch.waits.items():
+        found[cause] = found.get(cause, 0) + number
+    return found
