@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from codetr.backbones import TimmBackbone
 from codetr.errors import UserError
@@ -49,3 +49,12 @@ def wants_channels_last(detector: nn.Module, choice: bool | str, device: torch.d
     backbone = getattr(detector, "backbone", None)
     convolutional = isinstance(backbone, TimmBackbone) and not backbone.channels_last
     return device.type == "cuda" and convolutional
+
+
+def use_channels_last(detector: nn.Module) -> None:
+    """Hand pixels to the backbone in channels-last memory; its maps follow, weights stay."""
+    detector.get_submodule("backbone").register_forward_pre_hook(_reordered)
+
+
+def _reordered(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(x.contiguous(memory_format=torch.channels_last) for x in given)

@@ -28,7 +28,7 @@ from codetr.classes import ClassList
 from codetr.data.datamodule import CocoDataModule
 from codetr.errors import UserError
 from codetr.ops import use_msda
-from codetr.training.acceleration import compile_parts, wants_channels_last
+from codetr.training.acceleration import compile_parts, use_channels_last, wants_channels_last
 from codetr.training.callbacks import BestResult, Throughput
 from codetr.training.callbacks.checkpoints import LAST
 from codetr.training.callbacks.speed import peak_memory_gib
@@ -123,6 +123,8 @@ def build_module(
         held = nn.ModuleDict(schemes)
         announce_start(cfg, load_weights(content, cfg.checkpoint, detector, record.classes, held))
     compile_parts(detector, cfg.trainer.compile)
+    if wants_channels_last(detector, cfg.trainer.channels_last, trainer.strategy.root_device):
+        use_channels_last(detector)
     return DetectionModule(
         detector,
         schemes,
@@ -135,9 +137,6 @@ def build_module(
         record=record,
         effective_batch=cfg.data.batch_size * trainer.world_size * trainer.accumulate_grad_batches,
         seed=cfg.seed,
-        channels_last=wants_channels_last(
-            detector, cfg.trainer.channels_last, trainer.strategy.root_device
-        ),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,6 @@ class DetectionModule(LightningModule):
         effective_batch: images per optimiser step over all devices.
         seed: random draws depend on it, the epoch, the batch and the rank alone, so that a
             resumed run repeats those of an uninterrupted one.
-        channels_last: whether pictures lie channels-last in memory on the device.
     """
 
     def __init__(
@@ -55,7 +53,6 @@ class DetectionModule(LightningModule):
         record: RunRecord,
         effective_batch: int,
         seed: int,
-        channels_last: bool = False,
     ) -> None:
         super().__init__()
         self.detector = detector
@@ -63,7 +60,6 @@ class DetectionModule(LightningModule):
         self.build_optimizer, self.build_schedule = optimizer, schedule
         self.postprocess, self.evaluator = postprocess, evaluator
         self.record, self.effective_batch, self.seed = record, effective_batch, seed
-        self.channels_last = channels_last
         self.meter, self.guard = LossMeter(), FiniteGuard()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -78,13 +74,6 @@ class DetectionModule(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
-
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """The batch, with its pixels in the order that the backbone is fastest with."""
-        if not self.channels_last:
-            return batch
-        pixels = batch.images.pixels.contiguous(memory_format=torch.channels_last)
-        return replace(batch, images=replace(batch.images, pixels=pixels))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Stop on all ranks if the step before was broken; seed this one."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from codetr.backbones import TimmBackbone
 from codetr.errors import UserError
-from codetr.training.acceleration import compile_parts, wants_channels_last
+from codetr.training.acceleration import compile_parts, use_channels_last, wants_channels_last
 from codetr.training.optim import adamw, can_fuse
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -68,12 +68,15 @@ def test_channels_last_is_automatic_for_convolutions_on_cuda() -> None:
         wants_channels_last(resnet, "always", CPU)
 
 
-def test_the_backbone_gives_channels_last_maps_for_channels_last_pictures() -> None:
+def test_channels_last_pictures_give_channels_last_maps_of_the_same_values() -> None:
     backbone = TimmBackbone("resnet10t", out_indices=(3, 4)).eval()
-    pixels = torch.randn(2, 3, 64, 64)
+    detector = nn.ModuleDict({"backbone": backbone})
+    keys, pixels = list(detector.state_dict()), torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         plain = backbone(pixels)
-        turned = backbone(pixels.contiguous(memory_format=torch.channels_last))
+        use_channels_last(detector)
+        turned = backbone(pixels)
+    assert list(detector.state_dict()) == keys
     for one, other in zip(plain.maps, turned.maps, strict=True):
         assert other.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
