@@ -28,6 +28,7 @@ from codetr.classes import ClassList
 from codetr.data.datamodule import CocoDataModule
 from codetr.errors import UserError
 from codetr.ops import use_msda
+from codetr.ops.cpu_memory import keep_freed_memory
 from codetr.training.acceleration import compile_parts, use_channels_last, wants_channels_last
 from codetr.training.callbacks import BestResult, Throughput
 from codetr.training.callbacks.checkpoints import LAST
@@ -60,6 +61,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     callbacks = build_callbacks(cfg)
     trainer = build_trainer(cfg.trainer, cfg.data.batch_size, callbacks, build_loggers(cfg))
     attention = use_msda(cfg.ops.msda, trainer.strategy.root_device)
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     module = build_module(cfg, datamodule, record, trainer)
     announce(cfg, module, trainer)
     log.info("deformable attention: %s", attention)
