@@ -22,7 +22,7 @@ LEVELS = (
     {"schemes"},
     {"data", "evaluation", "training", "checkpoints"},
     {"inference", "analysis"},
-    {"train", "eval", "scripts", "benchmarks", "parity"},
+    {"train", "eval", "scripts", "benchmarks", "parity", "bench"},
 )
 LEVEL = {package: level for level, packages in enumerate(LEVELS) for package in packages}
 COMMANDS = len(LEVELS) - 1
@@ -36,6 +36,8 @@ SIDEWAYS = {
     ("training", "checkpoints"),
     ("benchmarks", "parity"),
     ("scripts", "parity"),
+    ("scripts", "bench"),
+    ("bench", "parity"),
     ("analysis", "inference"),
 }
 """Imports between two packages of one level."""

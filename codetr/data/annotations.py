@@ -88,8 +88,10 @@ def load_annotations(
     classes: ClassList | None = None,
     name_parts: int | None = None,
     segmentations: bool = False,
+    num_images: int | None = None,
 ) -> CocoAnnotations:
-    """Parse a COCO- or LVIS-format file; ``segmentations`` too if they are wanted.
+    """Parse a COCO- or LVIS-format file; ``segmentations`` too if they are wanted. With
+    ``num_images`` only so many images with objects, spread evenly over the file.
 
     A file's name is ``file_name``, or ``coco_url`` where there is none (LVIS v1); with
     ``name_parts`` only so many of its last parts.
@@ -102,13 +104,14 @@ def load_annotations(
     images, annotations, categories = (
         _entries(content, key, path) for key in ("images", "annotations", "categories")
     )
-    image_ids = _column(images, "id", "image", path)
-    _require_unique_integers(image_ids, "image", path)
-    category_of_box = _column(annotations, "category_id", "annotation", path)
-    annotation_ids = tuple(a.get("id") for a in annotations)
-
-    used = {category for category in category_of_box if isinstance(category, int)}
+    _require_unique_integers(_column(images, "id", "image", path), "image", path)
+    used = set(filter(_is_integer, _column(annotations, "category_id", "annotation", path)))
     found = _class_list(categories, used, classes, path)
+    if num_images is not None:  # after the classes, which are those of all images
+        images, annotations = _some(images, annotations, num_images)
+    image_ids = [image["id"] for image in images]
+    annotation_ids = tuple(a.get("id") for a in annotations)
+    category_of_box = [a["category_id"] for a in annotations]
     labels = _look_up(category_of_box, found.index(), "category", annotation_ids, path)
     index_of_image = {image_id: i for i, image_id in enumerate(image_ids)}
     image_of_box = _look_up(
@@ -139,6 +142,25 @@ def load_annotations(
         if segmentations
         else None,
     )
+
+
+def _some(
+    images: Sequence[Mapping[str, Any]], annotations: Sequence[Mapping[str, Any]], count: int
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """``count`` of the images that have objects, the first to the last of them evenly spaced (all
+    if there are fewer), and their annotations.
+    """
+    placed = [a for a in annotations if _is_integer(a.get("image_id"))]
+    with_objects = {a["image_id"] for a in placed if not a.get("iscrowd", 0)}
+    usable = [image for image in images if image["id"] in with_objects]
+    places = torch.linspace(0, len(usable) - 1, min(count, len(usable))).round().long().tolist()
+    chosen = [usable[place] for place in places]
+    ids = {image["id"] for image in chosen}
+    return chosen, [a for a in placed if a["image_id"] in ids]
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int)
 
 
 def _file_names(

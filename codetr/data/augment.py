@@ -43,29 +43,38 @@ def transform(sample: Sample, operation: Callable[..., Any]) -> Sample:
     return replace(sample, image=image.as_subclass(Tensor)).with_box_sets(tuple(sets))
 
 
-def resize(sample: Sample, size: tuple[int, int], antialias: bool = True) -> Sample:
-    """Resize to ``size`` (height, width) and record the scale per axis.
+Window = tuple[int, int, int, int]
+"""Top, left, height and width of a part of an image, pixels."""
+
+
+def resize(
+    sample: Sample, size: tuple[int, int], antialias: bool = True, window: Window | None = None
+) -> Sample:
+    """Resize to ``size`` (height, width) and record the scale per axis; of the result only
+    ``window`` is left, where it is given.
 
     With ``antialias`` by torchvision, else bit-exactly as OpenCV does.
     """
     height, width = sample.size
-    moved = transform(sample, _Resize(size, antialias))
+    moved = transform(sample, _Resize(size, antialias, window))
     x, y = sample.scale
     return replace(moved, scale=(x * size[1] / width, y * size[0] / height))
 
 
 class _Resize(v2.Transform):
-    def __init__(self, size: tuple[int, int], antialias: bool) -> None:
+    def __init__(self, size: tuple[int, int], antialias: bool, window: Window | None) -> None:
         super().__init__()
-        self.size, self.antialias = size, antialias
+        self.size, self.antialias, self.window = size, antialias, window
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, tv_tensors.Mask):
-            return tv_tensors.Mask(resize_nearest(inpt.as_subclass(Tensor), self.size))
+            return tv_tensors.Mask(resize_nearest(inpt.as_subclass(Tensor), self.size, self.window))
         if isinstance(inpt, tv_tensors.Image) and not self.antialias:
             pixels = resize_bilinear_opencv(inpt.as_subclass(Tensor), self.size)
-            return tv_tensors.Image(pixels)
-        return v2.functional.resize(inpt, list(self.size))
+            resized = tv_tensors.Image(pixels)
+        else:
+            resized = v2.functional.resize(inpt, list(self.size))
+        return resized if self.window is None else v2.functional.crop(resized, *self.window)
 
 
 def without_tiny_boxes(sample: Sample, min_size_px: float = 0.0) -> Sample:
@@ -108,10 +117,13 @@ class Choice:
     second: Augmentation
     probability: float
 
+    def choose(self) -> Augmentation:
+        """Toss once."""
+        return self.first if torch.rand(()).item() < self.probability else self.second
+
     def __call__(self, sample: Sample) -> Sample:
         """Toss once, run one of the two."""
-        chosen = self.first if torch.rand(()).item() < self.probability else self.second
-        return chosen(sample)
+        return self.choose()(sample)
 
 
 @dataclass(frozen=True)
@@ -132,10 +144,14 @@ class RandomShortSide:
     shorts: Sequence[int]
     long: int
 
+    def target(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Pick a short side: the new (height, width) of an image of ``size``."""
+        short = self.shorts[_randint(0, len(self.shorts) - 1)]
+        return fitted_size(size, short, self.long)
+
     def __call__(self, sample: Sample) -> Sample:
         """Pick a short side and resize."""
-        short = self.shorts[_randint(0, len(self.shorts) - 1)]
-        return resize(sample, fitted_size(sample.size, short, self.long))
+        return resize(sample, self.target(sample.size))
 
 
 @dataclass(frozen=True)
@@ -147,10 +163,27 @@ class RandomCrop:
     low: int
     high: int
 
+    def window(self, size: tuple[int, int]) -> Window | None:
+        """Pick a window of an image of ``size`` (height, width); None for all of it."""
+        height, width = (_randint(min(s, self.low), min(s, self.high)) for s in size)
+        # torchvision draws a position only where there is more than one.
+        top = _randint(0, size[0] - height) if size[0] > height else 0
+        left = _randint(0, size[1] - width) if size[1] > width else 0
+        return None if (height, width) == size else (top, left, height, width)
+
     def __call__(self, sample: Sample) -> Sample:
         """Pick a window and crop."""
-        window = tuple(_randint(min(s, self.low), min(s, self.high)) for s in sample.size)
-        return without_tiny_boxes(transform(sample, v2.RandomCrop(window)))
+        window = self.window(sample.size)
+        return without_tiny_boxes(sample if window is None else transform(sample, _Crop(window)))
+
+
+class _Crop(v2.Transform):
+    def __init__(self, window: Window) -> None:
+        super().__init__()
+        self.window = window
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return v2.functional.crop(inpt, *self.window)
 
 
 @dataclass(frozen=True)
@@ -172,11 +205,28 @@ class ScaleJitter:
     low: float
     high: float
 
-    def __call__(self, sample: Sample) -> Sample:
-        """Pick a ratio and resize."""
+    def target(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Pick a ratio: the new (height, width) of an image of ``size``."""
         ratio = self.low + (self.high - self.low) * torch.rand(()).item()
         side = max(int(self.canvas * ratio), 1)  # whole pixels, as mmdet
-        return resize(sample, fitted_size(sample.size, side, side))
+        return fitted_size(size, side, side)
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Pick a ratio and resize."""
+        return resize(sample, self.target(sample.size))
+
+
+@dataclass(frozen=True)
+class ResizeAndCrop:
+    """``resize``, then ``crop``: as one after the other, but masks are only made of what stays."""
+
+    resize: RandomShortSide | ScaleJitter
+    crop: RandomCrop
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Pick a size and a window of it."""
+        size = self.resize.target(sample.size)
+        return without_tiny_boxes(resize(sample, size, window=self.crop.window(size)))
 
 
 @dataclass(frozen=True)
@@ -204,9 +254,13 @@ class EvalResize:
     long: int
     antialias: bool = False
 
+    def target(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The new (height, width) of an image of ``size``."""
+        return fitted_size(size, self.short, self.long)
+
     def __call__(self, sample: Sample) -> Sample:
         """Resize."""
-        return resize(sample, fitted_size(sample.size, self.short, self.long), self.antialias)
+        return resize(sample, self.target(sample.size), self.antialias)
 
 
 class DetrAugmentation(Chain):
@@ -229,9 +283,8 @@ class DetrAugmentation(Chain):
         extra: Callable[..., Any] | None = None,
     ) -> None:
         resized = RandomShortSide(tuple(shorts), long)
-        cropped = Chain(
-            (RandomShortSide(tuple(crop_shorts), crop_long), RandomCrop(*crop_range), resized)
-        )
+        first = RandomShortSide(tuple(crop_shorts), crop_long)
+        cropped = Chain((ResizeAndCrop(first, RandomCrop(*crop_range)), resized))
         last = () if extra is None else (Apply(extra),)
         super().__init__(
             (
@@ -266,8 +319,7 @@ class LsjAugmentation(Chain):
     ) -> None:
         super().__init__(
             (
-                ScaleJitter(canvas, *ratio),
-                RandomCrop(canvas, canvas),
+                ResizeAndCrop(ScaleJitter(canvas, *ratio), RandomCrop(canvas, canvas)),
                 DropTinyBoxes(min_box_px),
                 Apply(v2.RandomHorizontalFlip(flip)),
                 PadToCanvas(canvas),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from codetr.data.annotations import CocoAnnotations
-from codetr.data.images import ImageError, read_image
+from codetr.data.images import DECODED_PARTS, ImageError, read_image
+from codetr.data.resize import resize_nearest
 from codetr.data.sample import BoxSet, Sample
 from codetr.data.teachers import TeacherBoxes
 
@@ -48,47 +50,75 @@ class CocoDetection(Dataset[Sample]):
         return len(self.annotations)
 
     def __getitem__(self, index: int) -> Sample:
+        return self.sample(index)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of an image as annotated."""
+        height, width = self.annotations.sizes[index].tolist()
+        return height, width
+
+    def sample(self, index: int, least: tuple[int, int] | None = None) -> Sample:
+        """An image with its boxes. With ``least`` (height, width) a JPEG may be decoded at 1/2,
+        1/4 or 1/8 of its size, not below ``least``, with boxes and masks to match (not from a
+        cache).
+        """
         targets = self.annotations.targets(index)
         teachers = () if self.teachers is None else self.teachers(index)
         try:
-            image = self._image(index)
+            image = self._image(index, least)
         except ImageError as error:
             if not self.tolerate_broken:
                 raise
             log.warning("%s; a grey image without boxes stands in for it", error)
-            height, width = self.annotations.sizes[index].tolist()
-            image = torch.full((3, height, width), GREY, dtype=torch.uint8)
+            image = torch.full((3, *self.size(index)), GREY, dtype=torch.uint8)
             targets = _none_of(targets)
             teachers = tuple(_none_of(boxes) for boxes in teachers)
+        (height, width), (new_height, new_width) = self.size(index), image.shape[1:]
         return Sample(
             image=image,
-            targets=targets,
-            teachers=teachers,
+            targets=_resized(targets, (height, width), (new_height, new_width)),
+            teachers=tuple(
+                _resized(boxes, (height, width), (new_height, new_width)) for boxes in teachers
+            ),
             image_id=self.annotations.image_ids[index],
-            original_size=(image.shape[1], image.shape[2]),
+            original_size=(height, width),
+            scale=(new_width / width, new_height / height),
             path=str(self._path(index)),
         )
 
     def _path(self, index: int) -> Path:
         return self.images / self.annotations.file_names[index]
 
-    def _image(self, index: int) -> Tensor:
+    def _image(self, index: int, least: tuple[int, int] | None) -> Tensor:
         if self._cache is None:
-            return self._read(index)
+            return self._read(index, least)
         if index not in self._cache:
-            self._cache[index] = self._read(index)
+            self._cache[index] = self._read(index, None)
         return self._cache[index]
 
-    def _read(self, index: int) -> Tensor:
-        image = read_image(self._path(index))
-        height, width = self.annotations.sizes[index].tolist()
-        if image.shape[1:] != (height, width):
+    def _read(self, index: int, least: tuple[int, int] | None) -> Tensor:
+        image = read_image(self._path(index), least)
+        height, width = self.size(index)
+        parts = (1,) if least is None else DECODED_PARTS
+        if image.shape[1:] not in [(-(-height // part), -(-width // part)) for part in parts]:
             raise ImageError(
                 f"image {self._path(index)} is {image.shape[2]}x{image.shape[1]} pixels (width x "
                 f"height, upright by EXIF) but {self.annotations.path} says {width}x{height}: "
                 "correct the annotation file or the image"
             )
         return image
+
+
+def _resized(boxes: BoxSet, size: tuple[int, int], new_size: tuple[int, int]) -> BoxSet:
+    """The boxes of an image of ``size`` (height, width) that was decoded at ``new_size``."""
+    if size == new_size:
+        return boxes
+    scale_yx = torch.tensor(new_size) / torch.tensor(size)
+    return replace(
+        boxes,
+        boxes=boxes.boxes * scale_yx.flip(0).repeat(2),
+        masks=None if boxes.masks is None else resize_nearest(boxes.masks, new_size),
+    )
 
 
 def _none_of(boxes: BoxSet) -> BoxSet:

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from codetr.data.augment import Augmentation, Mix
 from codetr.data.coco import CocoDetection
 from codetr.data.sample import Sample, SampleKey
+from codetr.data.scaled import first_size
 
 
 @contextmanager
@@ -42,6 +43,10 @@ class AugmentedDataset(Dataset[Sample]):
 
     Takes a SampleKey, or an index alone for epoch 0. The same key gives the same sample in any
     process, worker and order of access, also after a run was resumed.
+
+    ``scaled`` decodes JPEG files at 1/2, 1/4 or 1/8 of their size where the augmentation shrinks
+    them further anyway. The same numbers are drawn for slightly other pixels; where a part of the
+    size is no whole number, rounding may move a random crop.
     """
 
     def __init__(
@@ -50,11 +55,13 @@ class AugmentedDataset(Dataset[Sample]):
         augmentation: Augmentation,
         seed: int,
         mix: Mix | None = None,
+        scaled: bool = False,
     ) -> None:
         self.source = source
         self.augmentation = augmentation
         self.seed = seed
         self.mix = mix
+        self.scaled = scaled
 
     def __len__(self) -> int:
         return len(self.source)
@@ -62,8 +69,13 @@ class AugmentedDataset(Dataset[Sample]):
     def __getitem__(self, key: SampleKey | int) -> Sample:
         index, epoch, copy = key if isinstance(key, tuple) else SampleKey(key)
         with seeded(self.seed, epoch, index, copy):
-            sample = self.augmentation(self.source[index])
+            sample = self._augmented(index)
             if self.mix is None:
                 return sample
             other = int(torch.randint(0, len(self), ()).item())
-            return self.mix(sample, self.augmentation(self.source[other]))
+            return self.mix(sample, self._augmented(other))
+
+    def _augmented(self, index: int) -> Sample:
+        """By the numbers that torch's generator gives next."""
+        least = first_size(self.augmentation, self.source.size(index)) if self.scaled else None
+        return self.augmentation(self.source.sample(index, least))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _WEIGHT_ONE = 2048  # OpenCV's 11-bit interpolation weights
+_BLOCK = 64  # rows that are made at once: few enough for the processor's cache
 
 
 def _positions(source: int, target: int) -> tuple[Tensor, Tensor]:
@@ -43,26 +44,41 @@ def resize_bilinear_opencv(image: Tensor, size: tuple[int, int]) -> Tensor:
     fraction = fraction.masked_fill((x < 0) | (x >= width - 1), 0.0)
     x = x.clamp(0, width - 1)
     x_low, x_high = _weights(fraction)
-    pixels = image.int()
-    rows = pixels.index_select(-1, x).mul_(x_low)
-    rows += pixels.index_select(-1, (x + 1).clamp(max=width - 1)).mul_(x_high)
-    rows >>= 4
+    x_next = (x + 1).clamp(max=width - 1)
 
     # Rows: the two row indices are clamped instead, the weights stay.
     y, fraction = _positions(height, new_height)
     y_low, y_high = (w[:, None] for w in _weights(fraction))
-    result = rows.index_select(-2, y.clamp(0, height - 1)).mul_(y_low) >> 16
-    result += rows.index_select(-2, (y + 1).clamp(0, height - 1)).mul_(y_high) >> 16
-    return ((result + 2) >> 2).to(torch.uint8)
+    y, y_next = y.clamp(0, height - 1), (y + 1).clamp(0, height - 1)
+
+    image = image.contiguous()
+    result = image.new_empty((*image.shape[:-2], new_height, new_width))
+    for start in range(0, new_height, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        first, last = int(y[start]), int(y_next[block][-1])
+        pixels = image[..., first : last + 1, :].int()
+        rows = pixels.index_select(-1, x).mul_(x_low)
+        rows += pixels.index_select(-1, x_next).mul_(x_high)
+        rows >>= 4
+        made = rows.index_select(-2, y[block] - first).mul_(y_low[block]) >> 16
+        made += rows.index_select(-2, y_next[block] - first).mul_(y_high[block]) >> 16
+        result[..., block, :] = (made + 2) >> 2
+    return result
 
 
-def resize_nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (N, H, W) to ``size`` (height, width) by repeating or leaving out pixels.
+def resize_nearest(
+    masks: Tensor, size: tuple[int, int], window: tuple[int, int, int, int] | None = None
+) -> Tensor:
+    """Resize (N, H, W) to ``size`` (height, width) by repeating or leaving out pixels; of the
+    result only ``window`` (top, left, height, width) is made, where it is given.
 
     As OpenCV's INTER_NEAREST and torch's ``nearest``, but several times as fast on many masks:
     numpy gathers bytes quickly, torch does not.
     """
     (height, width), (new_height, new_width) = masks.shape[-2:], size
-    rows = np.arange(new_height) * height // new_height
-    columns = np.arange(new_width) * width // new_width
-    return torch.from_numpy(masks.numpy().take(columns, axis=2).take(rows, axis=1))
+    top, left, shown_height, shown_width = window or (0, 0, *size)
+    rows = np.arange(top, top + shown_height) * height // new_height
+    columns = np.arange(left, left + shown_width) * width // new_width
+    first = rows[0]  # columns are gathered first, of the rows that are shown
+    seen = masks.numpy()[:, first : rows[-1] + 1]
+    return torch.from_numpy(seen.take(columns, axis=2).take(rows - first, axis=1))

@@ -17,6 +17,7 @@ from torch import Tensor
 from codetr.errors import UserError
 
 _MIN_COORDINATES = 6  # of a polygon: a triangle
+_MARGIN = 2  # pixels around an object, so that rounding stays within its window
 _LIMIT = 2**31  # of what the table can hold
 
 
@@ -40,21 +41,42 @@ class Segmentations:
         """(N, H, W) uint8, 1 on the object, of the annotations ``rows`` (N) of an image of
         ``size`` (height, width). Drawn as pycocotools does.
         """
-        if not rows:
-            return torch.zeros(0, *size, dtype=torch.uint8)
-        drawn = rle.decode([self._runs(row, size) for row in rows])  # (H, W, N)
-        return torch.from_numpy(np.ascontiguousarray(drawn.transpose(2, 0, 1)))
+        masks = np.zeros((len(rows), *size), dtype=np.uint8)
+        for mask, row in zip(masks, rows, strict=True):
+            if row in self.encoded:
+                mask[:] = rle.decode(self.encoded[row])
+            else:
+                self._draw(row, mask)
+        return torch.from_numpy(masks)
 
-    def _runs(self, row: int, size: tuple[int, int]) -> Mapping[str, Any]:
-        if row in self.encoded:
-            return self.encoded[row]
+    def polygons(self, row: int) -> list[list[float]]:
+        """x, y, x, y, ... of each polygon of an annotation, pixels of the file; those of encoded
+        objects and crowd regions are none.
+        """
+        return [(points.double() / 100).flatten().tolist() for points in self._outlines(row)]
+
+    def _outlines(self, row: int) -> list[Tensor]:
+        """(P, 2) int32 hundredths of each polygon."""
         start, end = self.object_offsets[row : row + 2].tolist()
         offsets = self.polygon_offsets[start : end + 1].tolist()
-        polygons = [
-            (self.coordinates[low:high].double() / 100).tolist() for low, high in pairwise(offsets)
-        ]
-        runs: Mapping[str, Any] = rle.merge(rle.frPyObjects(polygons, *size))
-        return runs
+        return [self.coordinates[low:high].view(-1, 2) for low, high in pairwise(offsets)]
+
+    def _draw(self, row: int, mask: NDArray[np.uint8]) -> None:
+        """Draw into the window around the polygons alone: most objects are small.
+
+        Moving a polygon by whole pixels does not change a pixel of it.
+        """
+        outlines = self._outlines(row)
+        if not outlines:
+            return
+        points = torch.cat(outlines)
+        low = (points.amin(dim=0) // 100 - _MARGIN).clamp(min=0)
+        (x0, y0) = low.tolist()
+        (x1, y1) = (points.amax(dim=0) // 100 + _MARGIN).clamp(min=0).tolist()
+        window = mask[y0:y1, x0:x1]
+        if window.size:
+            moved = [((p - 100 * low).double() / 100).flatten().tolist() for p in outlines]
+            window[:] = rle.decode(rle.merge(rle.frPyObjects(moved, *window.shape)))
 
 
 def read_segmentations(

@@ -8,20 +8,18 @@ partner is no mistake there. Matching is faster-coco-eval's in its LVIS mode.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 from torch import Tensor
 
 from codetr.classes import ClassList
 from codetr.errors import UserError
 from codetr.evaluation.coco import CocoEvaluator
+from codetr.evaluation.curves import Rows, class_curves, mean
 from codetr.evaluation.ground_truth import ImageTruth, read_json
 from codetr.evaluation.metrics import CocoMetrics
 from codetr.evaluation.report import Line
@@ -69,13 +67,12 @@ class LvisMeasure:
         self, detections: Mapping[int, Tensor], truth: Mapping[int, ImageTruth], num_classes: int
     ) -> CocoMetrics:
         """See ``codetr.evaluation.coco.Measure``."""
-        found = _Rows.of_detections(detections, self.max_detections)
-        wanted = _Rows.of_truth({image: truth[image] for image in detections})
+        found = Rows.of_detections(detections, self.max_detections)
+        wanted = Rows.of_truth({image: truth[image] for image in detections})
         images: list[set[int]] = [set() for _ in range(num_classes)]
         for image in detections:
             for label in {*truth[image].labels.tolist(), *self.negative[image]}:
                 images[label].add(image)
-        # One class at a time: all classes of all images at once would be 24 million pairs.
         curves = [
             self._class_curves(label, images[label], wanted.of_class(label), found.of_class(label))
             for label in range(num_classes)
@@ -84,40 +81,32 @@ class LvisMeasure:
         recall = np.stack([curve for _, curve in curves])  # (K, 10, 4)
         return CocoMetrics(
             summary=self._summary(precision, recall),
-            per_class=tuple(_mean(p) for p in precision[..., 0]),
+            per_class=tuple(mean(p) for p in precision[..., 0]),
         )
 
     def _class_curves(
-        self, label: int, images: set[int], wanted: _Rows, found: _Rows
+        self, label: int, images: set[int], wanted: Rows, found: Rows
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Precision (10, 101, 4) and recall (10, 4) of one class; -1 where it has no box."""
-        if not len(wanted.values):
+        if not len(wanted):
             return np.full((10, 101, 4), -1.0), np.full((10, 4), -1.0)
-        category = {"id": label + 1, "name": str(label), "frequency": self.frequencies[label]}
         frame = {
-            "categories": [category],
+            "categories": [{"id": 1, "name": str(label), "frequency": self.frequencies[label]}],
             "images": [
                 {
                     "id": image,
-                    "neg_category_ids": [label + 1] if label in self.negative[image] else [],
-                    "not_exhaustive_category_ids": [label + 1]
+                    "neg_category_ids": [1] if label in self.negative[image] else [],
+                    "not_exhaustive_category_ids": [1]
                     if label in self.not_exhaustive[image]
                     else [],
                 }
                 for image in sorted(images)
             ],
         }
-        evaluation = COCOeval_faster(
-            COCO({**frame, "annotations": wanted.annotations()}),
-            COCO({**frame, "annotations": found.within(images).annotations()}),
-            "bbox",
-            print_function=_silent,
-            lvis_style=True,
+        precision, recall = class_curves(
+            frame, wanted, found.within(images), (self.max_detections,), lvis=True
         )
-        evaluation.params.maxDets = [self.max_detections]
-        evaluation.evaluate()
-        evaluation.accumulate()
-        return evaluation.eval["precision"][:, :, 0, :, 0], evaluation.eval["recall"][:, 0, :, 0]
+        return precision[..., 0], recall[..., 0]
 
     def _summary(
         self, precision: NDArray[np.float64], recall: NDArray[np.float64]
@@ -125,16 +114,16 @@ class LvisMeasure:
         groups = np.array(self.frequencies)
         everywhere = precision[..., 0]
         numbers = {
-            "AP": _mean(everywhere),
-            "AP50": _mean(everywhere[:, _IOU50]),
-            "AP75": _mean(everywhere[:, _IOU75]),
-            "AR": _mean(recall[..., 0]),
+            "AP": mean(everywhere),
+            "AP50": mean(everywhere[:, _IOU50]),
+            "AP75": mean(everywhere[:, _IOU75]),
+            "AR": mean(recall[..., 0]),
         }
         for area, suffix in enumerate(_SIZES.values(), start=1):
-            numbers[f"AP{suffix}"] = _mean(precision[..., area])
-            numbers[f"AR{suffix}"] = _mean(recall[..., area])
+            numbers[f"AP{suffix}"] = mean(precision[..., area])
+            numbers[f"AR{suffix}"] = mean(recall[..., area])
         for frequency, name in FREQUENCIES.items():
-            numbers[name] = _mean(everywhere[groups == frequency])
+            numbers[name] = mean(everywhere[groups == frequency])
         return {name: numbers[name] for name in self.lines}
 
 
@@ -179,84 +168,3 @@ def read_lvis_measure(path: Path, classes: ClassList, max_detections: int = 300)
         not_exhaustive=lists["not_exhaustive_category_ids"],
         max_detections=max_detections,
     )
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Boxes of many images, sorted by label: ``images`` (n,), ``labels`` (n,), ``values`` (n, 6):
-    x, y, w, h, area, score.
-    """
-
-    images: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    values: NDArray[np.float64]
-
-    @classmethod
-    def of_detections(cls, detections: Mapping[int, Tensor], limit: int) -> _Rows:
-        """The ``limit`` best of each image; rows (n, 6) label, score, x, y, w, h by image id."""
-        parts, images = [], []
-        for image in sorted(detections):
-            rows = detections[image]
-            best = rows[rows[:, 1].argsort(descending=True, stable=True)[:limit]]
-            parts.append(best)
-            images.append(np.full(len(best), image))
-        table = torch.cat([torch.zeros(0, 6, dtype=torch.float64), *parts]).numpy()
-        boxes = table[:, 2:]
-        area = boxes[:, 2] * boxes[:, 3]
-        return cls._sorted(images, table[:, 0], np.column_stack([boxes, area, table[:, 1]]))
-
-    @classmethod
-    def of_truth(cls, truth: Mapping[int, ImageTruth]) -> _Rows:
-        """All boxes, with score 1."""
-        ordered = [truth[image] for image in sorted(truth)]
-        images = [np.full(len(truth[image].labels), image) for image in sorted(truth)]
-        labels = np.concatenate([t.labels.numpy() for t in ordered])
-        boxes = np.concatenate([t.boxes_xywh_px.numpy() for t in ordered])
-        area = np.concatenate([t.area.numpy() for t in ordered])
-        return cls._sorted(images, labels, np.column_stack([boxes, area, np.ones(len(labels))]))
-
-    @classmethod
-    def _sorted(
-        cls,
-        images: Sequence[NDArray[np.int64]],
-        labels: NDArray[Any],
-        values: NDArray[np.float64],
-    ) -> _Rows:
-        whole = labels.astype(np.int64)
-        order = whole.argsort(kind="stable")
-        return cls(np.concatenate(images).astype(np.int64)[order], whole[order], values[order])
-
-    def of_class(self, label: int) -> _Rows:
-        low, high = np.searchsorted(self.labels, [label, label + 1])
-        return _Rows(self.images[low:high], self.labels[low:high], self.values[low:high])
-
-    def within(self, images: set[int]) -> _Rows:
-        inside = np.isin(self.images, list(images))
-        return _Rows(self.images[inside], self.labels[inside], self.values[inside])
-
-    def annotations(self) -> list[dict[str, Any]]:
-        """As COCO annotations."""
-        return [
-            {
-                "id": i + 1,
-                "image_id": image,
-                "category_id": label + 1,
-                "bbox": [x, y, w, h],
-                "area": area,
-                "score": score,
-                "iscrowd": 0,
-            }
-            for i, (image, label, (x, y, w, h, area, score)) in enumerate(
-                zip(self.images.tolist(), self.labels.tolist(), self.values.tolist(), strict=True)
-            )
-        ]
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    """Over what was measured; -1 where nothing was."""
-    measured = values[values > -1]
-    return float(measured.mean()) if measured.size else -1.0
-
-
-def _silent(*_: Any) -> None:
-    """faster-coco-eval prints its progress through this."""

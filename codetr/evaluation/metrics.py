@@ -1,4 +1,4 @@
-"""COCO detection metrics of a set of images, by torchmetrics with the faster-coco-eval backend."""
+"""COCO detection metrics of a set of images."""
 
 from __future__ import annotations
 
@@ -6,29 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
-from torchmetrics.detection import MeanAveragePrecision
 
+from codetr.evaluation.curves import Curves, Rows, class_curves, mean
 from codetr.evaluation.ground_truth import ImageTruth
 
-SUMMARY = {
-    "AP": "map",
-    "AP50": "map_50",
-    "AP75": "map_75",
-    "APs": "map_small",
-    "APm": "map_medium",
-    "APl": "map_large",
-    "AR1": "mar_1",
-    "AR10": "mar_10",
-    "AR100": "mar_100",
-    "ARs": "mar_small",
-    "ARm": "mar_medium",
-    "ARl": "mar_large",
-}
-"""Our names of the twelve COCO numbers, in COCO's order, and torchmetrics' names."""
-
-SMALLEST_AREA = 1e-9
+MAX_DETECTIONS = (1, 10, 100)
+"""Best detections that count, of each image and class."""
+_IOU50, _IOU75 = 0, 5  # positions among the ten thresholds 0.5, 0.55 ... 0.95
+_AREAS = {"s": 1, "m": 2, "l": 3}  # positions of small, medium and large among the areas
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,49 +34,32 @@ def coco_metrics(
     """Evaluate the images in ``detections``: by image id, rows (n, 6) float64 of label, score and
     x, y, w, h in pixels. ``truth`` must know these images.
     """
-    metric = MeanAveragePrecision(
-        box_format="xywh",
-        # The defaults of torchmetrics are rounded to float32, which shifts recalls such as 0.1
-        # past their threshold: these are pycocotools' double-precision values.
-        iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
-        rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
-        max_detection_thresholds=[1, 10, 100],
-        extended_summary=True,
-        backend="faster_coco_eval",
-        sync_on_compute=False,
-    )
-    metric.warn_on_many_detections = False
-    for image_id in sorted(detections):  # equal scores are ranked in the order of the images
-        metric.update([_predicted(detections[image_id])], [_true(truth[image_id])])
-    result = metric.compute()
+    wanted = Rows.of_truth({image: truth[image] for image in detections})
+    found = Rows.of_detections(detections)
+    curves = [
+        _class_curves(wanted.of_class(label), found.of_class(label)) for label in range(num_classes)
+    ]
+    precision = np.stack([p for p, _ in curves])  # (K, 10 IoUs, 101 recalls, 4 areas, 3)
+    recall = np.stack([r for _, r in curves])  # (K, 10, 4, 3)
+    best, all_areas = precision[..., -1], precision[..., 0, -1]
     return CocoMetrics(
-        summary={name: float(result[key]) for name, key in SUMMARY.items()},
-        per_class=_class_ap(result, num_classes),
+        summary={
+            "AP": mean(all_areas),
+            "AP50": mean(all_areas[:, _IOU50]),
+            "AP75": mean(all_areas[:, _IOU75]),
+            **{f"AP{name}": mean(best[..., area]) for name, area in _AREAS.items()},
+            **{f"AR{m}": mean(recall[:, :, 0, i]) for i, m in enumerate(MAX_DETECTIONS)},
+            **{f"AR{name}": mean(recall[:, :, area, -1]) for name, area in _AREAS.items()},
+        },
+        per_class=tuple(mean(p) for p in all_areas),
     )
 
 
-def _predicted(rows: Tensor) -> dict[str, Tensor]:
-    return {"boxes": rows[:, 2:], "scores": rows[:, 1], "labels": rows[:, 0].long()}
-
-
-def _true(image: ImageTruth) -> dict[str, Tensor]:
-    return {
-        "boxes": image.boxes_xywh_px,
-        "labels": image.labels,
-        "iscrowd": image.crowd,
-        # torchmetrics replaces an area of 0 by that of the box, COCO does not.
-        "area": image.area.clamp(min=SMALLEST_AREA),
-    }
-
-
-def _class_ap(result: Mapping[str, Tensor], num_classes: int) -> tuple[float, ...]:
-    """Mean precision over IoU and recall thresholds; class_metrics=True would do the whole
-    evaluation once more for every class.
-    """
-    ap = torch.full((num_classes,), -1.0, dtype=torch.float64)
-    observed = result["classes"].reshape(-1).tolist()
-    for position, label in enumerate(observed):
-        precision = result["precision"][:, :, position, 0, -1]  # all areas, 100 detections
-        if (precision > -1).any():
-            ap[label] = precision[precision > -1].mean()
-    return tuple(ap.tolist())
+def _class_curves(wanted: Rows, found: Rows) -> Curves:
+    if not len(wanted):
+        shape = (4, len(MAX_DETECTIONS))
+        return np.full((10, 101, *shape), -1.0), np.full((10, *shape), -1.0)
+    # Equal scores are ranked in the order of the images.
+    images = np.union1d(wanted.images, found.images).tolist()
+    frame = {"images": [{"id": image} for image in images], "categories": [{"id": 1, "name": ""}]}
+    return class_curves(frame, wanted, found, MAX_DETECTIONS)

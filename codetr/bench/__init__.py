@@ -1,0 +1,1 @@
+"""Ours against a baseline, both measured in the same run: see ``scripts/bench.py``."""

@@ -1,0 +1,36 @@
+"""Evaluation: forward pass and postprocessing, from normalised images to boxes in pixels.
+
+Our experiment, and our two-stage Deformable DETR beside that of Hugging Face's transformers
+(pip install 'codetr[bench]') with the same settings and images, in turns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from codetr.bench.contestant import detection_memory
+from codetr.bench.entrants import PairOptions, comparison, entrants
+from codetr.bench.measure import in_turns
+from codetr.bench.report import Table
+from codetr.bench.workload import settle_process
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(PairOptions):
+    """See ``PairOptions``."""
+
+
+def run(options: Options) -> tuple[Table, ...]:
+    """Seconds per batch, images per second and peak memory."""
+    notes = (settle_process(options),)
+    field, device = entrants(options), options.torch_device
+    contestants = [build() for build in field.builds.values()]
+    times = in_turns({c.name: c.detect for c in contestants}, options.repeats, device)
+    del contestants  # memory for what follows
+    peaks = {
+        name: detection_memory(build, device)
+        for name, build in field.builds.items()
+        if options.memory
+    }
+    title = f"Evaluation: {options.words}"
+    return (comparison(title, "batch", times, peaks, field, options.batch, notes),)

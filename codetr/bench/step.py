@@ -1,0 +1,55 @@
+"""A whole training step: forward, losses, backward, clipping and the optimiser.
+
+Our experiment, and our two-stage Deformable DETR beside that of Hugging Face's transformers
+(pip install 'codetr[bench]') with the same settings, images and boxes, in turns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from codetr.bench.compare import parts_table, time_steps
+from codetr.bench.contestant import Build, training_memory, training_step
+from codetr.bench.entrants import PairOptions, comparison, entrants
+from codetr.bench.operators import Marks, operator_tables
+from codetr.bench.options import option
+from codetr.bench.report import Table
+from codetr.bench.workload import settle_process
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(PairOptions):
+    """See ``PairOptions``."""
+
+    profile: bool = option(False, "also run the experiment once under PyTorch's profiler")
+
+
+def run(options: Options) -> tuple[Table, ...]:
+    """Seconds and peak memory, the parts of the step, and with ``profile`` its operators."""
+    notes = (settle_process(options),)
+    field = entrants(options)
+    contestants = [build() for build in field.builds.values()]
+    times, parts = time_steps(contestants, options.repeats, options.torch_device)
+    del contestants  # memory for what follows
+    device = options.torch_device
+    peaks = {
+        name: training_memory(build, device)
+        for name, build in field.builds.items()
+        if options.memory
+    }
+    title = f"Training step: {options.words}"
+    tables = (
+        comparison(title, "step", times, peaks, field, options.batch, notes),
+        parts_table("Its parts, seconds", parts),
+    )
+    if not options.profile:
+        return tables
+    return (*tables, *_profiled(options.experiment, field.builds[options.experiment], device))
+
+
+def _profiled(name: str, build: Build, device: torch.device) -> tuple[Table, ...]:
+    contestant, marks = build(), Marks()
+    contestant.watch(marks)
+    return operator_tables(name, lambda: training_step(contestant, marks), device)

@@ -1,0 +1,46 @@
+"""How small a JPEG may be decoded: not below the size that its augmentation first resizes it to."""
+
+from __future__ import annotations
+
+import torch
+from torchvision.transforms import v2
+
+from codetr.data.augment import (
+    Apply,
+    Augmentation,
+    Chain,
+    Choice,
+    EvalResize,
+    RandomShortSide,
+    ResizeAndCrop,
+    ScaleJitter,
+)
+
+
+def first_size(augmentation: Augmentation, size: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) that an image of ``size`` is first resized to, or ``size`` where
+    something else is done to its pixels before that.
+
+    Leaves torch's generator as it was: the augmentation will draw the same numbers.
+    """
+    state = torch.get_rng_state()
+    found = _first_size(augmentation, size)
+    torch.set_rng_state(state)
+    return found or size
+
+
+def _first_size(step: Augmentation, size: tuple[int, int]) -> tuple[int, int] | None:
+    """None where the step only mirrors: what matters comes after it."""
+    match step:
+        case Chain():
+            return next(filter(None, (_first_size(part, size) for part in step.steps)), None)
+        case Choice():
+            return _first_size(step.choose(), size)
+        case ResizeAndCrop():
+            return step.resize.target(size)
+        case RandomShortSide() | ScaleJitter() | EvalResize():
+            return step.target(size)
+        case Apply(operation=v2.RandomHorizontalFlip() | v2.RandomVerticalFlip()):
+            step.operation(torch.zeros(3, 1, 1, dtype=torch.uint8))  # draws what it will draw
+            return None
+    return size

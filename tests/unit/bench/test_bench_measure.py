@@ -1,0 +1,109 @@
+import argparse
+import dataclasses
+import datetime
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from rich.console import Console
+
+from codetr.bench.measure import in_turns, medians, peak_memory, ratio
+from codetr.bench.options import Common, add_arguments, from_arguments, option
+from codetr.bench.report import Table, make_report, read_json, render, write_json
+from codetr.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def test_in_turns_alternates_after_one_turn_to_warm_up() -> None:
+    order: list[str] = []
+    paths = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    times = in_turns(paths, 3)
+    assert order == list("ab") * 4
+    assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
+    assert min(times["a"]) > 0
+
+
+def test_ratio_is_within_a_turn() -> None:
+    times = {"ours": [1.0, 10.0, 3.0], "theirs": [2.0, 20.0, 2.0]}
+    assert ratio(times, "ours", "theirs") == 0.5
+    assert medians(times) == {"ours": 3.0, "theirs": 2.0}
+
+
+def make_filling(mib: int):
+    held = torch.ones(32 * 2**18)  # 32 MiB that stand before the run
+    return lambda: torch.ones(mib * 2**18).sum() + held.sum()
+
+
+def test_peak_memory_is_what_the_run_takes() -> None:
+    assert 96 <= peak_memory(make_filling, 96) / 2**20 < 120
+
+
+def table() -> Table:
+    return Table(
+        "Time", ("ms", "what"), {"ours": (1.2345, "x"), "theirs": (1200.4, "")}, ("a note",)
+    )
+
+
+def test_table_renders(capsys: pytest.CaptureFixture[str]) -> None:
+    Console(width=80).print(render(table()))
+    text = capsys.readouterr().out
+    for part in ("Time", "ms", "ours", "1.23", "1200", "a note"):
+        assert part in text
+    with pytest.raises(ValueError, match="'b' has 1 cells for 2"):
+        Table("t", ("x", "y"), {"b": (1.0,)})
+
+
+def test_json_round_trips_and_names_machine_commit_and_date(tmp_path: Path) -> None:
+    report = make_report("data", CPU, {"count": 3}, (table(),))
+    write_json(report, tmp_path / "r.json")
+    assert read_json(tmp_path / "r.json") == report
+    assert report.date == datetime.date.today().isoformat()
+    assert "logical cores" in report.hardware
+    assert report.torch == torch.__version__
+    run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    assert report.commit == "unknown" or run.returncode or run.stdout.strip() in report.commit
+
+
+def test_files_that_are_no_report_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(UserError, match=r"x\.json is no report"):
+        read_json(tmp_path / "x.json")
+    with pytest.raises(UserError, match="give --json another place"):
+        write_json(make_report("op", CPU, {}, ()), tmp_path / "absent" / "r.json")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example(Common):
+    sizes: tuple[int, ...] = option((1, 2), "several")
+    kind: Literal["a", "b"] = option("a", "one of two")
+    folder: str | None = option(None, "a folder")
+    memory: bool = option(True, "a switch")
+
+
+def test_options_are_arguments() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, Example)
+    assert from_arguments(Example, parser.parse_args([])) == Example()
+    given = ["--sizes", "3", "4", "--kind=b", "--folder=x", "--no-memory"]
+    assert from_arguments(
+        Example, parser.parse_args([*given, "--repeats=2", "--threads=1"])
+    ) == Example(sizes=(3, 4), kind="b", folder="x", memory=False, repeats=2, threads=1)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--kind", "c"])
+
+
+def test_command_names_the_benchmarks(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    script = Path(__file__).resolve().parents[3] / "scripts" / "bench.py"
+    for given in (["--help"], ["data", "--help"]):
+        monkeypatch.setattr(sys, "argv", [str(script), *given])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(script), run_name="__main__")
+        assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert "scripts/bench.py NAME" in text
+    assert "--images" in text

@@ -1,0 +1,116 @@
+"""``data.num_images``: a part of the training split, with which everything else stays as it is."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from PIL import Image
+
+from codetr.checkpoints.experiment import compose_train
+from codetr.data.annotations import load_annotations
+from codetr.data.augment import Chain
+from codetr.data.datamodule import CocoDataModule
+from codetr.data.sources import CocoFolder
+from codetr.errors import UserError
+
+CONF = Path(__file__).resolve().parents[3] / "conf"
+FOLDER = CocoFolder(
+    train_annotations="train.json",
+    train_images="train",
+    val_annotations="val.json",
+    val_images="val",
+)
+
+
+def write_split(root: Path, name: str, number: int) -> None:
+    """Images of 32 pixels with one box each, of three classes in turn; the first has none, the
+    last is a crowd region.
+    """
+    (root / name).mkdir()
+    for i in range(number):
+        Image.new("RGB", (32, 32), (9 * i, 90, 200)).save(root / name / f"{i}.png")
+    images = [
+        {"id": 10 * i + 5, "file_name": f"{i}.png", "width": 32, "height": 32}
+        for i in range(number)
+    ]
+    boxes = [
+        {
+            "id": i,
+            "image_id": 10 * i + 5,
+            "category_id": (7, 0, 3)[i % 3],
+            "bbox": [2, 3, 10 + i, 12],
+            "iscrowd": int(i == number - 1),
+        }
+        for i in range(1, number)
+    ]
+    categories = [{"id": 7, "name": "cup"}, {"id": 0, "name": "ant"}, {"id": 3, "name": "bat"}]
+    content = {"images": images, "annotations": boxes, "categories": categories}
+    (root / f"{name}.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Seven of nine training images have objects."""
+    write_split(tmp_path, "train", 9)
+    write_split(tmp_path, "val", 3)
+    return tmp_path
+
+
+def test_they_are_spread_over_the_images_with_objects(root: Path) -> None:
+    whole = load_annotations(root / "train.json")
+    some = load_annotations(root / "train.json", num_images=3)
+    assert [whole.file_names.index(name) for name in some.file_names] == [1, 4, 7]
+    assert some.classes == whole.classes
+    for place, index in enumerate([1, 4, 7]):
+        ours, theirs = some.targets(place), whole.targets(index)
+        assert torch.equal(ours.boxes, theirs.boxes)
+        assert torch.equal(ours.labels, theirs.labels)
+    assert load_annotations(root / "train.json", num_images=50).file_names == whole.file_names[1:8]
+
+
+def test_classes_are_those_of_all_images(root: Path) -> None:
+    """'thing' names 'cup' its parent: without its box, 'cup' would be taken for no class."""
+    content = json.loads((root / "train.json").read_text())
+    content["categories"].append({"id": 9, "name": "thing", "supercategory": "cup"})
+    (root / "train.json").write_text(json.dumps(content))
+    whole = load_annotations(root / "train.json")
+    some = load_annotations(root / "train.json", num_images=1)
+    assert 7 not in {some.classes.category_ids[label] for label in some.labels.tolist()}
+    assert some.classes == whole.classes
+    assert "cup" in some.classes.names
+
+
+def test_training_and_validation_see_the_same_ones(root: Path) -> None:
+    module = CocoDataModule(
+        root, FOLDER, Chain(), Chain(), num_workers=0, num_images=4, eval_split="train"
+    )
+    module.setup("fit")
+    assert len(module.train_dataset) == len(module.eval_dataset) == 4
+    ids = {info.image_id for batch in module.val_dataloader() for info in batch.infos}
+    assert ids == {info.image_id for batch in module.train_dataloader() for info in batch.infos}
+    assert len(ids) == 4
+    other = CocoDataModule(root, FOLDER, Chain(), Chain(), num_workers=0, num_images=4)
+    other.setup("fit")
+    assert len(other.eval_dataset) == 3
+
+
+def test_no_image_is_no_choice(root: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.num_images=0"):
+        CocoDataModule(root, FOLDER, Chain(), Chain(), num_images=0)
+
+
+@pytest.mark.parametrize("data", sorted(path.stem for path in (CONF / "data").glob("*.yaml")))
+def test_the_overfit_check_knows_all_data(data: str, tmp_path: Path) -> None:
+    options = [f"data={data}", f"data.root={tmp_path}", "augmentation=detr", "debug=overfit"]
+    module = instantiate(compose_train(options).data)
+    assert (module.num_images, module.eval_split) == (16, "train")
+    assert module.train_augmentation == module.eval_augmentation
+
+
+def test_the_overfit_check_goes_with_the_recipe_for_data_of_ones_own() -> None:
+    cfg = compose_train(["experiment=finetune", "data.root=x", "debug=overfit"])
+    assert cfg.data.source._target_.endswith("CustomFolder")
+    assert (cfg.schedule.epochs, cfg.trainer.effective_batch) == (100, None)
+    assert cfg.data.train_augmentation == cfg.augmentation.eval
