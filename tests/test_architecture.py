@@ -22,7 +22,7 @@ LEVELS = (
     {"schemes"},
     {"data", "evaluation", "training", "checkpoints"},
     {"inference", "analysis"},
-    {"train", "eval", "scripts", "benchmarks", "parity", "bench"},
+    {"train", "eval", "scripts", "parity", "bench"},
 )
 LEVEL = {package: level for level, packages in enumerate(LEVELS) for package in packages}
 COMMANDS = len(LEVELS) - 1
@@ -34,7 +34,6 @@ SIDEWAYS = {
     ("training", "data"),
     ("training", "evaluation"),
     ("training", "checkpoints"),
-    ("benchmarks", "parity"),
     ("scripts", "parity"),
     ("scripts", "bench"),
     ("bench", "parity"),
@@ -116,7 +115,6 @@ SOURCES = sorted(
         *ROOT.glob("codetr/**/*.py"),
         *(ROOT / f"{name}.py" for name in ("train", "eval")),
         *ROOT.glob("scripts/**/*.py"),
-        *ROOT.glob("benchmarks/**/*.py"),
     ]
 )
 

@@ -64,31 +64,20 @@ def cost_figure(sweep: Sweep) -> bytes:
     return png(figure)
 
 
-def convergence_figure(sweep: Sweep) -> bytes:
-    """Validation AP over optimiser steps."""
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for place, variant in enumerate(sweep.variants):
-        _draw(axes, variant.curves("val/AP"), variant, place)
-    axes.set(xlabel="optimiser steps", ylabel="AP of every validation")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    return png(figure)
-
-
-def loss_figure(sweep: Sweep) -> bytes:
-    """Raw losses over optimiser steps: a panel for every scheme and auxiliary head."""
-    groups = loss_groups(sweep)
-    columns = min(3, max(1, len(groups)))
-    rows = max(1, -(-len(groups) // columns))
+def curves_figure(sweep: Sweep) -> bytes:
+    """Validation AP over optimiser steps, and raw losses: a panel per scheme and auxiliary head."""
+    titles = ["AP of every validation", *loss_groups(sweep)]
+    columns = min(3, len(titles))
+    rows = -(-len(titles) // columns)
     figure = Figure(figsize=(4.2 * columns, 2.9 * rows + 0.4), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes, group in zip(panels, groups, strict=False):
+    for number, (axes, title) in enumerate(zip(panels, titles, strict=False)):
         for place, variant in enumerate(sweep.variants):
-            _draw(axes, variant.loss(group), variant, place)
-        axes.set(title=group, xlabel="optimiser steps")
+            found = variant.loss(title) if number else variant.curves("val/AP")
+            _draw(axes, found, variant, place)
+        axes.set(title=title, xlabel="optimiser steps")
         axes.grid(alpha=0.3)
-    for axes in panels[len(groups) :]:
+    for axes in panels[len(titles) :]:
         axes.remove()
     handles = {
         t: h for a in figure.axes for h, t in zip(*a.get_legend_handles_labels(), strict=True)

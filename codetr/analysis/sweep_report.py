@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codetr.analysis.runs import read_runs
-from codetr.analysis.sweep_plots import ap_figure, convergence_figure, cost_figure, loss_figure
+from codetr.analysis.sweep_plots import ap_figure, cost_figure, curves_figure
 from codetr.analysis.variants import Sweep, Variant, group_runs, mean_and_spread
 
 NUMBERS = {
@@ -81,17 +81,12 @@ def make_page(name: str, sweep: Sweep) -> Page:
             ),
             Figure(name="cost", title="Cost", caption=costs, png=cost_figure(sweep)),
             Figure(
-                name="convergence",
-                title="Convergence",
-                caption="Lines are means over seeds, bands reach from the lowest to the highest.",
-                png=convergence_figure(sweep),
-            ),
-            Figure(
-                name="loss",
-                title="Losses per scheme and head",
-                caption="Raw terms added up, without their weights. A head's positive queries are "
-                "under positive_.",
-                png=loss_figure(sweep),
+                name="curves",
+                title="Convergence, and losses per scheme and head",
+                caption="Lines are means over seeds, bands reach from the lowest to the highest. "
+                "Losses are raw terms added up, without their weights; a head's positive queries "
+                "are under positive_.",
+                png=curves_figure(sweep),
             ),
         ),
     )

@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 from codetr.analysis.runs import Curve, Run, added
 
 HEADS = "aux_heads"
+SCHEMES = "scheme"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,8 @@ def label_of(run: Run) -> str:
 
 
 def _part(key: str, value: object, run: Run) -> str:
+    if key == SCHEMES:
+        return " + ".join(str(value).strip("[]").split(","))
     if key != HEADS:
         return f"{key.rpartition('.')[2]} = {value}"
     if run.heads is None:  # it failed before it wrote its configuration

@@ -1,11 +1,13 @@
 """What every file in conf/sweep owes: each of its jobs composes and builds."""
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
-from tiny import CONF, composed, options
+from tiny import CONF, OVERRIDES, backward, batch, composed, options, without_gradient
+from torch import nn
 
 from codetr.training.launcher import ProcessLauncher, SubmititLauncher, register
 from codetr.training.sweeps.jobs import swept_values
@@ -18,6 +20,7 @@ PUBLISHED = {
     "lambda": [1] * 7,
     "convs": [1] * 6,
     "bccd": [0, 1, 2],
+    "schemes": [0, 2, 0, 0, 0, 0],
 }
 """Auxiliary heads of each job, in order."""
 
@@ -40,10 +43,10 @@ def test_every_job_builds(sweep: str) -> None:
     found = []
     for job in jobs(sweep):
         cfg = composed([f"sweep={sweep}", *TINY, *job])
-        found.append(len(cfg.aux_heads))
-        part = instantiate(cfg.scheme.collaborative)
-        if sweep != "parts":
-            assert len(part.heads) == len(cfg.aux_heads)
+        parts = {name: instantiate(part) for name, part in cfg.scheme.items()}
+        found.append(len(cfg.aux_heads) if "collaborative" in parts else 0)
+        if "collaborative" in parts and sweep != "parts":
+            assert len(parts["collaborative"].heads) == len(cfg.aux_heads)
     assert found == PUBLISHED[sweep], "a new sweep says here how many heads its jobs have"
 
 
@@ -53,6 +56,23 @@ def test_parts_are_those_of_the_paper() -> None:
         part = instantiate(composed(["sweep=parts", *TINY, *job]).scheme.collaborative)
         parts.append((len(part.heads) > 0 and part.lambda_2 > 0, len(part.embeddings) > 0))
     assert parts == [(False, False), (True, False), (False, True), (True, True)]
+
+
+def test_schemes_start_from_equal_detectors_and_take_a_step() -> None:
+    added, states = [], []
+    for job in jobs("schemes"):
+        cfg = composed(["sweep=schemes", *OVERRIDES, "model.hybrid_queries=20", *job])
+        torch.manual_seed(0)
+        detector = instantiate(cfg.model.detector)
+        parts = nn.ModuleDict({name: instantiate(part) for name, part in cfg.scheme.items()})
+        states.append({name: value.clone() for name, value in detector.state_dict().items()})
+        added.append(list(parts)[2:])
+        assert list(parts)[:2] == ["one_to_one", "denoising"]
+        assert backward(detector, parts, batch((3, 2))).isfinite()
+        assert without_gradient(detector, parts) == []
+    assert added == [[], ["collaborative"], ["mixed"], ["hybrid"], ["group"], ["teacher"]]
+    for state in states[1:]:
+        torch.testing.assert_close(state, states[0], rtol=0, atol=0)
 
 
 def test_swept_values_tell_the_jobs_apart() -> None:

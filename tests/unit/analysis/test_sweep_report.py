@@ -104,7 +104,7 @@ def test_files_of_the_page(sweep: Path) -> None:
     markdown, web = write_report(sweep)
     text, page = markdown.read_text(), web.read_text()
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
-    assert len(pictures) == 4
+    assert pictures == [f"report/{name}.png" for name in ("ap", "cost", "curves")]
     for picture in pictures:
         with Image.open(sweep / picture) as image:
             assert image.width > 400
@@ -152,6 +152,14 @@ def test_equal_k_with_other_heads_are_names_not_numbers(tmp_path: Path) -> None:
     found = group_runs(read_runs(tmp_path))
     assert not found.numeric
     assert [v.label for v in found.variants] == ["K = 1 (atss)", "K = 1 (fcos)"]
+
+
+def test_schemes_are_named_by_their_parts(tmp_path: Path) -> None:
+    for number, schemes in enumerate(("[one_to_one]", "[one_to_one,mixed]")):
+        write_run(tmp_path / str(number), {"scheme": schemes}, ("atss",), 0.3)
+    found = group_runs(read_runs(tmp_path))
+    assert (found.axis, found.numeric) == ("scheme", False)
+    assert [v.label for v in found.variants] == ["one_to_one", "one_to_one + mixed"]
 
 
 def test_losses_are_grouped_by_scheme_and_head(sweep: Path) -> None:

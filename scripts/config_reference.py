@@ -1,0 +1,42 @@
+"""Write the generated pages of the documentation: ``python scripts/config_reference.py``.
+
+A page per group of conf/ in docs/reference, and the tables of docs/recipes.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from codetr.analysis.config_reference import reference_pages
+from codetr.analysis.recipe_table import publications, recipe, recipe_tables, with_tables
+from codetr.inference.parameters import read_official_counts
+from codetr.training.shell import one_line_errors
+
+ROOT = Path(__file__).resolve().parents[1]
+OFFICIAL = ROOT / "tests/golden/official_parameters.json"
+
+
+def main() -> None:
+    """Read conf/, and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="the folder of the pages")
+    docs: Path = parser.parse_args().docs
+    with one_line_errors():
+        pages = reference_pages(ROOT / "conf")
+        folder = docs / "reference"
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in set(folder.glob("*.md")) - {folder / name for name in pages}:
+            old.unlink()
+        for name, text in pages.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        recipes = [recipe(published) for published in publications(ROOT / "conf")]
+        counts = {n: c.parameters for n, c in read_official_counts(OFFICIAL).items()}
+        page = docs / "recipes.md"
+        tables = recipe_tables(recipes, counts)
+        page.write_text(with_tables(page.read_text("utf-8"), tables, page), encoding="utf-8")
+        print(f"wrote {len(pages)} pages in {folder} and {len(recipes)} recipes in {page}")
+
+
+if __name__ == "__main__":
+    main()
