@@ -51,8 +51,8 @@ BENCHMARKS = {
     "step": (*QUICK, *SIZES, *SLIM),
     "infer": (*QUICK, *SIZES, *SLIM),
     "k": (*QUICK, *SIZES),
-    "data": (*QUICK, "--count", "2"),
-    "eval": QUICK,
+    "data": (*QUICK, "--count", "2", "--large", "1", "--no-memory"),
+    "eval": (*QUICK, "--images", "20", "--baseline-images", "10", "--no-memory"),
 }
 """The benchmarks of scripts/bench.py, and what makes them quick."""
 
