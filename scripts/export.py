@@ -28,6 +28,7 @@ def main(cfg: DictConfig) -> None:
             cases=as_cases(cfg.cases),
             top_k=cfg.top_k,
             fixed=cfg.fixed,
+            trust=cfg.trust,
         )
         print(f"wrote {done.path}")
 

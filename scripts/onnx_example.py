@@ -26,11 +26,20 @@ def resized_wh(width: int, height: int, rule: dict[str, int]) -> tuple[int, int]
     return max(int(width * scale + 0.5), 1), max(int(height * scale + 0.5), 1)
 
 
+def resized(image: Image.Image, size_wh: tuple[int, int], antialias: bool) -> Image.Image:
+    """Bilinear; without ``antialias`` between the four nearest pixels, as OpenCV shrinks."""
+    if antialias:
+        return image.resize(size_wh, Image.Resampling.BILINEAR)
+    x, y = image.width / size_wh[0], image.height / size_wh[1]
+    matrix = (x, 0, 0, 0, y, 0)
+    return image.transform(size_wh, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+
+
 def prepare(image: Image.Image, about: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``images`` (1, 3, H, W) uint8 and ``sizes`` (1, 2) for the model, and the scale (x, y)."""
     rule = about["resize"]
     width, height = resized_wh(*image.size, rule)
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    pixels = np.asarray(resized(image, (width, height), about["antialias"]))
     scale = np.array([width / image.width, height / image.height], dtype=np.float32)
     if "canvas" in rule:  # grey around it, which counts as image
         padding = ((0, rule["canvas"] - height), (0, rule["canvas"] - width), (0, 0))

@@ -20,6 +20,7 @@ from codetr.backbones.weights import read_weights
 from codetr.backbones.window_attention import (
     WindowAttention,
     join_windows,
+    round_up,
     shift_mask,
     split_windows,
 )
@@ -52,7 +53,7 @@ class SwinBlock(nn.Module):
     def _attend(self, cells: Tensor, mask: Tensor) -> Tensor:
         height, width = cells.shape[1:3]
         # Padded cells are attended to like any other: the original masks the shift alone.
-        cells = F.pad(cells, (0, 0, 0, -width % self.window, 0, -height % self.window))
+        cells = _padded(cells, self.window)
         grid = (cells.shape[1] // self.window, cells.shape[2] // self.window)
         if self.shift:
             cells = cells.roll((-self.shift, -self.shift), dims=(1, 2))
@@ -73,10 +74,11 @@ class PatchMerging(nn.Module):
 
     def forward(self, cells: Tensor) -> Tensor:
         """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 2 C); odd sizes are padded by zeros."""
+        cells = _padded(cells, 2)
         height, width = cells.shape[1:3]
-        cells = F.pad(cells, (0, 0, 0, width % 2, 0, height % 2))
-        corners = [cells[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        return self.reduction(self.norm(torch.cat(corners, dim=-1)))
+        corners = cells.unflatten(2, (width // 2, 2)).unflatten(1, (height // 2, 2))
+        corners = corners.permute(0, 1, 3, 4, 2, 5).flatten(3)  # both rows of the left column first
+        return self.reduction(self.norm(corners))
 
 
 class SwinStage(nn.Module):
@@ -139,7 +141,6 @@ class SwinTransformer(nn.Module):
             embed_dim=embed_dim,
             norm_layer=nn.LayerNorm,
             output_fmt="NHWC",
-            dynamic_img_pad=True,
         )
         self.layers = nn.ModuleList()
         last, blocks = self.out_indices[-1], sum(depths)
@@ -162,6 +163,10 @@ class SwinTransformer(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) to maps (B, C_i, H_i, W_i); H_0 = ceil(H / 4), H_i+1 = ceil(H_i / 2)."""
         maps = []
+        height, width = pixels.shape[2:]
+        pixels = F.pad(
+            pixels, (0, round_up(width, PATCH) - width, 0, round_up(height, PATCH) - height)
+        )
         cells = self.patch_embed(pixels)
         for i, stage in enumerate(self.layers):
             output, cells = stage(cells)
@@ -244,6 +249,14 @@ class SwinBackbone(nn.Module):
         for module in self._frozen:
             module.eval()
         return self
+
+
+def _padded(cells: Tensor, part: int) -> Tensor:
+    """(B, H, W, C) with zeros at the bottom and right, up to whole parts."""
+    height, width = cells.shape[1:3]
+    return F.pad(
+        cells, (0, 0, 0, round_up(width, part) - width, 0, round_up(height, part) - height)
+    )
 
 
 def _initialise(module: nn.Module) -> None:

@@ -10,6 +10,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from codetr.backbones.same_padding import simplify_same_padding
 from codetr.backbones.weights import load_backbone_weights
 from codetr.errors import UserError
 from codetr.structures import Pyramid
@@ -79,6 +80,7 @@ class TimmBackbone(nn.Module):
         for module in body.modules():
             if isinstance(module, PatchEmbed):  # Swin: images of any size, padded by zeros
                 module.dynamic_img_pad = True  # type: ignore[misc]  # final for TorchScript
+        simplify_same_padding(body)
         self.body: nn.Module = body
         if frozen_stages >= 0:
             self._freeze([level["module"] for level in body.feature_info.info], frozen_stages)

@@ -54,9 +54,19 @@ def relative_position_index(window: int) -> Tensor:
     return (rows * (2 * window - 1) + columns).reshape(window**2, window**2)
 
 
+def round_up(length: int, part: int) -> int:
+    """The next multiple of ``part``.
+
+    Written as a count times the part, since torch.export must follow it where sizes are free: it
+    does not get through remainders that are nested from stage to stage.
+    """
+    return (length + part - 1) // part * part
+
+
 def split_windows(cells: Tensor, window: int) -> Tensor:
     """(B, H, W, C), H and W multiples of ``window``, to (B, H W / window**2, window**2, C)."""
-    split = cells.unflatten(2, (-1, window)).unflatten(1, (-1, window))
+    down, across = (side // window for side in cells.shape[1:3])
+    split = cells.unflatten(2, (across, window)).unflatten(1, (down, window))
     return split.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
@@ -72,7 +82,7 @@ def shift_mask(cells: Tensor, window: int, shift: int) -> Tensor:
     neighbours before (section 3.2, "efficient batch computation").
     """
     rows, columns = (
-        _bands(length + -length % window, window, shift, cells) for length in cells.shape[1:3]
+        _bands(round_up(length, window), window, shift, cells) for length in cells.shape[1:3]
     )
     regions = split_windows((3 * rows[:, None] + columns)[None, :, :, None], window)[0, :, :, 0]
     apart = regions[:, :, None] != regions[:, None]

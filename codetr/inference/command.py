@@ -53,6 +53,7 @@ def predict(cfg: DictConfig) -> Summary:
         batch=cfg.batch,
         views=instantiate(OmegaConf.to_container(cfg.views, resolve=True)),
         postprocess=None if chosen is None else instantiate(chosen),
+        trust=cfg.trust,
     )
     folder = Path(cfg.paths.run_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.fx.experimental import _config as symbolic_config
 
 from codetr.checkpoints.files import DetectorFile, RunRecord
 from codetr.errors import UserError
@@ -61,13 +62,14 @@ def export(
     cases: Sequence[Case],
     top_k: int | None = 300,
     fixed: bool = False,
+    trust: bool = False,
 ) -> Exported:
     """Write the detector of a checkpoint (see ``Deployable``), whose file messages call
     ``source``, and run what was written on ``cases``.
 
     Batch size, height and width stay free in the file, or are ``fixed`` to those of the first case.
-    Raises UserError for whatever a user can
-    mend, and where the file's answers are not PyTorch's.
+    ``trust`` is that of ``codetr.load``. Raises UserError for whatever a user can mend, and where
+    the file's answers are not PyTorch's.
     """
     path = Path(path)
     _check_arguments(path, kind)
@@ -75,7 +77,7 @@ def export(
         raise UserError("fixed=true: the file takes one size alone: give cases=[[1,800,1344]]")
     preprocessing = content.record.preprocessing
     model = Deployable(
-        build_detector(content, source), preprocessing["mean"], preprocessing["std"], top_k
+        build_detector(content, source, trust), preprocessing["mean"], preprocessing["std"], top_k
     ).eval()
     about = json.dumps(describe(content.record, model.outputs), ensure_ascii=False)
     with _plain_operations(), torch.no_grad():
@@ -103,14 +105,17 @@ def trace(model: Deployable, case: Case, fixed: bool = False) -> torch.export.Ex
     recorded; it must have at least as many tokens as the model has queries).
     """
     free = torch.export.Dim.DYNAMIC
-    return torch.export.export(
-        model,
-        random_inputs(case),
-        dynamic_shapes=None if fixed else ({0: free, 2: free, 3: free}, {0: free}),
-        strict=False,
-        # Such as 2 * floor(n / 2) <= n, of pooling: true, but beyond what the tracer can prove.
-        prefer_deferred_runtime_asserts_over_guards=True,
-    )
+    # What the recorded sizes do not decide must not be decided by them: where 120 cells fill whole
+    # windows of 12, the file would take only images of which this is true.
+    with symbolic_config.patch(backed_size_oblivious=not fixed):  # type: ignore[attr-defined]
+        return torch.export.export(
+            model,
+            random_inputs(case),
+            dynamic_shapes=None if fixed else ({0: free, 2: free, 3: free}, {0: free}),
+            strict=False,
+            # Such as 2 * floor(n / 2) <= n, of pooling: true, but beyond what the tracer can prove.
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
 
 
 def write_onnx(
@@ -145,8 +150,9 @@ def describe(record: RunRecord, outputs: Sequence[str]) -> dict[str, Any]:
     """What whoever runs the file must know, in plain types.
 
     ``resize``: fit the image within ``short`` and ``long`` sides (pixels), or into a square
-    ``canvas`` whose rest is grey (114) and counts as image; empty: as it is. Frames are multiples
-    of ``size_divisor``. Normalisation is inside the model.
+    ``canvas`` whose rest is grey (114) and counts as image; empty: as it is. ``antialias``: whether
+    shrinking averages, as Pillow's does, or takes the nearest pixels alone, as OpenCV's. Frames are
+    multiples of ``size_divisor``. Normalisation is inside the model.
     """
     preprocessing = record.preprocessing
     resize = preprocessing["resize"]
@@ -154,6 +160,7 @@ def describe(record: RunRecord, outputs: Sequence[str]) -> dict[str, Any]:
         "class_names": list(record.classes.names),
         "category_ids": list(record.classes.category_ids),
         "resize": {key: resize[key] for key in SIDES if key in resize},
+        "antialias": bool(resize.get("antialias", False)),
         "size_divisor": preprocessing["size_divisor"],
         "normalised_inside": {"mean": preprocessing["mean"], "std": preprocessing["std"]},
         "colours": "RGB",

@@ -14,6 +14,7 @@ from torchvision.transforms.v2.functional import resize
 
 from codetr.boxes import cxcywh_to_xyxy
 from codetr.checkpoints.files import RunRecord
+from codetr.classes import ClassList
 from codetr.data.images import read_image
 from codetr.evaluation import Detections
 from codetr.inference.draw import denormalise, draw_boxes, grid, save_png, side_by_side
@@ -112,6 +113,29 @@ class TrainingPreview(Callback):
         self._pictures, self._done = [], True
 
 
+class Panel:
+    """Puts the first ``images`` that it is given together: predictions with a score above
+    ``min_score`` beside the true boxes.
+    """
+
+    def __init__(self, images: int, columns: int, min_score: float) -> None:
+        self.images, self.columns, self.min_score = images, columns, min_score
+        self._pictures: list[Tensor] = []
+
+    def add(self, batch: Batch, outputs: Sequence[Detections], names: Sequence[str]) -> None:
+        """Draw a batch, as far as pictures are missing."""
+        for info, found, targets in zip(batch.infos, outputs, batch.targets, strict=True):
+            if len(self._pictures) < self.images:
+                picture = prediction_picture(info, found, targets, names, self.min_score)
+                self._pictures.append(picture)
+
+    def finish(self, trainer: Trainer, name: str, path: Path) -> None:
+        """Publish the panel, if there is any picture, and begin anew."""
+        if self._pictures and not trainer.sanity_checking:
+            publish(trainer, name, grid(self._pictures, self.columns), path)
+        self._pictures = []
+
+
 class ValidationPanel(Callback):
     """``<folder>/validation_<epoch>.png`` after every validation: some images (the same ones each
     time) with predicted and true boxes. Predictions below ``min_score`` are not drawn.
@@ -120,9 +144,7 @@ class ValidationPanel(Callback):
     def __init__(
         self, folder: str | Path, images: int = 8, columns: int = 2, min_score: float = 0.3
     ) -> None:
-        self.folder = Path(folder)
-        self.images, self.columns, self.min_score = images, columns, min_score
-        self._pictures: list[Tensor] = []
+        self.folder, self.panel = Path(folder), Panel(images, columns, min_score)
 
     def on_validation_batch_end(
         self,
@@ -134,18 +156,38 @@ class ValidationPanel(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw the first images."""
-        if not trainer.is_global_zero:
-            return
-        record: RunRecord = pl_module.record  # type: ignore[assignment]
-        names = record.classes.names
-        for info, found, targets in zip(batch.infos, outputs, batch.targets, strict=True):
-            if len(self._pictures) < self.images:
-                picture = prediction_picture(info, found, targets, names, self.min_score)
-                self._pictures.append(picture)
+        if trainer.is_global_zero:
+            record: RunRecord = pl_module.record  # type: ignore[assignment]
+            self.panel.add(batch, outputs, record.classes.names)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put them together."""
-        if self._pictures and not trainer.sanity_checking:
-            path = self.folder / f"validation_{trainer.current_epoch + 1:03d}.png"
-            publish(trainer, "pictures/validation", grid(self._pictures, self.columns), path)
-        self._pictures = []
+        path = self.folder / f"validation_{trainer.current_epoch + 1:03d}.png"
+        self.panel.finish(trainer, "pictures/validation", path)
+
+
+class EvaluationPanel(Callback):
+    """``path``: the first images of an evaluated split, as ``ValidationPanel`` draws them."""
+
+    def __init__(
+        self, path: str | Path, images: int = 8, columns: int = 2, min_score: float = 0.3
+    ) -> None:
+        self.path, self.panel = Path(path), Panel(images, columns, min_score)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the first images."""
+        if trainer.is_global_zero:
+            classes: ClassList = pl_module.classes  # type: ignore[assignment]
+            self.panel.add(batch, outputs, classes.names)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put them together."""
+        self.panel.finish(trainer, "pictures/evaluation", self.path)

@@ -102,6 +102,7 @@ class Predictor(ModelHubMixin):
         batch: int = 1,
         views: Views | None = None,
         postprocess: Postprocess | None = None,
+        trust: bool = False,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         force_download: bool = False,
@@ -128,6 +129,7 @@ class Predictor(ModelHubMixin):
             batch=batch,
             views=views,
             postprocess=postprocess,
+            trust=trust,
         )
 
     def generate_model_card(self, **details: Any) -> ModelCard:
@@ -147,6 +149,7 @@ def load(
     batch: int = 1,
     views: Views | None = None,
     postprocess: Postprocess | None = None,
+    trust: bool = False,
 ) -> Predictor:
     """A checkpoint ready for use.
 
@@ -159,6 +162,8 @@ def load(
         batch: so many images at a time.
         views: test-time augmentation; by default none.
         postprocess: by default the one that the checkpoint was evaluated with.
+        trust: build whatever classes the file names, not only those of ``codetr``: classes of your
+            own. Never for files of strangers, which could run any code.
 
     Raises UserError for whatever a user can mend.
     """
@@ -171,6 +176,7 @@ def load(
         batch=batch,
         views=views or Views(),
         postprocess=postprocess,
+        trust=trust,
     )
 
 
@@ -183,21 +189,23 @@ def build_predictor(
     batch: int,
     views: Views,
     postprocess: Postprocess | None,
+    trust: bool = False,
 ) -> Predictor:
     """As ``load``, from what was read from a file that messages call ``source``."""
     if batch < 1:
         raise UserError(f"batch={batch}: give 1 or more images")
     chosen, autocast = choose_device(device), choose_precision(precision)
-    detector = build_detector(content, source).to(chosen)
+    detector = build_detector(content, source, trust).to(chosen)
     log.info("deformable attention: %s", use_msda("auto", chosen))
     record = content.record
     preprocessing = record.preprocessing
     collate = Collate(*(preprocessing[key] for key in ("mean", "std", "size_divisor")))
-    postprocess = postprocess or build_trusted(record.config["evaluation"]["postprocess"], source)
+    if postprocess is None:
+        postprocess = build_trusted(record.config["evaluation"]["postprocess"], source, trust)
     finders = [
         DetectorFinder(
             detector=detector,
-            resize=build_trusted(scaled(preprocessing["resize"], factor, source), source),
+            resize=build_trusted(scaled(preprocessing["resize"], factor, source), source, trust),
             collate=collate,
             postprocess=postprocess,
             device=chosen,
@@ -225,15 +233,17 @@ def open_content(
     return open_checkpoint(source)
 
 
-def build_detector(content: DetectorFile, source: str) -> nn.Module:
-    """The detector of a checkpoint with its weights, on the CPU, in eval mode.
+def build_detector(content: DetectorFile, source: str, trust: bool = False) -> nn.Module:
+    """The detector of a checkpoint with its weights, on the CPU, in eval mode; see ``load`` for
+    ``trust``.
 
     Raises UserError where the file's configuration and weights do not make one.
     """
     config = OmegaConf.create(dict(content.record.config))
     if OmegaConf.select(config, "model.detector") is None:
         raise UserError(f"{source}: says nothing of its model: give a file of a run or of convert")
-    detector: nn.Module = build_trusted(without_initial_weights(config.model.detector), source)
+    part = without_initial_weights(config.model.detector)
+    detector: nn.Module = build_trusted(part, source, trust)
     load_weights(content, source, detector, content.record.classes)
     return detector.eval().requires_grad_(False)
 

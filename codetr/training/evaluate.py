@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from hydra.utils import instantiate
 from lightning.pytorch import LightningModule
@@ -18,12 +18,14 @@ from codetr.checkpoints.convert import OFFICIAL, open_checkpoint
 from codetr.checkpoints.experiment import without_initial_weights
 from codetr.checkpoints.files import DetectorFile, RunRecord
 from codetr.checkpoints.transfer import load_weights
+from codetr.checkpoints.trusted import require_trusted
 from codetr.classes import ClassList
 from codetr.data.datamodule import CocoDataModule
 from codetr.detectors.protocol import MAIN
 from codetr.errors import UserError
 from codetr.evaluation import CocoEvaluator, Detections
 from codetr.ops import use_msda
+from codetr.ops.cpu_memory import keep_freed_memory
 from codetr.structures import Batch, ImageInfo
 from codetr.training.app import prepare_process
 from codetr.training.branches import Branch, MainBranch, auxiliary_branch
@@ -46,11 +48,13 @@ class Collector(Protocol):
 
 
 class EvaluationModule(LightningModule):
-    """Runs a branch over a split and collects its detections; nothing of training is here."""
+    """Runs a branch, whose labels are those of ``classes``, over a split and collects its
+    detections; nothing of training is here.
+    """
 
-    def __init__(self, branch: Branch, evaluator: Collector) -> None:
+    def __init__(self, branch: Branch, evaluator: Collector, classes: ClassList) -> None:
         super().__init__()
-        self.branch, self.evaluator = branch, evaluator
+        self.branch, self.evaluator, self.classes = branch, evaluator, classes
 
     def test_step(  # type: ignore[override]
         self, batch: Batch, batch_idx: int
@@ -66,17 +70,20 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
 
     The model is built as the checkpoint says (for an ``official:FILE``, as ``experiment`` says);
     data, augmentation and postprocessing are the checkpoint's too where ``cfg`` has none. Prints
-    the COCO tables; writes metrics.json and predictions.json into ``cfg.paths.run_dir``. Raises
-    UserError for whatever a user can mend.
+    the COCO tables; writes metrics.json, predictions.json and pictures into
+    ``cfg.paths.run_dir``. Raises UserError for whatever a user can mend.
     """
     run_dir = Path(cfg.paths.run_dir)
     full, branch, datamodule, classes = open_branch(cfg)
     evaluator: CocoEvaluator = instantiate(full.evaluation.evaluator)(
         annotation_file=datamodule.val_annotations, classes=classes
     )
-    module = EvaluationModule(branch, evaluator)
-    trainer = build_trainer(full.trainer, full.data.eval_batch_size, [], [])
+    module = EvaluationModule(branch, evaluator, classes)
+    panel = [] if cfg.panel is None else [instantiate(cfg.panel)]
+    trainer = build_trainer(full.trainer, full.data.eval_batch_size, panel, [])
     log.info("deformable attention: %s", use_msda(cfg.ops.msda, trainer.strategy.root_device))
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     trainer.test(module, datamodule=datamodule, verbose=False)
     metrics: dict[str, float] = evaluator.compute()
     if trainer.is_global_zero:
@@ -100,12 +107,20 @@ def open_branch(cfg: DictConfig) -> tuple[DictConfig, Branch, CocoDataModule, Cl
         )
     content = open_checkpoint(cfg.checkpoint, cfg)
     full = with_run(cfg, content.record)
+    if not cfg.trust:
+        require_trusted(built(full), cfg.checkpoint, OmegaConf.to_container(cfg))
     datamodule = build_split(full)
     classes = content.record.classes
     if not content.record.ids_known:
         classes = with_ids_of(classes, datamodule.classes)
     require_known_classes(datamodule.classes, classes, datamodule.val_annotations)
     return full, build_branch(full, content), datamodule, classes
+
+
+def built(cfg: DictConfig) -> list[Any]:
+    """What objects are made from here, of a whole configuration."""
+    schemes = [] if cfg.evaluation.branch == MAIN else [cfg.scheme]
+    return [cfg.data, cfg.model.detector, cfg.evaluation, cfg.trainer, *schemes]
 
 
 def build_branch(cfg: DictConfig, content: DetectorFile) -> Branch:

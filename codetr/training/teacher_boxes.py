@@ -68,7 +68,7 @@ def write_teacher_boxes(cfg: DictConfig) -> int:
     full, branch, datamodule, classes = open_branch(cfg)
     results = ResultFile(classes, cfg.top_k, cfg.min_score)
     trainer = build_trainer(full.trainer, full.data.eval_batch_size, [], [])
-    trainer.test(EvaluationModule(branch, results), datamodule=datamodule, verbose=False)
+    trainer.test(EvaluationModule(branch, results, classes), datamodule=datamodule, verbose=False)
     number = results.write(Path(cfg.output))
     log.info("wrote %d boxes to %s", number, cfg.output)
     return number

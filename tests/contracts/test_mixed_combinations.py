@@ -10,25 +10,34 @@ from codetr.detectors.protocol import MAIN
 from codetr.structures import CROSS_ATTENTION, QueryGroup, Tap
 
 CROSS_FIRST = "model.transformer.decoder.layer._target_=codetr.transformers.CrossFirstDecoderLayer"
-OTHERS = [("denoising",), ("collaborative",), ("denoising", "collaborative")]
+LAYERS = {"plain": (), "cross_first": (CROSS_FIRST,)}
+OTHERS = [
+    ("denoising",),
+    ("collaborative",),
+    ("denoising", "collaborative"),
+    ("denoising", "hybrid", "group", "teacher"),
+]
+layers = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
 
 
+@layers
 @pytest.mark.parametrize("counts", [(3, 2), (0, 0)], ids=str)
 @pytest.mark.parametrize("others", OTHERS, ids="+".join)
 def test_all_schemes_reach_every_parameter(
-    others: tuple[str, ...], counts: tuple[int, int]
+    others: tuple[str, ...], counts: tuple[int, int], layer: tuple[str, ...]
 ) -> None:
-    detector, schemes = build(("one_to_one", *others, "mixed"), ("atss",), CROSS_FIRST)
+    detector, schemes = build(("one_to_one", *others, "mixed"), ("atss",), *layer)
     assert backward(detector, schemes, batch(counts)).isfinite()
     assert without_gradient(detector, schemes) == []
 
 
+@layers
 @torch.no_grad()
 @pytest.mark.parametrize("others", OTHERS, ids="+".join)
 def test_main_predictions_and_taps_do_not_change_with_the_other_groups(
-    others: tuple[str, ...],
+    others: tuple[str, ...], layer: tuple[str, ...]
 ) -> None:
-    detector, schemes = build(("one_to_one", *others, "mixed"), ("atss",), CROSS_FIRST)
+    detector, schemes = build(("one_to_one", *others, "mixed"), ("atss",), *layer)
     detector.double().eval()
     schemes.double()
     data = batch((3, 2)).to(torch.float64)
@@ -42,9 +51,9 @@ def test_main_predictions_and_taps_do_not_change_with_the_other_groups(
     read = [schemes["mixed"].predictions(answer) for answer in (alone, together)]
     assert not torch.allclose(read[0][-1].logits, alone.layers[-1].logits)
     for one, other in ((alone.layers, together.layers), read):
-        for layer, expected in zip(one, other, strict=True):
-            torch.testing.assert_close(layer.logits, expected.logits, rtol=0, atol=1e-10)
-            torch.testing.assert_close(layer.boxes, expected.boxes, rtol=0, atol=1e-10)
+        for found, expected in zip(one, other, strict=True):
+            torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-10)
+            torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-10)
 
 
 def flops(detector: nn.Module) -> int:
@@ -53,9 +62,13 @@ def flops(detector: nn.Module) -> int:
     return counter.get_total_flops()
 
 
-def test_inference_costs_what_the_base_detectors_does() -> None:
+@layers
+@pytest.mark.parametrize("others", [(), *OTHERS], ids="+".join)
+def test_inference_costs_and_holds_what_the_base_detector_does(
+    others: tuple[str, ...], layer: tuple[str, ...]
+) -> None:
     base, _ = build(("one_to_one",), ())
-    mixed, schemes = build(("one_to_one", "mixed"), (), CROSS_FIRST)
+    mixed, schemes = build(("one_to_one", *others, "mixed"), ("atss",), *layer)
     assert mixed.state_dict().keys() == base.state_dict().keys()
     assert sum(p.numel() for p in schemes["mixed"].parameters()) > 0
     assert flops(mixed) == flops(base) > 0

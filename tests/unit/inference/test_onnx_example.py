@@ -1,0 +1,28 @@
+"""The example's resize, in Pillow alone, is the evaluation's."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import resize
+
+from codetr.data.resize import resize_bilinear_opencv
+
+EXAMPLE = runpy.run_path(str(Path(__file__).resolve().parents[3] / "scripts/onnx_example.py"))
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("size_wh", [(171, 128), (40, 97), (640, 481), (320, 240)])
+def test_resize_is_that_of_the_evaluation(antialias: bool, size_wh: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
+    found = np.asarray(EXAMPLE["resized"](Image.fromarray(pixels), size_wh, antialias))
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    if antialias:
+        expected = resize(image, list(size_wh[::-1]), antialias=True)
+    else:
+        expected = resize_bilinear_opencv(image, size_wh[::-1])
+    difference = np.abs(found.astype(int) - expected.permute(1, 2, 0).numpy())
+    assert difference.max() <= 1, "Pillow rounds down where OpenCV rounds to nearest"
