@@ -36,12 +36,6 @@ def divide(
     return {name: sorted(part, key=lambda image: image.file) for name, part in by_name.items()}
 
 
-def some(images: Sequence[LabelledImage], count: int, seed: int) -> list[LabelledImage]:
-    """``count`` of the images at random, in their order; all if there are fewer."""
-    chosen = sorted(random.Random(seed).sample(range(len(images)), min(count, len(images))))
-    return [images[i] for i in chosen]
-
-
 @dataclass(frozen=True, kw_only=True)
 class CocoWriter:
     """Turns labelled images below ``root`` into the content of a COCO file.

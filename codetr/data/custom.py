@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.progress import Progress
 
-from codetr.data.convert import CocoWriter, divide, some
+from codetr.data.convert import CocoWriter, divide
 from codetr.data.formats import coco, voc, yolo
 from codetr.data.formats.found import UNSPLIT, Found, LabelledImage, Problem
 from codetr.data.formats.tree import Tree, list_files
@@ -43,7 +43,6 @@ class Options:
     val: str
     val_share: float
     seed: int
-    num_train: int | None
 
 
 class CustomFolder:
@@ -51,7 +50,7 @@ class CustomFolder:
 
     ``format`` is coco, voc, yolo, or auto: what is there. Splits are those of the data; where it
     has none, ``val_share`` of the images become val, at random by ``seed``. ``train`` and ``val``
-    name the splits to use. ``num_train``: so many training images alone (None: all).
+    name the splits to use.
 
     The root is only read. The folder below ``cache`` is named by a hash of the names, sizes and
     times of all files, so that a change converts anew; it is written beside its place and moved
@@ -67,23 +66,13 @@ class CustomFolder:
         val: str = "val",
         val_share: float = 0.2,
         seed: int = 0,
-        num_train: int | None = None,
     ) -> None:
         if format not in ("auto", *FORMATS):
             raise UserError(f"data.source.format={format}: choose auto, {', '.join(FORMATS)}")
         if not 0 < val_share < 1:
             raise UserError(f"data.source.val_share={val_share}: give a share between 0 and 1")
-        if num_train is not None and num_train < 1:
-            raise UserError(f"data.source.num_train={num_train}: give at least 1, or null")
         self.cache = Path(cache).expanduser()
-        self.options = Options(
-            format=format,
-            train=train,
-            val=val,
-            val_share=val_share,
-            seed=seed,
-            num_train=num_train,
-        )
+        self.options = Options(format=format, train=train, val=val, val_share=val_share, seed=seed)
         self._done: dict[Path, Splits] = {}
 
     def __call__(self, root: Path) -> Splits:
@@ -163,9 +152,6 @@ class CustomFolder:
             f"images: {counts}; training on {options.train}, validating on {options.val}"
         )
         train, val = splits[options.train], splits[options.val]
-        if options.num_train is not None:
-            train = some(train, options.num_train, options.seed)
-            remarks.append(f"training on {len(train)} images alone, by data.source.num_train")
         shared = {image.file for image in train} & {image.file for image in val}
         if shared and options.train != options.val:
             remarks.append(f"{len(shared)} images are in both splits: results will be too good")

@@ -45,6 +45,23 @@ def test_crowd_and_degenerate_boxes_are_no_targets(content: Any, write: Write) -
     assert annotations.targets(1).boxes.shape == (0, 4)
 
 
+@pytest.mark.parametrize(("count", "kept"), [(1, "0"), (2, "02"), (3, "012"), (9, "012")])
+def test_few_images_are_spread_and_keep_boxes_and_classes_of_the_file(
+    count: int, kept: str, content: Any, write: Write
+) -> None:
+    empty = dict(content["images"][0], id=77, file_name="empty.png")
+    content["images"].insert(1, empty)
+    whole = load_annotations(write(content))
+    few = load_annotations(write(content), num_images=count)
+    withs = [whole.file_names[i] for i in (0, 2, 3)]
+    assert list(few.file_names) == [withs[int(i)] for i in kept]
+    assert few.classes == whole.classes
+    for i, name in enumerate(few.file_names):
+        expected = whole.targets(whole.file_names.index(name))
+        assert few.targets(i).boxes.equal(expected.boxes)
+        assert few.targets(i).labels.equal(expected.labels)
+
+
 def test_file_without_annotations(content: Any, write: Write) -> None:
     content["annotations"] = []
     annotations = load_annotations(write(content))

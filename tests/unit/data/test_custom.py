@@ -116,7 +116,7 @@ def test_a_changed_file_or_option_converts_anew(folder: Path) -> None:
     image = next(p for p in sorted(folder.rglob("*.png")))
     os.utime(image, (1, 1))
     second = convert(folder).train.annotations.parent
-    third = convert(folder, num_train=1).train.annotations.parent
+    third = convert(folder, seed=1).train.annotations.parent
     assert len({first, second, third}) == 3
 
 
@@ -145,9 +145,7 @@ def test_a_folder_without_annotations_is_an_error(tmp_path: Path) -> None:
         convert(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(
-    "options", [{"format": "xml"}, {"val_share": 0.0}, {"val_share": 1.0}, {"num_train": 0}]
-)
+@pytest.mark.parametrize("options", [{"format": "xml"}, {"val_share": 0.0}, {"val_share": 1.0}])
 def test_bad_options_are_errors(options: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"data\.source\."):
         CustomFolder(**options)  # type: ignore[arg-type]
@@ -182,15 +180,6 @@ def test_division_is_seeded_whole_and_whatever_the_order() -> None:
     assert len(divide(images[:2], 0.01, 0)["val"]) == 1
     with pytest.raises(UserError, match="1 annotated images cannot be divided"):
         divide(images[:1], 0.2, 0)
-
-
-def test_few_training_images_are_the_same_ones_each_time(folder: Path) -> None:
-    train, val = load(convert(folder, num_train=2))
-    whole, same = load(convert(folder))
-    assert len(train) == 2
-    assert set(train.file_names) < set(whole.file_names)
-    assert val.file_names == same.file_names
-    assert train.classes == whole.classes
 
 
 def test_images_turned_by_exif_have_the_size_that_is_read(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_the_recipe_averages_stops_early_and_overfits_on_request() -> None:
     assert cfg.callbacks.ema is not None
     assert cfg.data.source._target_.endswith("CustomFolder")
     few = finetune("debug=overfit")
-    assert few.data.source.num_train == 16
+    assert few.data.num_images == 16
     assert few.data.eval_split == "train"
-    assert few.augmentation.train._target_.endswith("Chain")
+    assert few.data.train_augmentation == few.augmentation.eval
     assert few.schedule.epochs == 100
