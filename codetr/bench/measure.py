@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,9 @@ def peak_memory(
     """
     if device.type == "cuda":
         return _peak_allocated(prepare(*args), device)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_resident, (torch.get_num_threads(), prepare, args))
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, fresh) as pool:  # unlike a Pool, it tells of a child that dies
+        return pool.submit(_peak_resident, torch.get_num_threads(), prepare, args).result()
 
 
 def _peak_allocated(run: Callable[[], object], device: torch.device) -> int:

@@ -62,13 +62,13 @@ def _first(detector: Any) -> nn.Module:
 def _decoding(case: Case, memory: Memory) -> tuple[Values, Predictions]:
     detector = case.detector
     stage = detector.query_init.stage
-    with probe({"norm": stage.norm, "stage": stage}) as first:
-        queries = detector.queries(memory)
+    with probe({"norm": stage.norm}) as first:
+        proposals, chosen = stage(memory, detector.head)
+    queries = detector.queries(memory)
     layers = {f"layer{i}": layer for i, layer in enumerate(detector.decoder.layers)}
     heads = {f"head{i}": detector.head.classify[i] for i in range(len(layers))}
     with probe({**layers, **heads}) as seen:
         decoded = detector.decode(memory, [QueryGroup(name=MAIN, queries=queries)])[MAIN]
-    proposals, chosen = first.outputs["stage"][0]
     scores = proposals.logits
     selected = chosen[..., None]
     values = {

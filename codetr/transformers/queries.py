@@ -68,16 +68,19 @@ class ProposalStage(nn.Module):
 
     def forward(self, memory: Memory, head: DetectionHead) -> tuple[Predictions, Tensor]:
         """(all proposals with boxes as **logits** (B, S, 4), indices (B, Q) of the best ones)."""
-        proposals = self.propose(memory, head)
+        anchors, tokens = _usable_tokens(memory)
+        proposals = self._predict(tokens, anchors, head)
         return proposals, self.select(proposals.logits)
 
-    def propose(self, memory: Memory, head: DetectionHead) -> Predictions:
-        """All proposals: logits (B, S, K), boxes (B, S, 4) as logits of cxcywh."""
-        anchors, usable = grid_proposals(memory)
-        tokens = self.norm(self.project(memory.tokens.masked_fill(~usable[..., None], 0.0)))
-        logits = head.classify[head.num_layers](tokens)
-        boxes = head.regress[head.num_layers](tokens).to(anchors.dtype) + anchors
-        return Predictions(logits=logits, boxes=boxes)
+    def best(self, memory: Memory, head: DetectionHead) -> Predictions:
+        """The best proposals alone, best first: logits (B, Q, K), boxes (B, Q, 4) as logits.
+
+        Their gradients are those of ``forward``'s. All tokens are ranked, but only the chosen ones
+        have boxes and a graph: what the backward pass would find zeros for is left out.
+        """
+        anchors, tokens = _usable_tokens(memory)
+        chosen = self.select(self._rank(tokens, head))
+        return self._predict(_gather(tokens, chosen), _gather(anchors, chosen), head)
 
     def select(self, logits: Tensor) -> Tensor:
         """(B, Q) indices of the best tokens, best first; all of them if there are fewer."""
@@ -89,17 +92,40 @@ class ProposalStage(nn.Module):
         """Per table (B, Q, 4) cxcywh, detached: the proposals of the ranks that it asks for, fewer
         where there are fewer tokens.
 
-        Ranks are those of one joint selection. The proposals are computed once more than for the
-        main queries, since schemes are not handed what those were selected from.
+        Ranks are those of one joint selection. Tokens are ranked once more than for the main
+        queries, since schemes are not handed what those were selected from.
         """
-        proposals = self.propose(memory, head)
-        best = self._best(proposals.logits, max(t.skip + t.num_queries for t in tables))
-        boxes = _gather(proposals.boxes, best).detach().sigmoid()
+        anchors, tokens = _usable_tokens(memory)
+        chosen = self._best(self._rank(tokens, head), max(t.skip + t.num_queries for t in tables))
+        found = self._predict(_gather(tokens, chosen), _gather(anchors, chosen), head)
+        boxes = found.boxes.detach().sigmoid()
         return tuple(boxes[:, t.skip : t.skip + t.num_queries] for t in tables)
+
+    def _rank(self, tokens: Tensor, head: DetectionHead) -> Tensor:
+        """Class logits (B, S, K) to select by. Not by ``no_grad``: autocast would keep the cast
+        weights without a graph for the rest of the step.
+        """
+        return head.classify[head.num_layers](self._hidden(tokens.detach())).detach()
+
+    def _predict(self, tokens: Tensor, anchors: Tensor, head: DetectionHead) -> Predictions:
+        hidden = self._hidden(tokens)
+        logits = head.classify[head.num_layers](hidden)
+        boxes = head.regress[head.num_layers](hidden).to(anchors.dtype) + anchors
+        return Predictions(logits=logits, boxes=boxes)
+
+    def _hidden(self, tokens: Tensor) -> Tensor:
+        hidden: Tensor = self.norm(self.project(tokens))
+        return hidden
 
     def _best(self, logits: Tensor, count: int) -> Tensor:
         scores = logits.amax(-1) if self.rank_by == "any_class" else logits[..., 0]
         return scores.topk(min(count, scores.shape[1]), dim=1).indices
+
+
+def _usable_tokens(memory: Memory) -> tuple[Tensor, Tensor]:
+    """(anchors (B, S, 4) as logits, tokens (B, S, C)); tokens that cannot be anchors are zero."""
+    anchors, usable = grid_proposals(memory)
+    return anchors, memory.tokens.masked_fill(~usable[..., None], 0.0)
 
 
 def _gather(values: Tensor, indices: Tensor) -> Tensor:
@@ -119,11 +145,11 @@ class MixedQueries(nn.Module):
 
     def forward(self, memory: Memory, head: DetectionHead) -> Queries:
         """Row i of the content goes with the i-th best proposal."""
-        proposals, chosen = self.stage(memory, head)
-        boxes = _gather(proposals.boxes, chosen)
-        selected = Predictions(logits=_gather(proposals.logits, chosen), boxes=boxes.sigmoid())
-        content = first_rows(self.content, chosen.shape[1], chosen.shape[0])
-        return Queries(content=content, anchors=boxes.detach().sigmoid(), proposals=selected)
+        best = self.stage.best(memory, head)
+        boxes = best.boxes.sigmoid()
+        content = first_rows(self.content, boxes.shape[1], boxes.shape[0])
+        selected = Predictions(logits=best.logits, boxes=boxes)
+        return Queries(content=content, anchors=boxes.detach(), proposals=selected)
 
     def further(
         self, memory: Memory, head: DetectionHead, tables: Sequence[QueryTable]

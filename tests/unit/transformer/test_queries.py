@@ -1,6 +1,7 @@
 """Two-stage selection: the proposals of a grid, the best of them, and what becomes of them."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,6 +107,27 @@ def test_mixed_queries_hand_on_the_selected_proposals() -> None:
     assert queries.position is None
     assert not queries.anchors.requires_grad
     assert queries.proposals.boxes.requires_grad
+
+
+def test_the_best_proposals_have_the_gradients_of_a_selection_from_all() -> None:
+    made, stage, inputs = head(), ProposalStage(5, DIM).double(), memory()
+    tokens = inputs.tokens.clone().requires_grad_()
+    inputs = replace(inputs, tokens=tokens)
+    leaves = [tokens, *stage.parameters(), *made.classify[LAYERS].parameters()]
+    leaves += made.regress[LAYERS].parameters()
+
+    def gradients(logits: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
+        weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
+        sides = torch.linspace(-1, 1, boxes.numel(), dtype=boxes.dtype).view_as(boxes)
+        value = (weights * logits).sum() + (sides * boxes.sigmoid()).sum()
+        return torch.autograd.grad(value, leaves)
+
+    proposals, chosen = stage(inputs, made)
+    rows = torch.arange(2)[:, None]
+    expected = gradients(proposals.logits[rows, chosen], proposals.boxes[rows, chosen])
+    best = stage.best(inputs, made)
+    assert_close(gradients(best.logits, best.boxes), expected)
+    assert (expected[0] != 0).any(-1).sum() == 2 * 5
 
 
 def test_positioned_queries_embed_the_selected_anchors_once() -> None:
