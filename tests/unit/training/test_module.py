@@ -33,6 +33,7 @@ from codetr.training.callbacks import BestResult, GradientNorm, LastCheckpoint, 
 from codetr.training.ema import ExponentialMovingAverage, Warmup, exponential, hyperbolic
 from codetr.training.loggers import CsvLogger
 from codetr.training.module import DetectionModule
+from codetr.training.optim import adamw, can_fuse
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -337,3 +338,58 @@ def test_run_stopped_in_validation_saves_the_trained_weights(tmp_path: Path) -> 
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
     current = content["current_model_state"]["detector.weight"]
     assert float(current) == pytest.approx(spy.trained[-1])
+
+
+class Slope(nn.Module):
+    """A scheme of its own two weights, whose gradient is (3, -4) everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+
+    def propose(self, detector: OneWeight, memory: Memory, batch: Batch) -> Proposal:
+        return Proposal()
+
+    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
+        own = (self.weight * torch.tensor([3.0, -4.0])).sum()
+        return {"slope": LossTerm(own + 0 * decoded["main"].layers[0].logits.sum(), 1.0)}
+
+
+class StepGradients(Callback):
+    """The gradients of the scheme's weights that the optimiser stepped with."""
+
+    def on_train_batch_end(self, trainer: Trainer, model: DetectionModule, *_: object) -> None:
+        self.seen = model.schemes["noisy"].weight.grad.tolist()
+
+
+CLIPPED = {None: [0.06, -0.08], "norm": [0.06, -0.08], "value": [0.1, -0.1]}
+
+
+@pytest.mark.parametrize("algorithm", CLIPPED)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_before_a_fused_step(
+    algorithm: str | None, precision: str, tmp_path: Path
+) -> None:
+    """On the CPU Lightning's mixed precision is the same as on a GPU, and AdamW is fused too."""
+    model, gradients = module(Slope()), StepGradients()
+    model.build_optimizer = partial(
+        adamw, lr=LR, weight_decay=0.0, rules={}, fused=can_fuse(precision)
+    )
+    trainer = Trainer(
+        accelerator="cpu",
+        precision=precision,
+        max_steps=1,
+        callbacks=[gradients],
+        gradient_clip_val=0.1,
+        gradient_clip_algorithm=algorithm,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(model, loader(1), loader(1))
+    assert trainer.optimizers[0].defaults["fused"] is True
+    assert gradients.seen == pytest.approx(CLIPPED[algorithm], rel=1e-4)
+    assert model.schemes["noisy"].weight.tolist() == pytest.approx([-LR, LR], rel=1e-4)
