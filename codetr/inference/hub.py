@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
@@ -20,12 +20,40 @@ TEMPLATE = Path(__file__).with_name("model_card.md")
 """A Jinja template; what it leaves open is for the author to fill in."""
 
 
+USED = ("model", "scheme", "aux_heads", "evaluation", "augmentation", "data", "num_classes")
+"""The parts of a configuration that prediction, evaluation and fine-tuning look at."""
+FILES: dict[str, Any] = {"root": None, "weights": None, "teachers": []}
+"""What stands for files of the author at any depth: the folder of the data, a backbone's weights,
+boxes of teachers.
+"""
+
+
 def published(record: RunRecord) -> RunRecord:
-    """The record without what concerns the author's machine alone: folders, loggers, files."""
-    config = {k: v for k, v in record.config.items() if k not in ("paths", "logger", "checkpoint")}
-    if isinstance(config.get("data"), Mapping):
-        config["data"] = {**config["data"], "root": None, "teachers": []}
-    return replace(record, config=config)
+    """The record with what the model needs to be used again, and without the author's files."""
+    config = {key: without_files(record.config[key]) for key in USED if key in record.config}
+    return replace(record, config=config, preprocessing=without_files(dict(record.preprocessing)))
+
+
+def without_files(value: Any) -> Any:
+    """A configuration's value with ``FILES`` for what they name, and without absolute paths: the
+    classes have defaults for those.
+    """
+    if isinstance(value, Mapping):
+        return {
+            key: FILES[key] if key in FILES else without_files(part)
+            for key, part in value.items()
+            if key in FILES or not is_absolute(part)
+        }
+    if isinstance(value, list | tuple):
+        return [without_files(part) for part in value if not is_absolute(part)]
+    return value
+
+
+def is_absolute(value: Any) -> bool:
+    """Whether it is the text of a path from the root of a file system, or from a home folder."""
+    return isinstance(value, str) and (
+        value.startswith("~") or any(p(value).is_absolute() for p in (Path, PureWindowsPath))
+    )
 
 
 def write_config(path: Path, record: RunRecord) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ from torchvision.transforms.v2.functional import resize
 from codetr.boxes import cxcywh_to_xyxy
 from codetr.checkpoints.files import RunRecord
 from codetr.classes import ClassList
-from codetr.data.images import read_image
+from codetr.data.images import ImageError, read_image
 from codetr.evaluation import Detections
 from codetr.inference.draw import denormalise, draw_boxes, grid, save_png, side_by_side
 from codetr.structures import Batch, ImageInfo, Targets
+
+log = logging.getLogger(__name__)
 
 LONGEST_SIDE = 640
 """Pictures of larger images are reduced to this, so that a panel stays a few megabytes."""
@@ -61,7 +65,10 @@ def batch_pictures(
 def prediction_picture(
     info: ImageInfo, found: Detections, targets: Targets, names: Sequence[str], min_score: float
 ) -> Tensor:
-    """The image file with the predicted boxes (left) and the true ones (right)."""
+    """The image file with the predicted boxes (left) and the true ones (right).
+
+    ``names`` are for both. Raises ImageError where the file cannot be read.
+    """
     image = read_image(Path(info.path))
     shown = found.above(min_score)
     reduced, boxes = _reduced(image, shown.boxes_xyxy_px.float().cpu())
@@ -71,6 +78,15 @@ def prediction_picture(
     reduced, boxes = _reduced(image, true)
     right = draw_boxes(reduced, boxes, targets.labels.cpu(), names)
     return side_by_side(left, right, ("predicted", "true"))
+
+
+def relabelled(targets: Targets, own: ClassList, other: ClassList) -> Targets:
+    """Targets with labels of ``own`` as targets with labels of ``other``, which has all its
+    category ids.
+    """
+    index = other.index()
+    labels = torch.tensor([index[category] for category in own.category_ids])
+    return replace(targets, labels=labels[targets.labels.cpu()])
 
 
 def publish(trainer: Trainer, name: str, picture: Tensor, path: Path) -> None:
@@ -122,11 +138,21 @@ class Panel:
         self.images, self.columns, self.min_score = images, columns, min_score
         self._pictures: list[Tensor] = []
 
-    def add(self, batch: Batch, outputs: Sequence[Detections], names: Sequence[str]) -> None:
-        """Draw a batch, as far as pictures are missing."""
+    def add(
+        self, batch: Batch, outputs: Sequence[Detections], model: ClassList, data: ClassList
+    ) -> None:
+        """Draw a batch, as far as pictures are missing. Labels of the outputs are those of
+        ``model``, labels of the batch those of ``data``: a class has one name and one colour.
+        """
         for info, found, targets in zip(batch.infos, outputs, batch.targets, strict=True):
-            if len(self._pictures) < self.images:
-                picture = prediction_picture(info, found, targets, names, self.min_score)
+            if len(self._pictures) == self.images:
+                return
+            true = relabelled(targets, data, model)
+            try:
+                picture = prediction_picture(info, found, true, model.names, self.min_score)
+            except ImageError as error:  # data.tolerate_broken: its absence ends nothing
+                log.warning("%s; it is left out of the panel", error)
+            else:
                 self._pictures.append(picture)
 
     def finish(self, trainer: Trainer, name: str, path: Path) -> None:
@@ -158,7 +184,7 @@ class ValidationPanel(Callback):
         """Draw the first images."""
         if trainer.is_global_zero:
             record: RunRecord = pl_module.record  # type: ignore[assignment]
-            self.panel.add(batch, outputs, record.classes.names)
+            self.panel.add(batch, outputs, record.classes, record.classes)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put them together."""
@@ -186,7 +212,8 @@ class EvaluationPanel(Callback):
         """Draw the first images."""
         if trainer.is_global_zero:
             classes: ClassList = pl_module.classes  # type: ignore[assignment]
-            self.panel.add(batch, outputs, classes.names)
+            data: ClassList = trainer.datamodule.classes  # type: ignore[attr-defined]
+            self.panel.add(batch, outputs, classes, data)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put them together."""

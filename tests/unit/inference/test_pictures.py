@@ -1,11 +1,21 @@
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 from PIL import Image
 
+from codetr.classes import ClassList
+from codetr.data.images import ImageError
 from codetr.evaluation import Detections
 from codetr.inference.draw import class_colour
-from codetr.inference.pictures import batch_pictures, prediction_picture
+from codetr.inference.pictures import (
+    EvaluationPanel,
+    Panel,
+    batch_pictures,
+    prediction_picture,
+    relabelled,
+)
 from codetr.structures import Batch, ImageInfo, Images, Targets
 
 MEAN, STD = (100.0, 110.0, 120.0), (50.0, 60.0, 70.0)
@@ -64,3 +74,68 @@ def test_panel_shows_confident_predictions_left_and_the_truth_right(tmp_path: Pa
     assert has_colour(left, 2 * 20, 2 * 150, label=0)
     assert not has_colour(left, 2 * 200, 2 * 150, label=0)
     assert has_colour(right, SIDE // 4, SIDE // 2, label=1)
+
+
+def nothing_found() -> Detections:
+    return Detections(
+        boxes_xyxy_px=torch.zeros(0, 4),
+        scores=torch.zeros(0),
+        labels=torch.zeros(0, dtype=torch.int64),
+    )
+
+
+def batch_of(*paths: Path) -> Batch:
+    """Each image with the box of ``targets``."""
+    count = len(paths)
+    size = torch.tensor([[SIDE, SIDE]] * count)
+    images = Images(
+        pixels=torch.zeros(count, 3, SIDE, SIDE),
+        padding=torch.zeros(count, SIDE, SIDE, dtype=torch.bool),
+        sizes=size,
+        padded_sizes=size,
+    )
+    infos = tuple(
+        ImageInfo(image_id=i, original_size=(SIDE, SIDE), scale=(1.0, 1.0), path=str(path))
+        for i, path in enumerate(paths)
+    )
+    return Batch(images=images, targets=(targets(),) * count, infos=infos)
+
+
+def test_a_missing_image_is_named_and_the_next_one_takes_its_place(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, grey in (("a.png", 10), ("c.png", 20), ("d.png", 30)):
+        Image.new("RGB", (SIDE, SIDE), (grey,) * 3).save(tmp_path / name)
+    batch = batch_of(*(tmp_path / name for name in ("a.png", "b.png", "c.png", "d.png")))
+    classes = ClassList(names=("a", "b"), category_ids=(1, 2))
+    panel = Panel(images=2, columns=1, min_score=0.5)
+    panel.add(batch, (nothing_found(),) * 4, classes, classes)
+    assert "b.png" in caplog.text
+    corners = [picture[0, -10, 10].item() for picture in panel._pictures]
+    assert corners == [10, 20]
+    with pytest.raises(ImageError, match=r"b\.png"):
+        prediction_picture(batch.infos[1], nothing_found(), targets(), ["a", "b"], 0.5)
+
+
+def test_true_boxes_of_a_subset_have_the_name_and_colour_of_their_class(tmp_path: Path) -> None:
+    """The data has two of the model's four classes, in another order."""
+    model = ClassList(names=("a", "b", "c", "d"), category_ids=(1, 2, 3, 4))
+    data = ClassList(names=("c", "a"), category_ids=(3, 1))
+    true = Targets(
+        boxes=torch.full((3, 4), 0.5),
+        labels=torch.tensor([1, 0, 1]),
+        weights=torch.ones(3),
+        size=torch.tensor([SIDE, SIDE], dtype=torch.float32),
+    )
+    names = [model.names[label] for label in relabelled(true, data, model).labels]
+    assert names == [data.names[label] for label in true.labels]
+
+    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "a.png")
+    callback = EvaluationPanel(tmp_path / "panel.png", images=1, columns=1, min_score=0.5)
+    trainer = SimpleNamespace(is_global_zero=True, datamodule=SimpleNamespace(classes=data))
+    module, batch = SimpleNamespace(classes=model), batch_of(tmp_path / "a.png")
+    callback.on_test_batch_end(trainer, module, (nothing_found(),), batch, 0)  # type: ignore[arg-type]
+    [picture] = callback.panel._pictures
+    right = picture[:, picture.shape[-2] - 4 - SIDE :, 4 + SIDE + 4 :]
+    assert has_colour(right, SIDE // 4, SIDE // 2, label=0)
+    assert not has_colour(right, SIDE // 4, SIDE // 2, label=1)
