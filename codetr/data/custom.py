@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 FORMATS = {"coco": coco, "voc": voc, "yolo": yolo}
 """Modules with FORMAT (its name), ``recognise(tree)`` and ``read(tree)``."""
 
-_VERSION = 1  # raise it when conversion changes: other annotations must not share a folder
+_VERSION = 2  # raise it when conversion changes: other annotations must not share a folder
 _SHOWN = 5  # problems in the log; the rest is in the file
 _NAMED = 12  # classes
 _ABOUT = "about.json"
@@ -118,25 +119,26 @@ class CustomFolder:
             )
         if not found.categories:
             raise UserError(f"{tree.root} has no annotated object, so no class: annotate images")
-        chosen, remarks = self._choose(tree, found)
-        contents = _contents(tree, found, chosen, problems)
+        parts, remarks = self._choose(tree, found)
+        contents = _contents(tree, found, parts, problems)
         remarks = [f"recognised as {FORMATS[name].FORMAT}", *found.remarks, *remarks]
         remarks += [_classes(tuple(found.categories.values())), f"converted to {folder}"]
         about = {"remarks": remarks, "problems": [str(problem) for problem in problems]}
         _write(folder, {"train.json": contents[0], "val.json": contents[1], _ABOUT: about})
 
-    def _choose(
-        self, tree: Tree, found: Found
-    ) -> tuple[tuple[Sequence[LabelledImage], Sequence[LabelledImage]], list[str]]:
+    def _choose(self, tree: Tree, found: Found) -> tuple[tuple[_Part, _Part], list[str]]:
         """Training and validation images, and what to say about them."""
-        options, splits = self.options, dict(found.splits)
+        options, splits, lost = self.options, dict(found.splits), dict(found.lost)
         share, remarks = options.val_share, []
         if "val" in splits and "train" not in splits and UNSPLIT in splits:
-            splits["train"] = splits.pop(UNSPLIT)
+            splits["train"], lost["train"] = splits.pop(UNSPLIT), lost.pop(UNSPLIT, ())
         undivided = UNSPLIT if "train" not in splits else "train"
         if "val" not in splits and undivided in splits:
             count = len(splits[undivided])
             splits |= divide(splits.pop(undivided), share, options.seed)
+            without = lost.pop(undivided, ())  # counted with each part by its share
+            place = round(len(without) * len(splits["train"]) / count)
+            lost |= {"train": without[:place], "val": without[place:]}
             remarks.append(
                 f"made splits of {count} images, {share:.0%} for val, by data.source.seed="
                 f"{options.seed}"
@@ -155,7 +157,19 @@ class CustomFolder:
         shared = {image.file for image in train} & {image.file for image in val}
         if shared and options.train != options.val:
             remarks.append(f"{len(shared)} images are in both splits: results will be too good")
-        return (train, val), remarks
+        parts = (
+            _Part(images=splits[name], lost=lost.get(name, ()))
+            for name in (options.train, options.val)
+        )
+        return (next(parts), next(parts)), remarks
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """The usable images of a split, and a problem for each other one that the data names."""
+
+    images: Sequence[LabelledImage]
+    lost: Sequence[Problem]
 
 
 def recognise(tree: Tree) -> str:
@@ -177,24 +191,24 @@ def recognise(tree: Tree) -> str:
 
 
 def _contents(
-    tree: Tree,
-    found: Found,
-    chosen: Sequence[Sequence[LabelledImage]],
-    problems: list[Problem],
+    tree: Tree, found: Found, parts: Sequence[_Part], problems: list[Problem]
 ) -> list[dict[str, Any]]:
     """The COCO content of each part. Raises UserError where one loses most of its images."""
     writer = CocoWriter(root=tree.root, categories=found.categories, problems=problems)
     contents = []
     with Progress(transient=True) as progress:
-        for images in chosen:
-            task = progress.add_task("reading image sizes", total=len(images))
-            contents.append(writer.content(images, partial(progress.advance, task)))
-            lost = {i.file for i in images} - {i["file_name"] for i in contents[-1]["images"]}
-            if 2 * len(lost) > len(images):
-                first = next(problem for problem in problems if problem.file in lost)
+        for part in parts:
+            task = progress.add_task("reading image sizes", total=len(part.images))
+            contents.append(writer.content(part.images, partial(progress.advance, task)))
+            named = len(part.images) + len(part.lost)
+            lost = named - len(contents[-1]["images"])
+            if 2 * lost > named:
+                read = {entry["file_name"] for entry in contents[-1]["images"]}
+                unread = {image.file for image in part.images} - read
+                first = next(chain(part.lost, (p for p in problems if p.file in unread)))
                 raise UserError(
-                    f"{len(lost)} of {len(images)} images of a split of {tree.root} cannot be "
-                    f"used; the first one: {first}"
+                    f"{lost} of {named} images of a split of {tree.root} cannot be used; "
+                    f"the first one: {first}"
                 )
     return contents
 

@@ -46,6 +46,7 @@ def read(tree: Tree) -> Found:
     contents = {file: _read_json(tree, file) for file in recognise(tree)}
     categories = _categories(tree, contents)
     splits: dict[str, list[LabelledImage]] = {}
+    lost: dict[str, list[Problem]] = {}
     files: dict[str, str] = {}
     for file, content in contents.items():
         split = split_of_name(PurePosixPath(file).name) or split_of_folders(file) or UNSPLIT
@@ -55,11 +56,13 @@ def read(tree: Tree) -> Found:
                 "data=coco and name the files under data.source"
             )
         files[split] = file
-        splits[split] = _Reader(tree, file, categories, problems).images(content)
+        reader = _Reader(tree, file, categories, problems)
+        splits[split], lost[split] = reader.images(content), reader.lost
     dropped = _unused_parents(contents, splits, categories)
     return Found(
         splits=splits,
         categories={i: name for i, name in sorted(categories.items()) if i not in dropped},
+        lost=lost,
         remarks=tuple(
             f"category {i} '{categories[i]}' is only a parent of others, no class" for i in dropped
         ),
@@ -141,13 +144,16 @@ def _unused_parents(
 
 
 class _Reader:
-    """Reads the images of one file; what cannot be used goes to ``problems``."""
+    """Reads the images of one file; what cannot be used goes to ``problems``, and where it is an
+    image to ``lost`` too.
+    """
 
     def __init__(
         self, tree: Tree, file: str, categories: Mapping[int, str], problems: list[Problem]
     ) -> None:
         self.tree, self.file = tree, file
         self.categories, self.problems = categories, problems
+        self.lost: list[Problem] = []
 
     def images(self, content: Content) -> list[LabelledImage]:
         """Images with their boxes, in the order of the file."""
@@ -170,7 +176,9 @@ class _Reader:
                 seen.add(entry["id"])
             boxes[image].append(box)
         return [
-            LabelledImage(file=file, source=self.file, boxes=tuple(boxes[i]), declared_wh=size)
+            LabelledImage(
+                file=file, source=self.file, boxes=tuple(boxes[i]), declared_wh=size, number=i
+            )
             for i, (file, size) in entries.items()
         ]
 
@@ -194,7 +202,7 @@ class _Reader:
                 size = (width, height) if _is_id(width) and _is_id(height) else None
                 found[image_id] = (self._find(name), size)
             except UserError as error:
-                self._report(f"{where} {error}; it was left out")
+                self.lost.append(self._report(f"{where} {error}; it was left out"))
         return found
 
     def _find(self, name: str) -> str:
@@ -236,5 +244,7 @@ class _Reader:
         )
         return image, box
 
-    def _report(self, text: str) -> None:
-        self.problems.append(Problem(file=self.file, text=text))
+    def _report(self, text: str) -> Problem:
+        problem = Problem(file=self.file, text=text)
+        self.problems.append(problem)
+        return problem

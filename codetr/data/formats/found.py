@@ -41,7 +41,8 @@ class LabelledImage:
     """An image ``file`` (relative to the root) and its boxes, which the file ``source`` tells.
 
     ``declared_wh`` is the size that the annotations claim, if they do; ``relative``: the boxes
-    are shares of the image's width and height.
+    are shares of the image's width and height; ``number`` is the image's id, where the format
+    has one: unique within a split.
     """
 
     file: str
@@ -49,6 +50,7 @@ class LabelledImage:
     boxes: tuple[Box, ...]
     declared_wh: tuple[int, int] | None = None
     relative: bool = False
+    number: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +58,14 @@ class Found:
     """The content of a folder in one of the formats.
 
     ``splits``: images by split name (train, val, test, ...); ``unsplit`` where the folder does not
-    divide them. ``categories``: names by id. ``remarks`` are what a user should know.
+    divide them. ``lost``: by split too, a problem for every image that the annotations name and
+    that cannot be used. ``categories``: names by id. ``remarks`` are what a user should know;
+    ``problems`` are all that there are, also those of ``lost``.
     """
 
     splits: Mapping[str, Sequence[LabelledImage]]
     categories: Mapping[int, str]
+    lost: Mapping[str, Sequence[Problem]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
 

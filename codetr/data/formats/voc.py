@@ -6,9 +6,10 @@ Everingham et al., "The PASCAL Visual Object Classes Challenge", development kit
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import TypeVar
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
@@ -19,6 +20,7 @@ from codetr.errors import UserError
 FORMAT = "Pascal VOC XML"
 _FOLDER = "annotations"
 _MAX_DEPTH = 32  # of elements; an annotation needs 4
+_Entry = TypeVar("_Entry", LabelledImage, Problem)
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -67,25 +69,32 @@ def read(tree: Tree) -> Found:
     problems.
     """
     problems: list[Problem] = []
+    unusable: list[Problem] = []  # annotation files
     annotations = []
     for file in recognise(tree):
         try:
             annotations.append(_read_file(tree, file, problems))
         except UserError as error:
-            problems.append(Problem(file=file, text=f"{error}; the file was left out"))
+            unusable.append(Problem(file=file, text=f"{error}; the file was left out"))
     objects = [o for annotation in annotations for o in annotation.objects]
     names = sorted({o.name for o in objects})
     ids = {name: i + 1 for i, name in enumerate(names)}
     first = 0 if any(min(o.corners[:2]) < 1 for o in objects) else 1
     images = {a.file: _labelled(a, ids, first) for a in annotations}
-    splits = _splits(tree, images, problems)
+    lists = _image_sets(tree)
+    if lists:
+        splits, lost = _listed(tree, lists, images, problems)
+        problems += [problem for part in lost.values() for problem in part]
+    else:
+        splits, lost = _by_folder(images.values()), _by_folder(unusable)
     unlisted = len(images) - len({image.source for part in splits.values() for image in part})
     left_out = (f"{unlisted} annotated images are in no list: left out",) if unlisted else ()
     return Found(
         splits=splits,
         categories={i: name for name, i in ids.items()},
+        lost=lost,
         remarks=(*_remarks(tree, objects, first, images), *left_out),
-        problems=tuple(problems),
+        problems=(*unusable, *problems),
     )
 
 
@@ -180,20 +189,23 @@ def _size(root: Element) -> tuple[int, int] | None:
 
 
 def _image_of(tree: Tree, file: str, filename: str) -> str:
-    """The image of an annotation: the one of the same stem, in JPEGImages or beside it, or
-    else the one that the file names. Raises UserError where there is none, or several.
+    """The image of an annotation: the one of the same stem, in JPEGImages or beside it (of several
+    endings first the one that the file names), or else the one that the file names, wherever it
+    lies. Raises UserError where there is none, or several.
     """
     path = PurePosixPath(file)
+    wanted = PurePosixPath(filename.replace("\\", "/")).name
+    endings = sorted(IMAGE_SUFFIXES)
+    names = [f"{path.stem}{e}" for ending in endings for e in (ending, ending.upper())]
+    names.sort(key=lambda name: name != wanted)  # stable
     homes = [path.parent.parent / "JPEGImages", path.parent, path.parent.parent / "images"]
     for home in homes:
-        for ending in IMAGE_SUFFIXES:
-            for name in (f"{path.stem}{ending}", f"{path.stem}{ending.upper()}"):
-                if str(home / name) in tree.members:
-                    return str(home / name)
-    wanted = PurePosixPath(filename.replace("\\", "/")).name
+        for name in names:
+            if str(home / name) in tree.members:
+                return str(home / name)
     found = tree.images_by_name.get(wanted, [])
     found = found or [
-        image for e in IMAGE_SUFFIXES for image in tree.images_by_name.get(f"{path.stem}{e}", [])
+        image for e in endings for image in tree.images_by_name.get(f"{path.stem}{e}", [])
     ]
     if len(found) != 1:
         raise UserError(
@@ -221,30 +233,39 @@ def _labelled(annotation: _Annotation, ids: Mapping[str, int], first: int) -> La
     )
 
 
-def _splits(
-    tree: Tree, images: Mapping[str, LabelledImage], problems: list[Problem]
-) -> dict[str, list[LabelledImage]]:
-    """By ImageSets/Main where there is one, else by the names of folders."""
-    lists = _image_sets(tree)
-    if not lists:
-        by_folder: dict[str, list[LabelledImage]] = defaultdict(list)
-        for file, image in images.items():
-            by_folder[split_of_folders(file) or UNSPLIT].append(image)
-        return dict(by_folder)
+def _by_folder(entries: Iterable[_Entry]) -> dict[str, list[_Entry]]:
+    """Images, or problems, by the split that the folders of their annotation files name."""
+    found: dict[str, list[_Entry]] = defaultdict(list)
+    for entry in entries:
+        file = entry.source if isinstance(entry, LabelledImage) else entry.file
+        found[split_of_folders(file) or UNSPLIT].append(entry)
+    return dict(found)
+
+
+def _listed(
+    tree: Tree,
+    lists: Iterable[tuple[str, str]],
+    images: Mapping[str, LabelledImage],
+    problems: list[Problem],
+) -> tuple[dict[str, list[LabelledImage]], dict[str, list[Problem]]]:
+    """By split the images that the lists of ImageSets/Main name, and a problem for each that they
+    name in vain.
+    """
     by_stem: dict[str, list[LabelledImage]] = defaultdict(list)
     for file, image in images.items():
         home = PurePosixPath(file).parent.parent
         by_stem[str(home / PurePosixPath(file).stem)].append(image)
     found: dict[str, list[LabelledImage]] = defaultdict(list)
+    lost: dict[str, list[Problem]] = defaultdict(list)
     for split, file in lists:
         home = PurePosixPath(file).parents[2]
         for name in _lines(tree, file, problems):
             matches = by_stem.get(str(home / name)) or by_stem.get(str(home / name.split()[0]), [])
             if not matches:
                 text = f"{shown(name)} has no usable annotation; it was left out"
-                problems.append(Problem(file=file, text=text))
+                lost[split].append(Problem(file=file, text=text))
             found[split] += matches
-    return dict(found)
+    return dict(found), dict(lost)
 
 
 def _image_sets(tree: Tree) -> list[tuple[str, str]]:

@@ -54,11 +54,14 @@ def read(tree: Tree) -> Found:
     images = {image: _read_labels(tree, image, config, problems) for image in tree.images}
     unlabelled = sum(_label_of(image) not in tree.members for image in images)
     remarks = [f"class names from {config.file}"]
+    splits, lost = _splits(tree, images, config, problems)
+    problems += [problem for part in lost.values() for problem in part]
     if unlabelled:
         remarks.append(f"{unlabelled} images without label file count as images without boxes")
     return Found(
-        splits=_splits(tree, images, config, problems),
+        splits=splits,
         categories=config.names,
+        lost=lost,
         remarks=tuple(remarks),
         problems=tuple(problems),
     )
@@ -245,54 +248,67 @@ def _splits(
     images: Mapping[str, LabelledImage],
     config: _Config,
     problems: list[Problem],
-) -> dict[str, list[LabelledImage]]:
-    """By the entries of data.yaml; where they lead nowhere, by the names of folders."""
+) -> tuple[dict[str, list[LabelledImage]], dict[str, list[Problem]]]:
+    """Images by the entries of data.yaml, and a problem for each that a list names in vain; where
+    the entries lead nowhere, images by the names of folders.
+    """
     found: dict[str, list[LabelledImage]] = {}
+    lost: dict[str, list[Problem]] = defaultdict(list)
     for split, entries in config.splits.items():
-        members = [image for entry in entries for image in _images_of(tree, entry, config)]
+        members = [
+            image for entry in entries for image in _images_of(tree, entry, config, lost[split])
+        ]
         if members:
             found[split] = [images[image] for image in dict.fromkeys(members)]
         else:
             text = f"{split}: {shown(list(entries))} leads to no image below the root"
             problems.append(Problem(file=config.file, text=text))
     if found:
-        return found
+        return found, lost
     by_folder: dict[str, list[LabelledImage]] = defaultdict(list)
     for file, image in images.items():
         by_folder[split_of_folders(file) or UNSPLIT].append(image)
-    return dict(by_folder)
+    return dict(by_folder), {}
 
 
-def _images_of(tree: Tree, entry: str, config: _Config) -> list[str]:
-    """The images of an entry: below a folder, or in a list (.txt).
+def _images_of(tree: Tree, entry: str, config: _Config, lost: list[Problem]) -> list[str]:
+    """The images of an entry: below a folder, or in a list (.txt), whose other lines are ``lost``.
 
     Entries are often paths of another machine, or relative to a folder that is not there: the
     longest end of one that exists below the configuration's folder, or the root, is meant.
     """
-    parts = [p for p in PurePosixPath(entry.replace("\\", "/")).parts if p not in ("..", "/", ".")]
+    parts = _parts(entry)
     bases = list(dict.fromkeys([PurePosixPath(config.file).parent, PurePosixPath()]))
     for start in range(len(parts)):
         for base in bases:
             place = str(base.joinpath(*parts[start:]))
             if place in tree.members and place.endswith(".txt"):
-                return _listed(tree, place)
+                return _listed(tree, place, lost)
             below = [image for image in tree.images if image.startswith(f"{place}/")]
             if below:
                 return below
     return []
 
 
-def _listed(tree: Tree, file: str) -> list[str]:
-    """The images that a list names, each found as folders are."""
+def _listed(tree: Tree, file: str, lost: list[Problem]) -> list[str]:
+    """The images that a list names, each found as folders are; lines without one are ``lost``."""
     known = set(tree.images)
     folders = list(dict.fromkeys([PurePosixPath(file).parent, PurePosixPath()]))
+    lines = tree.read(file).decode("utf-8-sig", errors="replace").splitlines()
     found = []
-    for line in _text_of_list(tree, file).splitlines():
-        parts = [p for p in PurePosixPath(line.strip()).parts if p not in ("..", "/", ".")]
+    for number, line in enumerate(lines, start=1):
+        parts = _parts(line.strip())
         ends = (str(f.joinpath(*parts[i:])) for i in range(len(parts)) for f in folders)
-        found += [image for image in [next((e for e in ends if e in known), None)] if image]
+        image = next((end for end in ends if end in known), None)
+        if image:
+            found.append(image)
+        elif line.strip():
+            text = f"line {number} ({shown(line.strip())}) is no image below the root"
+            lost.append(Problem(file=file, text=f"{text}; it was left out"))
     return found
 
 
-def _text_of_list(tree: Tree, file: str) -> str:
-    return tree.read(file).decode("utf-8-sig", errors="replace")
+def _parts(path: str) -> list[str]:
+    """The names of which a path of any machine consists."""
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    return [part for part in parts if part not in ("..", "/", ".")]

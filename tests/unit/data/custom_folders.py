@@ -42,7 +42,8 @@ def write_voc(
     write_images(root / "JPEGImages", [f"{name}.png" for name in images])
     (root / "Annotations").mkdir()
     for name, boxes in images.items():
-        (root / "Annotations" / f"{name}.xml").write_text(voc_xml(boxes), encoding="utf-8")
+        xml = voc_xml(boxes, f"{name}.png")
+        (root / "Annotations" / f"{name}.xml").write_text(xml, encoding="utf-8")
     for name, stems in (sets or {}).items():
         (root / "ImageSets/Main").mkdir(parents=True, exist_ok=True)
         (root / "ImageSets/Main" / f"{name}.txt").write_text("\n".join(stems) + "\n")

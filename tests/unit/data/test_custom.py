@@ -220,6 +220,79 @@ def test_losing_most_images_is_an_error(tmp_path: Path) -> None:
         convert(root)
 
 
+@pytest.mark.parametrize("kind", ["coco", "voc", "voc lists", "yolo lists"])
+@pytest.mark.parametrize("present", [2, 3])
+def test_images_that_are_not_there_are_lost_too(kind: str, present: int, tmp_path: Path) -> None:
+    """Of five images that the training split names, fewer than half are an error."""
+    root = tmp_path / "root"
+    val = {"v": CELLS["a"], "w": CELLS["e"]}
+    files = [f"{name}.png" for name in CELLS]
+    if kind == "coco":
+        for split, boxes in (("train", CELLS), ("val", val)):
+            images = {f"{name}.png": box for name, box in boxes.items()}
+            write_images(root / split, list(images))
+            content = coco_content(images, {3: NAMES[0], 9: NAMES[1]})
+            (root / split / "_annotations.coco.json").write_text(json.dumps(content))
+        folder = root / "train"
+    elif kind.startswith("voc"):
+        sets = {"train": list(CELLS), "val": list(val)} if kind == "voc lists" else None
+        write_voc(root if sets else root / "train", CELLS | (val if sets else {}), sets)
+        if not sets:
+            write_voc(root / "val", val)
+        folder = root / "JPEGImages" if sets else root / "train/JPEGImages"
+    else:
+        write_yolo(root, {"train": CELLS, "valid": val}, NAMES)
+        lines = "".join(f"data\\train\\images\\{file}\n" for file in files)
+        (root / "train.txt").write_text(lines)
+        config = root / "data.yaml"
+        config.write_text(config.read_text().replace("train: ", "train: train.txt # "))
+        folder = root / "train/images"
+    for file in files[present:]:
+        (folder / file).unlink()
+    if present == 2:
+        with pytest.raises(UserError, match=r"3 of 5 images of a split .*; the first one: "):
+            convert(root)
+    else:
+        splits = convert(root)
+        assert [len(part) for part in load(splits)] == [3, 2]
+        assert len(splits.problems) >= 2
+
+
+def test_lost_images_of_undivided_data_are_shared_between_its_parts(tmp_path: Path) -> None:
+    root = as_voc(tmp_path / "root")
+    for name in "abc":
+        (root / f"JPEGImages/{name}.png").unlink()
+    with pytest.raises(UserError, match=r"cannot be used; the first one: Annotations/a\.xml"):
+        convert(root)
+
+
+def test_images_keep_their_ids_or_get_one_of_their_name(folder: Path) -> None:
+    """So that results by image id, as teachers' boxes are, fit another division of the data too."""
+
+    def ids(seed: int) -> dict[str, int]:
+        parts = load(convert(folder, seed=seed))
+        return {n: i for p in parts for n, i in zip(p.file_names, p.image_ids, strict=True)}
+
+    first = ids(0)
+    assert len(set(first.values())) == 5
+    assert first == ids(1)
+    if folder.name == "coco":
+        entries = json.loads((folder / "labels.json").read_text())["images"]
+        assert first == {f"images/{e['file_name']}": e["id"] for e in entries}
+    extra = next(folder.rglob("a.png"))
+    write_images(extra.parent, ["0.png"])
+    if folder.name == "voc":
+        (folder / "Annotations/0.xml").write_text(voc_xml(CELLS["a"], "0.png"))
+    assert first.items() <= ids(0).items()
+
+
+def test_one_image_with_two_annotation_files_is_two_entries(tmp_path: Path) -> None:
+    root = as_voc(tmp_path / "root")
+    (root / "Annotations/other.xml").write_text(voc_xml(CELLS["b"], "a.png"))
+    parts = load(convert(root))
+    assert sum(map(len, parts)) == 6
+
+
 def test_an_image_in_both_splits_is_said(tmp_path: Path) -> None:
     root = write_voc(tmp_path / "root", CELLS, {"train": ["a", "b"], "val": ["b", "d"]})
     assert any("1 images are in both splits" in remark for remark in convert(root).remarks)

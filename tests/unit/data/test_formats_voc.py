@@ -76,6 +76,15 @@ def test_image_is_found_by_its_name_in_the_file(tmp_path: Path) -> None:
     assert read(tmp_path).splits["unsplit"][0].file == "pictures/first.png"
 
 
+def test_of_several_endings_the_named_one_is_the_image(tmp_path: Path) -> None:
+    write_images(tmp_path / "JPEGImages", ["a.jpg", "a.png", "b.png", "b.jpg", "c.webp"])
+    (tmp_path / "Annotations").mkdir()
+    for stem, filename in (("a", "C:\\x\\a.png"), ("b", "renamed.jpg"), ("c", "c.jpg")):
+        (tmp_path / f"Annotations/{stem}.xml").write_text(voc_xml(CELLS["a"], filename))
+    files = [image.file for image in read(tmp_path).splits["unsplit"]]
+    assert files == [f"JPEGImages/{name}" for name in ("a.png", "b.jpg", "c.webp")]
+
+
 def test_difficult_objects_are_ignored(tmp_path: Path) -> None:
     write_voc(tmp_path, CELLS)
     (tmp_path / "Annotations/b.xml").write_text(voc_xml(CELLS["b"], difficult=1))

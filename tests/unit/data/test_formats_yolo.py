@@ -51,9 +51,22 @@ def test_paths_of_another_machine_are_found_here(tmp_path: Path, path: str) -> N
 
 def test_lists_of_images(tmp_path: Path) -> None:
     write_yolo(tmp_path, SPLITS, NAMES)
-    (tmp_path / "train.txt").write_text("./train/images/a.png\n/x/train/images/c.png\nno.png\n")
+    lines = (
+        "./train/images/a.png",
+        "/x/train/images/c.png",
+        "",
+        "no.png",
+        "data\\train\\images\\b.png",
+    )
+    (tmp_path / "train.txt").write_text("\n".join(lines))
     (tmp_path / "data.yaml").write_text("train: train.txt\nval: valid/images\nnames: [a, b]\n")
-    assert counts(read(tmp_path)) == {"train": 2, "val": 1}
+    found = read(tmp_path)
+    assert counts(found) == {"train": 3, "val": 1}
+    (problem,) = found.problems
+    assert (
+        str(problem) == "train.txt: line 4 ('no.png') is no image below the root; it was left out"
+    )
+    assert list(found.lost["train"]) == [problem]
 
 
 def test_labels_beside_images_with_a_list_of_names(tmp_path: Path) -> None:
