@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LEVELS = (
-    {"structures", "boxes", "distributed", "errors", "classes"},
+    {"structures", "boxes", "distributed", "errors", "classes", "overrides"},
     {"ops", "layers"},
     {"backbones", "necks", "transformers", "heads", "assigners", "criteria"},
     {"detectors", "aux_heads"},

@@ -16,6 +16,7 @@ from torch import nn
 from codetr.checkpoints.files import RunRecord
 from codetr.classes import ClassList
 from codetr.errors import UserError
+from codetr.overrides import readable
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -38,7 +39,7 @@ def compose_train(overrides: Sequence[str]) -> DictConfig:
     """
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("train", ["paths.run_dir=.", *overrides])
+            return compose("train", ["paths.run_dir=.", *readable(overrides)])
     except HydraException as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{' '.join(overrides)}: {reason}") from error

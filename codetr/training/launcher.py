@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides
 from hydra.errors import CompactHydraException
@@ -22,6 +23,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from codetr.overrides import readable
 from codetr.training.shell import one_line_errors
 from codetr.training.sweeps.cluster import SubmititRunner
 from codetr.training.sweeps.jobs import METRICS_FILE, Job, plan, require_own_folders
@@ -155,7 +157,8 @@ def sweep_name(overrides: Sequence[str]) -> str:
     """A sweep's folder: ``NAME`` of ``name=NAME``; without it one that is made of the command, so
     that the same command finds its jobs again.
     """
-    given = dict(o.split("=", 1) for o in overrides if "=" in o)
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    given = {o.key_or_group: str(o.value()) for o in parsed if not o.is_sweep_override()}
     if "name" in given:
         return given["name"]
     mark = hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:8]
@@ -163,10 +166,12 @@ def sweep_name(overrides: Sequence[str]) -> str:
 
 
 def register() -> None:
-    """Let hydra find the launchers of conf/hydra/launcher; call before ``hydra.main``.
+    """Let hydra find the launchers of conf/hydra/launcher, and read any file name on the command
+    line; call before ``hydra.main``.
 
     Hydra takes launchers from the package ``hydra_plugins`` alone: this stands for one there.
     """
+    sys.argv[1:] = readable(sys.argv[1:])
     for launcher in (ProcessLauncher, SubmititLauncher):
         name = f"hydra_plugins.codetr.{launcher.__name__}"
         Plugins.instance().class_name_to_class[name] = launcher

@@ -106,3 +106,4 @@ def test_a_sweep_is_named_by_its_command() -> None:
     assert named.startswith("k-")
     assert named != sweep_name(["sweep=k", "seed=0,1,2"])
     assert sweep_name(["aux_heads=[],[atss]"]).startswith("sweep-")
+    assert sweep_name(["sweep=k", "name='größe (1)'"]) == "größe (1)", "quotes are grammar"

@@ -1,0 +1,50 @@
+"""What is written on a command line, as Hydra's override grammar reads it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+
+_PARTS = re.compile(r"(?P<key>\+{0,2}[A-Za-z_][\w./@$-]*)=(?P<value>.+)", re.ASCII | re.DOTALL)
+_STRUCTURED = re.compile(
+    r"[\[{'\"]|(choice|range|interval|glob|shuffle|sort|tag|extend_list|int|float|str|bool)\("
+)
+"""How a list, a dictionary, a quoted text or a function of the grammar begins."""
+MULTIRUN = ("-m", "--multirun")
+
+
+def readable(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with quotes around values that Hydra cannot read without them.
+
+    Its grammar knows letters of ASCII alone, and gives brackets, parentheses, ``=`` and ``~`` a
+    meaning, so that ``data.root=größe (1)`` would be an error. Whatever it reads stays as it is, as
+    do mistakes in a list, a dictionary or a function: Hydra names those. With ``-m``, commas
+    separate values, and each is looked at.
+    """
+    several = any(flag in arguments for flag in MULTIRUN)
+    return [_readable(argument, several) for argument in arguments]
+
+
+def _readable(argument: str, several: bool) -> str:
+    parts = _PARTS.fullmatch(argument)
+    if parts is None or _is_read(argument) or _STRUCTURED.match(parts["value"]):
+        return argument
+    key, value = parts["key"], parts["value"]
+    values = value.split(",") if several else [value]
+    return f"{key}={','.join(v if _is_read(f'{key}={v}') else _quoted(v) for v in values)}"
+
+
+def _is_read(argument: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return False
+    return True
+
+
+def _quoted(value: str) -> str:
+    return QuotedString(text=value, quote=Quote.single).with_quotes()
