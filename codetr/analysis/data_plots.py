@@ -8,7 +8,6 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize, to_pil_image
@@ -84,10 +83,8 @@ def picture_grid(annotations: CocoAnnotations, images: Path, count: int, columns
     """``count`` images with their boxes, spread over those that have some (JPEG); those that
     cannot be decoded are passed over. Empty where none is left.
     """
-    with_boxes = annotations.image_of_box[annotations.usable].unique()
-    places = torch.linspace(0, len(with_boxes) - 1, min(count, len(with_boxes))).round().long()
     pictures = []
-    for index in with_boxes[places].tolist():
+    for index in annotations.images_with_objects(count):
         try:
             image = read_image(images / annotations.file_names[index])
         except ImageError:

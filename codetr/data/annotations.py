@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,14 @@ class CocoAnnotations:
         """(A,) bool: neither a crowd region nor degenerate, so a target."""
         return ~(self.crowd | self.degenerate)
 
+    def images_with_objects(self, count: int) -> list[int]:
+        """``count`` of the images that have usable boxes, the first to the last of them evenly
+        spaced; all if there are fewer.
+        """
+        found = self.image_of_box[self.usable].unique().tolist()
+        count = min(count, len(found))
+        return [found[i * (len(found) - 1) // max(count - 1, 1)] for i in range(count)]
+
     def targets(self, index: int) -> BoxSet:
         """The boxes that supervise an image: clipped to it, without crowd and degenerate ones.
         They have masks where the segmentations were asked for.
@@ -91,7 +99,8 @@ def load_annotations(
     num_images: int | None = None,
 ) -> CocoAnnotations:
     """Parse a COCO- or LVIS-format file; ``segmentations`` too if they are wanted. With
-    ``num_images`` only so many images with objects, spread evenly over the file.
+    ``num_images`` only so many images with usable boxes, spread evenly over the file (all images
+    where none has one).
 
     A file's name is ``file_name``, or ``coco_url`` where there is none (LVIS v1); with
     ``name_parts`` only so many of its last parts.
@@ -107,12 +116,29 @@ def load_annotations(
     _require_unique_integers(_column(images, "id", "image", path), "image", path)
     used = set(filter(_is_integer, _column(annotations, "category_id", "annotation", path)))
     found = _class_list(categories, used, classes, path)
-    if num_images is not None:  # after the classes, which are those of all images
-        images, annotations = _some(images, annotations, num_images)
+    arranged = partial(_arranged, path, found, name_parts)
+    if num_images is not None:
+        everything = arranged(images, annotations)
+        chosen = {everything.image_ids[i] for i in everything.images_with_objects(num_images)}
+        if chosen:
+            images = [image for image in images if image["id"] in chosen]
+            annotations = [a for a in annotations if a["image_id"] in chosen]
+    return arranged(images, annotations, segmentations)
+
+
+def _arranged(
+    path: Path,
+    classes: ClassList,
+    name_parts: int | None,
+    images: Sequence[Mapping[str, Any]],
+    annotations: Sequence[Mapping[str, Any]],
+    segmentations: bool = False,
+) -> CocoAnnotations:
+    """The entries of a file, checked and sorted."""
     image_ids = [image["id"] for image in images]
     annotation_ids = tuple(a.get("id") for a in annotations)
     category_of_box = [a["category_id"] for a in annotations]
-    labels = _look_up(category_of_box, found.index(), "category", annotation_ids, path)
+    labels = _look_up(category_of_box, classes.index(), "category", annotation_ids, path)
     index_of_image = {image_id: i for i, image_id in enumerate(image_ids)}
     image_of_box = _look_up(
         _column(annotations, "image_id", "annotation", path),
@@ -127,7 +153,7 @@ def load_annotations(
     by_image = [annotations[i] for i in order.tolist()]
     return CocoAnnotations(
         path=path,
-        classes=found,
+        classes=classes,
         image_ids=tuple(image_ids),
         file_names=_file_names(images, name_parts, path),
         sizes=sizes,
@@ -142,21 +168,6 @@ def load_annotations(
         if segmentations
         else None,
     )
-
-
-def _some(
-    images: Sequence[Mapping[str, Any]], annotations: Sequence[Mapping[str, Any]], count: int
-) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-    """``count`` of the images that have objects, the first to the last of them evenly spaced (all
-    if there are fewer), and their annotations.
-    """
-    placed = [a for a in annotations if _is_integer(a.get("image_id"))]
-    with_objects = {a["image_id"] for a in placed if not a.get("iscrowd", 0)}
-    usable = [image for image in images if image["id"] in with_objects]
-    places = torch.linspace(0, len(usable) - 1, min(count, len(usable))).round().long().tolist()
-    chosen = [usable[place] for place in places]
-    ids = {image["id"] for image in chosen}
-    return chosen, [a for a in placed if a["image_id"] in ids]
 
 
 def _is_integer(value: object) -> bool:

@@ -9,7 +9,8 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from codetr.checkpoints.experiment import compose_train
-from codetr.data.annotations import load_annotations
+from codetr.classes import ClassList
+from codetr.data.annotations import CocoAnnotations, load_annotations
 from codetr.data.augment import Chain
 from codetr.data.datamodule import CocoDataModule
 from codetr.data.sources import CocoFolder
@@ -68,6 +69,50 @@ def test_they_are_spread_over_the_images_with_objects(root: Path) -> None:
         assert torch.equal(ours.boxes, theirs.boxes)
         assert torch.equal(ours.labels, theirs.labels)
     assert load_annotations(root / "train.json", num_images=50).file_names == whole.file_names[1:8]
+
+
+def test_none_stands_twice_in_large_files() -> None:
+    count = 30_000
+    corners = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+    large = CocoAnnotations(
+        path=Path("a.json"),
+        classes=ClassList(names=("a",), category_ids=(1,)),
+        image_ids=tuple(range(count)),
+        file_names=("a.png",) * count,
+        sizes=torch.full((count, 2), 9),
+        boxes=corners.expand(count, 4),
+        labels=torch.zeros(count, dtype=torch.int64),
+        crowd=torch.zeros(count, dtype=torch.bool),
+        annotation_ids=(0,) * count,
+        offsets=torch.arange(count + 1),
+    )
+    for wanted in (count - 1, count - 7, 16):
+        chosen = large.images_with_objects(wanted)
+        assert len(set(chosen)) == wanted
+        assert (chosen[0], chosen[-1]) == (0, count - 1)
+    assert large.images_with_objects(2 * count) == list(range(count))
+    assert large.images_with_objects(0) == []
+
+
+def test_images_whose_boxes_have_no_area_are_not_chosen(root: Path) -> None:
+    content = json.loads((root / "train.json").read_text())
+    for annotation in content["annotations"][:6]:
+        annotation["bbox"][2] = 0
+    (root / "train.json").write_text(json.dumps(content))
+    assert load_annotations(root / "train.json", num_images=5).file_names == ("7.png",)
+    for annotation in content["annotations"]:
+        annotation["bbox"][2] = 0
+    (root / "train.json").write_text(json.dumps(content))
+    assert len(load_annotations(root / "train.json", num_images=5)) == 9  # for the error to say
+
+
+def test_an_unknown_image_is_the_same_error(root: Path) -> None:
+    content = json.loads((root / "train.json").read_text())
+    content["annotations"][3]["image_id"] = 4
+    (root / "train.json").write_text(json.dumps(content))
+    for wanted in (None, 2):
+        with pytest.raises(UserError, match=r"annotation 4 .* has unknown image id 4"):
+            load_annotations(root / "train.json", num_images=wanted)
 
 
 def test_classes_are_those_of_all_images(root: Path) -> None:
