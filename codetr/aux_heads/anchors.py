@@ -44,43 +44,36 @@ class AnchorGrid:
 
     def __call__(self, pyramid: Pyramid, padded_sizes: Tensor) -> Anchors:
         """Anchors for ``pyramid``; ``padded_sizes`` (B, 2) are the images' (height, width) px."""
-        boxes, strides, corners, sizes = _anchors(
-            tuple(self.scales),
-            tuple(self.ratios),
-            tuple(zip(pyramid.shapes, pyramid.strides, strict=True)),
-            _precision(pyramid),
-            padded_sizes.device,
-        )
+        device = padded_sizes.device
+        unit = _unit(tuple(self.scales), tuple(self.ratios), _precision(pyramid), device)
+        boxes, steps, corners = [], [], []
+        for (height, width), stride in zip(pyramid.shapes, pyramid.strides, strict=True):
+            cells = _cells(height, width, device)
+            boxes.append(((cells.repeat(1, 2)[:, None] + unit) * stride).flatten(0, 1))
+            steps.append(torch.full_like(boxes[-1][:, 0], stride))
+            corners.append((cells * stride).repeat_interleave(self.per_cell, dim=0))
         # A cell is usable if it begins within the image.
-        usable = (corners < padded_sizes.flip(1)[:, None]).all(dim=2)
-        return Anchors(boxes=boxes, strides=strides, usable=usable, level_sizes=sizes)
+        usable = (torch.cat(corners) < padded_sizes.flip(1)[:, None]).all(dim=2)
+        return Anchors(
+            boxes=torch.cat(boxes),
+            strides=torch.cat(steps),
+            usable=usable,
+            level_sizes=tuple(len(level) for level in boxes),
+        )
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 @torch.inference_mode(False)  # a cached inference tensor would be of no use to training
-def _anchors(
-    scales: tuple[float, ...],
-    ratios: tuple[float, ...],
-    levels: tuple[tuple[tuple[int, int], int], ...],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
-    """For ``levels`` of the given ((height, width), stride): boxes (A, 4) and stride (A,) of all
-    anchors, x and y (A, 2) in pixels where their cells begin, and the levels' sizes.
+def _unit(
+    scales: tuple[float, ...], ratios: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """(S, 4) xyxy in strides: the anchors about the origin.
 
-    Kept for the sizes that were seen last: the numbers of a tensor made on the host would be waited
-    for in every step.
+    Kept, since numbers that come from the host would be waited for in every step; all else is
+    made on the device, where image sizes vary from step to step.
     """
     halves = [(s / r**0.5 / 2, s * r**0.5 / 2) for r in ratios for s in scales]
-    unit = torch.tensor([(-w, -h, w, h) for w, h in halves], dtype=dtype, device=device)
-    boxes, steps, corners = [], [], []
-    for (height, width), stride in levels:
-        cells = _cells(height, width, device)
-        boxes.append(((cells.repeat(1, 2)[:, None] + unit) * stride).flatten(0, 1))
-        steps.append(torch.full_like(boxes[-1][:, 0], stride))
-        corners.append((cells * stride).repeat_interleave(len(halves), dim=0))
-    sizes = tuple(len(level) for level in boxes)
-    return torch.cat(boxes), torch.cat(steps), torch.cat(corners), sizes
+    return torch.tensor([(-w, -h, w, h) for w, h in halves], dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,10 +59,9 @@ class ProposalSelection:
         index = torch.cat(best, dim=1)
         scores = scores.gather(1, index)
         boxes = boxes_px.gather(1, index[..., None].expand(-1, -1, 4))
-        sizes = [level.shape[1] for level in best] * len(scores)
-        kept = surviving(boxes.flatten(0, 1), scores.flatten(), sizes, self.iou)
+        kept = surviving(boxes, scores, [level.shape[1] for level in best], self.iou)
         # Boxes without area overlap nothing: they can be dropped as well behind the suppression.
-        kept = kept.view_as(scores) & (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
+        kept = kept & (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
         order = scores.masked_fill(~kept, -torch.inf).sort(dim=1, descending=True, stable=True)
         counts = kept.sum(dim=1).clamp(max=self.limit).tolist()
         chosen = [row[:count] for row, count in zip(order.indices, counts, strict=True)]

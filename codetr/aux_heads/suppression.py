@@ -1,4 +1,4 @@
-"""Greedy suppression (NMS) of many sets of boxes, none of which sees the others."""
+"""Greedy suppression (NMS) of many sets of boxes per image, none of which sees the others."""
 
 from __future__ import annotations
 
@@ -10,32 +10,43 @@ from torchvision.ops import nms
 
 
 def surviving(boxes: Tensor, scores: Tensor, sizes: Sequence[int], iou: float) -> Tensor:
-    """(T,) bool: which of ``boxes`` (T, 4) xyxy with ``scores`` (T,) are kept at overlap ``iou``.
+    """(B, T) bool: which of an image's ``boxes`` (B, T, 4) xyxy with ``scores`` (B, T) are kept at
+    overlap ``iou``.
 
-    ``sizes`` are those of the sets, which lie one after the other. Set by set on the CPU, where
-    time grows with the square; all at once elsewhere, where every call is waited for.
+    ``sizes`` are those of an image's sets, which lie one after the other. One call per set on the
+    CPU, where time grows with the square; one per image elsewhere, where every call is waited for.
     """
-    if boxes.device.type == "cpu":
-        return set_by_set(boxes, scores, sizes, iou)
-    return all_at_once(boxes, scores, sizes, iou)
+    way = set_by_set if boxes.device.type == "cpu" else image_by_image
+    return way(boxes, scores, sizes, iou)
 
 
 def set_by_set(boxes: Tensor, scores: Tensor, sizes: Sequence[int], iou: float) -> Tensor:
     """``surviving`` by one call per set."""
-    kept, start = [], 0
-    for own, score in zip(boxes.split(list(sizes)), scores.split(list(sizes)), strict=True):
-        kept.append(nms(own, score, iou) + start)
-        start += len(own)
-    return _marked(torch.cat(kept), len(boxes))
+    kept = [
+        _kept(own, score, iou)
+        for own, score in zip(
+            boxes.flatten(0, 1).split(list(sizes) * len(boxes)),
+            scores.flatten().split(list(sizes) * len(boxes)),
+            strict=True,
+        )
+    ]
+    return torch.cat(kept).view_as(scores)
 
 
-def all_at_once(boxes: Tensor, scores: Tensor, sizes: Sequence[int], iou: float) -> Tensor:
-    """``surviving`` by one call, with the sets moved apart; in float64, so that overlaps stay."""
+def image_by_image(boxes: Tensor, scores: Tensor, sizes: Sequence[int], iou: float) -> Tensor:
+    """``surviving`` by one call per image, with its sets moved apart; the memory of a call on a
+    GPU grows with the square of its boxes.
+
+    In float64: far from the origin float32 rounds boxes so that other ones are kept.
+    """
     steps = [torch.full((size,), number, device=boxes.device) for number, size in enumerate(sizes)]
     apart = boxes.double()
     apart = apart + (torch.cat(steps) * (apart.max() - apart.min() + 1))[:, None]
-    return _marked(nms(apart, scores.double(), iou), len(boxes))
+    pairs = zip(apart, scores.double(), strict=True)
+    return torch.stack([_kept(own, score, iou) for own, score in pairs])
 
 
-def _marked(index: Tensor, size: int) -> Tensor:
-    return torch.zeros(size, dtype=torch.bool, device=index.device).index_fill(0, index, True)
+def _kept(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
+    """(T,) bool: which of (T, 4) boxes one NMS keeps."""
+    index = nms(boxes, scores, iou)
+    return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device).index_fill(0, index, True)

@@ -1,7 +1,8 @@
 """A device that only pretends to be one: it counts what a real one would be waited for.
 
 Tensors on it report the device ``lazy`` and hold their numbers on the CPU, so that every operation
-is carried out and every step across the border to the host is seen.
+is carried out and every step across the border to the host is seen. What runs on GPUs alone does
+not run on it: Triton kernels and what surrounds them are not watched.
 """
 
 from __future__ import annotations

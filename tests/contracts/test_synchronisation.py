@@ -1,4 +1,8 @@
-"""How often a training step waits for the device, by cause, on a pretended one."""
+"""How often a training step waits for the device, by cause, on a pretended one.
+
+Deformable attention is there what it is on the CPU: the Triton kernels run on GPUs alone, and what
+their callers wait for is not counted here.
+"""
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ from codetr.training.losses import training_losses
 CO_DINO = ("one_to_one", "denoising", "collaborative")
 COSTS = ("device to host", "assigners/hungarian.py")
 RPN_AND_REGIONS = ("device to host", "assigners/sampling.py")
+NMS = ("nms", "aux_heads/suppression.py")
 POSITIVES = ("device to host", "schemes/positives.py")
 HEADS = {
     (): {},
@@ -18,7 +23,6 @@ HEADS = {
     ("atss", "rcnn"): {
         POSITIVES: 1,
         RPN_AND_REGIONS: 2,
-        ("nms", "aux_heads/suppression.py"): 1,
         ("device to host", "aux_heads/rpn.py"): 1,
         ("device to host", "aux_heads/roi_pool.py"): 1,
     },
@@ -33,14 +37,14 @@ OTHERS = {
 
 def waits(schemes: tuple[str, ...], heads: tuple[str, ...], counts: tuple[int, ...]) -> dict:
     """Cause and file of every wait in a step, forward and backward, after a first step that fills
-    caches.
+    caches. Images have another size in the second, as in training: a cache by size helps nothing.
     """
     detector, parts = build(schemes, heads)
     with watched() as watch:
         to_device(detector)
         to_device(parts)
-        data = batch(counts).map(DeviceTensor)
-        for _ in range(2):
+        for size in (64, 96):
+            data = batch(counts, size).map(DeviceTensor)
             watch.waits.clear()
             total_loss(training_losses(detector, parts, data)).backward()  # type: ignore[arg-type]
     return dict(watch.waits)
@@ -48,10 +52,13 @@ def waits(schemes: tuple[str, ...], heads: tuple[str, ...], counts: tuple[int, .
 
 @pytest.mark.parametrize("heads", HEADS, ids="+".join)
 @pytest.mark.parametrize("counts", [(3, 2), (3, 2, 4, 1)], ids=len)
-def test_a_co_dino_step_waits_as_often_at_any_batch_size(
+def test_a_co_dino_step_waits_as_often_at_any_batch_size_but_for_one_nms_per_image(
     heads: tuple[str, ...], counts: tuple[int, ...]
 ) -> None:
-    assert waits(CO_DINO, heads, counts) == {COSTS: 1, **HEADS[heads]}
+    expected = {COSTS: 1, **HEADS[heads]}
+    if "rcnn" in heads:
+        expected[NMS] = len(counts)
+    assert waits(CO_DINO, heads, counts) == expected
 
 
 @pytest.mark.parametrize("schemes", OTHERS, ids="+".join)
