@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from custom_folders import CELLS, write_voc
+from hydra.utils import instantiate
 from torchvision.ops import box_iou
 
+from codetr.checkpoints.experiment import compose_train
 from codetr.data.annotations import CocoAnnotations, load_annotations
 from codetr.data.augment import Chain, DetrAugmentation, FlipOnly
 from codetr.data.datamodule import CocoDataModule
@@ -17,6 +20,7 @@ from codetr.data.sources import CocoFolder
 from codetr.data.teachers import Parallel, Suppression, TeacherBoxes, read_findings
 from codetr.errors import UserError
 
+CONF = Path(__file__).resolve().parents[3] / "conf/data"
 FOLDER = CocoFolder(
     train_annotations="train.json",
     train_images="train",
@@ -166,6 +170,41 @@ def test_teachers_travel_through_the_augmentation_into_the_batch(
                 assert torch.equal(mine.labels, truth.labels)
                 assert mine.weights.tolist() == [0.25] * len(truth)
     assert all(batch.teachers == () for batch in module.val_dataloader())
+
+
+def test_teachers_of_a_folder_in_any_format(tmp_path: Path) -> None:
+    """Results by the ids of the converted file fit after another division of the data too."""
+    root = write_voc(tmp_path / "root", CELLS)
+    overrides = [
+        "data=custom",
+        f"data.root={root}",
+        f"data.source.cache={tmp_path / 'cache'}",
+        f"data.teachers=[{tmp_path / 't.json'}]",
+        "sweep=schemes",
+        "augmentation=none",
+        "data.num_workers=0",
+    ]
+    source = instantiate(compose_train(overrides).data.source)
+    splits = [load_annotations(s.annotations) for s in (source(root).train, source(root).val)]
+    ids = {Path(n).stem: i for s in splits for n, i in zip(s.file_names, s.image_ids, strict=True)}
+    place = {name: float(number) for number, name in enumerate(CELLS)}
+    results = [result(ids[name], [x, 1, 10, 10], 0.5, 1) for name, x in place.items()]
+    write(tmp_path / "t.json", results)
+    module = instantiate(compose_train([*overrides, "data.source.seed=3"]).data)
+    module.setup("fit")
+    for batch in module.train_dataloader():
+        ((*boxes,),) = batch.teachers
+        for info, mine in zip(batch.infos, boxes, strict=True):
+            x = mine.boxes[:, 0] - mine.boxes[:, 2] / 2  # shares of the image
+            assert (x * 40).tolist() == pytest.approx([place[Path(info.path).stem]], abs=1e-4)
+
+
+@pytest.mark.parametrize("data", sorted(path.stem for path in CONF.glob("*.yaml")))
+def test_every_data_set_takes_teachers(data: str, tmp_path: Path) -> None:
+    chosen = [f"data={data}", f"data.root={tmp_path}", "data.teachers=[a.json]", "sweep=schemes"]
+    module = instantiate(compose_train([*chosen, "augmentation=detr"]).data)
+    assert module.teachers == ("a.json",)
+    assert module.teacher_boxes.keywords["min_score"] == 0.3
 
 
 def test_flip_moves_teachers_with_the_image(make_root: Callable[..., Path], tmp_path: Path) -> None:
