@@ -4,6 +4,7 @@
 """
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from codetr.training.launcher import register
@@ -16,10 +17,11 @@ register()
 def main(cfg: DictConfig) -> None:
     """Export, run the file, and print the differences."""
     with one_line_errors():
-        from codetr.inference.command import open_chosen  # after hydra has answered --help
+        from codetr.inference.command import OF_EXPORT, open_chosen, require_used  # after --help
         from codetr.inference.export import export
         from codetr.inference.export_check import as_cases
 
+        require_used(HydraConfig.get().overrides.task, OF_EXPORT, cfg.checkpoint)
         done = export(
             open_chosen(cfg),
             cfg.checkpoint,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from codetr.checkpoints.convert import OFFICIAL, open_checkpoint
 from codetr.checkpoints.files import DetectorFile
+from codetr.detectors.protocol import MAIN
 from codetr.errors import UserError
 from codetr.inference.predictor import Predictor, build_predictor
 from codetr.inference.results import Writer, writers
 from codetr.inference.sources import Broken, Frame, Source, open_source
 
 log = logging.getLogger(__name__)
+
+ALWAYS = frozenset({"checkpoint", "trust", "name", "paths", "hydra"})
+OF_PREDICTION = ALWAYS | {
+    *("source", "threshold", "batch", "device", "precision", "pictures", "views", "evaluation")
+}
+"""Keys and groups that ``predict`` looks at."""
+OF_EXPORT = ALWAYS | {"format", "out", "top_k", "fixed", "cases"}
+OF_EXPERIMENT = frozenset(
+    {"experiment", "model", "scheme", "aux_heads", "data", "augmentation", "num_classes"}
+)
+"""What the model of an official file is made of, and the images that it was made for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +48,21 @@ class Summary:
         return f"{self.images} images, {self.boxes} boxes{skipped}"
 
 
-def predict(cfg: DictConfig) -> Summary:
+def predict(cfg: DictConfig, given: Sequence[str] = ()) -> Summary:
     """Run the checkpoint of ``cfg`` (conf/predict.yaml) over its source and write the results to
-    ``cfg.paths.run_dir``. What cannot be read is reported and skipped.
+    ``cfg.paths.run_dir``. What cannot be read is reported and skipped. ``given`` are the overrides
+    that ``cfg`` was made with, so that none is ignored.
 
     Raises UserError for whatever a user can mend, and where nothing could be read.
     """
     if not 0 <= cfg.threshold < 1:
         raise UserError(f"threshold={cfg.threshold}: give a score in [0, 1)")
+    if cfg.evaluation.branch != MAIN:
+        raise UserError(
+            f"evaluation.branch={cfg.evaluation.branch}: auxiliary heads can be evaluated, by "
+            "eval.py, but not predict: leave it out"
+        )
+    require_used(given, OF_PREDICTION, cfg.checkpoint)
     source = open_source(str(cfg.source))
     chosen = cfg.evaluation.get("postprocess")
     predictor = build_predictor(
@@ -63,6 +83,20 @@ def predict(cfg: DictConfig) -> Summary:
     if summary.images == 0:
         raise UserError(f"source={cfg.source}: none of its images could be read")
     return summary
+
+
+def require_used(given: Sequence[str], used: frozenset[str], checkpoint: str) -> None:
+    """Raise UserError for an override of anything but ``used``, and for an official file what its
+    experiment is made of: it would be ignored.
+    """
+    known = used | OF_EXPERIMENT if checkpoint.startswith(OFFICIAL) else used
+    for override in given:
+        key = re.split(r"[./@=]", override.lstrip("+~"), maxsplit=1)[0]
+        if key not in known:
+            raise UserError(
+                f"{override}: changes nothing here, where {checkpoint} brings its own settings: "
+                "leave it out"
+            )
 
 
 def open_chosen(cfg: DictConfig) -> DetectorFile:

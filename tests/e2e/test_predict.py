@@ -15,7 +15,7 @@ from tiny_checkpoint import CLASSES, save_tiny
 from tiny_official import TINY, save_official, tiny_model, to_official
 
 from codetr.errors import UserError
-from codetr.inference.command import Summary, predict
+from codetr.inference.command import OF_EXPORT, OF_PREDICTION, Summary, predict, require_used
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -164,6 +164,7 @@ def test_official_file_of_either_dialect(tmp_path: Path, photos: Path, place: st
         (("source=/no/such/*.jpg",), "holds no image"),
         (("threshold=2",), "threshold=2"),
         (("checkpoint=/no/such.ckpt",), "/no/such.ckpt"),
+        (("evaluation.branch=atss",), "evaluation.branch=atss"),
         (("model=co_dino_tiny", "num_classes=3"), "brings its own model"),
     ],
 )
@@ -174,6 +175,29 @@ def test_mistakes_are_named(
         predicted(tmp_path, f"checkpoint={tiny}", f"source={photos}", *options)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_nothing_that_is_given_is_ignored() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        used = [f"{key}=1" for key in OF_PREDICTION & compose("predict", ["source=x"]).keys()]
+    plain = ["source=x", "views.flip=true", "evaluation=soft_nms", "+evaluation.x=1", "paths=y"]
+    require_used([*used, *plain], OF_PREDICTION, "best.ckpt")
+    for ignored in ("data.root=x", "augmentation=detr", "trainer=cpu", "ops.msda=torch", "seed=1"):
+        with pytest.raises(UserError, match=f"{ignored}: changes nothing"):
+            require_used([ignored], OF_PREDICTION, "best.ckpt")
+    for ignored in ("evaluation=coco", "threshold=0.5", "~panel"):
+        with pytest.raises(UserError, match=f"{ignored}: changes nothing"):
+            require_used([ignored], OF_EXPORT, "best.ckpt")
+    official = ["experiment=x", "model.dim=3", "data.size_divisor=1", "model/backbone=resnet50"]
+    require_used(official, OF_EXPORT, "official:a.pth")
+    with pytest.raises(UserError, match="panel=null"):
+        require_used(["panel=null"], OF_PREDICTION, "official:a.pth")
+
+
+def test_the_command_says_what_it_would_ignore(command: Command, tiny: Path) -> None:
+    done = command("scripts/predict.py", f"checkpoint={tiny}", "source=x (ü)", "data.root=größe")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: data.root='größe': changes nothing here")
 
 
 def test_a_broken_video_is_named(tiny: Path, tmp_path: Path) -> None:
