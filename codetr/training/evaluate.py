@@ -141,6 +141,9 @@ def with_run(cfg: DictConfig, record: RunRecord) -> DictConfig:
     Normalisation and padding stay the run's: they belong to the weights, not to the data.
     """
     full = OmegaConf.create(dict(record.config))
+    source = full.data.source
+    if "num_train" in source and source.num_train is None:
+        del source["num_train"]  # of earlier runs on data=custom; it said nothing
     for key, value in cfg.items_ex(resolve=False):
         if key in CHOSEN and CHOSEN[key] not in value:
             full[key].update({k: v for k, v in value.items_ex(resolve=False) if v is not None})

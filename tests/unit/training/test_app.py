@@ -1,11 +1,14 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from codetr.checkpoints.files import RunRecord
 from codetr.classes import ClassList
+from codetr.data.custom import CustomFolder
 from codetr.errors import UserError
 from codetr.training.app import build_callbacks, build_loggers, resume_path
 from codetr.training.callbacks import BestResult
@@ -79,6 +82,17 @@ def test_evaluation_takes_the_run_and_changes_what_it_is_told() -> None:
     changed = with_run(composed("eval", *overrides), run_record())
     assert (changed.data.root, changed.data.eval_split) == ("there", "train")
     assert changed.data.source == plain.data.source
+
+
+def test_runs_on_custom_data_that_recorded_a_key_which_is_gone(tmp_path: Path) -> None:
+    old = composed("train", "data=custom", f"data.root={tmp_path}", "paths.run_dir=x")
+    OmegaConf.update(old, "data.source.num_train", None, force_add=True)
+    config = OmegaConf.to_container(old, resolve=True)
+    record = replace(run_record(), config=config)  # type: ignore[arg-type]
+    full = with_run(composed("eval", "checkpoint=x", "paths.run_dir=x"), record)
+    assert isinstance(instantiate(full.data.source), CustomFolder)
+    built_in = with_run(composed("eval", "checkpoint=x", "paths.run_dir=x"), run_record())
+    assert built_in.data.source.num_train == 2000
 
 
 def test_normalisation_belongs_to_the_weights() -> None:
