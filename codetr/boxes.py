@@ -43,26 +43,11 @@ def _overlap(a: Tensor, b: Tensor, area_a: Tensor, area_b: Tensor) -> tuple[Tens
     return intersection, (area_a + area_b - intersection).clamp(min=EPS)
 
 
-def _giou(a: Tensor, b: Tensor, area_a: Tensor, area_b: Tensor) -> Tensor:
-    intersection, union = _overlap(a, b, area_a, area_b)
-    low = torch.minimum(a[..., :2], b[..., :2])
-    high = torch.maximum(a[..., 2:], b[..., 2:])
-    size = (high - low).clamp(min=0)
-    hull = (size[..., 0] * size[..., 1]).clamp(min=EPS)
-    return intersection / union - (hull - union) / hull
-
-
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU (..., Q, N) of every ``a`` (..., Q, 4) with every ``b`` (..., N, 4), both xyxy."""
     area_a, area_b = area_xyxy(a)[..., :, None], area_xyxy(b)[..., None, :]
     intersection, union = _overlap(a[..., :, None, :], b[..., None, :, :], area_a, area_b)
     return intersection / union
-
-
-def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU (..., Q, N) of (..., Q, 4) with (..., N, 4), both xyxy, any one unit."""
-    area_a, area_b = area_xyxy(a)[..., :, None], area_xyxy(b)[..., None, :]
-    return _giou(a[..., :, None, :], b[..., None, :, :], area_a, area_b)
 
 
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -72,8 +57,13 @@ def paired_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def paired_giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU (P,) of ``a[p]`` with ``b[p]``, both (P, 4) xyxy."""
-    return _giou(a, b, area_xyxy(a), area_xyxy(b))
+    """Generalised IoU (...) of ``a`` with ``b``, (..., 4) xyxy that broadcast."""
+    intersection, union = _overlap(a, b, area_xyxy(a), area_xyxy(b))
+    low = torch.minimum(a[..., :2], b[..., :2])
+    high = torch.maximum(a[..., 2:], b[..., 2:])
+    size = (high - low).clamp(min=0)
+    hull = (size[..., 0] * size[..., 1]).clamp(min=EPS)
+    return intersection / union - (hull - union) / hull
 
 
 def logit(p: Tensor, eps: float) -> Tensor:

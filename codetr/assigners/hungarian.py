@@ -58,39 +58,20 @@ class HungarianMatcher(nn.Module):
         same Q. Everything stays on the device: nothing is waited for.
         """
         boxes = torch.stack([layer.boxes for layer in layers])
-        logits = torch.stack([layer.logits for layer in layers]).to(boxes.dtype)
-        counts = tuple(len(own) for own in targets)
-        image = torch.cat([torch.full((n,), b, device=boxes.device) for b, n in enumerate(counts)])
-        labels = torch.cat([own.labels for own in targets])
-        wanted = torch.cat([own.boxes for own in targets]).to(boxes.dtype)
-        size = torch.cat([own.size_whwh.expand(len(own), 4) for own in targets]).to(boxes.dtype)
-        # Images are looked up per target: of all queries and targets, only those of one image meet.
-        costs = self._pair_cost(
-            logits[:, image, :, labels].transpose(0, 1),
-            boxes[:, image],
-            wanted[:, None],
-            size[:, None],
-        )
-        return CostTables(costs=costs, counts=counts)
+        logits = torch.stack([layer.logits for layer in layers])
+        # Image by image: what a pair's cost is made of takes many times the memory of the cost.
+        costs = [self._cost(logits[:, b], boxes[:, b], own) for b, own in enumerate(targets)]
+        return CostTables(costs=torch.cat(costs, dim=1), counts=tuple(map(len, targets)))
 
-    def cost(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
-        """Costs (..., Q, N) of predictions (..., Q, K), (..., Q, 4) for one image's N targets."""
-        return self._pair_cost(
-            logits[..., targets.labels],
-            boxes[..., :, None, :],
-            targets.boxes.to(boxes.dtype),
-            targets.size_whwh.to(boxes.dtype),
-        )
-
-    def _pair_cost(self, logit: Tensor, boxes: Tensor, wanted: Tensor, size: Tensor) -> Tensor:
-        """Costs of pairs: the ``logit`` (...) of the target's class, and the query's and the
-        target's box (..., 4) with the image's ``size`` as width, height, width, height px.
-        """
-        p = logit.sigmoid()
+    def _cost(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
+        """Costs (L, N, Q) of one image's predictions (L, Q, K), (L, Q, 4) for its N targets."""
+        p = logits[..., targets.labels].mT.to(boxes.dtype).sigmoid()
         positive = -torch.log(p + 1e-12) * self.alpha * (1 - p) ** self.gamma
         negative = -torch.log(1 - p + 1e-12) * (1 - self.alpha) * p**self.gamma
-        distance = (boxes - wanted).abs().sum(-1)
-        overlap = paired_giou(cxcywh_to_xyxy(boxes) * size, cxcywh_to_xyxy(wanted) * size)
+        wanted, size = targets.boxes.to(boxes.dtype), targets.size_whwh.to(boxes.dtype)
+        distance = (boxes[:, None] - wanted[:, None]).abs().sum(-1)
+        corners, wanted_corners = cxcywh_to_xyxy(boxes) * size, cxcywh_to_xyxy(wanted) * size
+        overlap = paired_giou(corners[:, None], wanted_corners[:, None])
         return self.cls * (positive - negative) + self.l1 * distance - self.giou * overlap
 
 
