@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
+import matplotlib
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -109,9 +111,18 @@ def save_png(path: str | Path, image: Tensor) -> None:
     to_pil_image(image.cpu()).save(path, format="PNG")
 
 
-def _font(side: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, its height growing with the longer side of the image in pixels."""
-    return ImageFont.load_default(size=max(12, round(side / 45)))
+def _font(side: int) -> ImageFont.FreeTypeFont:
+    """A font whose height grows with the longer side of the image in pixels."""
+    return _font_of_size(max(12, round(side / 45)))
+
+
+@cache
+def _font_of_size(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which Matplotlib brings: Latin, Greek and Cyrillic letters and more, where
+    Pillow's own font has those of English alone.
+    """
+    path = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    return ImageFont.truetype(path, size)
 
 
 def _ordered(box: Sequence[float]) -> tuple[float, float, float, float]:
@@ -125,7 +136,7 @@ def _label(
     box: Sequence[float],
     text: str,
     colour: Colour,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    font: ImageFont.FreeTypeFont,
     canvas_wh: tuple[int, int],
 ) -> None:
     """Text on a filled background on top of the box, or inside where there is no room above."""
@@ -143,9 +154,7 @@ def _label(
     pen.text((x + margin - left, y + margin - top), text, fill=ink, font=font)
 
 
-def _captioned(
-    image: Tensor, caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
-) -> Tensor:
+def _captioned(image: Tensor, caption: str, font: ImageFont.FreeTypeFont) -> Tensor:
     bottom = font.getbbox(TALL)[3]
     bar = Image.new("RGB", (image.shape[-1], int(bottom) + 8), (BACKGROUND,) * 3)
     ImageDraw.Draw(bar).text((4, 4), caption, fill=(255, 255, 255), font=font)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,12 +50,26 @@ class Difference:
         )
 
 
-def as_cases(triples: Sequence[Sequence[int]]) -> tuple[Case, ...]:
-    """From (images, height, width). Raises UserError for other lists, and where there is none."""
-    if not triples or any(len(t) != 3 or min(t) < 1 for t in triples):
-        given = [list(t) for t in triples]
-        raise UserError(f"cases={given}: give [images, height, width] once or more")
+def as_cases(triples: Any) -> tuple[Case, ...]:
+    """From a list of (images, height, width). Raises UserError for anything else, and where there
+    is none.
+    """
+    if not is_list(triples) or not triples or not all(is_triple(t) for t in triples):
+        raise UserError(
+            f"cases={triples}: give a list of [images, height, width], each at least 1, such as "
+            "cases=[[1,800,1344]]"
+        )
     return tuple(Case(images=b, height=h, width=w) for b, h, w in triples)
+
+
+def is_list(value: Any) -> bool:
+    """Also OmegaConf's; text is none."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def is_triple(value: Any) -> bool:
+    """Whether it is three whole numbers of at least 1."""
+    return is_list(value) and len(value) == 3 and all(type(n) is int and n >= 1 for n in value)
 
 
 def compare(model: Deployable, run: Run, case: Case) -> Difference:

@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,13 @@ def test_labels_are_legible_inside_the_image():
     filled = (drawn == colour).all(0)
     assert filled[:30, 560:].float().mean() > 0.3  # background of the text
     assert (drawn[:, :30, 560:].float().mean(0) > 250).any()  # white text on it
+
+
+@pytest.mark.parametrize("letters", ["жщ", "λω", "łő", "Ññ"])
+def test_letters_of_many_languages_differ_and_are_there(letters):
+    box, label = torch.tensor([[100.0, 100, 300, 300]]), torch.tensor([0])
+    drawn = [draw_boxes(_grey(480, 640), box, label, [text]) for text in (*letters, "\uffff")]
+    assert not any(torch.equal(a, b) for a, b in combinations(drawn, 2))
 
 
 def test_no_boxes_leave_the_image_as_it_is():

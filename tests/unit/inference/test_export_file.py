@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from tiny_checkpoint import CLASSES
 
@@ -147,13 +148,33 @@ runpy.run_path({str(ROOT / "scripts/onnx_example.py")!r}, run_name='__main__')
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "[1,800,1344]",
+        "null",
+        "[]",
+        "[[1,2]]",
+        "[[0,8,8]]",
+        "[[a,b,c]]",
+        "[[1,2.5,3]]",
+        "abc",
+        "3",
+        "['abc']",
+        "[[true,8,8]]",
+    ],
+)
+def test_other_cases_are_one_line_with_the_right_form(text: str) -> None:
+    given = OmegaConf.create(f"cases: {text}").cases
+    with pytest.raises(UserError, match=r"^cases=.*such as cases=\[\[1,800,1344\]\]$"):
+        as_cases(given)
+
+
+@pytest.mark.parametrize(
     ("path", "kind", "named"),
     [("m.onnx", "pt2", r"\.pt2"), ("m.tflite", "tflite", "format=tflite")],
 )
 def test_bad_arguments_are_named(tiny: Path, path: str, kind: str, named: str) -> None:
     with pytest.raises(UserError, match=named):
         export(read_detector_file(tiny), str(tiny), path, kind, cases=CASES)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="cases"):
-        as_cases([[1, 2]])
     with pytest.raises(UserError, match="top_k=0"):
         Deployable(torch.nn.Identity(), (0, 0, 0), (1, 1, 1), 0)
