@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from codetr.data.annotations import CocoAnnotations
-from codetr.data.images import DECODED_PARTS, ImageError, read_image
+from codetr.data.images import ImageError, read_scaled
 from codetr.data.resize import resize_nearest
 from codetr.data.sample import BoxSet, Sample
 from codetr.data.teachers import TeacherBoxes
@@ -97,12 +97,11 @@ class CocoDetection(Dataset[Sample]):
         return self._cache[index]
 
     def _read(self, index: int, least: tuple[int, int] | None) -> Tensor:
-        image = read_image(self._path(index), least)
+        image, (found_height, found_width) = read_scaled(self._path(index), least)
         height, width = self.size(index)
-        parts = (1,) if least is None else DECODED_PARTS
-        if image.shape[1:] not in [(-(-height // part), -(-width // part)) for part in parts]:
+        if (found_height, found_width) != (height, width):
             raise ImageError(
-                f"image {self._path(index)} is {image.shape[2]}x{image.shape[1]} pixels (width x "
+                f"image {self._path(index)} is {found_width}x{found_height} pixels (width x "
                 f"height, upright by EXIF) but {self.annotations.path} says {width}x{height}: "
                 "correct the annotation file or the image"
             )

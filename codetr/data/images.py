@@ -7,15 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 from torch import Tensor
 
 from codetr.errors import UserError
 
 _ON_THEIR_SIDE = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
-
-DECODED_PARTS = (1, 2, 4, 8)
-"""A JPEG file can be decoded at one of these parts of its size, rounded up."""
 
 
 class ImageError(UserError):
@@ -30,24 +28,31 @@ class ImageError(UserError):
         super().__init__(last_line.removeprefix(f"{__name__}.ImageError: "))
 
 
-def read_image(path: Path, least: tuple[int, int] | None = None) -> Tensor:
+def read_image(path: Path) -> Tensor:
     """The file as RGB, (3, H, W) uint8, turned upright by its EXIF orientation.
 
     Any format that Pillow knows; grey, palette and CMYK are converted, alpha is dropped. For JPEG
     the bytes are those that OpenCV gives. In memory the three values of a pixel lie side by side
-    (channels last), which torchvision resizes several times as fast.
+    (channels last), which torchvision resizes several times as fast. Raises ImageError for
+    missing, foreign and damaged files.
+    """
+    return read_scaled(path, None)[0]
+
+
+def read_scaled(path: Path, least: tuple[int, int] | None) -> tuple[Tensor, tuple[int, int]]:
+    """What ``read_image`` gives, perhaps smaller, and the (height, width) of all of it.
 
     With ``least``, (height, width), a JPEG file of at least twice that size is decoded at 1/2, 1/4
     or 1/8 of it (libjpeg's scaled DCT), never smaller than ``least``: quicker, but other pixels
-    than decoding all of it and shrinking that. Raises ImageError for missing, foreign and damaged
-    files.
+    than decoding all of it and shrinking that.
     """
     try:
         with Image.open(path) as file:
             orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
+            size = _upright_size(file)
             if least:
-                width_height = least if orientation in _ON_THEIR_SIDE else least[::-1]
-                file.draft(None, width_height)  # heeded by JPEG alone
+                turned = orientation in _ON_THEIR_SIDE
+                file.draft(None, least if turned else least[::-1])  # heeded by JPEG alone
             # Pillow would copy an image that is upright already.
             upright = file if orientation == 1 else ImageOps.exif_transpose(file)
             pixels = np.array(as_rgb(upright))
@@ -61,7 +66,7 @@ def read_image(path: Path, least: tuple[int, int] | None = None) -> Tensor:
             f"cannot decode image {path} ({reason}): replace the file or remove it from the "
             "annotation file"
         ) from None
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return torch.from_numpy(pixels).permute(2, 0, 1), size
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -71,11 +76,18 @@ def read_size(path: Path) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as file:
-            width, height = file.size
-            turned = file.getexif().get(ExifTags.Base.Orientation) in _ON_THEIR_SIDE
+            return _upright_size(file)
     except Exception as error:  # Pillow's readers of headers raise many kinds, too
         reason = str(error).replace("\n", " ") or type(error).__name__
         raise ImageError(f"cannot read image {path} ({reason}): replace the file") from None
+
+
+def _upright_size(file: Image.Image) -> tuple[int, int]:
+    """(height, width) once turned by the EXIF orientation, of a file that is only opened."""
+    width, height = file.size
+    if isinstance(file, TiffImageFile):  # Pillow may have exchanged its sides already
+        width, height = (file.tag_v2[key] for key in (IMAGEWIDTH, IMAGELENGTH))
+    turned = file.getexif().get(ExifTags.Base.Orientation) in _ON_THEIR_SIDE
     return (width, height) if turned else (height, width)
 
 

@@ -12,8 +12,8 @@ from codetr.data.annotations import CocoAnnotations, load_annotations
 from codetr.data.convert import divide
 from codetr.data.custom import CustomFolder, recognise
 from codetr.data.formats.found import LabelledImage
-from codetr.data.formats.tree import list_files, split_of_name
-from codetr.data.images import read_image, read_size
+from codetr.data.formats.tree import IMAGE_SUFFIXES, list_files, split_of_name
+from codetr.data.images import read_image, read_scaled, read_size
 from codetr.data.sources import Splits
 from codetr.errors import UserError
 
@@ -182,12 +182,14 @@ def test_division_is_seeded_whole_and_whatever_the_order() -> None:
         divide(images[:1], 0.2, 0)
 
 
-def test_images_turned_by_exif_have_the_size_that_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", sorted(IMAGE_SUFFIXES - {".bmp"}))
+def test_images_turned_by_exif_have_the_size_that_is_read(tmp_path: Path, ending: str) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
-    path = tmp_path / "a.jpg"
+    path = tmp_path / f"a{ending}"
     Image.new("RGB", (40, 30)).save(path, exif=exif)
     assert read_size(path) == tuple(read_image(path).shape[1:]) == (40, 30)
+    assert read_scaled(path, None)[1] == (40, 30)
     Image.new("RGB", (40, 30)).save(path)
     assert read_size(path) == tuple(read_image(path).shape[1:]) == (30, 40)
 

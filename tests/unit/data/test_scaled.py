@@ -23,7 +23,7 @@ from codetr.data.augment import (
 )
 from codetr.data.coco import CocoDetection
 from codetr.data.dataset import AugmentedDataset, seeded
-from codetr.data.images import read_image
+from codetr.data.images import ImageError, read_image, read_scaled
 from codetr.data.scaled import first_size
 
 HEIGHT, WIDTH = 417, 602  # no multiples of 8
@@ -152,11 +152,29 @@ def test_a_sample_read_at_a_part_of_its_size(source: CocoDetection) -> None:
 def test_other_formats_are_read_whole_and_turned_files_upright(tmp_path: Path) -> None:
     picture = Image.fromarray(np.zeros((64, 128, 3), np.uint8))
     picture.save(tmp_path / "a.png")
-    assert read_image(tmp_path / "a.png", (8, 16)).shape == (3, 64, 128)
+    assert shapes(tmp_path / "a.png", (8, 16)) == ((3, 64, 128), (64, 128))
     exif = Image.Exif()
     exif[0x0112] = 6
     picture.save(tmp_path / "a.jpg", exif=exif)
     assert read_image(tmp_path / "a.jpg").shape == (3, 128, 64)
-    assert read_image(tmp_path / "a.jpg", (32, 16)).shape == (3, 32, 16)
-    assert read_image(tmp_path / "a.jpg", (33, 16)).shape == (3, 64, 32)
-    assert read_image(tmp_path / "a.jpg", (129, 65)).shape == (3, 128, 64)
+    assert shapes(tmp_path / "a.jpg", (32, 16)) == ((3, 32, 16), (128, 64))
+    assert shapes(tmp_path / "a.jpg", (33, 16)) == ((3, 64, 32), (128, 64))
+    assert shapes(tmp_path / "a.jpg", (129, 65)) == ((3, 128, 64), (128, 64))
+
+
+def shapes(path: Path, least: tuple[int, int]) -> tuple[tuple[int, ...], tuple[int, int]]:
+    image, size = read_scaled(path, least)
+    return tuple(image.shape), size
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+@pytest.mark.parametrize("least", [None, (10, 10), (200, 300), (417, 602)])
+def test_a_file_of_another_size_is_the_same_error_at_any_part(
+    tmp_path: Path, parts: int, least: tuple[int, int] | None
+) -> None:
+    """Also where the file has just a part of the size that the annotations say."""
+    source = make_source(tmp_path, HEIGHT, WIDTH)
+    height, width = -(-HEIGHT // parts), -(-WIDTH // parts)
+    Image.new("RGB", (width, height)).save(tmp_path / "a.jpg")
+    with pytest.raises(ImageError, match=f"is {width}x{height} pixels .* says {WIDTH}x{HEIGHT}"):
+        source.sample(0, least)
