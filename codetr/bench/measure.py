@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import resource
 import statistics
@@ -67,13 +68,18 @@ def peak_memory(
     first call counts, unless ``prepare`` makes one.
     """
     if device.type == "cuda":
-        return _peak_allocated(prepare(*args), device)
+        return _peak_allocated(prepare, args, device)
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, fresh) as pool:  # unlike a Pool, it tells of a child that dies
         return pool.submit(_peak_resident, torch.get_num_threads(), prepare, args).result()
 
 
-def _peak_allocated(run: Callable[[], object], device: torch.device) -> int:
+def _peak_allocated(
+    prepare: Callable[..., Callable[[], object]], args: tuple[Any, ...], device: torch.device
+) -> int:
+    gc.collect()  # what was measured before may hang in cycles, as watched modules do
+    torch.cuda.empty_cache()
+    run = prepare(*args)
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

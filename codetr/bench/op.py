@@ -23,7 +23,7 @@ from torch import Tensor
 from codetr.bench.baselines import find_compiled
 from codetr.bench.compiled_op import compiled_op
 from codetr.bench.measure import in_turns, medians, peak_memory, ratio
-from codetr.bench.options import Common, option
+from codetr.bench.options import OnDevice, option
 from codetr.bench.report import Cell, Table
 from codetr.ops import multi_scale_deformable_attention, use_msda
 from codetr.ops.msda_reference import Shapes, sample_levels
@@ -42,7 +42,7 @@ Where = Literal["encoder", "decoder", "small"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Common):
+class Options(OnDevice):
     """``where``: ``encoder`` every token asks, ``decoder`` 900 queries do, ``small`` every token of
     3 small levels does.
     """

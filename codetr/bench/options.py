@@ -1,7 +1,8 @@
 """The options of a benchmark: a frozen dataclass, each field of which is an argument.
 
-A benchmark ``NAME`` is a module ``codetr.bench.NAME`` with ``Options``, a subclass of ``Common``,
-and ``run(options) -> tuple[Table, ...]``. Field ``some_name`` is ``--some-name``.
+A benchmark ``NAME`` is a module ``codetr.bench.NAME`` with ``Options``, a subclass of ``Common``
+or of ``OnDevice``, and ``run(options) -> tuple[Table, ...]``. Field ``some_name`` is
+``--some-name``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 
+from codetr.errors import UserError
+
 
 def option(default: Any, help: str) -> Any:
     """A field with a default and a line for ``--help``."""
@@ -23,14 +26,38 @@ def option(default: Any, help: str) -> Any:
 class Common:
     """What every benchmark takes."""
 
-    device: Literal["cpu", "cuda"] = option("cpu", "where it runs")
     repeats: int = option(5, "turns that count, after one to warm up")
     threads: int | None = option(None, "of PyTorch on the CPU; its own choice if not given")
 
     @property
     def torch_device(self) -> torch.device:
+        """Where it runs."""
+        return torch.device("cpu")
+
+    def check(self) -> None:
+        """Raise UserError for what this machine or this benchmark cannot do."""
+        if self.repeats < 1:
+            raise UserError(f"--repeats {self.repeats}: give 1 or more")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"--threads {self.threads}: give 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDevice(Common):
+    """What every benchmark takes that also runs on a GPU."""
+
+    device: Literal["cpu", "cuda"] = option("cpu", "where it runs")
+
+    @property
+    def torch_device(self) -> torch.device:
         """``device``, for PyTorch."""
         return torch.device(self.device)
+
+    def check(self) -> None:
+        """See ``Common``."""
+        super().check()
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: PyTorch finds no CUDA device here: give --device cpu")
 
 
 AnyOptions = TypeVar("AnyOptions", bound=Common)

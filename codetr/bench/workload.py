@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from codetr.bench.options import Common, option
+from codetr.bench.options import OnDevice, option
 from codetr.boxes import xyxy_to_cxcywh
 from codetr.errors import UserError
 from codetr.ops import use_msda
@@ -24,7 +24,7 @@ SIZES = {"cpu": (512, 640), "cuda": (800, 1333)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(Common):
+class ModelOptions(OnDevice):
     """Options of benchmarks that run whole models."""
 
     height: int | None = option(None, "of the images, pixels; 512 on the CPU, 800 on CUDA")

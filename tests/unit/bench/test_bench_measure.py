@@ -1,9 +1,12 @@
 import argparse
 import dataclasses
 import datetime
+import gc
+import os
 import runpy
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +16,7 @@ from rich.console import Console
 
 from codetr.bench.measure import in_turns, medians, peak_memory, ratio
 from codetr.bench.options import Common, add_arguments, from_arguments, option
-from codetr.bench.report import Table, make_report, read_json, render, write_json
+from codetr.bench.report import Table, hardware, make_report, read_json, render, write_json
 from codetr.errors import UserError
 
 CPU = torch.device("cpu")
@@ -43,6 +46,28 @@ def test_peak_memory_is_what_the_run_takes() -> None:
     assert 96 <= peak_memory(make_filling, 96) / 2**20 < 120
 
 
+class Cycle:
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_peak_memory_on_a_gpu_is_without_what_the_last_run_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Watched modules hang in cycles; collected during the run, they would be taken off it."""
+    for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 0 if left() is None else 100)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 7)
+    gc.disable()
+    try:
+        left = weakref.ref(Cycle())
+        assert left() is not None
+        assert peak_memory(lambda: lambda: None, device=torch.device("cuda")) == 7
+    finally:
+        gc.enable()
+
+
 def table() -> Table:
     return Table(
         "Time", ("ms", "what"), {"ours": (1.2345, "x"), "theirs": (1200.4, "")}, ("a note",)
@@ -67,6 +92,14 @@ def test_json_round_trips_and_names_machine_commit_and_date(tmp_path: Path) -> N
     assert report.torch == torch.__version__
     run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     assert report.commit == "unknown" or run.returncode or run.stdout.strip() in report.commit
+
+
+def test_cores_are_counted_where_linux_names_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda self: "processor : 0\nBogoMIPS : 50.00\n")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    name, cores = hardware(CPU).rsplit(", ", 1)
+    assert name
+    assert cores == "6 logical cores"
 
 
 def test_files_that_are_no_report_are_named(tmp_path: Path) -> None:
@@ -107,3 +140,24 @@ def test_command_names_the_benchmarks(monkeypatch, capsys: pytest.CaptureFixture
     text = capsys.readouterr().out
     assert "scripts/bench.py NAME" in text
     assert "--images" in text
+
+
+WRONG = {
+    ("data", "--repeats", "0"): "--repeats 0: give 1 or more",
+    ("eval", "--threads", "0"): "--threads 0: give 1 or more",
+    ("op", "--device", "cuda"): "--device cuda: PyTorch finds no CUDA device here",
+    ("data", "--device", "cuda"): "unrecognized arguments: --device cuda",
+}
+
+
+@pytest.mark.parametrize("given", WRONG, ids=" ".join)
+def test_what_cannot_be_measured_is_one_line(
+    given: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    script = Path(__file__).resolve().parents[3] / "scripts" / "bench.py"
+    monkeypatch.setattr(sys, "argv", [str(script), *given])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(script), run_name="__main__")
+    assert end.value.code == 2
+    assert WRONG[given] in capsys.readouterr().err

@@ -134,6 +134,23 @@ def test_the_compiled_op_takes_our_arguments(dtype: torch.dtype) -> None:
     assert_close(found, both(sample_levels, inputs))
 
 
+def test_the_compiled_op_makes_its_levels_on_the_device_once() -> None:
+    """Numbers from the host are waited for, and would be a part of its time."""
+    value, locations, weights = op.make_inputs(CASE)
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def forward(value: Tensor, shapes: Tensor, starts: Tensor, *rest: object) -> Tensor:
+        seen.append((shapes, starts))
+        return value
+
+    path = compiled_op(SimpleNamespace(ms_deform_attn_forward=forward))
+    for _ in range(2):
+        path(value, CASE.shapes, locations, weights)
+    (shapes, starts), again = seen
+    assert again[0].data_ptr() == shapes.data_ptr()
+    assert again[1].data_ptr() == starts.data_ptr()
+
+
 def test_peak_memory_holds_what_the_baseline_keeps_and_ours_does_not() -> None:
     case = op.case("encoder", op.Options())
     levels, queries = len(case.shapes), sum(h * w for h, w in case.shapes)
