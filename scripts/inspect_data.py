@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from codetr.analysis.inspect_data import as_text, inspect_data, write_page
 from codetr.checkpoints.experiment import compose_train
 from codetr.errors import UserError
-from codetr.training.shell import one_line_errors
+from codetr.training.shell import one_line_errors, print_any_name
 
 
 def main() -> None:
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.html", help="default: inspect_NAME.html")
     parser.add_argument("--pictures", type=int, default=16, metavar="N", help="images per split")
     options = parser.parse_intermixed_args()
+    print_any_name()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with one_line_errors():
         cfg = compose_train(options.overrides)

@@ -17,6 +17,15 @@ from PIL import Image, ImageDraw, ImageOps
 GREY = 114
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB; of 16-bit grey values the high byte, where Pillow alone would cut them at 255."""
+    if image.mode == "F":
+        sys.exit("error: floating-point pixels have no fixed range: give an 8-bit image")
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
 def resized_wh(width: int, height: int, rule: dict[str, int]) -> tuple[int, int]:
     """The image's size in the model: within short and long sides, or a square canvas."""
     if not rule:
@@ -63,7 +72,7 @@ def main() -> None:
     about = json.loads(session.get_modelmeta().custom_metadata_map["codetr"])
     if about["outputs"] != ["scores", "labels", "boxes_xyxy_px"]:
         sys.exit("error: the model gives raw outputs: export it with top_k=300")
-    image = ImageOps.exif_transpose(Image.open(options.image)).convert("RGB")
+    image = as_rgb(ImageOps.exif_transpose(Image.open(options.image)))
     images, sizes, scale = prepare(image, about)
     scores, labels, boxes = (
         output[0] for output in session.run(None, {"images": images, "sizes": sizes})

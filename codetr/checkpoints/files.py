@@ -71,6 +71,11 @@ class RunRecord:
                 f"{source}: has no {error} beside its weights: give a file written by this "
                 "program's training"
             ) from error
+        except TypeError:
+            raise UserError(
+                f"{source}: what stands beside its weights is damaged: export it anew, or get the "
+                "file again"
+            ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +135,13 @@ def _read_safetensors(path: Path) -> DetectorFile:
             f"{path}: holds weights but no class list: give a file written by this program's "
             "training"
         )
-    record = RunRecord.from_dict(json.loads(metadata[RunRecord.KEY]), path)
+    try:
+        about = json.loads(metadata[RunRecord.KEY])
+    except ValueError as error:
+        raise UserError(
+            f"{path}: its class list is no JSON ({error}): export it anew, or get the file again"
+        ) from None
+    record = RunRecord.from_dict(about, path)
     schemes = _under(weights, SCHEMES)
     own = {name: value for name, value in weights.items() if not name.startswith(SCHEMES)}
     return DetectorFile(weights=own, schemes=schemes, record=record)

@@ -27,7 +27,12 @@ def as_image(value: ImageLike) -> Tensor:
     if isinstance(value, str | Path):
         return read_image(Path(value))
     if isinstance(value, Image.Image):
-        return _channels_first(np.array(as_rgb(value)))
+        try:
+            return _channels_first(np.array(as_rgb(value)))
+        except ValueError as error:
+            raise UserError(
+                f"a Pillow image of mode {value.mode} ({error}): give one of 8 bits, mode RGB or L"
+            ) from None
     if isinstance(value, np.ndarray):
         if value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3 and value.size:
             return _channels_first(value)

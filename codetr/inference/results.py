@@ -67,10 +67,13 @@ class CocoFiles:
 
 
 class CsvFile:
-    """``predictions.csv``: one line per box, corners in pixels; UTF-8."""
+    """``predictions.csv``: one line per box, corners in pixels; UTF-8. Bytes of a file name that
+    are none are written as ``\\udcff``, as in the JSON files.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._file = (folder / "predictions.csv").open("w", newline="", encoding="utf-8")
+        path = folder / "predictions.csv"
+        self._file = path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
         self._csv = csv.writer(self._file)
         self._csv.writerow(COLUMNS)
 

@@ -56,7 +56,10 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class Video:
-    """The frames of a video file, read by PyAV. Raises UserError where it is not a video."""
+    """The frames of a video file, read by PyAV and turned upright, as phones note it in the file.
+
+    Raises UserError where it is not a video.
+    """
 
     path: Path
 
@@ -91,8 +94,10 @@ class Video:
         try:
             with av.open(str(self.path)) as container:
                 for frame in container.decode(video=0):
-                    pixels = torch.from_numpy(frame.to_ndarray(format="rgb24"))
-                    yield Frame(name=self.path.name, image=pixels.permute(2, 0, 1), number=number)
+                    pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+                    quarters = round(frame.rotation / 90)  # counterclockwise, as rot90 counts
+                    image = torch.rot90(pixels, quarters, (1, 2))
+                    yield Frame(name=self.path.name, image=image, number=number)
                     number += 1
         except av.FFmpegError as error:  # what came before is good
             reason = f"{self.path}: cannot be decoded from frame {number} on ({error})"

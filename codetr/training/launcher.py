@@ -24,7 +24,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from codetr.overrides import readable
-from codetr.training.shell import one_line_errors
+from codetr.training.shell import one_line_errors, print_any_name
 from codetr.training.sweeps.cluster import SubmititRunner
 from codetr.training.sweeps.jobs import METRICS_FILE, Job, plan, require_own_folders
 from codetr.training.sweeps.local import Done, LocalRunner, make_slots
@@ -166,12 +166,13 @@ def sweep_name(overrides: Sequence[str]) -> str:
 
 
 def register() -> None:
-    """Let hydra find the launchers of conf/hydra/launcher, and read any file name on the command
-    line; call before ``hydra.main``.
+    """Let hydra find the launchers of conf/hydra/launcher, read any file name on the command line,
+    and print it; call before ``hydra.main``.
 
     Hydra takes launchers from the package ``hydra_plugins`` alone: this stands for one there.
     """
     sys.argv[1:] = readable(sys.argv[1:])
+    print_any_name()
     for launcher in (ProcessLauncher, SubmititLauncher):
         name = f"hydra_plugins.codetr.{launcher.__name__}"
         Plugins.instance().class_name_to_class[name] = launcher

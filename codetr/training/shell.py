@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from codetr.errors import UserError
+
+
+def print_any_name() -> None:
+    """Let stdout take file names that are not UTF-8: such bytes are printed as ``\\udcff``, as
+    stderr does.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def user_error(error: BaseException | None) -> UserError | None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import av
@@ -98,6 +99,28 @@ def test_command_skips_what_is_broken(
         with Image.open(run / "images" / name) as annotated, Image.open(photos / name) as own:
             factor = -(-480 // max(own.size))
             assert annotated.size == (own.width * factor, own.height * factor)
+
+
+def test_file_names_that_are_not_utf_8(command: Command, tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    good, broken = (os.fsdecode(name) for name in (b"good\xff.png", b"broken\xfe.png"))
+    Image.new("RGB", (64, 64)).save(folder / "plain.png")
+    try:
+        (folder / "plain.png").rename(folder / good)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    (folder / broken).write_bytes(b"no image")
+    told = (f"checkpoint={tiny}", f"source={folder}", "name=mine", "device=cpu", "threshold=0")
+    done = command("scripts/predict.py", *told)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert r"broken\udcfe.png" in done.stdout
+    run = tmp_path / "runs/mine"
+    assert r"broken\udcfe.png" in (run / "predict.log").read_text("utf-8")
+    assert {row["file"] for row in table(run)} == {r"good\udcff.png"}
+    assert json.loads((run / "images.json").read_text("utf-8"))["images"][0]["file_name"] == good
+    assert (run / "images" / good).is_file()
 
 
 def test_nothing_readable_is_an_error(tiny: Path, photos: Path, tmp_path: Path) -> None:

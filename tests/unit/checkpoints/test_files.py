@@ -106,3 +106,22 @@ def test_unusable_file_is_one_line(
         read_detector_file(path)
     assert "\n" not in str(caught.value)
     assert "code ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        "{",
+        "[]",
+        "3",
+        '{"class_names": 3, "category_ids": [], "preprocessing": {}, "config": {}}',
+        '{"class_names": [[]], "category_ids": [[]], "preprocessing": {}, "config": {}}',
+    ],
+)
+def test_damaged_metadata_is_named(tmp_path: Path, about: str) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"w": torch.zeros(1)}, path, metadata={RunRecord.KEY: about})
+    with pytest.raises(
+        UserError, match=r"a\.safetensors: .* export it anew, or get the file again"
+    ):
+        read_detector_file(path)

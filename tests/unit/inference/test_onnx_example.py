@@ -1,4 +1,4 @@
-"""The example's resize, in Pillow alone, is the evaluation's."""
+"""The example reads and resizes images, in Pillow alone, as evaluation does."""
 
 import runpy
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import resize
 
+from codetr.data.images import as_rgb
 from codetr.data.resize import resize_bilinear_opencv
 
 EXAMPLE = runpy.run_path(str(Path(__file__).resolve().parents[3] / "scripts/onnx_example.py"))
@@ -26,3 +27,19 @@ def test_resize_is_that_of_the_evaluation(antialias: bool, size_wh: tuple[int, i
         expected = resize_bilinear_opencv(image, size_wh[::-1])
     difference = np.abs(found.astype(int) - expected.permute(1, 2, 0).numpy())
     assert difference.max() <= 1, "Pillow rounds down where OpenCV rounds to nearest"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK", "1", "I;16", "I"])
+def test_colours_are_those_of_the_evaluation(mode: str) -> None:
+    grey = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
+    if mode.startswith("I"):
+        image = Image.fromarray(grey if mode == "I;16" else grey.astype(np.int32))
+    else:
+        image = Image.fromarray((grey >> 8).astype(np.uint8)).convert(mode)
+    assert image.mode == mode
+    found = np.asarray(EXAMPLE["as_rgb"](image))
+    assert (found == np.asarray(as_rgb(image))).all()
+    if mode.startswith("I"):
+        assert (found[..., 0] == grey >> 8).all()
+    with pytest.raises(SystemExit, match="floating-point"):
+        EXAMPLE["as_rgb"](Image.new("F", (4, 4)))

@@ -85,7 +85,15 @@ def test_boxes_are_in_pixels_of_the_original(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [PIXELS.astype(np.float32), PIXELS[..., 0], torch.zeros(3, 4, 4), torch.zeros(4, 4), 3, None],
+    [
+        PIXELS.astype(np.float32),
+        PIXELS[..., 0],
+        torch.zeros(3, 4, 4),
+        torch.zeros(4, 4),
+        Image.new("F", (8, 8)),
+        3,
+        None,
+    ],
 )
 def test_other_things_are_refused(predictor: Predictor, wrong: object) -> None:
     with pytest.raises(UserError) as caught:
