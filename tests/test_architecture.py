@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LEVELS = (
-    {"structures", "boxes", "distributed", "errors", "classes", "overrides"},
+    {"structures", "boxes", "distributed", "errors", "classes", "overrides", "json_text"},
     {"ops", "layers"},
     {"backbones", "necks", "transformers", "heads", "assigners", "criteria"},
     {"detectors", "aux_heads"},
@@ -29,6 +29,7 @@ COMMANDS = len(LEVELS) - 1
 
 SIDEWAYS = {
     ("classes", "errors"),
+    ("json_text", "errors"),
     ("layers", "ops"),
     ("transformers", "heads"),
     ("training", "data"),

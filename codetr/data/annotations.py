@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from codetr.data.formats.found import shown
 from codetr.data.sample import BoxSet
 from codetr.data.segmentation import Segmentations, read_segmentations
 from codetr.errors import UserError
+from codetr.json_text import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -192,25 +192,13 @@ def _read_json(path: Path) -> Mapping[str, Any]:
             "to the folder of your data"
         )
     try:
-        content = json.loads(path.read_bytes())
+        text = path.read_bytes()
     except OSError as error:
         raise UserError(
             f"cannot read annotation file {path} ({error.strerror}): check data.root and the "
             "annotation paths under data.source"
         ) from None
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"annotation file {path} is not valid JSON, line {error.lineno} column {error.colno} "
-            f"({error.msg}): repair the file or export it again"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"annotation file {path} is not text, byte {error.start}: export it again as JSON"
-        ) from None
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
-        raise UserError(
-            f"annotation file {path} is not usable JSON ({shown(str(error))}): repair the file"
-        ) from None
+    content = parse_json(text, f"annotation file {path}")
     if not isinstance(content, dict):
         raise UserError(
             f"annotation file {path} holds a JSON {type(content).__name__}, not the object with "

@@ -7,7 +7,6 @@ such lists by image id. Boxes travel through the augmentation beside the ground 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torchvision.ops import batched_nms
 from codetr.data.annotations import CocoAnnotations
 from codetr.data.sample import BoxSet
 from codetr.errors import UserError
+from codetr.json_text import parse_json
 
 Entry = tuple[int, dict[str, Any]]
 """Image id and one result."""
@@ -184,14 +184,13 @@ def read_findings(
 def _entries(path: Path) -> tuple[set[int], Iterable[Entry]]:
     """The ids of the images that the file names, and its results."""
     try:
-        content = json.loads(path.read_bytes())
+        text = path.read_bytes()
     except OSError as error:
         raise UserError(
             f"cannot read the teacher's boxes {path} ({error.strerror}): give result files in "
             "data.teachers; scripts/teacher_boxes.py writes them"
         ) from None
-    except ValueError as error:
-        raise UserError(f"{path}: is not valid JSON ({error}): write it again") from None
+    content = parse_json(text, str(path))
     try:
         if isinstance(content, dict):
             by_image = {int(image_id): results for image_id, results in content.items()}

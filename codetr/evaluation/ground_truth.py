@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shown  # short, whatever the file holds
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from codetr.classes import ClassList
 from codetr.errors import UserError
+from codetr.json_text import parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +35,17 @@ class ImageTruth:
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises UserError where it is missing or broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): check the path") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not valid JSON ({error}): write it anew") from error
+    return parse_json(content, str(path))
 
 
 def read_ground_truth(path: Path, classes: ClassList) -> dict[int, ImageTruth]:
     """The annotations of every image of a COCO file, by image id; empty images are there too.
 
-    Missing ``iscrowd`` counts as 0, missing ``area`` as the area of the box. Raises UserError
-    where the file is not in COCO format or a category is not in the class list.
+    Missing or null ``iscrowd`` counts as 0, missing or null ``area`` as the area of the box. Raises
+    UserError where the file is not in COCO format or a category is not in the class list.
     """
     content = read_json(path)
     if not (isinstance(content, dict) and {"images", "annotations"} <= content.keys()):
@@ -67,18 +67,24 @@ def _annotation_row(
     annotation: Mapping[str, Any], index: Mapping[int, int], path: Path
 ) -> list[float]:
     """x, y, w, h, label, crowd, area."""
-    box, category = annotation["bbox"], annotation["category_id"]
-    if len(box) != 4:
-        raise UserError(
-            f"{path}: annotation {annotation.get('id')} has bbox {box}: give [x, y, width, height]"
-        )
+    box, category, area = annotation["bbox"], annotation["category_id"], annotation.get("area")
+    which = f"{path}: annotation {shown(annotation.get('id'))}"
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        raise UserError(f"{which} has bbox {shown(box)}: give [x, y, width, height]")
     if category not in index:
         raise UserError(
-            f"{path}: annotation {annotation.get('id')} has category {category}, which is not a "
-            "class of the model: evaluate on data with the model's classes"
+            f"{which} has category {shown(category)}, which is not a class of the model: evaluate "
+            "on data with the model's classes"
         )
-    area = annotation.get("area", box[2] * box[3])
-    return [*box, index[category], annotation.get("iscrowd", 0), area]
+    if area is None:
+        area = box[2] * box[3]
+    elif not _is_number(area):
+        raise UserError(f"{which} has area {shown(area)}: give a number of pixels, or leave it out")
+    return [*box, index[category], bool(annotation.get("iscrowd")), area]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def _image_truth(rows: list[list[float]]) -> ImageTruth:

@@ -4,7 +4,6 @@ the images of every split (Roboflow), or one file for all.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import PurePosixPath
@@ -13,6 +12,7 @@ from typing import Any, TypeGuard
 from codetr.data.formats.found import UNSPLIT, Box, Found, LabelledImage, Problem, finite, shown
 from codetr.data.formats.tree import Tree, split_of_folders, split_of_name
 from codetr.errors import UserError
+from codetr.json_text import parse_json
 
 FORMAT = "COCO JSON"
 _KEYS = ("images", "annotations", "categories")
@@ -81,17 +81,7 @@ def _is_roboflow(file: str) -> bool:
 
 def _read_json(tree: Tree, file: str) -> Content:
     path = tree.root / file
-    try:
-        content = json.loads(tree.read(file).decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text, byte {error.start}: export it again") from None
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} is not valid JSON, line {error.lineno} column {error.colno} ({error.msg}): "
-            "repair the file or export it again"
-        ) from None
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
-        raise UserError(f"{path} is not usable JSON ({shown(str(error))}): repair it") from None
+    content = parse_json(tree.read(file), str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a JSON {type(content).__name__}, no object: export as COCO")
     for key in _KEYS:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from custom_folders import CELLS, HEIGHT, WIDTH, coco_content, write_voc, write_yolo
 
+from codetr.classes import ClassList
 from codetr.data import convert
 from codetr.data.annotations import load_annotations
 from codetr.data.convert import CocoWriter, divide
@@ -24,6 +25,7 @@ from codetr.data.formats.found import UNSPLIT
 from codetr.data.formats.tree import Tree, list_files
 from codetr.data.images import read_size
 from codetr.errors import UserError
+from codetr.evaluation.ground_truth import read_ground_truth
 
 VARIANTS = 800  # of every file; of a configuration a third, since YAML is slow
 SECONDS = 5.0  # of processor time, for any one of them
@@ -301,7 +303,7 @@ def test_malformed_files_through_the_whole_source(case: str, tmp_path: Path) -> 
 
 
 def test_malformed_files_without_conversion(tmp_path: Path) -> None:
-    """What ``data=coco`` reads as it is."""
+    """What ``data=coco`` reads as it is, and evaluation."""
     write("coco", tmp_path)
     path = tmp_path / "labels.json"
     original = path.read_bytes()
@@ -309,13 +311,24 @@ def test_malformed_files_without_conversion(tmp_path: Path) -> None:
     for _ in range(VARIANTS):
         variant = rng.choice((bytes_variant, json_variant, deep("[")))(rng, original)
         path.write_bytes(variant)
-        try:
-            loaded = load_annotations(path)
-            assert loaded.targets(0).boxes.isfinite().all() if len(loaded) else True
-        except UserError as error:
-            require_clear(str(error))
-        except Exception as error:
-            raise AssertionError(f"{type(error).__name__} for {variant[:2000]!r}") from error
+        for reader in (read_for_training, read_for_evaluation):
+            try:
+                reader(path)
+            except UserError as error:
+                require_clear(str(error))
+            except Exception as error:
+                raise AssertionError(f"{type(error).__name__} for {variant[:2000]!r}") from error
+
+
+def read_for_training(path: Path) -> None:
+    loaded = load_annotations(path)
+    assert loaded.targets(0).boxes.isfinite().all() if len(loaded) else True
+
+
+def read_for_evaluation(path: Path) -> None:
+    classes = ClassList(names=tuple(NAMES), category_ids=(3, 9))
+    for truth in read_ground_truth(path, classes).values():
+        assert set(truth.crowd.tolist()) <= {0, 1}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -316,10 +316,13 @@ def test_prediction_files_that_cannot_be_used_are_named(annotations, tmp_path, r
         _evaluator(annotations).load_predictions(path)
 
 
-def test_missing_area_and_crowd_have_coco_defaults(tmp_path):
+@pytest.mark.parametrize("keys", [{}, {"area": None, "iscrowd": None}, {"iscrowd": False}])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_missing_area_and_crowd_have_coco_defaults(tmp_path, keys, encoding):
     path = tmp_path / "plain.json"
-    annotation = {"id": 5, "image_id": 1, "category_id": 7, "bbox": [0.0, 0.0, 20.0, 30.0]}
-    path.write_text(json.dumps({"images": [{"id": 1}], "annotations": [annotation]}))
+    annotation = {"id": 5, "image_id": 1, "category_id": 7, "bbox": [0.0, 0.0, 20.0, 30.0], **keys}
+    content = {"images": [{"id": 1}], "annotations": [annotation]}
+    path.write_text(json.dumps(content), encoding=encoding)
     truth = CocoEvaluator(path, scenes.CLASSES).truth[1]
     np.testing.assert_array_equal(truth.area, [600.0])
     np.testing.assert_array_equal(truth.crowd, [0])
