@@ -1,0 +1,30 @@
+"""JSON files of users: one way to read them all, with errors that name the place."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from typing import Any
+
+from codetr.errors import UserError
+
+
+def parse_json(content: bytes, name: str) -> Any:
+    """The value of a JSON text in UTF-8, -16 or -32, with a byte order mark or without. Raises
+    UserError, with the ``name`` of the file first, where it is broken.
+    """
+    try:
+        return json.loads(content)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{name} is not text, byte {error.start}: export it again as JSON"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{name} is not valid JSON, line {error.lineno} column {error.colno} ({error.msg}): "
+            "repair the file or export it again"
+        ) from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
+        raise UserError(
+            f"{name} is not usable JSON ({reprlib.repr(str(error))}): repair the file"
+        ) from None
