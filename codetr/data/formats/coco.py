@@ -44,6 +44,11 @@ def read(tree: Tree) -> Found:
     """
     problems: list[Problem] = []
     contents = {file: _read_json(tree, file) for file in recognise(tree)}
+    if not contents:
+        raise UserError(
+            f"{tree.root} has no JSON file with images and annotations: choose another "
+            "data.source.format"
+        )
     categories = _categories(tree, contents)
     splits: dict[str, list[LabelledImage]] = {}
     lost: dict[str, list[Problem]] = {}

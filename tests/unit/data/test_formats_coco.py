@@ -149,6 +149,12 @@ def test_two_files_of_one_split_are_an_error(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_no_file_at_all_is_an_error(tmp_path: Path) -> None:
+    write_images(tmp_path, list(FILES))
+    with pytest.raises(UserError, match=r"no JSON file .*data\.source\.format"):
+        read(tmp_path)
+
+
 def test_one_id_with_two_names_is_an_error(tmp_path: Path) -> None:
     write_images(tmp_path, list(FILES))
     write(tmp_path / "train.json", coco_content(FILES, NAMES))
