@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from codetr.analysis.config_reference import reference_pages
+from codetr.analysis.config_reference import reference_pages, write_pages
 from codetr.analysis.recipe_table import publications, recipe, recipe_tables, with_tables
 from codetr.inference.parameters import read_official_counts
 from codetr.training.shell import one_line_errors
@@ -25,11 +25,7 @@ def main() -> None:
     with one_line_errors():
         pages = reference_pages(ROOT / "conf")
         folder = docs / "reference"
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in set(folder.glob("*.md")) - {folder / name for name in pages}:
-            old.unlink()
-        for name, text in pages.items():
-            (folder / name).write_text(text, encoding="utf-8")
+        write_pages(folder, pages)
         recipes = [recipe(published) for published in publications(ROOT / "conf")]
         counts = {n: c.parameters for n, c in read_official_counts(OFFICIAL).items()}
         page = docs / "recipes.md"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from codetr.analysis.config_files import Setting, read_option_file, read_option_files
-from codetr.analysis.config_reference import as_text, page_name, reference_pages
+from codetr.analysis.config_reference import as_text, page_name, reference_pages, write_pages
 from codetr.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -97,6 +97,15 @@ def test_committed_pages_are_current() -> None:
     assert {path.name for path in PAGES.glob("*")} == set(pages), "run scripts/config_reference.py"
     old = [name for name, text in pages.items() if (PAGES / name).read_text("utf-8") != text]
     assert old == [], "run scripts/config_reference.py"
+
+
+def test_only_generated_pages_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "mine.md").write_text("# Notes\n")
+    pages = reference_pages(CONF)
+    write_pages(tmp_path, pages)
+    kept = dict(list(pages.items())[:2])
+    write_pages(tmp_path, kept)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.md", *kept}
 
 
 def test_every_option_has_a_section() -> None:
