@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from codetr.backbones import TimmBackbone
@@ -18,6 +19,13 @@ PARTS: dict[str, Callable[[Any], list[nn.Module]]] = {
 }
 """What can be compiled: the backbone as a whole, encoder and decoder layer by layer, so that equal
 layers share what was compiled."""
+
+
+def accelerate(detector: nn.Module, trainer: DictConfig, device: torch.device) -> None:
+    """Do what ``compile`` and ``channels_last`` of the ``trainer`` group say, in place."""
+    compile_parts(detector, trainer.compile)
+    if wants_channels_last(detector, trainer.channels_last, device):
+        use_channels_last(detector)
 
 
 def compile_parts(detector: nn.Module, names: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ from codetr.data.datamodule import CocoDataModule
 from codetr.errors import UserError
 from codetr.ops import use_msda
 from codetr.ops.cpu_memory import keep_freed_memory
-from codetr.training.acceleration import compile_parts, use_channels_last, wants_channels_last
+from codetr.training.acceleration import accelerate
 from codetr.training.callbacks import BestResult, Throughput
 from codetr.training.callbacks.checkpoints import LAST
 from codetr.training.callbacks.speed import peak_memory_gib
@@ -125,9 +125,7 @@ def build_module(
         content = open_checkpoint(cfg.checkpoint, cfg)
         held = nn.ModuleDict(schemes)
         announce_start(cfg, load_weights(content, cfg.checkpoint, detector, record.classes, held))
-    compile_parts(detector, cfg.trainer.compile)
-    if wants_channels_last(detector, cfg.trainer.channels_last, trainer.strategy.root_device):
-        use_channels_last(detector)
+    accelerate(detector, cfg.trainer, trainer.strategy.root_device)
     return DetectionModule(
         detector,
         schemes,

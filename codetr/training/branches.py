@@ -20,7 +20,9 @@ from codetr.structures import Batch, ImageInfo
 
 
 class Branch(Protocol):
-    """An ``nn.Module``; its detections are in pixels of the original images."""
+    """An ``nn.Module`` on ``detector``; its detections are in pixels of the original images."""
+
+    detector: nn.Module
 
     def __call__(self, batch: Batch) -> tuple[Detections, ...]:
         """Detections of every image."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hydra.utils import instantiate
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
@@ -27,6 +27,7 @@ from codetr.evaluation import CocoEvaluator, Detections
 from codetr.ops import use_msda
 from codetr.ops.cpu_memory import keep_freed_memory
 from codetr.structures import Batch, ImageInfo
+from codetr.training.acceleration import accelerate
 from codetr.training.app import prepare_process
 from codetr.training.branches import Branch, MainBranch, auxiliary_branch
 from codetr.training.launcher import METRICS_FILE
@@ -80,7 +81,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     )
     module = EvaluationModule(branch, evaluator, classes)
     panel = [] if cfg.panel is None else [instantiate(cfg.panel)]
-    trainer = build_trainer(full.trainer, full.data.eval_batch_size, panel, [])
+    trainer = build_tester(full, branch, panel)
     log.info("deformable attention: %s", use_msda(cfg.ops.msda, trainer.strategy.root_device))
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
@@ -93,6 +94,13 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     evaluator.write_predictions(run_dir / PREDICTIONS_FILE)
     log.info("wrote %s and %s to %s", METRICS_FILE, PREDICTIONS_FILE, run_dir)
     return metrics
+
+
+def build_tester(cfg: DictConfig, branch: Branch, callbacks: Sequence[Callback]) -> Trainer:
+    """What runs the branch over a split; the model is run as the ``trainer`` group says."""
+    trainer = build_trainer(cfg.trainer, cfg.data.eval_batch_size, callbacks, [])
+    accelerate(branch.detector, cfg.trainer, trainer.strategy.root_device)
+    return trainer
 
 
 def open_branch(cfg: DictConfig) -> tuple[DictConfig, Branch, CocoDataModule, ClassList]:

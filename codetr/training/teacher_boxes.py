@@ -16,8 +16,7 @@ from codetr.evaluation import Detections
 from codetr.evaluation.gather import gather_rows, is_first_rank
 from codetr.evaluation.report import prediction_records, write_json
 from codetr.structures import ImageInfo
-from codetr.training.evaluate import EvaluationModule, open_branch
-from codetr.training.trainer import build_trainer
+from codetr.training.evaluate import EvaluationModule, build_tester, open_branch
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ def write_teacher_boxes(cfg: DictConfig) -> int:
     """
     full, branch, datamodule, classes = open_branch(cfg)
     results = ResultFile(classes, cfg.top_k, cfg.min_score)
-    trainer = build_trainer(full.trainer, full.data.eval_batch_size, [], [])
+    trainer = build_tester(full, branch, [])
     trainer.test(EvaluationModule(branch, results, classes), datamodule=datamodule, verbose=False)
     number = results.write(Path(cfg.output))
     log.info("wrote %d boxes to %s", number, cfg.output)

@@ -1,16 +1,24 @@
 """Compiled parts keep their names and numbers; pictures change their order and nothing else."""
 
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from lightning.pytorch import Trainer
 from torch import nn
 
 from codetr.backbones import TimmBackbone
 from codetr.errors import UserError
+from codetr.training import evaluate, teacher_boxes
 from codetr.training.acceleration import compile_parts, use_channels_last, wants_channels_last
+from codetr.training.branches import MainBranch
 from codetr.training.optim import adamw, can_fuse
 
+CONF = Path(__file__).resolve().parents[3] / "conf"
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 
@@ -36,19 +44,56 @@ def test_named_parts_are_compiled_in_place(monkeypatch: pytest.MonkeyPatch) -> N
     assert list(detector.state_dict()) == keys
 
 
-def test_compiled_parts_have_the_same_weights_and_answers() -> None:
+def test_compiled_parts_have_the_same_weights_and_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the tracer alone, which needs no C compiler."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def traced(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    original = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: original(self, backend=traced))
     detector = small_detector()
     x = torch.randn(3, 2)
     before, keys = detector.backbone(x), list(detector.state_dict())
-    original = nn.Module.compile
-    try:
-        nn.Module.compile = lambda self: original(self, backend="eager")  # type: ignore[method-assign]
-        compile_parts(detector, ["backbone"])
-    finally:
-        nn.Module.compile = original  # type: ignore[method-assign]
+    compile_parts(detector, ["backbone"])
     assert torch.equal(detector.backbone(x), before)
+    assert len(graphs) == 1
     assert list(detector.state_dict()) == keys
+
+
+class Reached(Exception):
+    """The model would now be run."""
+
+
+RUNS = {
+    "eval": (evaluate, evaluate.evaluate),
+    "teacher_boxes": (teacher_boxes, teacher_boxes.write_teacher_boxes),
+}
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_evaluation_runs_the_model_as_the_trainer_group_says(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["trainer=cpu", "trainer.compile=[decoder]", "trainer.channels_last=true"]
+    given += ["checkpoint=x", "evaluation=coco", "evaluation.evaluator._target_=builtins.dict"]
+    given += ["data.eval_batch_size=1", "panel=null", "paths.run_dir=x"]
+    given += ["+schedule.epochs=1", "num_classes=1"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(command, overrides=given)
+    detector, compiled = small_detector(), []
+    opened = (cfg, MainBranch(detector, Mock()), SimpleNamespace(val_annotations="x"), ())
+    module, run = RUNS[command]
+    monkeypatch.setattr(module, "open_branch", lambda _: opened)
+    monkeypatch.setattr(evaluate, "keep_freed_memory", Mock())
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    monkeypatch.setattr(Trainer, "test", Mock(side_effect=Reached))
+    with pytest.raises(Reached):
+        run(cfg)
+    assert compiled == list(detector.decoder.layers)
+    assert detector.backbone._forward_pre_hooks, "pictures are not channels-last"
 
 
 def test_an_unknown_part_is_named() -> None:
