@@ -25,11 +25,12 @@ def sine_map(padding: Tensor, dim: int, temperature: float, offset: float, like:
     ``padding`` (B, H, W) bool, True outside the image; ``offset`` is added to the pixel count
     before it is normalised to 2 pi (Co-DINO 0, Deformable DETR -0.5); ``like`` gives the dtype.
     """
-    valid = (~padding).to(like.dtype)
+    valid = ~padding
     wavelengths = _wavelengths(dim // 2, temperature, like)
     parts = []
     for axis in (1, 2):
-        count = valid.cumsum(axis)
+        # in whole numbers: deterministic algorithms know no other cumulative sum on CUDA
+        count = valid.cumsum(axis).to(like.dtype)
         last = count.narrow(axis, count.shape[axis] - 1, 1)
         angle = (count + offset) / (last + 1e-6) * (2 * math.pi)
         parts.append(_interleaved_sine(angle[..., None] / wavelengths))

@@ -12,7 +12,9 @@ def keep_freed_memory() -> bool:
 
     By default glibc returns tensors above 32 MiB to the system, which hands them back filled with
     zeros: in a training step on the CPU that is up to a third of the time. In exchange the process
-    stays as large as it ever was. Returns whether this system can do it (Linux with glibc).
+    never shrinks, and grows beyond the most that was in use at once where tensors of varying sizes
+    leave gaps that later ones do not fit. Processes that it forks do the same. Returns whether this
+    system can do it (Linux with glibc).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -100,7 +100,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "deformable-attention")
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)  # a fork takes no threads along
+if hasattr(os, "register_at_fork"):  # where there is fork, which takes no threads along
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from codetr.layers import sine_coordinates, sine_map
 
@@ -32,6 +33,27 @@ def test_map_counts_valid_cells(temperature: float, offset: float) -> None:
                     channel(v, i, dim // 2, temperature) for v in (y, x) for i in range(dim // 2)
                 ]
                 assert found[image, :, row, column].tolist() == pytest.approx(expected, abs=1e-12)
+
+
+class Sums(TorchDispatchMode):
+    """Remembers the dtypes of cumulative sums."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = function(*args, **(kwargs or {}))
+        if "cumsum" in str(function):
+            self.dtypes.add(result.dtype)
+        return result
+
+
+def test_cells_are_counted_in_whole_numbers() -> None:
+    """Deterministic algorithms refuse a cumulative sum of floats on CUDA."""
+    with Sums() as sums:
+        sine_map(torch.zeros(1, 3, 4, dtype=torch.bool), 8, 20.0, 0.0, torch.zeros(1))
+    assert sums.dtypes == {torch.int64}
 
 
 def test_coordinates_are_encoded_one_after_the_other() -> None:
