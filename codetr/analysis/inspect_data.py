@@ -17,6 +17,7 @@ from codetr.analysis.data_plots import box_figure, class_figure, picture_grid
 from codetr.analysis.sweep_report import STYLE
 from codetr.data.annotations import CocoAnnotations, load_annotations
 from codetr.data.sources import Split, Splits
+from codetr.errors import UserError
 
 _MOST_PROBLEMS = 1000  # lines in a page
 
@@ -37,12 +38,16 @@ class DataPage:
 def inspect_data(title: str, splits: Splits, pictures: int = 16) -> DataPage:
     """Read both splits, decode every image, and put the page together.
 
-    ``pictures`` images per split are drawn. Raises UserError where annotations cannot be read.
+    ``pictures`` images per split are drawn. Single annotations that cannot be used are among the
+    problems. Raises UserError where annotation files cannot be read.
     """
+    if pictures < 0:
+        raise UserError(f"--pictures {pictures}: give at least 0")
     named = {"train": splits.train, "val": splits.val}
-    loaded = _load(named)
+    problems = list(splits.problems)
+    loaded = _load(named, problems)
     facts = _gather(named, loaded)
-    problems = [*splits.problems, *(f"{f.name}: {line}" for f in facts for line in f.problems)]
+    problems += [f"{f.name}: {line}" for f in facts for line in f.problems]
     problems += shared_images(*facts)
     return DataPage(
         title=title,
@@ -58,10 +63,14 @@ def inspect_data(title: str, splits: Splits, pictures: int = 16) -> DataPage:
     )
 
 
-def _load(splits: Mapping[str, Split]) -> dict[str, CocoAnnotations]:
-    train = load_annotations(splits["train"].annotations, None, splits["train"].name_parts)
-    val = load_annotations(splits["val"].annotations, train.classes, splits["val"].name_parts)
-    return {"train": train, "val": val}
+def _load(splits: Mapping[str, Split], problems: list[str]) -> dict[str, CocoAnnotations]:
+    loaded: dict[str, CocoAnnotations] = {}
+    for name, split in splits.items():
+        flaws: list[str] = []
+        classes = loaded["train"].classes if loaded else None
+        loaded[name] = load_annotations(split.annotations, classes, split.name_parts, flaws=flaws)
+        problems += [f"{name}: {line}" for line in flaws]
+    return loaded
 
 
 def _gather(splits: Mapping[str, Split], loaded: Mapping[str, CocoAnnotations]) -> list[SplitFacts]:

@@ -97,6 +97,7 @@ def load_annotations(
     name_parts: int | None = None,
     segmentations: bool = False,
     num_images: int | None = None,
+    flaws: list[str] | None = None,
 ) -> CocoAnnotations:
     """Parse a COCO- or LVIS-format file; ``segmentations`` too if they are wanted. With
     ``num_images`` only so many images with usable boxes, spread evenly over the file (all images
@@ -107,15 +108,18 @@ def load_annotations(
     Classes are its categories, sorted by id. A category without annotations that others name as
     their ``supercategory`` (the root that Roboflow exports add) is no class, unless ``classes``
     (those of the training split) has it. Raises UserError for a missing folder or file, broken
-    JSON, missing keys, and ids of images or categories that have no entry.
+    JSON, missing keys, and ids of images or categories that have no entry. With ``flaws``, to look
+    at data, annotations that cannot be used are left out, and said there.
     """
     content = _read_json(path)
     images, annotations, categories = (
         _entries(content, key, path) for key in ("images", "annotations", "categories")
     )
     _require_unique_integers(_column(images, "id", "image", path), "image", path)
-    used = set(filter(_is_integer, _column(annotations, "category_id", "annotation", path)))
+    used = {a["category_id"] for a in annotations if _is_integer(a.get("category_id"))}
     found = _class_list(categories, used, classes, path)
+    if flaws is not None:
+        annotations = _flawless(annotations, _Places.of(images, found), path, flaws)
     arranged = partial(_arranged, path, found, name_parts)
     if num_images is not None:
         everything = arranged(images, annotations)
@@ -124,6 +128,57 @@ def load_annotations(
             images = [image for image in images if image["id"] in chosen]
             annotations = [a for a in annotations if a["image_id"] in chosen]
     return arranged(images, annotations, segmentations)
+
+
+def _flawless(
+    annotations: Sequence[Mapping[str, Any]],
+    places: _Places,
+    path: Path,
+    flaws: list[str],
+    first: int = 0,
+) -> list[Mapping[str, Any]]:
+    """The annotations that can be used; what is wrong with each other one goes to ``flaws``.
+
+    They are checked together, and by halves where that fails: large files have few flaws.
+    """
+    try:
+        places.rows(annotations, path, first)
+    except UserError as error:
+        if len(annotations) > 1:
+            half = len(annotations) // 2
+            before = _flawless(annotations[:half], places, path, flaws, first)
+            return before + _flawless(annotations[half:], places, path, flaws, first + half)
+        flaws.append(f"{error}; it was left out")
+        return []
+    return list(annotations)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Places:
+    """The index of every image and every category, by id."""
+
+    images: Mapping[int, int]
+    categories: Mapping[int, int]
+
+    @classmethod
+    def of(cls, images: Sequence[Mapping[str, Any]], classes: ClassList) -> _Places:
+        index = {image["id"]: i for i, image in enumerate(images)}
+        return cls(images=index, categories=classes.index())
+
+    def rows(
+        self, annotations: Sequence[Mapping[str, Any]], path: Path, first: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(A,) images, (A,) labels and (A, 4) boxes. Raises UserError for the first annotation
+        without; ``first`` is the number of the first in the file.
+        """
+        ids = [a.get("id") for a in annotations]
+        categories = _column(annotations, "category_id", "annotation", path, first)
+        images = _column(annotations, "image_id", "annotation", path, first)
+        return (
+            _look_up(images, self.images, "image", ids, path),
+            _look_up(categories, self.categories, "category", ids, path),
+            _boxes(annotations, path, first),
+        )
 
 
 def _arranged(
@@ -135,18 +190,7 @@ def _arranged(
     segmentations: bool = False,
 ) -> CocoAnnotations:
     """The entries of a file, checked and sorted."""
-    image_ids = [image["id"] for image in images]
-    annotation_ids = tuple(a.get("id") for a in annotations)
-    category_of_box = [a["category_id"] for a in annotations]
-    labels = _look_up(category_of_box, classes.index(), "category", annotation_ids, path)
-    index_of_image = {image_id: i for i, image_id in enumerate(image_ids)}
-    image_of_box = _look_up(
-        _column(annotations, "image_id", "annotation", path),
-        index_of_image,
-        "image",
-        annotation_ids,
-        path,
-    )
+    image_of_box, labels, boxes = _Places.of(images, classes).rows(annotations, path)
     order = image_of_box.argsort(stable=True)
     counts = torch.bincount(image_of_box, minlength=len(images))
     sizes = _sizes(images, path)
@@ -154,15 +198,13 @@ def _arranged(
     return CocoAnnotations(
         path=path,
         classes=classes,
-        image_ids=tuple(image_ids),
+        image_ids=tuple(image["id"] for image in images),
         file_names=_file_names(images, name_parts, path),
         sizes=sizes,
-        boxes=_boxes(annotations, path)[order],
+        boxes=boxes[order],
         labels=labels[order],
-        crowd=torch.tensor([bool(a.get("iscrowd", 0)) for a in annotations], dtype=torch.bool)[
-            order
-        ],
-        annotation_ids=tuple(annotation_ids[i] for i in order.tolist()),
+        crowd=torch.tensor([bool(a.get("iscrowd")) for a in by_image], dtype=torch.bool),
+        annotation_ids=tuple(a.get("id") for a in by_image),
         offsets=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
         segmentations=read_segmentations(by_image, sizes[image_of_box[order]], path)
         if segmentations
@@ -220,15 +262,17 @@ def _entries(content: Mapping[str, Any], key: str, path: Path) -> Sequence[Mappi
     return entries
 
 
-def _column(entries: Sequence[Mapping[str, Any]], key: str, kind: str, path: Path) -> list[Any]:
-    """The value of ``key`` in every entry."""
+def _column(
+    entries: Sequence[Mapping[str, Any]], key: str, kind: str, path: Path, first: int = 0
+) -> list[Any]:
+    """The value of ``key`` in every entry, which are numbered from ``first``."""
     try:
         return [entry[key] for entry in entries]
     except KeyError:
         number = next(i for i, entry in enumerate(entries) if key not in entry)
         raise UserError(
-            f"{kind} number {number} (id {shown(entries[number].get('id'))}) in {path} has no "
-            f"'{key}': add it or remove the entry"
+            f"{kind} number {first + number} (id {shown(entries[number].get('id'))}) in {path} has "
+            f"no '{key}': add it or remove the entry"
         ) from None
 
 
@@ -311,9 +355,9 @@ def _sizes(images: Sequence[Mapping[str, Any]], path: Path) -> Tensor:
     return torch.tensor([heights, widths], dtype=torch.int64).T.contiguous()
 
 
-def _boxes(annotations: Sequence[Mapping[str, Any]], path: Path) -> Tensor:
+def _boxes(annotations: Sequence[Mapping[str, Any]], path: Path, first: int) -> Tensor:
     """(A, 4) float32 xyxy pixels, as written."""
-    rows = _column(annotations, "bbox", "annotation", path)
+    rows = _column(annotations, "bbox", "annotation", path, first)
     for annotation, row in zip(annotations, rows, strict=True):
         if not isinstance(row, list) or len(row) != 4 or not all(map(_is_number, row)):
             raise UserError(

@@ -10,6 +10,7 @@ from PIL import Image
 
 from codetr.analysis.inspect_data import DataPage, as_html, as_text, inspect_data, write_page
 from codetr.data.sources import Split, Splits
+from codetr.errors import UserError
 
 
 def write(root: Path, name: str, seed: int, boxes: list[list[float]]) -> Split:
@@ -88,6 +89,37 @@ def test_problems_have_their_files(splits: Splits, tmp_path: Path) -> None:
     assert len(problems) == len(expected)
     for name, text in expected.items():
         assert any(name.split()[0] in line and text in line for line in problems), name
+
+
+def test_annotations_that_cannot_be_used_are_problems(splits: Splits) -> None:
+    path = splits.train.annotations
+    content = json.loads(path.read_text())
+    before = inspect_data("mine", splits)
+    good = content["annotations"][0]
+    content["annotations"] += [
+        {**good, "id": "a", "image_id": 99},
+        {**good, "id": "b", "category_id": 6},
+        {**good, "id": "c", "bbox": [1, 2, None, 4]},
+        {"id": "d", "image_id": 0, "category_id": 5},
+        {"id": "e", "image_id": 0, "bbox": [1, 2, 3, 4]},
+    ]
+    path.write_text(json.dumps(content))
+    after = inspect_data("mine", splits)
+    assert (after.table, after.classes) == (before.table, before.classes)
+    assert after.problems[0] == "a.xml: too long"
+    assert [line.removeprefix("train: ").split(str(path))[0] for line in after.problems[1:]] == [
+        "annotation 'a' in ",
+        "annotation 'b' in ",
+        "annotation 'c' in ",
+        "annotation number 5 (id 'd') in ",
+        "annotation number 6 (id 'e') in ",
+    ]
+
+
+def test_the_number_of_pictures_is_checked(splits: Splits) -> None:
+    with pytest.raises(UserError, match="--pictures -1"):
+        inspect_data("mine", splits, pictures=-1)
+    assert inspect_data("mine", splits, pictures=0).pictures["train"] == b""
 
 
 def test_page_is_one_file_with_its_pictures(splits: Splits, tmp_path: Path) -> None:

@@ -311,7 +311,7 @@ def test_malformed_files_without_conversion(tmp_path: Path) -> None:
     for _ in range(VARIANTS):
         variant = rng.choice((bytes_variant, json_variant, deep("[")))(rng, original)
         path.write_bytes(variant)
-        for reader in (read_for_training, read_for_evaluation):
+        for reader in (read_for_training, read_for_evaluation, read_to_look_at):
             try:
                 reader(path)
             except UserError as error:
@@ -323,6 +323,13 @@ def test_malformed_files_without_conversion(tmp_path: Path) -> None:
 def read_for_training(path: Path) -> None:
     loaded = load_annotations(path)
     assert loaded.targets(0).boxes.isfinite().all() if len(loaded) else True
+
+
+def read_to_look_at(path: Path) -> None:
+    flaws: list[str] = []
+    load_annotations(path, flaws=flaws)
+    for flaw in flaws:
+        require_clear(flaw)
 
 
 def read_for_evaluation(path: Path) -> None:
