@@ -73,8 +73,9 @@ def _drawn(count: int, limit: int) -> Tensor:
 
 def ranked(eligible: Tensor, ranks: Tensor) -> Tensor:
     """Indices (R,) of those True entries of ``eligible`` (A,) that have the given ``ranks`` (R,),
-    counted from 0; every rank must be there. Ranks come from the host; nothing is waited for,
-    which ``nonzero`` would do.
+    counted from 0; every rank must be there. Unlike ``nonzero`` this needs no number from the
+    device. Ranks come from the host, by a copy that is not waited for where its driver queues it
+    (CUDA: small ones, from pageable memory).
     """
     ranks = ranks.to(eligible.device, non_blocking=True)
     return torch.searchsorted(eligible.cumsum(0), ranks + 1)

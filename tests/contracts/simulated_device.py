@@ -104,7 +104,8 @@ def _wait(
     if name == "aten._to_copy.default" and target is not None:
         if inside and target != DEVICE:
             return "device to host", 1
-        # Without waiting, small numbers from the host join the queue of work.
+        # Not counted where a copy need not be waited for. CUDA may wait all the same: from memory
+        # that is not pinned only small copies are sure to join the queue of work.
         arriving = target == DEVICE and not inside
         return "blocking host to device", int(arriving and not options.get("non_blocking"))
     if name == "aten.copy_.default":
