@@ -1,6 +1,7 @@
 """Compiled parts keep their names and numbers; pictures change their order and nothing else."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -13,10 +14,12 @@ from torch import nn
 
 from codetr.backbones import TimmBackbone
 from codetr.errors import UserError
+from codetr.structures import Pyramid
 from codetr.training import evaluate, teacher_boxes
 from codetr.training.acceleration import compile_parts, use_channels_last, wants_channels_last
 from codetr.training.branches import MainBranch
 from codetr.training.optim import adamw, can_fuse
+from codetr.transformers.encoder import DeformableEncoder, DeformableEncoderLayer
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -44,16 +47,24 @@ def test_named_parts_are_compiled_in_place(monkeypatch: pytest.MonkeyPatch) -> N
     assert list(detector.state_dict()) == keys
 
 
-def test_compiled_parts_have_the_same_weights_and_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the tracer alone, which needs no C compiler."""
-    graphs: list[torch.fx.GraphModule] = []
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
+    """What was compiled, by the tracer alone, which needs no C compiler."""
+    seen: list[torch.fx.GraphModule] = []
 
     def traced(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
-        graphs.append(graph)
+        seen.append(graph)
         return graph.forward
 
     original = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: original(self, backend=traced))
+    torch.compiler.reset()
+    return seen
+
+
+def test_compiled_parts_have_the_same_weights_and_answers(
+    graphs: list[torch.fx.GraphModule],
+) -> None:
     detector = small_detector()
     x = torch.randn(3, 2)
     before, keys = detector.backbone(x), list(detector.state_dict())
@@ -61,6 +72,38 @@ def test_compiled_parts_have_the_same_weights_and_answers(monkeypatch: pytest.Mo
     assert torch.equal(detector.backbone(x), before)
     assert len(graphs) == 1
     assert list(detector.state_dict()) == keys
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's tracer
+def test_compiled_encoder_layers_take_images_of_any_size(
+    graphs: list[torch.fx.GraphModule],
+) -> None:
+    """The first size is compiled as it is, the second for any size: the third takes no time."""
+    torch.manual_seed(0)
+    encoder = DeformableEncoder(
+        partial(DeformableEncoderLayer, dim=16, heads=2, levels=2, points=2, hidden=16),
+        num_layers=2,
+        dim=16,
+        levels=2,
+    )
+    detector = nn.ModuleDict({"encoder": encoder})
+    given = [
+        (
+            Pyramid(
+                maps=tuple(torch.randn(1, 16, n // s, n // s, requires_grad=True) for s in (8, 16)),
+                strides=(8, 16),
+            ),
+            torch.zeros(1, n, n, dtype=torch.bool),
+        )
+        for n in (64, 96, 128)
+    ]
+    expected = [encoder(*one).tokens for one in given]
+    compile_parts(detector, ["encoder"])
+    counts = []
+    for one, tokens in zip(given, expected, strict=True):
+        torch.testing.assert_close(encoder(*one).tokens, tokens)
+        counts.append(len(graphs))
+    assert 0 < counts[0] < counts[1] == counts[2]
 
 
 class Reached(Exception):
