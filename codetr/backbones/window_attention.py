@@ -57,10 +57,11 @@ def relative_position_index(window: int) -> Tensor:
 def round_up(length: int, part: int) -> int:
     """The next multiple of ``part``.
 
-    Written as a count times the part, since torch.export must follow it where sizes are free: it
-    does not get through remainders that are nested from stage to stage.
+    Written as a count times the part, and the count in this way, since torch.export must follow it
+    where sizes are free: remainders that are nested from stage to stage it does not get through,
+    but ((n - 1) // 2 + 1 - 1) // 2 + 1 it knows to be (n - 1) // 4 + 1.
     """
-    return (length + part - 1) // part * part
+    return ((length - 1) // part + 1) * part
 
 
 def split_windows(cells: Tensor, window: int) -> Tensor:

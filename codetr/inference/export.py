@@ -101,8 +101,8 @@ def export(
 
 
 def trace(model: Deployable, case: Case, fixed: bool = False) -> torch.export.ExportedProgram:
-    """The model's operations for any number and size of images (``case`` is where they are
-    recorded; it must have at least as many tokens as the model has queries).
+    """The model's operations for any number and size of images that have at least as many tokens
+    as the model has queries; so must ``case``, where they are recorded.
     """
     free = torch.export.Dim.DYNAMIC
     # What the recorded sizes do not decide must not be decided by them: where 120 cells fill whole

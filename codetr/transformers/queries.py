@@ -119,7 +119,8 @@ class ProposalStage(nn.Module):
 
     def _best(self, logits: Tensor, count: int) -> Tensor:
         scores = logits.amax(-1) if self.rank_by == "any_class" else logits[..., 0]
-        return scores.topk(min(count, scores.shape[1]), dim=1).indices
+        tokens = scores.shape[1]
+        return scores.topk(count if count <= tokens else tokens, dim=1).indices
 
 
 def _usable_tokens(memory: Memory) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from commands import SMALL, Command, arguments, environment
+from warm import run_warm
 
 
 @pytest.fixture(scope="session")
@@ -18,15 +19,7 @@ def command(tmp_path: Path) -> Command:
     """Run ``script overrides...`` in an empty folder; the output is text."""
 
     def run(script: str, *overrides: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            arguments(script, *overrides),
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        return run_warm(arguments(script, *overrides), tmp_path, environment(), timeout=300)
 
     return run
 

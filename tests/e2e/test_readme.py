@@ -33,7 +33,7 @@ OF_A_RUN = {
     "scripts/sweep_report.py": (),
 }
 """Programs that read a run, and what makes them quick."""
-QUICK = ("--device", "cpu", "--repeats", "1")
+QUICK = ("--repeats", "1")
 SIZES = ("--height", "64", "--width", "96", "--no-memory")
 SLIM = (
     "--no-baseline",
