@@ -7,7 +7,8 @@ best ones become anchors. Mixed selection (DINO, section 3.4): their content is 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -78,9 +79,7 @@ class ProposalStage(nn.Module):
         Their gradients are those of ``forward``'s. All tokens are ranked, but only the chosen ones
         have boxes and a graph: what the backward pass would find zeros for is left out.
         """
-        anchors, tokens = _usable_tokens(memory)
-        chosen = self.select(self._rank(tokens, head))
-        return self._predict(_gather(tokens, chosen), _gather(anchors, chosen), head)
+        return self._chosen(memory, head, self.select)
 
     def select(self, logits: Tensor) -> Tensor:
         """(B, Q) indices of the best tokens, best first; all of them if there are fewer."""
@@ -95,11 +94,18 @@ class ProposalStage(nn.Module):
         Ranks are those of one joint selection. Tokens are ranked once more than for the main
         queries, since schemes are not handed what those were selected from.
         """
-        anchors, tokens = _usable_tokens(memory)
-        chosen = self._best(self._rank(tokens, head), max(t.skip + t.num_queries for t in tables))
-        found = self._predict(_gather(tokens, chosen), _gather(anchors, chosen), head)
+        count = max(t.skip + t.num_queries for t in tables)
+        found = self._chosen(memory, head, partial(self._best, count=count))
         boxes = found.boxes.detach().sigmoid()
         return tuple(boxes[:, t.skip : t.skip + t.num_queries] for t in tables)
+
+    def _chosen(
+        self, memory: Memory, head: DetectionHead, choose: Callable[[Tensor], Tensor]
+    ) -> Predictions:
+        """The proposals of the tokens whose indices (B, Q) ``choose`` finds in class logits."""
+        anchors, tokens = _usable_tokens(memory)
+        chosen = choose(self._rank(tokens, head))
+        return self._predict(_gather(tokens, chosen), _gather(anchors, chosen), head)
 
     def _rank(self, tokens: Tensor, head: DetectionHead) -> Tensor:
         """Class logits (B, S, K) to select by. Not by ``no_grad``: autocast would keep the cast
@@ -120,6 +126,7 @@ class ProposalStage(nn.Module):
     def _best(self, logits: Tensor, count: int) -> Tensor:
         scores = logits.amax(-1) if self.rank_by == "any_class" else logits[..., 0]
         tokens = scores.shape[1]
+        # Not min(): torch.export would carry that as an unknown through all that follows.
         return scores.topk(count if count <= tokens else tokens, dim=1).indices
 
 

@@ -10,7 +10,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 from tiny_checkpoint import save_tiny
 from tiny_official import TINY as OFFICIAL_TINY
 from tiny_official import save_official, tiny_model, to_official
+from warm import run_warm
 
 CHAINED = "bccd.md"  # its commands build on each other: test_bccd_page
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.name != CHAINED)]
@@ -94,14 +94,8 @@ def folder(tmp_path: Path) -> Path:
 def run(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on the built-in data; its parent holds no other."""
     place = tmp_path_factory.mktemp("run")
-    done = subprocess.run(
-        arguments("train.py", *TINY, *_built_in(data_root), "name=made"),
-        cwd=place,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    line = arguments("train.py", *TINY, *_built_in(data_root), "name=made")
+    done = run_warm(line, place, environment(), timeout=300)
     assert done.returncode == 0, done.stderr
     return place / "runs/made"
 
@@ -114,17 +108,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def onnx_file(run: Path) -> Path:
-    """The run's detector, exported by the documented command: minutes, hence once."""
+    """The run's detector, exported by the documented command: a minute, hence once."""
     _, script, *overrides = shlex.split(ONNX_EXPORT)
     overrides = [o.replace("runs/NAME", str(run)) for o in overrides]
-    done = subprocess.run(
-        arguments(script, *overrides, *OF_A_RUN[script]),
-        cwd=run,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    line = arguments(script, *overrides, *OF_A_RUN[script])
+    done = run_warm(line, run, environment(), timeout=300)
     assert done.returncode == 0, done.stderr
     return run / "model.onnx"
 
