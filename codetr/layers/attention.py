@@ -97,16 +97,14 @@ class DeformableAttention(nn.Module):
         ``shapes`` (H, W) per level. Returns (B, Q, C).
         """
         query = x + position
-        value = self.value_proj(tokens).masked_fill(padding[..., None], 0.0)
-        grid = (self.heads, self.levels, self.points)
-        offsets = self.sampling_offsets(query).unflatten(-1, (*grid, 2)).to(references.dtype)
+        value = self.value_proj(tokens).masked_fill_(padding[..., None], 0.0)
         weights = self.attention_weights(query).to(references.dtype)
-        weights = weights.unflatten(-1, (self.heads, -1)).softmax(-1).unflatten(-1, grid[1:])
+        weights = weights.unflatten(-1, (self.heads, -1)).softmax(-1)
         sampled = multi_scale_deformable_attention(
             value.unflatten(-1, (self.heads, -1)),
             shapes,
-            self._locations(references, offsets, shapes),
-            weights,
+            self._locations(references, self.sampling_offsets(query), shapes),
+            weights.unflatten(-1, (self.levels, self.points)),
         )
         return x + self.dropout(self.output_proj(sampled))
 
@@ -114,9 +112,19 @@ class DeformableAttention(nn.Module):
         self, references: Tensor, offsets: Tensor, shapes: tuple[tuple[int, int], ...]
     ) -> Tensor:
         """(B, Q, heads, L, P, 2) sampling locations, relative to each level."""
-        centres = references[:, :, None, :, None, :2]
         if references.shape[-1] == 2:
             # filled on the device: a copy of numbers from the host would wait for the device
-            sizes = torch.stack([offsets.new_full((), n) for h, w in shapes for n in (w, h)])
-            return centres + offsets / sizes.view(-1, 1, 2)
-        return centres + offsets / self.points * references[:, :, None, :, None, 2:] * 0.5
+            sizes = [references.new_full((), n) for h, w in shapes for n in (w, h)]
+            unit = torch.stack(sizes).reciprocal().view(-1, 2)
+        else:
+            unit = references[:, :, None, :, 2:] * (0.5 / self.points)
+        offsets = offsets.to(references.dtype).unflatten(-1, (self.heads, -1))
+        centres = self._per_point(references[:, :, None, :, :2])
+        locations = torch.addcmul(centres, offsets, self._per_point(unit))
+        return locations.unflatten(-1, (self.levels, self.points, 2))
+
+    def _per_point(self, per_level: Tensor) -> Tensor:
+        """(..., L, 2) to (..., L * P * 2): broadcasting along one long dimension is on the CPU
+        eight times as fast as along one of two numbers.
+        """
+        return per_level[..., None, :].expand(*per_level.shape[:-1], self.points, 2).flatten(-3)

@@ -44,7 +44,8 @@ def backward(
     grad_out: Tensor, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of value, locations and weights for that of ``forward``'s result."""
-    given = _Arguments(value, shapes, locations, weights)
+    # One head after the other is served here: head by head, its rows share the cache best.
+    given = _Arguments(value.transpose(1, 2), shapes, locations, weights)
     batch, queries, heads = locations.shape[:3]
     grad = _array(grad_out, locations.dtype).reshape(batch, queries, heads, value.shape[3])
     grads = (
@@ -58,17 +59,27 @@ def backward(
         given,
     )
     grad_value, grad_locations, grad_weights = map(torch.from_numpy, grads)
-    return grad_value.to(value.dtype), grad_locations, grad_weights.to(weights.dtype)
+    return (
+        grad_value.transpose(1, 2).to(value.dtype).contiguous(),
+        grad_locations.view(locations.shape),
+        grad_weights.view(weights.shape).to(weights.dtype),
+    )
 
 
 class _Arguments:
-    """What both passes read, as contiguous arrays of one dtype."""
+    """What both passes read, as contiguous arrays of one dtype; the samples of all levels are
+    one dimension, and ``levels`` tells every sample's height, width and first row.
+    """
 
     def __init__(self, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> None:
         self.value = _array(value, locations.dtype)
-        self.locations = _array(locations, locations.dtype)
-        self.weights = _array(weights, locations.dtype)
-        self.shapes = np.array(shapes, np.int64)
+        self.locations = _array(locations.flatten(3, 4), locations.dtype)
+        self.weights = _array(weights.flatten(3), locations.dtype)
+        areas = [height * width for height, width in shapes]
+        first = np.cumsum([0, *areas[:-1]])
+        self.levels = np.repeat(
+            np.array([*zip(*shapes, strict=True), first], np.int32), weights.shape[4], axis=1
+        )
         width = value.shape[3]
         # the length of a tuple is a constant to the compiler, that of an array is not
         self.lanes = (0,) * width if width in UNROLLED else np.zeros(width, np.int64)
@@ -76,7 +87,7 @@ class _Arguments:
 
     @property
     def all(self) -> tuple[Array, Array, Array, Array]:
-        return self.value, self.shapes, self.locations, self.weights
+        return self.value, self.levels, self.locations, self.weights
 
 
 def _array(x: Tensor, dtype: torch.dtype) -> Array:
@@ -118,120 +129,121 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @_compiled
-def _corners(x, y, height, width, one):  # type: ignore[no-untyped-def]
-    """The four pixels around (x, y) as rows of the level, whether each lies on the map (1 or 0),
-    and how far (x, y) lies right of and below the first. Rows are valid in any case.
+def _corners(levels, locations, rows, inside, right, below):  # type: ignore[no-untyped-def]
+    """For the samples of one query and head: the four pixels around each as ``rows`` of the
+    tokens, valid in any case; whether each lies on the map (1 or 0); and how far the sample lies
+    to the ``right`` of and ``below`` the first. Nothing here branches, so that it uses vectors.
     """
-    zero = one - one
-    dx, dy = x - np.floor(x), y - np.floor(y)
-    left, top = int(np.floor(x)), int(np.floor(y))
-    columns = one if 0 <= left < width else zero, one if -1 <= left < width - 1 else zero
-    lines = one if 0 <= top < height else zero, one if -1 <= top < height - 1 else zero
-    first, second = min(max(left, 0), width - 1), min(max(left + 1, 0), width - 1)
-    upper, lower = min(max(top, 0), height - 1) * width, min(max(top + 1, 0), height - 1) * width
-    rows = upper + first, upper + second, lower + first, lower + second
-    inside = (
-        lines[0] * columns[0], lines[0] * columns[1],
-        lines[1] * columns[0], lines[1] * columns[1],
-    )  # fmt: skip
-    return rows, inside, dx, dy
+    number = right.dtype.type
+    zero, half, one = number(0), number(0.5), number(1)
+    none, next_ = np.int32(0), np.int32(1)
+    for k in range(len(right)):
+        height, width, first = levels[0, k], levels[1, k], levels[2, k]
+        x = locations[k, 0] * number(width) - half
+        y = locations[k, 1] * number(height) - half
+        far = (x < -one) | (y < -one) | (x >= number(width)) | (y >= number(height))
+        x, y = zero if far else x, zero if far else y
+        right[k], below[k] = x - np.floor(x), y - np.floor(y)
+        left, top = np.int32(np.floor(x)), np.int32(np.floor(y))
+        last_column, last_line = np.int32(width - next_), np.int32(height - next_)
+        column0 = zero if far | (left < none) else one
+        column1 = zero if far | (left >= last_column) else one
+        line0, line1 = zero if top < none else one, zero if top >= last_line else one
+        inside[0, k], inside[1, k] = line0 * column0, line0 * column1
+        inside[2, k], inside[3, k] = line1 * column0, line1 * column1
+        first0 = np.int32(first + min(max(top, none), last_line) * width)
+        first1 = np.int32(first + min(max(np.int32(top + next_), none), last_line) * width)
+        near = min(max(left, none), last_column)
+        away = min(max(np.int32(left + next_), none), last_column)
+        rows[0, k], rows[1, k] = first0 + near, first0 + away
+        rows[2, k], rows[3, k] = first1 + near, first1 + away
 
 
 @_compiled
-def _shares(weight, dx, dy, inside, one):  # type: ignore[no-untyped-def]
+def _share(weights, inside, right, below, shares):  # type: ignore[no-untyped-def]
     """How much of each corner goes into the sum."""
-    below = weight * dy
-    above = weight - below
-    return (
-        above * (one - dx) * inside[0], above * dx * inside[1],
-        below * (one - dx) * inside[2], below * dx * inside[3],
-    )  # fmt: skip
+    one = right.dtype.type(1)
+    for k in range(len(right)):
+        lower = weights[k] * below[k]
+        upper = weights[k] - lower
+        shares[0, k] = upper * (one - right[k]) * inside[0, k]
+        shares[1, k] = upper * right[k] * inside[1, k]
+        shares[2, k] = lower * (one - right[k]) * inside[2, k]
+        shares[3, k] = lower * right[k] * inside[3, k]
 
 
 @_compiled
-def _sample(value, shapes, locations, weights, out, lanes, start, stop):  # type: ignore[no-untyped-def]
+def _sample(value, levels, locations, weights, out, lanes, start, stop):  # type: ignore[no-untyped-def]
     """Write ``out`` for the queries from ``start`` to ``stop``, counted over all images."""
-    _, queries, heads, levels, points, _ = locations.shape
-    one = weights.dtype.type(1)
+    _, queries, heads, samples, _ = locations.shape
+    rows = np.empty((4, samples), np.int32)
+    inside, shares = np.empty((2, 4, samples), weights.dtype)
+    right, below = np.empty((2, samples), weights.dtype)
     for unit in range(start, stop):
         b, q = unit // queries, unit % queries
         for h in range(heads):
+            _corners(levels, locations[b, q, h], rows, inside, right, below)
+            _share(weights[b, q, h], inside, right, below, shares)
             total = out[b, q, h]
             total[:] = 0
-            offset = 0
-            for level in range(levels):
-                height, width = shapes[level]
-                for p in range(points):
-                    at = locations[b, q, h, level, p]
-                    x = at[0] * weights.dtype.type(width) - one / 2
-                    y = at[1] * weights.dtype.type(height) - one / 2
-                    if x < -1 or y < -1 or x >= width or y >= height:
-                        continue
-                    rows, inside, dx, dy = _corners(x, y, height, width, one)
-                    weight = weights[b, q, h, level, p]
-                    share0, share1, share2, share3 = _shares(weight, dx, dy, inside, one)
-                    value0 = value[b, offset + rows[0], h]
-                    value1 = value[b, offset + rows[1], h]
-                    value2 = value[b, offset + rows[2], h]
-                    value3 = value[b, offset + rows[3], h]
-                    for d in range(len(lanes)):
-                        total[d] += (
-                            share0 * value0[d] + share1 * value1[d]
-                            + share2 * value2[d] + share3 * value3[d]
-                        )  # fmt: skip
-                offset += height * width
+            for k in range(samples):
+                value0, value1 = value[b, rows[0, k], h], value[b, rows[1, k], h]
+                value2, value3 = value[b, rows[2, k], h], value[b, rows[3, k], h]
+                share0, share1 = shares[0, k], shares[1, k]
+                share2, share3 = shares[2, k], shares[3, k]
+                for d in range(len(lanes)):
+                    total[d] += (
+                        share0 * value0[d] + share1 * value1[d]
+                        + share2 * value2[d] + share3 * value3[d]
+                    )  # fmt: skip
 
 
 @_compiled
 def _differentiate(  # type: ignore[no-untyped-def]
-    value, shapes, locations, weights, grad, grad_value, grad_locations, grad_weights,
+    value, levels, locations, weights, grad, grad_value, grad_locations, grad_weights,
     lanes, start, stop,
 ):  # fmt: skip
-    """Write the gradients of the heads from ``start`` to ``stop``, counted over all images."""
-    _, queries, heads, levels, points, _ = locations.shape
+    """Write the gradients of the heads from ``start`` to ``stop``, counted over all images;
+    ``value`` and its gradient are (B, heads, S, D) here.
+    """
+    _, queries, heads, samples, _ = locations.shape
     one = weights.dtype.type(1)
     zero = one - one
+    rows = np.empty((4, samples), np.int32)
+    inside, shares = np.empty((2, 4, samples), weights.dtype)
+    right, below = np.empty((2, samples), weights.dtype)
     for unit in range(start, stop):
         b, h = unit // heads, unit % heads
+        tokens, grad_tokens = value[b, h], grad_value[b, h]
         for q in range(queries):
+            _corners(levels, locations[b, q, h], rows, inside, right, below)
+            _share(weights[b, q, h], inside, right, below, shares)
             above = grad[b, q, h]
-            offset = 0
-            for level in range(levels):
-                height, width = shapes[level]
-                for p in range(points):
-                    at = locations[b, q, h, level, p]
-                    x = at[0] * weights.dtype.type(width) - one / 2
-                    y = at[1] * weights.dtype.type(height) - one / 2
-                    grad_at = grad_locations[b, q, h, level, p]
-                    if x < -1 or y < -1 or x >= width or y >= height:
-                        grad_at[0] = grad_at[1] = grad_weights[b, q, h, level, p] = zero
-                        continue
-                    rows, inside, dx, dy = _corners(x, y, height, width, one)
-                    row0, row1 = offset + rows[0], offset + rows[1]
-                    row2, row3 = offset + rows[2], offset + rows[3]
-                    value0, value1 = value[b, row0, h], value[b, row1, h]
-                    value2, value3 = value[b, row2, h], value[b, row3, h]
-                    match0 = match1 = match2 = match3 = zero
-                    for d in range(len(lanes)):
-                        match0 += above[d] * value0[d]
-                        match1 += above[d] * value1[d]
-                        match2 += above[d] * value2[d]
-                        match3 += above[d] * value3[d]
-                    match0, match1 = match0 * inside[0], match1 * inside[1]
-                    match2, match3 = match2 * inside[2], match3 * inside[3]
-                    upper, lower = match0 + dx * (match1 - match0), match2 + dx * (match3 - match2)
-                    across = (match1 - match0) * (one - dy) + (match3 - match2) * dy
-                    weight = weights[b, q, h, level, p]
-                    grad_weights[b, q, h, level, p] = upper + dy * (lower - upper)
-                    grad_at[0] = weight * across * weights.dtype.type(width)
-                    grad_at[1] = weight * (lower - upper) * weights.dtype.type(height)
-                    share0, share1, share2, share3 = _shares(weight, dx, dy, inside, one)
-                    below0, below1 = grad_value[b, row0, h], grad_value[b, row1, h]
-                    below2, below3 = grad_value[b, row2, h], grad_value[b, row3, h]
-                    for d in range(len(lanes)):
-                        below0[d] += share0 * above[d]
-                        below1[d] += share1 * above[d]
-                    for d in range(len(lanes)):
-                        below2[d] += share2 * above[d]
-                        below3[d] += share3 * above[d]
-                offset += height * width
+            for k in range(samples):
+                value0, value1 = tokens[rows[0, k]], tokens[rows[1, k]]
+                value2, value3 = tokens[rows[2, k]], tokens[rows[3, k]]
+                match0 = match1 = match2 = match3 = zero
+                for d in range(len(lanes)):
+                    match0 += above[d] * value0[d]
+                    match1 += above[d] * value1[d]
+                    match2 += above[d] * value2[d]
+                    match3 += above[d] * value3[d]
+                match0, match1 = match0 * inside[0, k], match1 * inside[1, k]
+                match2, match3 = match2 * inside[2, k], match3 * inside[3, k]
+                dx, dy = right[k], below[k]
+                upper, lower = match0 + dx * (match1 - match0), match2 + dx * (match3 - match2)
+                across = (match1 - match0) * (one - dy) + (match3 - match2) * dy
+                weight = weights[b, q, h, k]
+                grad_weights[b, q, h, k] = upper + dy * (lower - upper)
+                grad_locations[b, q, h, k, 0] = weight * across * levels[1, k]
+                grad_locations[b, q, h, k, 1] = weight * (lower - upper) * levels[0, k]
+                share0, share1 = shares[0, k], shares[1, k]
+                share2, share3 = shares[2, k], shares[3, k]
+                below0, below1 = grad_tokens[rows[0, k]], grad_tokens[rows[1, k]]
+                below2, below3 = grad_tokens[rows[2, k]], grad_tokens[rows[3, k]]
+                for d in range(len(lanes)):
+                    below0[d] += share0 * above[d]
+                    below1[d] += share1 * above[d]
+                for d in range(len(lanes)):
+                    below2[d] += share2 * above[d]
+                    below3[d] += share3 * above[d]
