@@ -88,8 +88,7 @@ def flatten_level(prediction: Tensor, size: int) -> Tensor:
     """(B, anchors * size, H, W) to (B, H * W * anchors, size), in the order of ``Anchors``; at
     least float32.
     """
-    batch = prediction.shape[0]
-    return at_least_float32(prediction.permute(0, 2, 3, 1).reshape(batch, -1, size))
+    return at_least_float32(prediction.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, size)))
 
 
 def cell_features(pyramid: Pyramid) -> Tensor:

@@ -90,19 +90,13 @@ class RcnnHead(nn.Module):
         """Losses ``rpn_cls``, ``rpn_bbox``, ``cls``, ``bbox``; candidates are the sampled regions
         (not their refinements), as many of each image as the image with fewest has.
         """
-        first_stage = self.rpn(pyramid, batch.images)
-        regions = self.sample(
-            [
-                p.boxes
-                for p in self.rpn.proposals(
-                    first_stage, batch.images.sizes, self.rpn.training_selection
-                )
-            ],
-            batch.targets,
-        )
+        with torch.no_grad():  # the loss looks at the sampled anchors alone, see ``Rpn.at``
+            first_stage = self.rpn(pyramid, batch.images)
+        proposals = self.rpn.proposals(first_stage, batch.images.sizes, self.rpn.training_selection)
+        regions = self.sample([p.boxes for p in proposals], batch.targets)
         features = self.pool(pyramid, [r.boxes for r in regions])
         return AuxOutput(
-            losses=self.rpn.losses(first_stage, batch.targets)
+            losses=self.rpn.losses(first_stage.anchors, pyramid, batch.targets)
             | self.losses(*self.classify(features), regions, batch.targets),
             candidates=_candidates(regions, features.mean(dim=(2, 3)), batch.targets),
         )

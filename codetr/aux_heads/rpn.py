@@ -6,6 +6,7 @@ Official parameter names (mmdet ``RPNHead``) and ours: ``rpn_conv``, ``rpn_cls``
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +87,14 @@ class RpnPredictions(TensorStruct):
     anchors: Anchors
 
 
+@dataclass(frozen=True, kw_only=True)
+class RpnSamples:
+    """The same for a few anchors, per image: ``logits`` (R_b,), ``deltas`` (R_b, 4)."""
+
+    logits: tuple[Tensor, ...]
+    deltas: tuple[Tensor, ...]
+
+
 class Rpn(nn.Module):
     """A 3x3 convolution and two 1x1 branches, shared by all levels.
 
@@ -138,29 +147,47 @@ class Rpn(nn.Module):
         """(A,) which of its ``boxes_px`` (N, 4) xyxy every anchor of one image belongs to."""
         return self.assigner(anchors.boxes, boxes_px, anchors.usable[image])
 
-    def losses(self, predictions: RpnPredictions, targets: tuple[Targets, ...]) -> Losses:
+    def at(self, pyramid: Pyramid, index: Sequence[Tensor]) -> RpnSamples:
+        """What the branches say at the anchors ``index`` (R_b,) of every image: the same as
+        ``forward``, from the 3x3 cells around each alone.
+        """
+        around = _neighbours(pyramid)
+        cells = torch.cat([level.flatten(2) for level in pyramid.maps], dim=2)
+        cells = F.pad(cells, (0, 1))
+        patches = [
+            own.index_select(1, around[chosen // self.grid.per_cell].flatten())
+            for own, chosen in zip(cells, index, strict=True)
+        ]
+        windows = torch.cat(patches, dim=1).unflatten(1, (-1, 3, 3)).transpose(0, 1)
+        features = F.conv2d(windows, self.conv.weight, self.conv.bias).relu()
+        shape = (torch.cat(list(index)) % self.grid.per_cell)[:, None, None]
+        logits = flatten_level(self.cls(features), 1).gather(1, shape)
+        deltas = flatten_level(self.reg(features), 4).gather(1, shape.expand(-1, -1, 4))
+        counts = [len(chosen) for chosen in index]
+        return RpnSamples(
+            logits=logits.flatten().split(counts), deltas=deltas.squeeze(1).split(counts)
+        )
+
+    def losses(self, anchors: Anchors, pyramid: Pyramid, targets: tuple[Targets, ...]) -> Losses:
         """``rpn_cls`` and ``rpn_bbox``, divided by the number of sampled anchors of this process
         (each kind counts at least 1 per image).
         """
-        anchors, count = predictions.anchors, 0
-        cls, bbox = [], []
         truths = [boxes_xyxy_px(target.boxes, target) for target in targets]
         assignments = [self.assign(anchors, image, boxes) for image, boxes in enumerate(truths)]
         samples = self.sampler.batch(assignments)
-        for image, (boxes, assigned, chosen) in enumerate(
-            zip(truths, assignments, samples, strict=True)
+        found = self.at(pyramid, [chosen.index for chosen in samples])
+        count, cls, bbox = 0, [], []
+        for boxes, assigned, chosen, logits, deltas in zip(
+            truths, assignments, samples, found.logits, found.deltas, strict=True
         ):
-            count += max(len(chosen.positive), 1) + max(len(chosen.negative), 1)
-            logits, deltas = predictions.logits[image], predictions.deltas[image]
-            found = logits[chosen.index]
-            truth = torch.zeros_like(found)
-            truth[: len(chosen.positive)] = 1
-            cls.append(F.binary_cross_entropy_with_logits(found, truth, reduction="sum"))
-            wanted = self.coder.encode(
-                anchors.boxes[chosen.positive], boxes[assigned[chosen.positive]]
-            )
-            bbox.append((deltas[chosen.positive] - wanted).abs().sum())
-        divisor = count + torch.finfo(predictions.logits.dtype).eps
+            positive = chosen.positive
+            count += max(len(positive), 1) + max(len(chosen.negative), 1)
+            truth = torch.zeros_like(logits)
+            truth[: len(positive)] = 1
+            cls.append(F.binary_cross_entropy_with_logits(logits, truth, reduction="sum"))
+            wanted = self.coder.encode(anchors.boxes[positive], boxes[assigned[positive]])
+            bbox.append((deltas[: len(positive)] - wanted).abs().sum())
+        divisor = count + torch.finfo(anchors.boxes.dtype).eps
         return {
             "rpn_cls": LossTerm(torch.stack(cls).sum() / divisor, self.cls_weight),
             "rpn_bbox": LossTerm(torch.stack(bbox).sum() / divisor, self.bbox_weight),
@@ -178,3 +205,18 @@ class Rpn(nn.Module):
         limits = sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)
         boxes = torch.minimum(boxes.clamp(min=0), limits)
         return selection(predictions.logits.sigmoid(), boxes, predictions.anchors.level_sizes)
+
+
+def _neighbours(pyramid: Pyramid) -> Tensor:
+    """(cells, 9) the 3x3 cells around each cell, row by row; those outside the map are numbered
+    as one more than there are.
+    """
+    sizes = [height * width for height, width in pyramid.shapes]
+    device = pyramid.maps[0].device
+    around, first = [], 0
+    for shape, size in zip(pyramid.shapes, sizes, strict=True):
+        numbers = torch.arange(first, first + size, device=device).view(shape)
+        framed = F.pad(numbers, (1, 1, 1, 1), value=sum(sizes))
+        around.append(framed.unfold(0, 3, 1).unfold(1, 3, 1).reshape(size, 9))
+        first += size
+    return torch.cat(around)
