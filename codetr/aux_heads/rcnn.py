@@ -90,8 +90,9 @@ class RcnnHead(nn.Module):
         """Losses ``rpn_cls``, ``rpn_bbox``, ``cls``, ``bbox``; candidates are the sampled regions
         (not their refinements), as many of each image as the image with fewest has.
         """
-        with torch.no_grad():  # the loss looks at the sampled anchors alone, see ``Rpn.at``
-            first_stage = self.rpn(pyramid, batch.images)
+        # Without a graph, since the loss looks at the sampled anchors alone (``Rpn.at``). Not by
+        # ``no_grad``: autocast would keep the cast weights without a graph for that loss, too.
+        first_stage = self.rpn(pyramid.map(Tensor.detach), batch.images).map(Tensor.detach)
         proposals = self.rpn.proposals(first_stage, batch.images.sizes, self.rpn.training_selection)
         regions = self.sample([p.boxes for p in proposals], batch.targets)
         features = self.pool(pyramid, [r.boxes for r in regions])

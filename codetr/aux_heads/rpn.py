@@ -17,7 +17,7 @@ from codetr.assigners.max_iou import MaxIouAssigner
 from codetr.assigners.sampling import RandomSampler, Sample
 from codetr.aux_heads.anchors import AnchorGrid, Anchors
 from codetr.aux_heads.coder import DeltaCoder
-from codetr.aux_heads.dense import flatten_level, init_convs
+from codetr.aux_heads.dense import cell_features, flatten_level, init_convs
 from codetr.aux_heads.matched import boxes_xyxy_px
 from codetr.aux_heads.precision import at_least_float32
 from codetr.aux_heads.suppression import surviving
@@ -89,7 +89,9 @@ class RpnPredictions(TensorStruct):
 
 @dataclass(frozen=True, kw_only=True)
 class RpnSamples:
-    """The same for a few anchors, per image: ``logits`` (R_b,), ``deltas`` (R_b, 4)."""
+    """What the branches say at a few anchors of every image: ``logits`` (R_b,) and ``deltas``
+    (R_b, 4), at least float32.
+    """
 
     logits: tuple[Tensor, ...]
     deltas: tuple[Tensor, ...]
@@ -152,13 +154,13 @@ class Rpn(nn.Module):
         ``forward``, from the 3x3 cells around each alone.
         """
         around = _neighbours(pyramid)
-        cells = torch.cat([level.flatten(2) for level in pyramid.maps], dim=2)
-        cells = F.pad(cells, (0, 1))
-        patches = [
-            own.index_select(1, around[chosen // self.grid.per_cell].flatten())
+        cells = cell_features(pyramid)
+        cells = torch.cat([cells, torch.zeros_like(cells[:, :1])], dim=1)
+        parts = [
+            own.index_select(0, around[chosen // self.grid.per_cell].flatten())
             for own, chosen in zip(cells, index, strict=True)
         ]
-        windows = torch.cat(patches, dim=1).unflatten(1, (-1, 3, 3)).transpose(0, 1)
+        windows = torch.cat(parts).unflatten(0, (-1, 3, 3)).permute(0, 3, 1, 2)
         features = F.conv2d(windows, self.conv.weight, self.conv.bias).relu()
         shape = (torch.cat(list(index)) % self.grid.per_cell)[:, None, None]
         logits = flatten_level(self.cls(features), 1).gather(1, shape)
@@ -208,8 +210,8 @@ class Rpn(nn.Module):
 
 
 def _neighbours(pyramid: Pyramid) -> Tensor:
-    """(cells, 9) the 3x3 cells around each cell, row by row; those outside the map are numbered
-    as one more than there are.
+    """(cells, 9) indices of the 3x3 cells around each cell, row by row; the number of all cells
+    stands for one outside the map.
     """
     sizes = [height * width for height, width in pyramid.shapes]
     device = pyramid.maps[0].device

@@ -97,7 +97,7 @@ class DeformableAttention(nn.Module):
         ``shapes`` (H, W) per level. Returns (B, Q, C).
         """
         query = x + position
-        value = self.value_proj(tokens).masked_fill_(padding[..., None], 0.0)
+        value = self.value_proj(tokens).masked_fill(padding[..., None], 0.0)
         weights = self.attention_weights(query).to(references.dtype)
         weights = weights.unflatten(-1, (self.heads, -1)).softmax(-1)
         sampled = multi_scale_deformable_attention(
@@ -124,7 +124,7 @@ class DeformableAttention(nn.Module):
         return locations.unflatten(-1, (self.levels, self.points, 2))
 
     def _per_point(self, per_level: Tensor) -> Tensor:
-        """(..., L, 2) to (..., L * P * 2): broadcasting along one long dimension is on the CPU
-        eight times as fast as along one of two numbers.
+        """(..., L, 2) to (..., L * P * 2): on the CPU, arithmetic along one long dimension is
+        several times as fast as along one of two numbers.
         """
         return per_level[..., None, :].expand(*per_level.shape[:-1], self.points, 2).flatten(-3)

@@ -23,7 +23,7 @@ from torch import Tensor
 from codetr.ops.msda_reference import Shapes
 
 UNROLLED = (16, 32, 64)
-"""Head widths that are compiled as constants; any other is compiled once, and 2 times slower."""
+"""Head widths that are compiled as constants; any other is compiled once, and slower."""
 
 WORTH_A_THREAD = 2**21
 """Products below which handing work to one more thread costs more than it brings."""
@@ -44,7 +44,7 @@ def backward(
     grad_out: Tensor, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of value, locations and weights for that of ``forward``'s result."""
-    # One head after the other is served here: head by head, its rows share the cache best.
+    # (B, heads, S, D): a thread serves one head at a time, whose rows then share the cache
     given = _Arguments(value.transpose(1, 2), shapes, locations, weights)
     batch, queries, heads = locations.shape[:3]
     grad = _array(grad_out, locations.dtype).reshape(batch, queries, heads, value.shape[3])
@@ -132,7 +132,8 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def _corners(levels, locations, rows, inside, right, below):  # type: ignore[no-untyped-def]
     """For the samples of one query and head: the four pixels around each as ``rows`` of the
     tokens, valid in any case; whether each lies on the map (1 or 0); and how far the sample lies
-    to the ``right`` of and ``below`` the first. Nothing here branches, so that it uses vectors.
+    to the ``right`` of and ``below`` the first. Nothing here branches: that is faster than to
+    leave out the samples off the map, whose corners count 0 times what ``rows`` name.
     """
     number = right.dtype.type
     zero, half, one = number(0), number(0.5), number(1)
@@ -160,7 +161,7 @@ def _corners(levels, locations, rows, inside, right, below):  # type: ignore[no-
 
 
 @_compiled
-def _share(weights, inside, right, below, shares):  # type: ignore[no-untyped-def]
+def _weigh(weights, inside, right, below, shares):  # type: ignore[no-untyped-def]
     """How much of each corner goes into the sum."""
     one = right.dtype.type(1)
     for k in range(len(right)):
@@ -183,7 +184,7 @@ def _sample(value, levels, locations, weights, out, lanes, start, stop):  # type
         b, q = unit // queries, unit % queries
         for h in range(heads):
             _corners(levels, locations[b, q, h], rows, inside, right, below)
-            _share(weights[b, q, h], inside, right, below, shares)
+            _weigh(weights[b, q, h], inside, right, below, shares)
             total = out[b, q, h]
             total[:] = 0
             for k in range(samples):
@@ -217,7 +218,7 @@ def _differentiate(  # type: ignore[no-untyped-def]
         tokens, grad_tokens = value[b, h], grad_value[b, h]
         for q in range(queries):
             _corners(levels, locations[b, q, h], rows, inside, right, below)
-            _share(weights[b, q, h], inside, right, below, shares)
+            _weigh(weights[b, q, h], inside, right, below, shares)
             above = grad[b, q, h]
             for k in range(samples):
                 value0, value1 = tokens[rows[0, k]], tokens[rows[1, k]]
