@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,9 +38,40 @@ def pool_rois(pyramid: Pyramid, rois: Sequence[Tensor], size: int = 7) -> Tensor
     numbers = torch.arange(len(pyramid.maps), device=level.device)
     counts = (level[:, None] == numbers).sum(dim=0).tolist()
     pooled = [
-        roi_align(at_least_float32(features), part, size, 1 / stride, 0, aligned=True)
+        _RoiAlign.apply(at_least_float32(features), part, size, 1 / stride)
         for features, stride, part in zip(
             pyramid.maps, pyramid.strides, indexed[order].split(counts), strict=True
         )
     ]
     return torch.cat(pooled)[order.argsort()].to(pyramid.maps[0].dtype)
+
+
+class _RoiAlign(torch.autograd.Function):
+    """torchvision's operator. On the CPU its backward pass keeps to one thread: here every thread
+    has a share of the channels, which do not touch each other.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, rois: Tensor, size: int, scale: float) -> Tensor:
+        ctx.save_for_backward(rois)
+        ctx.shape, ctx.size, ctx.scale = features.shape, size, scale
+        return roi_align(features, rois, size, scale, 0, aligned=True)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (rois,) = ctx.saved_tensors
+        batch, _, height, width = ctx.shape
+
+        def channels(grad: Tensor) -> Tensor:
+            found: Tensor = torch.ops.torchvision._roi_align_backward(
+                grad, rois, ctx.scale, ctx.size, ctx.size,
+                batch, grad.shape[1], height, width, 0, True,
+            )  # fmt: skip
+            return found
+
+        threads = torch.get_num_threads() if rois.device.type == "cpu" else 1
+        if threads == 1:
+            return channels(grads[0]), None, None, None
+        with ThreadPoolExecutor(threads) as pool:
+            parts = list(pool.map(channels, grads[0].chunk(threads, dim=1)))
+        return torch.cat(parts, dim=1), None, None, None

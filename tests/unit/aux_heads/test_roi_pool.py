@@ -1,5 +1,6 @@
 """Regions read from the map that fits them."""
 
+import pytest
 import torch
 from torchvision.ops import roi_align
 
@@ -31,3 +32,22 @@ def test_features_keep_the_order_of_regions() -> None:
             maps[level][image : image + 1], [roi], 2, 1 / pyramid.strides[level], 0, aligned=True
         )
         torch.testing.assert_close(found[index : index + 1], alone)
+
+
+@pytest.mark.parametrize("regions", [0, 7])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_gradient_is_that_of_torchvision(threads: int, regions: int) -> None:
+    """Also with more threads than the three channels can be cut into."""
+    maps = torch.randn(2, 3, 20, 24, dtype=torch.float64, requires_grad=True)
+    corners = torch.rand(regions, 2, dtype=torch.float64) * 60
+    rois = torch.cat([corners, corners + 5 + torch.rand(regions, 2) * 50], dim=1)
+    pyramid = Pyramid(maps=(maps,), strides=(4,))
+    weights = torch.randn(2 * regions, 3, 7, 7, dtype=torch.float64)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4 if threads > 1 else 1)
+    try:
+        (ours,) = torch.autograd.grad((pool_rois(pyramid, [rois, rois]) * weights).sum(), maps)
+    finally:
+        torch.set_num_threads(before)
+    theirs = roi_align(maps, [rois, rois], 7, 1 / 4, 0, aligned=True)
+    torch.testing.assert_close(ours, torch.autograd.grad((theirs * weights).sum(), maps)[0])
