@@ -111,7 +111,9 @@ class DeformableAttention(nn.Module):
     def _locations(
         self, references: Tensor, offsets: Tensor, shapes: tuple[tuple[int, int], ...]
     ) -> Tensor:
-        """(B, Q, heads, L, P, 2) sampling locations, relative to each level."""
+        """(B, Q, heads, L, P, 2) sampling locations, relative to each level; ``offsets`` as their
+        layer gives them, (B, Q, heads * L * P * 2).
+        """
         if references.shape[-1] == 2:
             # filled on the device: a copy of numbers from the host would wait for the device
             sizes = [references.new_full((), n) for h, w in shapes for n in (w, h)]
