@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +24,24 @@ Augmentation = Callable[[Sample], Sample]
 Mix = Callable[[Sample, Sample], Sample]
 """Puts a part of the second sample, a random other image, into the first. Both are augmented
 already, and their targets have masks."""
+
+
+@runtime_checkable
+class KnownSize(Protocol):
+    """An augmentation that says beforehand how large an image becomes. Evaluation puts only images
+    of equal size into a batch; where the size is not known, an image is a batch of its own.
+    """
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """The (height, width) in pixels that an image of ``size`` has afterwards; None where that
+        is not known.
+        """
+        ...
+
+
+def output_size(augmentation: Augmentation, size: tuple[int, int]) -> tuple[int, int] | None:
+    """The (height, width) that an image of ``size`` has after ``augmentation``, or None."""
+    return augmentation.output_size(size) if isinstance(augmentation, KnownSize) else None
 
 
 def transform(sample: Sample, operation: Callable[..., Any]) -> Sample:
@@ -107,6 +125,13 @@ class Chain:
         for step in self.steps:
             sample = step(sample)
         return sample
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """See ``KnownSize``: known where every step knows it."""
+        known: tuple[int, int] | None = size
+        for step in self.steps:
+            known = None if known is None else output_size(step, known)
+        return known
 
 
 @dataclass(frozen=True)
@@ -241,6 +266,10 @@ class PadToCanvas:
         padding = [0, 0, self.canvas - width, self.canvas - height]
         return transform(sample, v2.Pad(padding, fill={tv_tensors.Image: GREY, "others": 0}))
 
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """See ``KnownSize``."""
+        return self.canvas, self.canvas
+
 
 @dataclass(frozen=True)
 class EvalResize:
@@ -254,13 +283,13 @@ class EvalResize:
     long: int
     antialias: bool = False
 
-    def target(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The new (height, width) of an image of ``size``."""
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """See ``KnownSize``."""
         return fitted_size(size, self.short, self.long)
 
     def __call__(self, sample: Sample) -> Sample:
         """Resize."""
-        return resize(sample, self.target(sample.size), self.antialias)
+        return resize(sample, self.output_size(sample.size), self.antialias)
 
 
 class DetrAugmentation(Chain):

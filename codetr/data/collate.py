@@ -63,9 +63,13 @@ class Collate:
             ),
         )
 
+    def padded(self, sizes: Tensor) -> Tensor:
+        """Sizes (..., 2) int64, pixels, each rounded up to a multiple of ``size_divisor``."""
+        return (sizes + self.size_divisor - 1) // self.size_divisor * self.size_divisor
+
     def _images(self, samples: Sequence[Sample]) -> Images:
         sizes = torch.tensor([s.size for s in samples])
-        padded_sizes = (sizes + self.size_divisor - 1) // self.size_divisor * self.size_divisor
+        padded_sizes = self.padded(sizes)
         height, width = padded_sizes.amax(dim=0).tolist()
         pixels = torch.zeros(len(samples), 3, height, width)
         padding = torch.ones(len(samples), height, width, dtype=torch.bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,15 +16,19 @@ from torch.utils.data import DataLoader
 
 from codetr.classes import ClassList
 from codetr.data.annotations import CocoAnnotations, load_annotations
-from codetr.data.augment import Augmentation, Mix
+from codetr.data.augment import Augmentation, Mix, output_size
 from codetr.data.check import check_dataset, check_split, require_class_count
 from codetr.data.coco import CocoDetection
 from codetr.data.collate import IMAGENET_MEAN, IMAGENET_STD, Collate
-from codetr.data.dataset import AugmentedDataset
+from codetr.data.dataset import AugmentedDataset, Batched
 from codetr.data.samplers import EvalSampler, TrainSampler
 from codetr.data.sources import Source, Split
 from codetr.data.teachers import Parallel, TeacherBoxes
 from codetr.errors import UserError
+
+log = logging.getLogger(__name__)
+
+EQUAL_SIZE, PADDED = "equal_size", "padded"
 
 ReadTeachers = Callable[[Sequence[str | Path], CocoAnnotations], TeacherBoxes]
 """(result files, annotations of the split) -> what supervises each image beside its boxes."""
@@ -36,16 +41,19 @@ class CocoDataModule(LightningDataModule):
 
     Batches are ``codetr.structures.Batch``. Shuffling and augmentation depend on (seed, epoch,
     image) alone, whatever the number of workers. ``eval_split`` ("train" or "val") is what
-    validation and test run on; ``num_images`` takes only so many images of the training split,
-    spread evenly over those with objects (None: all). ``mean`` and ``std`` (RGB, 0 to 255) are
-    those the backbone was trained with; ``size_divisor`` pads every image to a multiple;
-    ``group_by_aspect`` puts landscape and portrait images into separate batches; ``cache`` keeps
-    decoded images in the memory of each process. ``mix`` makes one training sample of two
-    augmented images (copy-paste): their masks are read then. ``repeat`` says how often each image
-    stands in an epoch. ``scaled_decoding`` reads training JPEGs at 1/2, 1/4 or 1/8 of their size
-    where the augmentation shrinks them further anyway: faster, with slightly other pixels.
-    ``tolerate_broken`` names missing and damaged image files in the log and goes on. ``teachers``
-    are result files of teacher detectors on the training split, which ``teacher_boxes`` reads.
+    validation and test run on, in batches of ``eval_batch_size`` images or fewer: with
+    ``eval_batches`` "equal_size" only images that are padded to the same size share one, so that
+    results do not depend on the batch; with "padded" any do. ``num_images`` takes only so many
+    images of the training split, spread evenly over those with objects (None: all). ``mean`` and
+    ``std`` (RGB, 0 to 255) are those the backbone was trained with; ``size_divisor`` pads every
+    image to a multiple; ``group_by_aspect`` puts landscape and portrait images into separate
+    batches; ``cache`` keeps decoded images in the memory of each process. ``mix`` makes one
+    training sample of two augmented images (copy-paste): their masks are read then. ``repeat``
+    says how often each image stands in an epoch. ``scaled_decoding`` reads training JPEGs at 1/2,
+    1/4 or 1/8 of their size where the augmentation shrinks them further anyway: faster, with
+    slightly other pixels. ``tolerate_broken`` names missing and damaged image files in the log and
+    goes on. ``teachers`` are result files of teacher detectors on the training split, which
+    ``teacher_boxes`` reads.
 
     Raises UserError for bad arguments and, in ``setup``, for bad data.
     """
@@ -58,6 +66,7 @@ class CocoDataModule(LightningDataModule):
         eval_augmentation: Augmentation,
         batch_size: int = 2,
         eval_batch_size: int = 2,
+        eval_batches: str = EQUAL_SIZE,
         num_workers: int = 2,
         seed: int = 0,
         mean: Sequence[float] = IMAGENET_MEAN,
@@ -77,6 +86,11 @@ class CocoDataModule(LightningDataModule):
         super().__init__()
         if eval_split not in ("train", "val"):
             raise UserError(f"data.eval_split={eval_split}: choose train or val")
+        if eval_batches not in (EQUAL_SIZE, PADDED):
+            raise UserError(
+                f"data.eval_batches={eval_batches}: choose {EQUAL_SIZE}, or {PADDED} where speed "
+                "matters more than numbers that do not depend on the batch"
+            )
         if min(batch_size, eval_batch_size) < 1 or num_workers < 0:
             raise UserError(
                 f"data.batch_size={batch_size} data.eval_batch_size={eval_batch_size} "
@@ -92,6 +106,7 @@ class CocoDataModule(LightningDataModule):
         self.eval_augmentation = eval_augmentation
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
+        self.eval_batches = eval_batches
         self.num_workers = num_workers
         self.seed = seed
         self.collate = Collate(mean, std, size_divisor)
@@ -190,9 +205,9 @@ class CocoDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """Every image of the evaluated split once over all ranks."""
         return DataLoader(
-            self.eval_dataset,
-            batch_size=self.eval_batch_size,
-            sampler=EvalSampler(len(self.eval_dataset), *self._rank()),
+            Batched(self.eval_dataset),
+            batch_size=None,
+            sampler=self._eval_sampler(),
             num_workers=self.num_workers,
             collate_fn=self.collate,
             pin_memory=torch.cuda.is_available(),
@@ -203,6 +218,27 @@ class CocoDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         """The same as ``val_dataloader``."""
         return self.val_dataloader()
+
+    def _eval_sampler(self) -> EvalSampler:
+        batch_size, mixed = self.eval_batch_size, self.eval_batches == PADDED
+        annotated = self.eval_dataset.source.annotations.sizes.tolist()
+        known = [output_size(self.eval_augmentation, (h, w)) for h, w in annotated]
+        if None in known and batch_size > 1 and not mixed:
+            batch_size = 1
+            _say(
+                "augmentation.eval does not say how large images become (it has no output_size, "
+                "or a step of it has none): they are evaluated one by one, so that AP does not "
+                "depend on the batch"
+            )
+        sizes = [after or before for after, before in zip(known, annotated, strict=True)]
+        padded = self.collate.padded(torch.tensor(sizes).reshape(-1, 2))
+        if mixed and batch_size > 1 and len(padded.unique(dim=0)) > 1:
+            _say(
+                f"data.eval_batches={PADDED}: images are padded to the largest of their batch, so "
+                "AP depends on data.eval_batch_size and on the number of devices; with "
+                f"data.eval_batches={EQUAL_SIZE} it does not"
+            )
+        return EvalSampler(padded, batch_size, *self._rank(), mixed)
 
     def _load(
         self, name: str, classes: ClassList | None, segmentations: bool = False
@@ -246,3 +282,8 @@ class CocoDataModule(LightningDataModule):
     def _generator(self) -> torch.Generator:
         """Seeds the workers; without it a loader draws from the training's own generator."""
         return torch.Generator().manual_seed(self.seed)
+
+
+@rank_zero_only
+def _say(message: str) -> None:
+    log.warning(message)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -79,3 +79,16 @@ class AugmentedDataset(Dataset[Sample]):
         """By the numbers that torch's generator gives next."""
         least = first_size(self.augmentation, self.source.size(index)) if self.scaled else None
         return self.augmentation(self.source.sample(index, least))
+
+
+class Batched(Dataset[list[Sample]]):
+    """``samples`` by lists of indices, for a loader whose sampler makes the batches."""
+
+    def __init__(self, samples: AugmentedDataset) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, indices: Sequence[int]) -> list[Sample]:
+        return [self.samples[index] for index in indices]

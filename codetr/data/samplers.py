@@ -1,4 +1,4 @@
-"""The order of images: repeatable per epoch, and divided over ranks.
+"""The order of images and batches: repeatable per epoch, and divided over ranks.
 
 Both are DistributedSamplers, so that Lightning leaves them in place in a distributed run, and
 calls ``set_epoch`` before every epoch.
@@ -6,7 +6,8 @@ calls ``set_epoch`` before every epoch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -60,19 +61,57 @@ class TrainSampler(DistributedSampler[SampleKey]):
             yield SampleKey(image, self.epoch, copy)
 
 
-class EvalSampler(DistributedSampler[int]):
-    """Every image once over all ranks, in order: none repeated, none dropped.
+class EvalSampler(DistributedSampler[list[int]]):
+    """The batches of an evaluation: every image once over all ranks, none repeated or dropped.
 
-    Ranks may differ by one image, so the number of batches may differ too: nothing in an
-    evaluation step may wait for other ranks.
+    All images of a batch have the same row in ``padded_sizes`` (num_images, 2) int64 (height,
+    width), so that a batch pads none of them further than a batch of one would: what is found in
+    an image depends on that image alone. Batches have ``batch_size`` images or fewer. With
+    ``mixed`` sizes may differ within a batch.
+
+    Ranks get about equally many pixels, but not equally many batches: nothing in an evaluation
+    step may wait for other ranks. Each has a batch where there are as many images as ranks.
     """
 
-    def __init__(self, num_images: int, rank: int = 0, world_size: int = 1) -> None:
-        super().__init__(range(num_images), num_replicas=world_size, rank=rank)  # type: ignore[arg-type]
-        self.indices = range(rank, num_images, world_size)
+    def __init__(
+        self,
+        padded_sizes: Tensor,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        mixed: bool = False,
+    ) -> None:
+        super().__init__(range(len(padded_sizes)), num_replicas=world_size, rank=rank)  # type: ignore[arg-type]
+        most = max(min(batch_size, len(padded_sizes) // world_size), 1)
+        batches = _batches(padded_sizes, most, mixed)
+        pixels = [len(b) * int(padded_sizes[b].amax(dim=0).prod()) for b in batches]
+        self.batches = _share(batches, pixels, world_size)[rank]
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.batches)
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+def _batches(sizes: Tensor, most: int, mixed: bool) -> list[list[int]]:
+    """Images in order, ``most`` or fewer together; batches are in the order of their first."""
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for image, size in enumerate(sizes.tolist()):
+        groups[() if mixed else tuple(size)].append(image)
+    return sorted(
+        group[start : start + most]
+        for group in groups.values()
+        for start in range(0, len(group), most)
+    )
+
+
+def _share(batches: Sequence[list[int]], costs: Sequence[int], ranks: int) -> list[list[list[int]]]:
+    """Each batch, the costly ones first, to the rank that has least; by rank, in given order."""
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for position in sorted(range(len(batches)), key=lambda i: -costs[i]):
+        rank = loads.index(min(loads))
+        shares[rank].append(position)
+        loads[rank] += costs[position]
+    return [[batches[position] for position in sorted(share)] for share in shares]

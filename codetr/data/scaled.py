@@ -38,8 +38,10 @@ def _first_size(step: Augmentation, size: tuple[int, int]) -> tuple[int, int] | 
             return _first_size(step.choose(), size)
         case ResizeAndCrop():
             return step.resize.target(size)
-        case RandomShortSide() | ScaleJitter() | EvalResize():
+        case RandomShortSide() | ScaleJitter():
             return step.target(size)
+        case EvalResize():
+            return step.output_size(size)
         case Apply(operation=v2.RandomHorizontalFlip() | v2.RandomVerticalFlip()):
             step.operation(torch.zeros(3, 1, 1, dtype=torch.uint8))  # draws what it will draw
             return None

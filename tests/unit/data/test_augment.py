@@ -1,6 +1,7 @@
 """Oracle: paint a rectangle where a box is; after any augmentation the box still bounds it."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -18,6 +19,7 @@ from codetr.data.augment import (
     PadToCanvas,
     RandomCrop,
     fitted_size,
+    output_size,
     resize,
     without_tiny_boxes,
 )
@@ -64,6 +66,24 @@ def _bound(mask: torch.Tensor) -> torch.Tensor:
     """xyxy of the True pixels of (H, W)."""
     y, x = mask.nonzero().T
     return torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1]).float()
+
+
+@pytest.mark.parametrize("size", [(60, 90), (90, 60), (1, 7), (333, 500)])
+@pytest.mark.parametrize(
+    "name", ["detr", "detr_1024", "detr_1536", "detr_224", "flip", "lsj_1024", "none", "small"]
+)
+def test_evaluation_says_beforehand_how_large_images_become(
+    name: str, size: tuple[int, int]
+) -> None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        augmentation: Augmentation = hydra.utils.instantiate(hydra.compose(name).eval)
+    sample = replace(_painted(), image=torch.zeros(3, *size, dtype=torch.uint8))
+    assert output_size(augmentation, size) == augmentation(sample).size
+
+
+@pytest.mark.parametrize("name", ["detr", "lsj", "flip", "crop"])
+def test_random_augmentation_does_not_say_how_large_images_become(name: str) -> None:
+    assert output_size(AUGMENTATIONS[name], (60, 90)) is None
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)

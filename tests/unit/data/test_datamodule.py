@@ -9,9 +9,9 @@ from lightning import LightningModule, Trainer
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from codetr.data.augment import Chain, DetrAugmentation
+from codetr.data.augment import Chain, DetrAugmentation, LsjEval, resize
 from codetr.data.datamodule import CocoDataModule
-from codetr.data.sample import SampleKey
+from codetr.data.sample import Sample, SampleKey
 from codetr.data.sources import CocoFolder
 from codetr.errors import UserError
 from codetr.structures import Batch
@@ -54,9 +54,50 @@ def test_batches_cover_both_splits(make_root: MakeRoot) -> None:
     train = list(module.train_dataloader())
     assert sorted(i.image_id for b in train for i in b.infos) == [5, 15, 25, 35, 45, 55]
     val = list(module.val_dataloader())
-    assert [i.image_id for b in val for i in b.infos] == [5, 15, 25, 35, 45]
-    assert val[0].images.sizes.tolist() == [[30, 40], [40, 30]]
+    assert [[i.image_id for i in b.infos] for b in val] == [[5, 25], [15, 35], [45]]
+    assert val[0].images.sizes.tolist() == [[30, 40], [30, 40]]
+    assert not any(b.images.padding.any() for b in val)
     assert module.val_annotations == module.root / "val.json"
+
+
+class Halved:
+    """An augmentation that does not say how large images become."""
+
+    def __call__(self, sample: Sample) -> Sample:
+        return resize(sample, (sample.size[0] // 2, sample.size[1] // 2))
+
+
+PADDED_SAID = "AP depends on data.eval_batch_size and on the number of devices"
+UNKNOWN_SAID = "augmentation.eval does not say how large images become"
+
+
+@pytest.mark.parametrize(
+    ("options", "images", "said"),
+    [
+        ({}, [3, 2], ""),
+        ({"size_divisor": 48}, [4, 1], ""),
+        ({"eval_batches": "padded"}, [4, 1], PADDED_SAID),
+        ({"eval_batches": "padded", "size_divisor": 48}, [4, 1], ""),
+        ({"eval_batches": "padded", "eval_batch_size": 1}, [1] * 5, ""),
+        ({"eval_augmentation": LsjEval(40)}, [4, 1], ""),
+        ({"eval_augmentation": Halved()}, [1] * 5, UNKNOWN_SAID),
+        ({"eval_augmentation": Chain((LsjEval(40), Halved()))}, [1] * 5, UNKNOWN_SAID),
+        ({"eval_augmentation": Halved(), "eval_batch_size": 1}, [1] * 5, ""),
+        ({"eval_augmentation": Halved(), "eval_batches": "padded"}, [4, 1], PADDED_SAID),
+    ],
+)
+def test_evaluation_depends_on_the_batch_only_where_that_is_said(
+    make_root: MakeRoot,
+    caplog: pytest.LogCaptureFixture,
+    options: dict[str, Any],
+    images: list[int],
+    said: str,
+) -> None:
+    given = {"eval_augmentation": Chain(), "eval_batch_size": 4, "num_workers": 0, **options}
+    module = CocoDataModule(make_root(), FOLDER, RECIPE, **given)
+    module.setup("validate")
+    assert [len(batch.infos) for batch in module.val_dataloader()] == images
+    assert (said in caplog.text) if said else (caplog.text == "")
 
 
 def test_report_is_printed_once(make_root: MakeRoot, capsys: pytest.CaptureFixture[str]) -> None:

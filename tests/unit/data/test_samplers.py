@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import BatchSampler
 
 from codetr.data.samplers import EvalSampler, TrainSampler
@@ -56,8 +57,48 @@ def test_groups_share_batches_only_at_their_boundary() -> None:
         assert kinds != sorted(kinds)  # batches are shuffled
 
 
-@pytest.mark.parametrize("num_images", [0, 1, 7, 8])
-def test_evaluation_sees_every_image_once(num_images: int) -> None:
-    ranks = [EvalSampler(num_images, rank, 3) for rank in range(3)]
-    assert sorted(i for rank in ranks for i in rank) == list(range(num_images))
-    assert all(len(list(rank)) == len(rank) for rank in ranks)
+def _sizes(num_images: int, kinds: int) -> Tensor:
+    """(height, width) by image, of so many kinds."""
+    generator = torch.Generator().manual_seed(num_images)
+    return torch.randint(1, kinds + 1, (num_images, 2), generator=generator) * 32
+
+
+@pytest.mark.parametrize("kinds", [1, 4])
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize("num_images", [0, 1, 7, 8, 203])
+def test_evaluation_sees_every_image_once_beside_images_of_its_size(
+    num_images: int, batch_size: int, kinds: int
+) -> None:
+    sizes = _sizes(num_images, kinds)
+    for world_size in (1, 2, 3):
+        ranks = [EvalSampler(sizes, batch_size, rank, world_size) for rank in range(world_size)]
+        batches = [batch for rank in ranks for batch in rank]
+        assert sorted(i for batch in batches for i in batch) == list(range(num_images))
+        assert all(len(list(rank)) == len(rank) for rank in ranks)
+        assert all(len(batch) <= batch_size for batch in batches)
+        assert all(len(sizes[batch].unique(dim=0)) == 1 for batch in batches)
+        assert all(len(rank) for rank in ranks) or num_images < world_size
+        for rank in ranks:  # the first images of a split come first
+            assert [batch[0] for batch in rank] == sorted(batch[0] for batch in rank)
+
+
+def test_batches_of_an_evaluation_are_as_full_as_they_can_be() -> None:
+    sizes = torch.tensor([[32, 64], [64, 32]] * 5)
+    assert list(EvalSampler(sizes, 3)) == [[0, 2, 4], [1, 3, 5], [6, 8], [7, 9]]
+    assert list(EvalSampler(sizes, 3, mixed=True)) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_ranks_of_an_evaluation_have_equally_many_pixels_to_one_batch(world_size: int) -> None:
+    sizes = _sizes(203, 4)
+    ranks = [EvalSampler(sizes, 4, rank, world_size) for rank in range(world_size)]
+    pixels = [sum(int(sizes[b].prod(dim=1).sum()) for b in rank) for rank in ranks]
+    assert max(pixels) - min(pixels) <= 4 * int(sizes.prod(dim=1).max())
+
+
+def test_one_large_batch_is_divided_over_the_ranks() -> None:
+    sizes = torch.tensor([[32, 32]] * 8)
+    assert [list(EvalSampler(sizes, 8, rank, 2)) for rank in range(2)] == [
+        [[0, 1, 2, 3]],
+        [[4, 5, 6, 7]],
+    ]
