@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
@@ -79,7 +78,6 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 def prepare_process(seed: int) -> None:
     """Seed everything, and settings that hold for a whole process."""
     seed_everything(seed, workers=True, verbose=False)
-    torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it
     settle_logs()
 
 

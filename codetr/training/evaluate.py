@@ -97,8 +97,10 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
 
 
 def build_tester(cfg: DictConfig, branch: Branch, callbacks: Sequence[Callback]) -> Trainer:
-    """What runs the branch over a split; the model is run as the ``trainer`` group says."""
-    trainer = build_trainer(cfg.trainer, cfg.data.eval_batch_size, callbacks, [])
+    """What runs the branch over a split; the model is run as the ``trainer`` group says, in float32
+    where that leaves it open.
+    """
+    trainer = build_trainer(cfg.trainer, cfg.data.eval_batch_size, callbacks, [], exact=True)
     accelerate(branch.detector, cfg.trainer, trainer.strategy.root_device)
     return trainer
 

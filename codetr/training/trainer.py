@@ -20,12 +20,27 @@ ACCELERATION = ("compile", "channels_last")
 """Keys of the ``trainer`` group that say how the model is run; see ``acceleration``."""
 
 
-def pick_precision(precision: str | int, accelerator: str) -> str | int:
-    """``auto`` becomes ``bf16-mixed`` where a GPU is used that has bfloat16, else ``32-true``."""
+def pick_precision(precision: str | int, accelerator: str, exact: bool = False) -> str | int:
+    """``auto`` becomes ``bf16-mixed`` where a GPU is used that has bfloat16, else ``32-true``; with
+    ``exact`` always ``32-true``.
+    """
     if precision != "auto":
         return precision
+    if exact:
+        return "32-true"
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def use_tf32(choice: bool | str, exact: bool = False) -> None:
+    """Whether GPUs may round float32 to 10 bits before matrix products and convolutions, for this
+    process: ``choice``, or for ``auto`` unless ``exact``. Raises UserError for anything else.
+    """
+    if choice not in ("auto", True, False):
+        raise UserError(f"trainer.tf32={choice}: choose auto, true or false")
+    allowed = not exact if choice == "auto" else bool(choice)
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def accumulation(effective_batch: int | None, batch_size: int, world_size: int) -> int:
@@ -45,18 +60,24 @@ def accumulation(effective_batch: int | None, batch_size: int, world_size: int) 
 
 
 def build_trainer(
-    cfg: DictConfig, batch_size: int, callbacks: Sequence[Callback], loggers: Sequence[Logger]
+    cfg: DictConfig,
+    batch_size: int,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
+    exact: bool = False,
 ) -> Trainer:
-    """The Trainer of ``cfg`` (the ``trainer`` group), with accumulation set.
+    """The Trainer of ``cfg`` (the ``trainer`` group), with accumulation set. Where ``precision``
+    and ``tf32`` are ``auto``, numbers are float32 if ``exact``, as evaluation is.
 
-    ``effective_batch``, ``precision: auto`` and the keys of ``ACCELERATION`` are ours, all others
-    are the Trainer's.
+    ``effective_batch``, ``tf32``, ``precision: auto`` and the keys of ``ACCELERATION`` are ours,
+    all others are the Trainer's.
     """
     options: Any = OmegaConf.to_container(cfg, resolve=True)
     for key in ACCELERATION:
         options.pop(key, None)
     effective_batch = options.pop("effective_batch")
-    options["precision"] = pick_precision(cfg.precision, cfg.accelerator)
+    use_tf32(options.pop("tf32"), exact)
+    options["precision"] = pick_precision(cfg.precision, cfg.accelerator, exact)
     trainer: Trainer = instantiate(
         options, callbacks=list(callbacks), logger=list(loggers) or False, _convert_="all"
     )

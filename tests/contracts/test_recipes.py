@@ -392,3 +392,10 @@ def test_the_batch_is_reached_on_any_usual_number_of_devices(experiment: str) ->
     for devices in (1, 2, 4, 8):
         steps = accumulation(cfg.trainer.effective_batch, cfg.data.batch_size, devices)
         assert steps * cfg.data.batch_size * devices == OFFICIAL[experiment]["images per step"]
+
+
+@pytest.mark.parametrize("experiment", published())
+def test_numbers_are_float32_and_images_are_evaluated_one_by_one(experiment: str) -> None:
+    cfg = composed((f"experiment={experiment}", "data.root=nowhere", "trainer=gpu"))
+    assert (cfg.trainer.precision, cfg.trainer.tf32) == ("32-true", False)
+    assert (cfg.data.eval_batch_size, cfg.data.eval_batches) == (1, "equal_size")

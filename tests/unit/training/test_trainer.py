@@ -1,8 +1,10 @@
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from codetr.errors import UserError
-from codetr.training.trainer import accumulation, pick_precision
+from codetr.training.trainer import accumulation, pick_precision, use_tf32
 
 
 def test_accumulates_up_to_the_effective_batch() -> None:
@@ -32,3 +34,34 @@ def test_precision_is_automatic_only_on_request(monkeypatch: pytest.MonkeyPatch)
     assert pick_precision("auto", "cpu") == "32-true"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     assert pick_precision("auto", "gpu") == "32-true"
+
+
+def test_evaluation_is_exact_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert pick_precision("auto", "gpu", exact=True) == "32-true"
+    assert pick_precision("bf16-mixed", "gpu", exact=True) == "bf16-mixed"
+
+
+@pytest.fixture
+def _float32() -> Iterator[None]:
+    """Settings of the process, put back."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.usefixtures("_float32")
+@pytest.mark.parametrize("choice", ["auto", True, False])
+@pytest.mark.parametrize("exact", [True, False])
+def test_tf32_is_for_products_and_convolutions_alike(choice: bool | str, exact: bool) -> None:
+    use_tf32(choice, exact)
+    allowed = choice is True or (choice == "auto" and not exact)
+    assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
+    assert torch.backends.cudnn.allow_tf32 is allowed
+
+
+def test_tf32_is_no_other_word() -> None:
+    with pytest.raises(UserError, match=r"trainer\.tf32=high"):
+        use_tf32("high")
