@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -37,12 +38,17 @@ def compose_train(overrides: Sequence[str]) -> DictConfig:
 
     Raises UserError where an override does not fit.
     """
+    running = GlobalHydra.instance().hydra  # of the command that this may be a part of
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return compose("train", ["paths.run_dir=.", *readable(overrides)])
     except HydraException as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{' '.join(overrides)}: {reason}") from error
+    finally:
+        if running is not None:
+            GlobalHydra.instance().initialize(running)
 
 
 def build_record(cfg: DictConfig, classes: ClassList) -> RunRecord:
