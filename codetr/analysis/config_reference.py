@@ -39,10 +39,13 @@ ABOUT = {
     "schedule": "How long to train, and how the learning rate falls.",
     "scheme": "What supervises the detector in training. A list: schemes combine.",
     "sweep": "Sets of runs, with `-m`.",
+    "zoo": "Published weights, `checkpoint=zoo:NAME`: tables that `python scripts/zoo.py` lists.",
     "trainer": "Devices, precision, clipping, validation: Lightning's `Trainer`.",
 }
 LISTS = ("aux_heads", "logger", "scheme")
 UNLISTED = ("criterion",)
+TABLES = ("zoo",)
+"""Groups whose files are read as they are, and chosen by no option."""
 
 GENERATED = "Generated from `conf/`"
 """Every page says so."""
@@ -103,7 +106,7 @@ def _page(group: str, files: Sequence[OptionFile]) -> str:
 
 def _section(file: OptionFile) -> str:
     parts = [f"## {file.name}", as_text(file.about)]
-    if file.group:
+    if file.group and file.group not in TABLES:
         parts.append(_how(file))
         chosen = [d for d in file.defaults if d.name]
         lines = [f"- `{d.name}: {d.default}`{_dash(d.comment)}" for d in chosen]
