@@ -19,6 +19,8 @@ from codetr.checkpoints.ms_detr import convert_ms_detr, is_ms_detr
 from codetr.checkpoints.official import Conversion, convert_official
 from codetr.checkpoints.official_file import OfficialFile, WeightSet, read_official_file
 from codetr.checkpoints.transfer import short, transfer
+from codetr.checkpoints.zoo import ZOO, find_entry
+from codetr.checkpoints.zoo_files import local_file
 from codetr.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -102,19 +104,31 @@ def convert_file(
     return DetectorFile.from_state(fitting, content.record), report
 
 
-def open_checkpoint(source: str, cfg: DictConfig | None = None) -> DetectorFile:
-    """Read a file of a run of ours, or an ``official:FILE``, which becomes a checkpoint of the
-    configuration ``cfg`` with the file's classes.
+def open_checkpoint(
+    source: str, cfg: DictConfig | None = None, trust: bool = False
+) -> DetectorFile:
+    """Read a file of a run of ours; an ``official:FILE``, which becomes a checkpoint of the
+    configuration ``cfg`` with the file's classes; or ``zoo:NAME``, published weights of that name,
+    which bring their own configuration. ``trust``: see ``local_file``.
 
-    Raises UserError for an unusable file, an official one without a model in ``cfg``, and one with
-    keys that are not known.
+    Raises UserError for an unusable file, an official one without a model in ``cfg``, one with
+    keys that are not known, and published weights that cannot be had.
     """
+    if source.startswith(ZOO):
+        entry = find_entry(source)
+        file = read_official_file(local_file(entry, trust))
+        return _completely(source, file, entry.config(len(file.classes)))
     if not source.startswith(OFFICIAL):
         return read_detector_file(source)
     file = read_official_file(source.removeprefix(OFFICIAL))
     if cfg is None or cfg.get("model") is None:
         said = f" (the file names its configuration '{file.config}')" if file.config else ""
         raise UserError(f"{source}: give the experiment it belongs to{said}: experiment=NAME")
+    return _completely(source, file, cfg)
+
+
+def _completely(source: str, file: OfficialFile, cfg: DictConfig) -> DetectorFile:
+    """The file as a checkpoint of ``cfg``. Raises UserError where our rules know not all of it."""
     content, conversion = _as_ours(file, cfg)
     if conversion.unused:
         raise UserError(

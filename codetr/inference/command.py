@@ -106,7 +106,7 @@ def open_chosen(cfg: DictConfig) -> DetectorFile:
             f"{cfg.checkpoint}: brings its own model: leave out experiment= and model=, which are "
             f"for checkpoint={OFFICIAL}FILE"
         )
-    return open_checkpoint(cfg.checkpoint, cfg)
+    return open_checkpoint(cfg.checkpoint, cfg, cfg.trust)
 
 
 def run(

@@ -154,7 +154,8 @@ def load(
     """A checkpoint ready for use.
 
     Args:
-        checkpoint: a run's best.ckpt, last.ckpt or model.safetensors; or ``official:FILE``.
+        checkpoint: a run's best.ckpt, last.ckpt or model.safetensors; ``official:FILE``; or
+            ``zoo:NAME``, published weights (``python scripts/zoo.py`` lists them).
         experiment: of conf/experiment, which an official file belongs to.
         overrides: to that experiment, as for train.py.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ...
@@ -163,13 +164,14 @@ def load(
         views: test-time augmentation; by default none.
         postprocess: by default the one that the checkpoint was evaluated with.
         trust: build whatever classes the file names, not only those of ``codetr``: classes of your
-            own. Never for files of strangers, which could run any code.
+            own. Never for files of strangers, which could run any code. Also: download published
+            weights that neither a revision nor a hash vouches for.
 
     Raises UserError for whatever a user can mend.
     """
     source = str(checkpoint)
     return build_predictor(
-        open_content(source, experiment, overrides),
+        open_content(source, experiment, overrides, trust),
         source,
         device=device,
         precision=precision,
@@ -218,7 +220,10 @@ def build_predictor(
 
 
 def open_content(
-    source: str, experiment: str | None = None, overrides: Sequence[str] = ()
+    source: str,
+    experiment: str | None = None,
+    overrides: Sequence[str] = (),
+    trust: bool = False,
 ) -> DetectorFile:
     """The content of a checkpoint; an official one as that of ``experiment``. Raises UserError."""
     if source.startswith(OFFICIAL):
@@ -230,7 +235,7 @@ def open_content(
             f"{source}: brings its own model: leave out experiment and overrides, which are for "
             f"{OFFICIAL}FILE"
         )
-    return open_checkpoint(source)
+    return open_checkpoint(source, trust=trust)
 
 
 def build_detector(content: DetectorFile, source: str, trust: bool = False) -> nn.Module:

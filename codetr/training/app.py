@@ -120,7 +120,7 @@ def build_module(
     detector = build_detector(cfg)
     schemes: dict[str, nn.Module] = {name: instantiate(part) for name, part in cfg.scheme.items()}
     if cfg.checkpoint:
-        content = open_checkpoint(cfg.checkpoint, cfg)
+        content = open_checkpoint(cfg.checkpoint, cfg, cfg.trust)
         held = nn.ModuleDict(schemes)
         announce_start(cfg, load_weights(content, cfg.checkpoint, detector, record.classes, held))
     accelerate(detector, cfg.trainer, trainer.strategy.root_device)

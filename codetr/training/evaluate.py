@@ -69,7 +69,8 @@ class EvaluationModule(LightningModule):
 def evaluate(cfg: DictConfig) -> dict[str, float]:
     """Evaluate the checkpoint of ``cfg`` (conf/eval.yaml).
 
-    The model is built as the checkpoint says (for an ``official:FILE``, as ``experiment`` says);
+    The model is built as the checkpoint says (for an ``official:FILE``, as ``experiment`` says;
+    ``zoo:NAME`` knows its own);
     data, augmentation and postprocessing are the checkpoint's too where ``cfg`` has none. Prints
     the COCO tables; writes metrics.json, predictions.json and pictures into
     ``cfg.paths.run_dir``. Raises UserError for whatever a user can mend.
@@ -115,7 +116,7 @@ def open_branch(cfg: DictConfig) -> tuple[DictConfig, Branch, CocoDataModule, Cl
             f"{cfg.checkpoint}: brings its own model: leave out experiment= and model=, which are "
             f"for checkpoint={OFFICIAL}FILE"
         )
-    content = open_checkpoint(cfg.checkpoint, cfg)
+    content = open_checkpoint(cfg.checkpoint, cfg, cfg.trust)
     full = with_run(cfg, content.record)
     if not cfg.trust:
         require_trusted(built(full), cfg.checkpoint, OmegaConf.to_container(cfg))
