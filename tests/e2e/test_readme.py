@@ -3,7 +3,7 @@
 Words in capitals stand for something: ``FOLDER`` a data set in COCO format, ``PHOTOS`` a folder of
 images, ``IMAGE.png`` one of them, ``WEIGHTS`` a backbone's file, ``OFFICIAL`` an official file,
 ``MODEL.onnx`` an exported one, ``TEACHER.json`` a teacher's boxes, ``runs/NAME`` a finished run,
-``runs/sweeps/NAME`` a finished sweep.
+``runs/sweeps/NAME`` a finished sweep. ``zoo:...`` is a tiny file with an entry of its own.
 """
 
 import json
@@ -19,11 +19,14 @@ from safetensors.torch import save_file
 from tiny_checkpoint import save_tiny
 from tiny_official import TINY as OFFICIAL_TINY
 from tiny_official import save_official, tiny_model, to_official
+from tiny_zoo import write_table
 from warm import run_warm
 
 CHAINED = "bccd.md"  # its commands build on each other: test_bccd_page
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.name != CHAINED)]
-AS_IT_STANDS = ("scripts/parity.py", "scripts/parameters.py", "scripts/inspect_data.py")
+AS_IT_STANDS = (
+    *("scripts/parity.py", "scripts/parameters.py", "scripts/inspect_data.py", "scripts/zoo.py"),
+)
 TINY = (*(o for o in SMALL if not o.startswith("data.")), "debug=fast", "data.num_workers=0")
 OF_A_RUN = {
     "eval.py": ("trainer=cpu",),
@@ -135,7 +138,9 @@ def test_command(
     data_root: Path,
     tmp_path: Path,
     request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("CODETR_HOME", str(tmp_path / "home"))
     _, script, *overrides = shlex.split(line)
     overrides = [o.replace("FOLDER", str(folder)) for o in overrides]
     overrides = [o.replace("PHOTOS", str(folder / "train2017")) for o in overrides]
@@ -148,6 +153,10 @@ def test_command(
     if any("OFFICIAL" in o for o in overrides):
         overrides = [o.replace("OFFICIAL", str(_official(folder, tmp_path))) for o in overrides]
         more = _of_official(script, overrides)
+    elif any("zoo:" in o for o in overrides):
+        _zoo(folder, tmp_path / "home")
+        overrides = [re.sub(r"zoo:\w+", "zoo:tiny", o) for o in overrides]
+        more = _of_official(script, overrides) if script == "train.py" else OF_A_RUN[script]
     elif script in AS_IT_STANDS:
         overrides = [str(ROOT / o) if "golden" in o else o for o in overrides]
         more = []
@@ -198,6 +207,17 @@ def _official(folder: Path, tmp_path: Path) -> Path:
     names = [category["name"] for category in truth["categories"]]
     state = to_official(tiny_model(len(names)).state_dict())
     return save_official(tmp_path / "official.pth", state, names)
+
+
+def _zoo(folder: Path, home: Path) -> None:
+    """Published weights by the name of ``tiny``, of the folder's classes."""
+    tiny = {
+        "page": "https://example.org",
+        "experiment": "co_dino_5scale_r50_1x_coco",
+        "overrides": [*OFFICIAL_TINY, "augmentation=flip"],
+    }
+    write_table(home, tiny=tiny)
+    _official(folder, home / "zoo").rename(home / "zoo/tiny.pth")
 
 
 def _of_official(script: str, overrides: list[str]) -> list[str]:
