@@ -1,8 +1,9 @@
 """Measure ours against a baseline in one run: ``python scripts/bench.py NAME [--json FILE]``.
 
-NAME is one of: op (deformable attention), step (a training step), infer (inference), k (the cost
-of more auxiliary heads), data (the input pipeline), eval (COCO metrics). On a machine with other
-work set ``OMP_WAIT_POLICY=passive``, else threads that are not running are waited for.
+NAME is one of: op (deformable attention), step (a training step), launches (operators of a step),
+infer (inference), k (the cost of more auxiliary heads), data (the input pipeline), eval (COCO
+metrics). On a machine with other work set ``OMP_WAIT_POLICY=passive``, else threads that are not
+running are waited for.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from codetr.bench.options import add_arguments, from_arguments
 from codetr.bench.report import make_report, render, write_json
 from codetr.training.shell import one_line_errors
 
-NAMES = ("op", "step", "infer", "k", "data", "eval")
+NAMES = ("op", "step", "launches", "infer", "k", "data", "eval")
 
 
 def main() -> None:

@@ -40,6 +40,14 @@ def test_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert any(note.startswith("Our deformable attention: ") for note in summary.notes)
 
 
+def test_launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    by_part, largest = bench(monkeypatch, tmp_path, "launches", *SMALL, "--overrides", *TINY).tables
+    counted = [sum(float(row[i]) for row in by_part.rows.values()) for i in (0, 1)]
+    assert [2 * float(n) for n in by_part.rows["all"]] == counted
+    assert by_part.rows["backbone"][0] > 0
+    assert float(largest.rows["_to_copy"][1]) > float(largest.rows["_to_copy"][0]), "bf16 casts"
+
+
 def test_infer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given = ("infer", *SMALL, "--no-baseline", "--experiment", PAIR, "--overrides", *TINY)
     (table,) = bench(monkeypatch, tmp_path, *given).tables
