@@ -10,7 +10,7 @@ import torch
 from codetr.bench.options import OnDevice, option
 from codetr.boxes import xyxy_to_cxcywh
 from codetr.errors import UserError
-from codetr.ops import use_msda
+from codetr.ops import avoid_cudnn_attention, use_msda
 from codetr.ops.cpu_memory import keep_freed_memory
 from codetr.parity.rules import make_inputs
 from codetr.structures import Batch, ImageInfo, Images, Targets
@@ -58,6 +58,7 @@ def settle_process(options: ModelOptions) -> str:
     deformable attention.
     """
     torch.set_float32_matmul_precision("high")
+    avoid_cudnn_attention()
     if options.device == "cpu":
         keep_freed_memory()  # as train.py and eval.py do
     return f"Our deformable attention: {use_msda(options.msda, options.torch_device)}."

@@ -24,7 +24,7 @@ from codetr.inference import hub
 from codetr.inference.finder import DetectorFinder, choose_device, choose_precision
 from codetr.inference.inputs import ImageLike, as_image, is_one_image
 from codetr.inference.views import Finder, Views
-from codetr.ops import use_msda
+from codetr.ops import avoid_cudnn_attention, use_msda
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +199,7 @@ def build_predictor(
     chosen, autocast = choose_device(device), choose_precision(precision)
     detector = build_detector(content, source, trust).to(chosen)
     log.info("deformable attention: %s", use_msda("auto", chosen))
+    avoid_cudnn_attention()
     record = content.record
     preprocessing = record.preprocessing
     collate = Collate(*(preprocessing[key] for key in ("mean", "std", "size_divisor")))

@@ -26,7 +26,7 @@ from codetr.checkpoints.transfer import Transfer, load_weights
 from codetr.classes import ClassList
 from codetr.data.datamodule import CocoDataModule
 from codetr.errors import UserError
-from codetr.ops import use_msda
+from codetr.ops import avoid_cudnn_attention, use_msda
 from codetr.ops.cpu_memory import keep_freed_memory
 from codetr.training.acceleration import accelerate
 from codetr.training.callbacks import BestResult, Throughput
@@ -78,6 +78,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 def prepare_process(seed: int) -> None:
     """Seed everything, and settings that hold for a whole process."""
     seed_everything(seed, workers=True, verbose=False)
+    avoid_cudnn_attention()
     settle_logs()
 
 

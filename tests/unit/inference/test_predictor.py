@@ -32,6 +32,16 @@ def same(a: Prediction, b: Prediction) -> None:
     assert a.names == b.names
 
 
+def test_cudnn_computes_no_attention_where_a_model_is_loaded(tiny: Path) -> None:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        codetr.load(tiny, device="cpu")
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 def test_every_kind_of_image_gives_the_same(predictor: Predictor, tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     Image.fromarray(PIXELS).save(path)
