@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import nn
 
 from codetr.backbones import Backbone
-from codetr.detectors.grouping import attention_mask, joined, separable, split
+from codetr.detectors.grouping import additive, attention_mask, joined, separable, split
 from codetr.detectors.protocol import MAIN
 from codetr.heads import DetectionHead
 from codetr.structures import (
@@ -81,8 +81,9 @@ class DeformableDetr(nn.Module):
         """Predictions of every layer for every group, by the group's name."""
         decoded: dict[str, Decoded] = {}
         for together in [list(groups)] if self.one_pass else separable(groups):
-            allowed = attention_mask(together)
-            answer = self.decoder(joined(together), memory, self.head, allowed)
+            queries = joined(together)
+            mask = additive(attention_mask(together), queries.content)
+            answer = self.decoder(queries, memory, self.head, mask)
             decoded |= split(together, answer.layers, {CROSS_ATTENTION: answer.taps})
         return decoded
 

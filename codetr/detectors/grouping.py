@@ -54,6 +54,30 @@ def attention_mask(groups: Sequence[QueryGroup]) -> Tensor | None:
     return ((allowed & ~void[:, None]) | itself)[:, None]  # a void query still sees itself: no NaN
 
 
+def additive(allowed: Tensor | None, content: Tensor) -> Tensor | None:
+    """``allowed`` (..., Q, Q) as what is added to the scores of attention: 0 where it is True, -inf
+    elsewhere, in the dtype that attention on ``content`` (B, Q, C) runs in, so that no layer has
+    to turn it into that again. None where there is nothing to forbid.
+    """
+    if allowed is None:
+        return None
+    queries = allowed.shape[-1]
+    # Rows that start at multiples of 8 numbers are what memory-efficient attention reads in place.
+    rows = torch.zeros(
+        *allowed.shape[:-1], -(-queries // 8) * 8, dtype=_running(content), device=content.device
+    )
+    return rows[..., :queries].masked_fill_(~allowed, -torch.inf)
+
+
+def _running(content: Tensor) -> torch.dtype:
+    """What linear layers make of ``content``, autocast or not."""
+    device = content.device.type
+    known = torch.amp.is_autocast_available(device)
+    if known and torch.is_autocast_enabled(device) and content.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return content.dtype
+
+
 def _padding(group: QueryGroup) -> Tensor:
     if group.queries.padding is not None:
         return group.queries.padding

@@ -29,9 +29,10 @@ class SelfAttention(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
 
-    def forward(self, x: Tensor, position: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """(B, Q, C) to (B, Q, C); ``allowed`` bool, broadcast to (B, heads, Q, Q), True = may
-        attend.
+    def forward(self, x: Tensor, position: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, Q, C) to (B, Q, C); ``mask``, broadcast to (B, heads, Q, Q), is added to the scores:
+        0 where a query may attend, -inf where not. It has the dtype that the scores have; a bool
+        one (True = may attend) is turned into such a mask.
         """
         dim = x.shape[-1]
         weight, bias = self.in_proj.weight, self.in_proj.bias
@@ -41,7 +42,7 @@ class SelfAttention(nn.Module):
             self._split(query),
             self._split(key),
             self._split(value),
-            attn_mask=allowed,
+            attn_mask=mask,
             dropout_p=self.attention_dropout if self.training else 0.0,
         )
         return x + self.dropout(self.out_proj(attended.transpose(-3, -2).flatten(-2)))

@@ -65,12 +65,12 @@ class DeformableDecoderLayer(nn.Module):
         position: Tensor,
         references: Tensor,
         memory: Memory,
-        allowed: Tensor | None,
+        mask: Tensor | None,
     ) -> LayerOutput:
-        """From (B, Q, C) content; ``references`` (B, Q, L, 4); ``allowed`` as in
+        """From (B, Q, C) content; ``references`` (B, Q, L, 4); ``mask`` as in
         ``SelfAttention``.
         """
-        x = self.self_attention_norm(self.self_attention(content, position, allowed))
+        x = self.self_attention_norm(self.self_attention(content, position, mask))
         attended = self.attend(x, position, references, memory)
         return LayerOutput(self.feed_forward_norm(self.feed_forward(attended)), attended)
 
@@ -133,10 +133,10 @@ class DeformableDecoder(nn.Module):
         self.refine = refine
 
     def forward(
-        self, queries: Queries, memory: Memory, head: DetectionHead, allowed: Tensor | None
+        self, queries: Queries, memory: Memory, head: DetectionHead, mask: Tensor | None
     ) -> DecoderOutput:
         """Every layer's answer for ``queries``, whose anchors are boxes (B, Q, 4) or points
-        (B, Q, 2); ``allowed`` as in ``SelfAttention``.
+        (B, Q, 2); ``mask`` as in ``SelfAttention``.
         """
         content = queries.content
         anchors = queries.anchors  # what attention looks at
@@ -146,7 +146,7 @@ class DeformableDecoder(nn.Module):
             ratios = memory.valid_ratios.repeat(1, 1, anchors.shape[-1] // 2)
             references = anchors[:, :, None] * ratios[:, None]  # (B, Q, L, 4 or 2)
             position = self._position(queries, references)
-            content, attended = layer(content, position, references, memory, allowed)
+            content, attended = layer(content, position, references, memory, mask)
             read = partial(self._predict, head, i)
             predictions.append(read(content, basis))
             taps.append(Tap(hidden=attended, anchors=basis, read=read))

@@ -24,9 +24,9 @@ class CrossFirstDecoderLayer(DeformableDecoderLayer):
         position: Tensor,
         references: Tensor,
         memory: Memory,
-        allowed: Tensor | None,
+        mask: Tensor | None,
     ) -> LayerOutput:
         """As ``DeformableDecoderLayer``."""
         attended = self.attend(content, position, references, memory)
-        x = self.self_attention_norm(self.self_attention(attended, position, allowed))
+        x = self.self_attention_norm(self.self_attention(attended, position, mask))
         return LayerOutput(self.feed_forward_norm(self.feed_forward(x)), attended)

@@ -1,12 +1,15 @@
 """Who sees whom when several query groups share a decoder pass."""
 
 from collections.abc import Sequence
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from codetr.detectors.grouping import attention_mask, joined, separable, split
+from codetr.detectors.grouping import additive, attention_mask, joined, separable, split
+from codetr.layers import SelfAttention
 from codetr.structures import Predictions, Queries, QueryGroup, Tap
 
 DIM = 4
@@ -115,3 +118,43 @@ def test_joined_is_undone_by_split() -> None:
 
 def test_no_position_unless_every_group_has_one() -> None:
     assert joined([group("main", 2, position=True), group("a", 1)]).position is None
+
+
+@pytest.mark.parametrize("padding", [None, torch.tensor([[False] * 3, [False, True, True]])])
+def test_the_additive_mask_forbids_the_same(padding: torch.Tensor | None) -> None:
+    allowed = attention_mask([group("main", 2), group("a", 3, sees=["main"], padding=padding)])
+    mask = additive(allowed, torch.zeros(1, 1, 1))
+    assert mask.shape == allowed.shape
+    assert torch.equal(mask == 0, allowed)
+    assert torch.equal(mask == -torch.inf, ~allowed)
+    assert mask.stride(-2) % 8 == 0, "kernels would copy it"
+    assert additive(None, torch.zeros(1, 1, 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "autocast", "expected"),
+    [
+        (torch.float32, None, torch.float32),
+        (torch.float64, None, torch.float64),
+        (torch.float32, torch.bfloat16, torch.bfloat16),
+        (torch.float64, torch.bfloat16, torch.float64),
+        (torch.bfloat16, None, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_the_additive_mask_has_the_dtype_that_attention_runs_in(
+    content: torch.dtype, autocast: torch.dtype | None, expected: torch.dtype
+) -> None:
+    attention, x = SelfAttention(8, 2).to(content), torch.randn(1, 3, 8, dtype=content)
+    seen: list[torch.dtype] = []
+
+    def spy(query: torch.Tensor, *others: torch.Tensor, attn_mask: torch.Tensor, **_: object):
+        seen.extend([query.dtype, attn_mask.dtype])
+        return query
+
+    with (
+        mock.patch.object(F, "scaled_dot_product_attention", spy),
+        torch.autocast("cpu", autocast, enabled=autocast is not None),
+    ):
+        attention(x, x, additive(torch.eye(3, dtype=torch.bool), x))
+    assert seen == [expected] * 2
