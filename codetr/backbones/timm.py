@@ -7,9 +7,9 @@ from typing import Any
 
 import timm
 from timm.layers.patch_embed import PatchEmbed
-from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from codetr.backbones.frozen_norm import freeze_batch_norms
 from codetr.backbones.same_padding import simplify_same_padding
 from codetr.backbones.weights import load_backbone_weights
 from codetr.errors import UserError
@@ -76,7 +76,7 @@ class TimmBackbone(nn.Module):
         if weights:
             load_backbone_weights(body, weights)
         if frozen_norm:
-            body = freeze_batch_norm_2d(body)
+            body = freeze_batch_norms(body)
         for module in body.modules():
             if isinstance(module, PatchEmbed):  # Swin: images of any size, padded by zeros
                 module.dynamic_img_pad = True  # type: ignore[misc]  # final for TorchScript
