@@ -25,6 +25,7 @@ from codetr.data.samplers import EvalSampler, TrainSampler
 from codetr.data.sources import Source, Split
 from codetr.data.teachers import Parallel, TeacherBoxes
 from codetr.errors import UserError
+from codetr.structures import Batch
 
 log = logging.getLogger(__name__)
 
@@ -239,6 +240,16 @@ class CocoDataModule(LightningDataModule):
                 f"data.eval_batches={EQUAL_SIZE} it does not"
             )
         return EvalSampler(padded, batch_size, *self._rank(), mixed)
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Behind the work that the device still has to do: the host does not wait for it, where
+        the batch lies in pinned memory. Lightning would wait with every tensor of the batch.
+        """
+        # copies to these are not ordered with what the host does next
+        blocking = torch.device(device).type in ("cpu", "mps")
+        return batch.to(device, non_blocking=not blocking)
 
     def _load(
         self, name: str, classes: ClassList | None, segmentations: bool = False

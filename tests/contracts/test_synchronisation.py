@@ -4,12 +4,15 @@ Deformable attention is there what it is on the CPU: the Triton kernels run on G
 their callers wait for is not counted here.
 """
 
+from unittest.mock import Mock
+
 import pytest
 import torch
-from simulated_device import DeviceTensor, Watch, to_device, watched
+from simulated_device import DEVICE, DeviceTensor, Watch, to_device, watched
 from tiny import batch, build
 
-from codetr.structures import total_loss
+from codetr.data.datamodule import CocoDataModule
+from codetr.structures import Batch, total_loss
 from codetr.training.losses import training_losses
 
 CO_DINO = ("one_to_one", "denoising", "collaborative")
@@ -35,17 +38,23 @@ OTHERS = {
 }
 
 
+def arrived(data: Batch) -> Batch:
+    """A batch on its way from the host, as Lightning has it taken."""
+    return CocoDataModule.transfer_batch_to_device(Mock(), data, DEVICE, 0)
+
+
 def waits(schemes: tuple[str, ...], heads: tuple[str, ...], counts: tuple[int, ...]) -> dict:
-    """Cause and file of every wait in a step, forward and backward, after a first step that fills
-    caches. Images have another size in the second, as in training: a cache by size helps nothing.
+    """Cause and file of every wait in a step from a batch on the host, forward and backward, after
+    a first step that fills caches. Images have another size in the second, as in training: a cache
+    by size helps nothing.
     """
     detector, parts = build(schemes, heads)
     with watched() as watch:
         to_device(detector)
         to_device(parts)
         for size in (64, 96):
-            data = batch(counts, size).map(DeviceTensor)
             watch.waits.clear()
+            data = arrived(batch(counts, size))
             total_loss(training_losses(detector, parts, data)).backward()  # type: ignore[arg-type]
     return dict(watch.waits)
 
