@@ -38,7 +38,7 @@ def pool_rois(pyramid: Pyramid, rois: Sequence[Tensor], size: int = 7) -> Tensor
     numbers = torch.arange(len(pyramid.maps), device=level.device)
     counts = (level[:, None] == numbers).sum(dim=0).tolist()
     pooled = [
-        _RoiAlign.apply(at_least_float32(features), part, size, 1 / stride)
+        _roi_align(at_least_float32(features), part, size, 1 / stride)
         for features, stride, part in zip(
             pyramid.maps, pyramid.strides, indexed[order].split(counts), strict=True
         )
@@ -46,9 +46,20 @@ def pool_rois(pyramid: Pyramid, rois: Sequence[Tensor], size: int = 7) -> Tensor
     return torch.cat(pooled)[order.argsort()].to(pyramid.maps[0].dtype)
 
 
+def _roi_align(features: Tensor, rois: Tensor, size: int, scale: float) -> Tensor:
+    """(R, C, size, size) of ``rois`` (R, 5), image and xyxy px. Only on the CPU by our backward
+    pass: elsewhere torchvision has a deterministic form where that is asked for.
+    """
+    if features.device.type == "cpu":
+        found: Tensor = _RoiAlign.apply(features, rois, size, scale)
+    else:
+        found = roi_align(features, rois, size, scale, 0, aligned=True)
+    return found
+
+
 class _RoiAlign(torch.autograd.Function):
-    """torchvision's operator. On the CPU its backward pass keeps to one thread: here every thread
-    has a share of the channels, which do not touch each other.
+    """torchvision's operator on the CPU, where its backward pass keeps to one thread: here every
+    thread has a share of the channels, which do not touch each other.
     """
 
     @staticmethod
@@ -69,7 +80,7 @@ class _RoiAlign(torch.autograd.Function):
             )  # fmt: skip
             return found
 
-        threads = torch.get_num_threads() if rois.device.type == "cpu" else 1
+        threads = torch.get_num_threads()
         if threads == 1:
             return channels(grads[0]), None, None, None
         with ThreadPoolExecutor(threads) as pool:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import roi_align
 
-from codetr.aux_heads.roi_pool import pool_rois, roi_levels
+from codetr.aux_heads.roi_pool import _roi_align, pool_rois, roi_levels
 from codetr.structures import Pyramid
 
 
@@ -51,3 +51,12 @@ def test_gradient_is_that_of_torchvision(threads: int, regions: int) -> None:
         torch.set_num_threads(before)
     theirs = roi_align(maps, [rois, rois], 7, 1 / 4, 0, aligned=True)
     torch.testing.assert_close(ours, torch.autograd.grad((theirs * weights).sum(), maps)[0])
+
+
+@pytest.mark.parametrize(("device", "ours"), [("cpu", True), ("meta", False)])
+def test_our_gradient_is_for_the_cpu_alone(device: str, ours: bool) -> None:
+    """Elsewhere torchvision's own has a deterministic form, ``meta`` standing for a GPU."""
+    maps = torch.zeros(1, 3, 8, 8, device=device, requires_grad=True)
+    found = _roi_align(maps, torch.zeros(2, 5, device=device), size=7, scale=0.25)
+    assert found.shape == (2, 3, 7, 7)
+    assert ("_RoiAlign" in found.grad_fn.name()) is ours
