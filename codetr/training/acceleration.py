@@ -60,8 +60,12 @@ def wants_channels_last(detector: nn.Module, choice: bool | str, device: torch.d
 
 
 def use_channels_last(detector: nn.Module) -> None:
-    """Hand pixels to the backbone in channels-last memory; its maps follow, weights stay."""
-    detector.get_submodule("backbone").register_forward_pre_hook(_reordered)
+    """Hand pixels to the backbone in channels-last memory, which its maps then have too, and keep
+    the weights of its convolutions so: else each would be reordered in every step.
+    """
+    backbone = detector.get_submodule("backbone")
+    backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    backbone.register_forward_pre_hook(_reordered)
 
 
 def _reordered(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

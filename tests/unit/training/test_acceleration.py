@@ -165,6 +165,8 @@ def test_channels_last_pictures_give_channels_last_maps_of_the_same_values() -> 
         use_channels_last(detector)
         turned = backbone(pixels)
     assert list(detector.state_dict()) == keys
+    weights = [m.weight for m in backbone.modules() if isinstance(m, nn.Conv2d)]
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
     for one, other in zip(plain.maps, turned.maps, strict=True):
         assert other.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
