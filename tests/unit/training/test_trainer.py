@@ -1,10 +1,25 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from lightning.pytorch.strategies import DDPStrategy
 
 from codetr.errors import UserError
-from codetr.training.trainer import accumulation, pick_precision, use_tf32
+from codetr.training.trainer import accumulation, build_trainer, pick_precision, use_tf32
+
+CONF = Path(__file__).resolve().parents[3] / "conf"
+
+
+def test_ddp_copies_neither_buffers_nor_gradients() -> None:
+    given = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "num_classes=1"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=[*given, "schedule.epochs=1"])
+    strategy = build_trainer(cfg.trainer, 1, [], []).strategy
+    assert isinstance(strategy, DDPStrategy)
+    assert strategy.num_processes == 2
+    assert strategy._ddp_kwargs == {"broadcast_buffers": False, "gradient_as_bucket_view": True}
 
 
 def test_accumulates_up_to_the_effective_batch() -> None:
