@@ -8,11 +8,13 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from simulated_device import DEVICE, DeviceTensor, Watch, to_device, watched
+from simulated_device import DEVICE, HOST, DeviceTensor, Watch, to_device, watched
 from tiny import batch, build
+from torch import nn
 
 from codetr.data.datamodule import CocoDataModule
 from codetr.structures import Batch, total_loss
+from codetr.training.ema import Average, hyperbolic
 from codetr.training.losses import training_losses
 
 CO_DINO = ("one_to_one", "denoising", "collaborative")
@@ -73,6 +75,20 @@ def test_a_co_dino_step_waits_as_often_at_any_batch_size_but_for_one_nms_per_ima
 @pytest.mark.parametrize("schemes", OTHERS, ids="+".join)
 def test_every_matching_scheme_fetches_its_costs_once(schemes: tuple[str, ...]) -> None:
     assert waits(schemes, (), (3, 2)) == OTHERS[schemes]
+
+
+def test_averaging_the_weights_waits_for_nothing() -> None:
+    source = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm2d(4))
+    average = Average(source, HOST, 0.9, hyperbolic)
+    with watched() as watch:
+        to_device(source)
+        to_device(average.module)
+        for _ in range(3):
+            average.update_parameters(source)
+            average.copy_buffers(source)
+    assert not watch.waits
+    assert average.n_averaged.device == HOST
+    assert int(average.n_averaged) == 3
 
 
 def test_the_pretended_device_sees_what_a_real_one_would_wait_for() -> None:
