@@ -259,7 +259,9 @@ def deformable_figure() -> Figure:
     attention = DeformableAttention(dim=64, heads=8, levels=3, points=4)
     anchor = torch.tensor([0.46, 0.5, 0.42, 0.5])
     offsets = attention.sampling_offsets.bias[None, None]
-    found = attention._locations(anchor.expand(1, 1, 3, 4), offsets, shapes)[0, 0].detach()
+    found = attention._locations(attention.frame(anchor.expand(1, 1, 3, 4), shapes), offsets)[
+        0, 0
+    ].detach()
     figure = Figure(figsize=(9, 2.9), layout="constrained")
     colours = mpl.colormaps["tab10"].colors
     for level, axes in enumerate(figure.subplots(1, 3)):

@@ -1,6 +1,6 @@
 """Building blocks of transformers."""
 
-from codetr.layers.attention import DeformableAttention, SelfAttention
+from codetr.layers.attention import DeformableAttention, SamplingFrame, SelfAttention
 from codetr.layers.mlp import FeedForward, Mlp
 from codetr.layers.position import sine_coordinates, sine_map
 
@@ -8,6 +8,7 @@ __all__ = [
     "DeformableAttention",
     "FeedForward",
     "Mlp",
+    "SamplingFrame",
     "SelfAttention",
     "sine_coordinates",
     "sine_map",

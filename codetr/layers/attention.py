@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,15 @@ class SelfAttention(nn.Module):
         return x + self.dropout(self.out_proj(attended.transpose(-3, -2).flatten(-2)))
 
 
+class SamplingFrame(NamedTuple):
+    """What sampling offsets count from, and in: ``origin`` (B, Q, 1, L * P * 2) and ``unit``,
+    which broadcasts to it, both relative to each level; x and y of every point of every level.
+    """
+
+    origin: Tensor
+    unit: Tensor
+
+
 class DeformableAttention(nn.Module):
     """Multi-scale deformable attention (arXiv 2010.04159, equation 3).
 
@@ -88,32 +98,30 @@ class DeformableAttention(nn.Module):
         self,
         x: Tensor,
         position: Tensor,
-        references: Tensor,
+        frame: SamplingFrame,
         tokens: Tensor,
         padding: Tensor,
         shapes: tuple[tuple[int, int], ...],
     ) -> Tensor:
-        """Args: ``x`` (B, Q, C) and its ``position``; ``references`` (B, Q, L, 2 or 4) relative
-        to each level; ``tokens`` (B, S, C) with ``padding`` (B, S) True where they are void;
-        ``shapes`` (H, W) per level. Returns (B, Q, C).
+        """Args: ``x`` (B, Q, C) and its ``position``; ``frame`` of the queries' references;
+        ``tokens`` (B, S, C) with ``padding`` (B, S) True where they are void; ``shapes`` (H, W)
+        per level. Returns (B, Q, C).
         """
-        query = x + position
+        query, dtype = x + position, frame.origin.dtype
         value = self.value_proj(tokens).masked_fill(padding[..., None], 0.0)
-        weights = self.attention_weights(query).to(references.dtype)
+        weights = self.attention_weights(query).to(dtype)
         weights = weights.unflatten(-1, (self.heads, -1)).softmax(-1)
         sampled = multi_scale_deformable_attention(
             value.unflatten(-1, (self.heads, -1)),
             shapes,
-            self._locations(references, self.sampling_offsets(query), shapes),
+            self._locations(frame, self.sampling_offsets(query)),
             weights.unflatten(-1, (self.levels, self.points)),
         )
         return x + self.dropout(self.output_proj(sampled))
 
-    def _locations(
-        self, references: Tensor, offsets: Tensor, shapes: tuple[tuple[int, int], ...]
-    ) -> Tensor:
-        """(B, Q, heads, L, P, 2) sampling locations, relative to each level; ``offsets`` as their
-        layer gives them, (B, Q, heads * L * P * 2).
+    def frame(self, references: Tensor, shapes: tuple[tuple[int, int], ...]) -> SamplingFrame:
+        """Of ``references`` (B, Q, L, 2 or 4) relative to each level, whose (H, W) are ``shapes``:
+        the same for every layer with as many points.
         """
         if references.shape[-1] == 2:
             # filled on the device: a copy of numbers from the host would wait for the device
@@ -121,9 +129,15 @@ class DeformableAttention(nn.Module):
             unit = torch.stack(sizes).reciprocal().view(-1, 2)
         else:
             unit = references[:, :, None, :, 2:] * (0.5 / self.points)
-        offsets = offsets.to(references.dtype).unflatten(-1, (self.heads, -1))
-        centres = self._per_point(references[:, :, None, :, :2])
-        locations = torch.addcmul(centres, offsets, self._per_point(unit))
+        origin = self._per_point(references[:, :, None, :, :2])
+        return SamplingFrame(origin, self._per_point(unit))
+
+    def _locations(self, frame: SamplingFrame, offsets: Tensor) -> Tensor:
+        """(B, Q, heads, L, P, 2) sampling locations, relative to each level; ``offsets`` as their
+        layer gives them, (B, Q, heads * L * P * 2).
+        """
+        offsets = offsets.to(frame.origin.dtype).unflatten(-1, (self.heads, -1))
+        locations = torch.addcmul(frame.origin, offsets, frame.unit)
         return locations.unflatten(-1, (self.levels, self.points, 2))
 
     def _per_point(self, per_level: Tensor) -> Tensor:

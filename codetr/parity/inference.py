@@ -42,7 +42,8 @@ def _encoding(case: Case) -> tuple[Values, Memory]:
     parts = case.detector
     with probe({"backbone": parts.backbone, "neck": parts.neck, "layer": _first(parts)}) as seen:
         memory = parts.encode(case.batch.images)
-    _, position, references, padding, _ = seen.inputs["layer"][0]
+    _, position, frame, padding, _ = seen.inputs["layer"][0]
+    references = frame.origin.unflatten(-1, (len(memory.shapes), -1, 2))[:, :, 0, :, 0]
     return {
         **numbered("backbone", seen.outputs["backbone"][0].maps),
         **numbered("neck", seen.outputs["neck"][0].maps),

@@ -76,10 +76,9 @@ class DeformableDecoderLayer(nn.Module):
 
     def attend(self, x: Tensor, position: Tensor, references: Tensor, memory: Memory) -> Tensor:
         """Cross-attention and its norm: (B, Q, C) to (B, Q, C)."""
+        frame = self.cross_attention.frame(references, memory.shapes)
         return self.cross_attention_norm(
-            self.cross_attention(
-                x, position, references, memory.tokens, memory.padding, memory.shapes
-            )
+            self.cross_attention(x, position, frame, memory.tokens, memory.padding, memory.shapes)
         )
 
 

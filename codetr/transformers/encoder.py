@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from codetr.layers import DeformableAttention, FeedForward, sine_map
+from codetr.layers import DeformableAttention, FeedForward, SamplingFrame, sine_map
 from codetr.structures import Memory, Pyramid
 
 
@@ -38,12 +38,12 @@ class DeformableEncoderLayer(nn.Module):
         self,
         tokens: Tensor,
         position: Tensor,
-        references: Tensor,
+        frame: SamplingFrame,
         padding: Tensor,
         shapes: tuple[tuple[int, int], ...],
     ) -> Tensor:
-        """(B, S, C) tokens to (B, S, C)."""
-        attended = self.attention(tokens, position, references, tokens, padding, shapes)
+        """(B, S, C) tokens to (B, S, C); ``frame`` of the tokens' own cells."""
+        attended = self.attention(tokens, position, frame, tokens, padding, shapes)
         return self.feed_forward_norm(self.feed_forward(self.attention_norm(attended)))
 
 
@@ -93,8 +93,9 @@ class DeformableEncoder(nn.Module):
         )
         flat_padding = torch.cat([mask.flatten(1) for mask in masks], dim=1)
         references = _cell_references(pyramid.shapes, valid_ratios)
+        frame = self.layers[0].attention.frame(references, pyramid.shapes)  # type: ignore[operator, union-attr]
         for i, layer in enumerate(self.layers):
-            arguments = (tokens, position, references, flat_padding, pyramid.shapes)
+            arguments = (tokens, position, frame, flat_padding, pyramid.shapes)
             if i < self.checkpointed and self.training and torch.is_grad_enabled():
                 tokens = checkpoint(layer, *arguments, use_reentrant=False)
             else:
@@ -123,13 +124,11 @@ def _cell_references(shapes: tuple[tuple[int, int], ...], valid_ratios: Tensor) 
     centres = []
     for level, (height, width) in enumerate(shapes):
         options: dict[str, Any] = {"dtype": valid_ratios.dtype, "device": valid_ratios.device}
-        y, x = torch.meshgrid(
-            torch.arange(height, **options) + 0.5,
-            torch.arange(width, **options) + 0.5,
-            indexing="ij",
+        valid = valid_ratios[:, level, :, None]  # (B, 2, 1), x and y
+        x = (torch.arange(width, **options) + 0.5) / (valid[:, 0] * width)
+        y = (torch.arange(height, **options) + 0.5) / (valid[:, 1] * height)
+        grid = torch.stack(
+            [x[:, None].expand(-1, height, -1), y[..., None].expand(-1, -1, width)], -1
         )
-        grid = torch.stack([x, y], dim=-1).flatten(0, 1)[None]
-        # filled on the device: a copy of numbers from the host would wait for the device
-        size = torch.stack([torch.full((), n, **options) for n in (width, height)])
-        centres.append(grid / (valid_ratios[:, None, level] * size))
+        centres.append(grid.flatten(1, 2))
     return torch.cat(centres, dim=1)[:, :, None] * valid_ratios[:, None]

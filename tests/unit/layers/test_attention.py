@@ -58,6 +58,12 @@ def deformable_inputs(coordinates: int, queries: int = 5) -> dict[str, object]:
     }
 
 
+def run(layer: DeformableAttention, inputs: dict[str, object]) -> Tensor:
+    """The layer on ``deformable_inputs``."""
+    others = {key: value for key, value in inputs.items() if key != "references"}
+    return layer(**others, frame=layer.frame(inputs["references"], inputs["shapes"]))
+
+
 def deformable() -> DeformableAttention:
     return perturbed(DeformableAttention(DIM, HEADS, len(SHAPES), POINTS))
 
@@ -68,7 +74,7 @@ def test_centres_count_cells_and_boxes_half_their_size_over_points() -> None:
     cells = torch.tensor([(w, h) for h, w in SHAPES], dtype=DOUBLE)
     sizes = (2 * POINTS / cells).expand(2, 5, -1, -1)
     boxes = torch.cat([inputs["references"], sizes], dim=-1)
-    assert_close(layer(**inputs), layer(**{**inputs, "references": boxes}))
+    assert_close(run(layer, inputs), run(layer, {**inputs, "references": boxes}))
 
 
 def test_offsets_of_a_box_scale_with_the_box(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +87,7 @@ def test_offsets_of_a_box_scale_with_the_box(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(attention_module, "multi_scale_deformable_attention", spy)
     layer, inputs = deformable(), deformable_inputs(4)
-    layer(**inputs)
+    run(layer, inputs)
     offsets = layer.sampling_offsets(inputs["x"] + inputs["position"])
     offsets = offsets.view(2, 5, HEADS, len(SHAPES), POINTS, 2)
     centre, size = inputs["references"][:, :, None, :, None].split(2, dim=-1)
@@ -93,9 +99,9 @@ def test_padded_tokens_have_no_effect() -> None:
     noise = torch.randn(2, TOKENS, DIM, dtype=DOUBLE)
     elsewhere = inputs["tokens"] + noise * inputs["padding"][..., None]
     changed = inputs["tokens"] + noise * ~inputs["padding"][..., None]
-    expected = layer(**inputs)
-    assert_close(layer(**{**inputs, "tokens": elsewhere}), expected)
-    assert not torch.allclose(layer(**{**inputs, "tokens": changed}), expected)
+    expected = run(layer, inputs)
+    assert_close(run(layer, {**inputs, "tokens": elsewhere}), expected)
+    assert not torch.allclose(run(layer, {**inputs, "tokens": changed}), expected)
 
 
 def test_equal_tokens_come_back_as_the_projected_token() -> None:
@@ -108,7 +114,7 @@ def test_equal_tokens_come_back_as_the_projected_token() -> None:
         "references": torch.tensor([0.5, 0.5, 1e-3, 1e-3], dtype=DOUBLE).expand(2, 5, 2, 4),
     }
     expected = inputs["x"] + layer.output_proj(layer.value_proj(token))
-    assert_close(layer(**inputs), expected)
+    assert_close(run(layer, inputs), expected)
 
 
 def test_offsets_start_along_one_direction_per_head_in_steps() -> None:
@@ -136,7 +142,7 @@ def test_locations_are_computed_in_float32_under_autocast(
     inputs = deformable_inputs(coordinates)
     inputs = {k: v.float() if k not in ("padding", "shapes") else v for k, v in inputs.items()}
     with torch.autocast("cpu", torch.bfloat16):
-        layer(**inputs)
+        run(layer, inputs)
         offsets = layer.sampling_offsets(inputs["x"] + inputs["position"])
     value, locations, weights = seen
     assert (value.dtype, offsets.dtype) == (torch.bfloat16, torch.bfloat16)

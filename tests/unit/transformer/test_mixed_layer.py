@@ -39,9 +39,8 @@ def layer(kind: type[DeformableDecoderLayer]) -> DeformableDecoderLayer:
 def test_cross_attention_comes_first() -> None:
     made = layer(CrossFirstDecoderLayer)
     content, position, references, memory = inputs()
-    x = made.cross_attention(
-        content, position, references, memory.tokens, memory.padding, memory.shapes
-    )
+    frame = made.cross_attention.frame(references, memory.shapes)
+    x = made.cross_attention(content, position, frame, memory.tokens, memory.padding, memory.shapes)
     attended = made.cross_attention_norm(x)
     x = made.self_attention_norm(made.self_attention(attended, position, None))
     expected = made.feed_forward_norm(made.feed_forward(x))
