@@ -15,7 +15,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LEVELS = (
-    {"structures", "boxes", "distributed", "errors", "classes", "overrides", "json_text"},
+    {
+        "structures",
+        "boxes",
+        "distributed",
+        "errors",
+        "classes",
+        "overrides",
+        "json_text",
+        "host_copy",
+    },
     {"ops", "layers"},
     {"backbones", "necks", "transformers", "heads", "assigners", "criteria"},
     {"detectors", "aux_heads"},

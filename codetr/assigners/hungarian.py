@@ -11,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from codetr.boxes import cxcywh_to_xyxy, paired_giou
+from codetr.host_copy import HostCopy
 from codetr.structures import Assignment, Predictions, Targets, TensorStruct
 
 FORBIDDEN = 1e6
@@ -75,25 +76,38 @@ class HungarianMatcher(nn.Module):
         return self.cls * (positive - negative) + self.l1 * distance - self.giou * overlap
 
 
-def solve(problems: Sequence[CostTables]) -> list[tuple[Assignment, ...]]:
-    """The assignments of every problem's layers. All costs leave the device in one copy, and all
-    assignments go back in one.
+class Matching:
+    """The assignments of every problem's layers, in the making: the costs leave the device in one
+    copy, which begins here, and all assignments go back in one. What is given to the device
+    before ``result`` is asked for keeps it busy while the host waits and solves.
     """
-    device = problems[0].costs.device
-    flat = torch.cat([problem.costs.flatten() for problem in problems]).cpu().numpy()
-    flat = np.nan_to_num(flat, nan=FORBIDDEN, posinf=FORBIDDEN, neginf=-FORBIDDEN)
-    ends = np.cumsum([problem.costs.numel() for problem in problems])[:-1]
-    solved = [
-        _match(table, problem.counts)
-        for problem, part in zip(problems, np.split(flat, ends), strict=True)
-        for table in part.reshape(problem.costs.shape)
-    ]
-    packed = torch.from_numpy(np.concatenate(solved, axis=1))
-    packed = packed.to(device, torch.int64, non_blocking=True)
-    parts: Iterator[Tensor] = iter(packed.split([pairs.shape[1] for pairs in solved], dim=1))
-    return [
-        tuple(_assignment(next(parts)) for _ in range(len(problem.costs))) for problem in problems
-    ]
+
+    def __init__(self, problems: Sequence[CostTables]) -> None:
+        self._problems = [(problem.costs.shape, problem.counts) for problem in problems]
+        self._device = problems[0].costs.device
+        self._costs = HostCopy(torch.cat([problem.costs.flatten() for problem in problems]))
+
+    def result(self) -> list[tuple[Assignment, ...]]:
+        """Per problem, an assignment for each of its layers."""
+        flat = self._costs.result().numpy()
+        flat = np.nan_to_num(flat, nan=FORBIDDEN, posinf=FORBIDDEN, neginf=-FORBIDDEN)
+        ends = np.cumsum([shape.numel() for shape, _ in self._problems])[:-1]
+        solved = [
+            _match(table, counts)
+            for (shape, counts), part in zip(self._problems, np.split(flat, ends), strict=True)
+            for table in part.reshape(shape)
+        ]
+        packed = torch.from_numpy(np.concatenate(solved, axis=1))
+        packed = packed.to(self._device, torch.int64, non_blocking=True)
+        parts: Iterator[Tensor] = iter(packed.split([pairs.shape[1] for pairs in solved], dim=1))
+        return [
+            tuple(_assignment(next(parts)) for _ in range(shape[0])) for shape, _ in self._problems
+        ]
+
+
+def solve(problems: Sequence[CostTables]) -> list[tuple[Assignment, ...]]:
+    """``Matching``, waited for at once."""
+    return Matching(problems).result()
 
 
 def _match(table: np.ndarray, counts: Sequence[int]) -> np.ndarray:

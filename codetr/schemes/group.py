@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
-from codetr.assigners import HungarianMatcher
+from codetr.assigners import CostTables, HungarianMatcher, solve
 from codetr.criteria import SetCriterion, deep_supervision
 from codetr.detectors.protocol import Detector
 from codetr.errors import UserError
@@ -78,8 +78,22 @@ class Group(nn.Module):
 
     def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
         """``layer{i}/...``, the mean over the further groups, weighted by their number."""
+        return self.measure(decoded, batch, solve(self.problems(decoded, batch)))
+
+    def problems(self, decoded: Mapping[str, Decoded], batch: Batch) -> list[CostTables]:
+        """All layers of one group after those of another."""
+        layers = [layer for name in self.names for layer in decoded[name].layers]
+        return [self.matcher.tables(layers, batch.targets)]
+
+    def measure(
+        self,
+        decoded: Mapping[str, Decoded],
+        batch: Batch,
+        matched: Sequence[tuple[Assignment, ...]],
+    ) -> Losses:
+        """See ``MatchingScheme``."""
         answers = [decoded[name].layers for name in self.names]
-        per_group = self.matcher([layer for group in answers for layer in group], batch.targets)
+        (per_group,) = matched
         depth = len(answers[0])
         layers = [_side_by_side([group[i] for group in answers]) for i in range(depth)]
         queries = answers[0][0].boxes.shape[1]

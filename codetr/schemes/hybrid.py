@@ -6,12 +6,21 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from codetr.assigners import HungarianMatcher
+from codetr.assigners import CostTables, HungarianMatcher, solve
 from codetr.criteria import SetCriterion, deep_supervision
 from codetr.detectors.protocol import Detector
 from codetr.errors import UserError
 from codetr.schemes.protocol import Proposal
-from codetr.structures import Batch, Decoded, Losses, Memory, QueryGroup, Targets, scaled
+from codetr.structures import (
+    Assignment,
+    Batch,
+    Decoded,
+    Losses,
+    Memory,
+    QueryGroup,
+    Targets,
+    scaled,
+)
 from codetr.transformers import QueryTable
 
 GROUP = "hybrid"
@@ -55,10 +64,25 @@ class Hybrid(nn.Module):
 
     def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
         """``layer{i}/...``, divided by the number of repeated targets."""
+        return self.measure(decoded, batch, solve(self.problems(decoded, batch)))
+
+    def problems(self, decoded: Mapping[str, Decoded], batch: Batch) -> list[CostTables]:
+        """All layers, with the repeated targets."""
         answer = decoded[GROUP]
-        targets = answer.group.targets
-        assignments = self.matcher(answer.layers, targets)
-        measured = deep_supervision(self.criterion, answer.layers, targets, assignments)
+        return [self.matcher.tables(answer.layers, answer.group.targets)]
+
+    def measure(
+        self,
+        decoded: Mapping[str, Decoded],
+        batch: Batch,
+        matched: Sequence[tuple[Assignment, ...]],
+    ) -> Losses:
+        """See ``MatchingScheme``."""
+        answer = decoded[GROUP]
+        (assignments,) = matched
+        measured = deep_supervision(
+            self.criterion, answer.layers, answer.group.targets, assignments
+        )
         return scaled(self.weight, measured)
 
 

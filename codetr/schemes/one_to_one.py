@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import nn
 
-from codetr.assigners import AnchorMatcher, HungarianMatcher, solve
+from codetr.assigners import AnchorMatcher, CostTables, HungarianMatcher, solve
 from codetr.criteria import SetCriterion, deep_supervision, normaliser
 from codetr.detectors.protocol import MAIN, Detector
 from codetr.schemes.protocol import Proposal
-from codetr.structures import Batch, Decoded, Losses, Memory, Targets, prefixed
+from codetr.structures import Assignment, Batch, Decoded, Losses, Memory, Targets, prefixed
 
 ProposalLabels = Literal["classes", "objectness"]
 """What the encoder's proposals are measured with: the true labels, or class 0 for every object."""
@@ -47,15 +47,30 @@ class OneToOne(nn.Module):
 
     def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
         """``layer{i}/...`` for decoder layers and ``encoder/...`` for proposals."""
-        main, targets = decoded[MAIN], batch.targets
-        problems = [self.matcher.tables(main.layers, targets)]
+        return self.measure(decoded, batch, solve(self.problems(decoded, batch)))
+
+    def problems(self, decoded: Mapping[str, Decoded], batch: Batch) -> list[CostTables]:
+        """The layers, and the proposals if there are any."""
+        main = decoded[MAIN]
+        problems = [self.matcher.tables(main.layers, batch.targets)]
         if main.proposals is not None:
-            labelled = proposal_targets(targets, self.proposal_labels)
+            labelled = proposal_targets(batch.targets, self.proposal_labels)
             problems.append(self.proposal_matcher.tables([main.proposals], labelled))
-        matched, *proposed = solve(problems)
-        losses = deep_supervision(self.criterion, main.layers, targets, matched)
+        return problems
+
+    def measure(
+        self,
+        decoded: Mapping[str, Decoded],
+        batch: Batch,
+        matched: Sequence[tuple[Assignment, ...]],
+    ) -> Losses:
+        """See ``MatchingScheme``."""
+        main = decoded[MAIN]
+        layers, *proposed = matched
+        losses = deep_supervision(self.criterion, main.layers, batch.targets, layers)
         for (pairs,) in proposed:
             assert main.proposals is not None
+            labelled = proposal_targets(batch.targets, self.proposal_labels)
             count = normaliser(pairs, main.proposals.boxes)
             measured = self.proposal_criterion(main.proposals, labelled, pairs, count)
             losses |= prefixed("encoder", measured)

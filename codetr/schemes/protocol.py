@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from codetr.assigners import CostTables
 from codetr.detectors.protocol import Detector
-from codetr.structures import Batch, Decoded, Losses, Memory, QueryGroup
+from codetr.structures import Assignment, Batch, Decoded, Losses, Memory, QueryGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,4 +28,25 @@ class Scheme(Protocol):
 
     def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
         """After decoding: assign targets to the decoded groups and measure them."""
+        ...
+
+
+@runtime_checkable
+class MatchingScheme(Protocol):
+    """What a scheme is besides that scores after matching on the host: the two halves of its
+    ``score``, so that a step can match for all schemes at once and give the device other work
+    meanwhile.
+    """
+
+    def problems(self, decoded: Mapping[str, Decoded], batch: Batch) -> Sequence[CostTables]:
+        """What has to be matched."""
+        ...
+
+    def measure(
+        self,
+        decoded: Mapping[str, Decoded],
+        batch: Batch,
+        matched: Sequence[tuple[Assignment, ...]],
+    ) -> Losses:
+        """The losses, under what every problem's layers were matched with."""
         ...

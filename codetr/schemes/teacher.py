@@ -61,15 +61,26 @@ class Teacher(nn.Module):
 
         Raises UserError if the batch has no teachers.
         """
+        return self.measure(decoded, batch, solve(self.problems(decoded, batch)))
+
+    def problems(self, decoded: Mapping[str, Decoded], batch: Batch) -> list[CostTables]:
+        """Each teacher's. Raises UserError if the batch has no teachers."""
         if not batch.teachers:
             raise UserError("scheme=teacher without teachers: give data.teachers=[FILE.json,...]")
+        return [table for t in batch.teachers for table in self._tables(decoded[MAIN], t)]
+
+    def measure(
+        self,
+        decoded: Mapping[str, Decoded],
+        batch: Batch,
+        matched: Sequence[tuple[Assignment, ...]],
+    ) -> Losses:
+        """See ``MatchingScheme``."""
         main = decoded[MAIN]
-        problems = [table for t in batch.teachers for table in self._tables(main, t)]
-        solved = solve(problems)
-        per_teacher = len(problems) // len(batch.teachers)
+        per_teacher = len(matched) // len(batch.teachers)
         losses: Losses = {}
         for number, targets in enumerate(batch.teachers):
-            pairs = solved[number * per_teacher : (number + 1) * per_teacher]
+            pairs = matched[number * per_teacher : (number + 1) * per_teacher]
             losses |= prefixed(str(number), self._follow(main, targets, pairs))
         return scaled(self.weight, losses)
 

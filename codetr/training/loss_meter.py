@@ -12,6 +12,7 @@ from torch import Tensor
 
 from codetr.distributed import mean_over_ranks
 from codetr.errors import UserError
+from codetr.host_copy import HostCopy
 from codetr.structures import Losses
 
 TOTAL = "loss"
@@ -74,8 +75,7 @@ class FiniteGuard:
     """
 
     def __init__(self) -> None:
-        self._flag: Tensor | None = None
-        self._copied: torch.cuda.Event | None = None
+        self._flag: HostCopy | None = None
         self._step = 0
 
     def watch(self, values: Tensor, step: int) -> None:
@@ -84,22 +84,14 @@ class FiniteGuard:
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         self._step = step
-        if flag.is_cuda:
-            host = torch.empty((), dtype=torch.uint8, pin_memory=True)
-            host.copy_(flag, non_blocking=True)
-            self._flag, self._copied = host, torch.cuda.Event()
-            self._copied.record()
-        else:
-            self._flag, self._copied = flag, None
+        self._flag = HostCopy(flag)
 
     @property
     def broken_step(self) -> int | None:
         """The watched step if a loss of any process was not finite then, else None."""
         if self._flag is None:
             return None
-        if self._copied is not None:
-            self._copied.synchronize()
-        return self._step if self._flag.item() else None
+        return self._step if self._flag.result().item() else None
 
     def check(self, meter: LossMeter) -> None:
         """Raise UserError on all processes if the watched step was broken on any."""

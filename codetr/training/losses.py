@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from codetr.assigners import Matching
 from codetr.detectors.protocol import MAIN, Detector
-from codetr.schemes.protocol import Scheme
-from codetr.structures import Batch, Losses, QueryGroup, prefixed
+from codetr.schemes.protocol import MatchingScheme, Scheme
+from codetr.structures import Batch, Decoded, Losses, QueryGroup, prefixed
 
 
 def training_losses(detector: Detector, schemes: Mapping[str, Scheme], batch: Batch) -> Losses:
@@ -19,6 +20,25 @@ def training_losses(detector: Detector, schemes: Mapping[str, Scheme], batch: Ba
         groups += proposal.groups
         losses |= prefixed(name, proposal.losses)
     decoded = detector.decode(memory, groups)
-    for name, scheme in schemes.items():
-        losses |= prefixed(name, scheme.score(decoded, batch))
+    scores = _scores(schemes, decoded, batch)
+    for name in schemes:
+        losses |= prefixed(name, scores[name])
     return losses
+
+
+def _scores(
+    schemes: Mapping[str, Scheme], decoded: Mapping[str, Decoded], batch: Batch
+) -> dict[str, Losses]:
+    """Every scheme's ``score``. Costs of all matching leave the device together; while they travel
+    and the host solves, the device measures what needs no matching.
+    """
+    matching = {name: s for name, s in schemes.items() if isinstance(s, MatchingScheme)}
+    problems = {name: scheme.problems(decoded, batch) for name, scheme in matching.items()}
+    tables = [table for own in problems.values() for table in own]
+    pending = Matching(tables) if tables else None
+    scores = {n: s.score(decoded, batch) for n, s in schemes.items() if n not in matching}
+    matched = iter(pending.result() if pending else ())
+    for name, scheme in matching.items():
+        own = [next(matched) for _ in problems[name]]
+        scores[name] = scheme.measure(decoded, batch, own)
+    return scores
