@@ -311,7 +311,9 @@ def total_loss(losses: Losses) -> Tensor:
     """The one place where losses are weighted and summed. Raises ValueError if there are none."""
     if not losses:
         raise ValueError("no loss to sum: add scheme=[one_to_one] or another scheme")
-    return torch.stack([term.value * term.weight for term in losses.values()]).sum()
+    values = torch.stack([term.value for term in losses.values()])
+    weights = torch.tensor([term.weight for term in losses.values()], dtype=values.dtype)
+    return (values * weights.to(values.device, non_blocking=True)).sum()
 
 
 def prefixed(prefix: str, losses: Losses) -> Losses:

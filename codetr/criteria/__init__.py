@@ -5,8 +5,11 @@ from codetr.criteria.set_criterion import (
     FocalClassification,
     QualityClassification,
     SetCriterion,
+    Supervised,
+    by_layer,
     deep_supervision,
     normaliser,
+    supervised,
 )
 
 __all__ = [
@@ -14,6 +17,9 @@ __all__ = [
     "FocalClassification",
     "QualityClassification",
     "SetCriterion",
+    "Supervised",
+    "by_layer",
     "deep_supervision",
     "normaliser",
+    "supervised",
 ]

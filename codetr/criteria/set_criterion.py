@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -65,6 +67,20 @@ def concatenated(targets: Sequence[Targets]) -> Targets:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Supervised:
+    """A group of queries and what they are to find: ``layers`` from first to last, each with its
+    assignment to ``targets``; their sums are divided by ``num_boxes`` (); ``background`` weights
+    the class loss of queries without a target.
+    """
+
+    layers: Sequence[Predictions]
+    targets: Sequence[Targets]
+    assignments: Sequence[Assignment]
+    num_boxes: Tensor
+    background: float = 1.0
+
+
 class SetCriterion(nn.Module):
     """Classification of all queries, L1 and GIoU of the matched ones (DETR, equation 2).
 
@@ -106,12 +122,24 @@ class SetCriterion(nn.Module):
         background: float = 1.0,
     ) -> list[Losses]:
         """The losses of every layer by itself; all are computed at once."""
-        boxes = torch.stack([layer.boxes for layer in layers])
-        logits = torch.stack([layer.logits for layer in layers]).to(boxes.dtype)
-        counts = [len(assignment) for assignment in assignments]
-        place = _places(assignments, boxes.device)
-        target = torch.cat([assignment.target for assignment in assignments])
-        chosen = concatenated(targets).map(lambda value: value[target])
+        group = Supervised(
+            layers=layers,
+            targets=targets,
+            assignments=assignments,
+            num_boxes=num_boxes,
+            background=background,
+        )
+        (losses,) = self.groups([group])
+        return losses
+
+    def groups(self, groups: Sequence[Supervised]) -> list[list[Losses]]:
+        """The losses of every layer of every group; all are computed at once. The groups have as
+        many layers and images, but may differ in everything else.
+        """
+        boxes, logits = _side_by_side(groups)
+        logits = logits.to(boxes.dtype)
+        place = _places(groups)
+        chosen = _chosen(groups)
         found, wanted = boxes[place], chosen.boxes.to(boxes.dtype)
         corners, wanted_corners = cxcywh_to_xyxy(found), cxcywh_to_xyxy(wanted)
         size = chosen.size.repeat(1, 2).to(boxes.dtype)
@@ -122,32 +150,79 @@ class SetCriterion(nn.Module):
         overlap = paired_iou(corners.detach(), wanted_corners)
         quality = logits.new_zeros(logits.shape[:3]).index_put(place, overlap)
         per_query = self.classification(logits, labels, quality).sum(-1)
-        importance = torch.full_like(quality, background).index_put(place, weights)
+        rows = [group.layers[0].boxes.shape[1] for group in groups]
+        importance = torch.empty_like(quality)
+        for part, group in zip(importance.split(rows, dim=2), groups, strict=True):
+            part.fill_(group.background)
+        per_query = per_query * importance.index_put_(place, weights)
 
         distance = (found - wanted).abs().sum(-1)
         mismatch = 1 - paired_giou(corners * size, wanted_corners * size)
         per_pair = torch.stack([distance, mismatch]) * weights
-        # A sum per part, not a scattered one: in the same order on every device.
-        bbox, giou = torch.stack([part.sum(1) for part in per_pair.split(counts, dim=1)], dim=1)
-        cls = (per_query * importance).sum(dim=(1, 2))
-        divisor = num_boxes.to(boxes.dtype) + torch.finfo(boxes.dtype).eps
-        weighted = zip((cls, bbox, giou), (self.cls, self.l1, self.giou), strict=True)
-        terms = [[LossTerm(v, w) for v in (raw / divisor).unbind()] for raw, w in weighted]
-        return [
-            dict(zip(("cls", "bbox", "giou"), own, strict=True)) for own in zip(*terms, strict=True)
+        pairs = [sum(map(len, group.assignments)) for group in groups]
+        parts = zip(groups, per_query.split(rows, 2), per_pair.split(pairs, 1), strict=True)
+        return [self._terms(group, query, pair) for group, query, pair in parts]
+
+    def _terms(self, group: Supervised, per_query: Tensor, per_pair: Tensor) -> list[Losses]:
+        """Every layer's losses from those of a group's queries (L, B, Q) and pairs (2, P)."""
+        of_pairs = _sums(per_pair, [len(assignment) for assignment in group.assignments])
+        divisor = group.num_boxes.to(per_pair.dtype) + torch.finfo(per_pair.dtype).eps
+        cls = per_query.sum(dim=(1, 2)) / divisor
+        bbox, giou = (of_pairs / divisor).unbind()
+        weighted = {"cls": (cls, self.cls), "bbox": (bbox, self.l1), "giou": (giou, self.giou)}
+        terms = [
+            [LossTerm(value, w) for value in values.unbind()] for values, w in weighted.values()
         ]
+        return [dict(zip(weighted, layer, strict=True)) for layer in zip(*terms, strict=True)]
 
 
-def _places(
-    assignments: Sequence[Assignment], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Layer, image and query (P,) of the pairs of all layers, one layer after the other."""
-    layer = [torch.full((len(a),), i, device=device) for i, a in enumerate(assignments)]
+def _side_by_side(groups: Sequence[Supervised]) -> tuple[Tensor, Tensor]:
+    """Boxes (L, B, Q, 4) and logits (L, B, Q, K) of the queries of all groups."""
+    boxes = [torch.stack([layer.boxes for layer in group.layers]) for group in groups]
+    logits = [torch.stack([layer.logits for layer in group.layers]) for group in groups]
+    if len(groups) == 1:
+        return boxes[0], logits[0]
+    return torch.cat(boxes, dim=2), torch.cat(logits, dim=2)
+
+
+def _places(groups: Sequence[Supervised]) -> tuple[Tensor, Tensor, Tensor]:
+    """Layer, image and query (P,) of the pairs of all groups' layers, a group's layers one after
+    the other.
+    """
+    every = [assignment for group in groups for assignment in group.assignments]
+    layer = np.concatenate([np.arange(len(g.assignments), dtype=np.uint8) for g in groups])
+    numbers = torch.from_numpy(layer.repeat([len(assignment) for assignment in every]))
+    query, start = [], 0
+    for group in groups:
+        own = torch.cat([assignment.query for assignment in group.assignments])
+        query.append(own + start if start else own)
+        start += group.layers[0].boxes.shape[1]
     return (
-        torch.cat(layer),
-        torch.cat([a.image for a in assignments]),
-        torch.cat([a.query for a in assignments]),
+        numbers.to(every[0].image.device, non_blocking=True).long(),
+        torch.cat([assignment.image for assignment in every]),
+        torch.cat(query) if len(query) > 1 else query[0],
     )
+
+
+def _chosen(groups: Sequence[Supervised]) -> Targets:
+    """The target of every pair, in the order of ``_places``."""
+    index, start = [], 0
+    for group in groups:
+        own = torch.cat([assignment.target for assignment in group.assignments])
+        index.append(own + start if start else own)
+        start += sum(map(len, group.targets))
+    target = torch.cat(index) if len(index) > 1 else index[0]
+    every = concatenated([target for group in groups for target in group.targets])
+    return every.map(lambda value: value[target])
+
+
+def _sums(per_pair: Tensor, counts: Sequence[int]) -> Tensor:
+    """(2, L) sums of (2, P) over ``counts[l]`` pairs of every layer. By part, not scattered: in the
+    same order on every device.
+    """
+    if len(set(counts)) == 1:
+        return per_pair.unflatten(1, (len(counts), counts[0])).sum(2)
+    return torch.stack([part.sum(1) for part in per_pair.split(list(counts), dim=1)], dim=1)
 
 
 def normaliser(assignment: Assignment, like: Tensor) -> Tensor:
@@ -166,9 +241,29 @@ def deep_supervision(
     """The criterion on every layer, under ``layer0/cls`` and so on. All layers have the same
     number of pairs, so they share one normaliser. ``background`` as in ``SetCriterion``.
     """
+    group = supervised(layers, targets, assignments, background)
+    return by_layer(criterion.groups([group])[0])
+
+
+def supervised(
+    layers: Sequence[Predictions],
+    targets: Sequence[Targets],
+    assignments: Sequence[Assignment],
+    background: float = 1.0,
+) -> Supervised:
+    """A group whose layers all have the same number of pairs, which is what is divided by."""
+    return Supervised(
+        layers=layers,
+        targets=targets,
+        assignments=assignments,
+        num_boxes=normaliser(assignments[0], layers[0].boxes),
+        background=background,
+    )
+
+
+def by_layer(layers: Sequence[Losses]) -> Losses:
+    """Losses of layers, under ``layer0/cls`` and so on."""
     losses: Losses = {}
-    num_boxes = normaliser(assignments[0], layers[0].boxes)
-    measured = criterion.layers(layers, targets, assignments, num_boxes, background)
-    for i, own in enumerate(measured):
+    for i, own in enumerate(layers):
         losses |= prefixed(f"layer{i}", own)
     return losses

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from codetr.criteria import SetCriterion, deep_supervision
+from codetr.criteria import SetCriterion, Supervised, by_layer, supervised
 from codetr.detectors.protocol import Detector
 from codetr.errors import UserError
 from codetr.layers import sine_coordinates
@@ -161,18 +161,20 @@ class Collaborative(nn.Module):
 
     def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
         """The positive queries' losses as ``positive_{head}/layer{i}/...``."""
+        groups = {f"positive_{name}": decoded[f"positive_{name}"] for name in self.embeddings}
+        if not groups:
+            return {}
+        measured = self.criterion.groups([_supervised(answer) for answer in groups.values()])
         losses: Losses = {}
-        for name in self.embeddings:
-            answer = decoded[f"positive_{name}"]
-            assert answer.group.assignment is not None
-            measured = deep_supervision(
-                self.criterion,
-                answer.layers,
-                answer.group.targets,
-                [answer.group.assignment] * len(answer.layers),
-            )
-            losses |= prefixed(f"positive_{name}", scaled(self.lambda_1, measured))
+        for name, layers in zip(groups, measured, strict=True):
+            losses |= prefixed(name, scaled(self.lambda_1, by_layer(layers)))
         return losses
+
+
+def _supervised(answer: Decoded) -> Supervised:
+    assert answer.group.assignment is not None
+    assignments = [answer.group.assignment] * len(answer.layers)
+    return supervised(answer.layers, answer.group.targets, assignments)
 
 
 def zero_of(*modules: nn.Module) -> Tensor:

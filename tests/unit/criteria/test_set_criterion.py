@@ -13,6 +13,7 @@ from codetr.criteria import (
     FocalClassification,
     QualityClassification,
     SetCriterion,
+    Supervised,
     deep_supervision,
     normaliser,
 )
@@ -195,3 +196,45 @@ def test_deep_supervision_measures_each_layer_under_its_own_assignment() -> None
         alone = criterion(layer, truth, assignment, torch.tensor(5.0, dtype=DOUBLE))
         for name, term in alone.items():
             assert_close(losses[f"layer{i}/{name}"].value, term.value)
+
+
+@pytest.mark.parametrize("kind", [FocalClassification, QualityClassification])
+def test_groups_together_are_measured_as_each_by_itself(kind: type[nn.Module]) -> None:
+    """With their own numbers of queries, targets, pairs, normalisers and backgrounds."""
+    criterion = SetCriterion(kind())
+    few, many, layers = targets((1, 0)), targets((2, 3), weighted=True), 3
+    wide = [
+        Predictions(
+            logits=torch.randn(2, QUERIES + 2, CLASSES, dtype=DOUBLE, requires_grad=True),
+            boxes=boxes(2, QUERIES + 2).requires_grad_(),
+        )
+        for _ in range(layers)
+    ]
+    groups = [
+        Supervised(
+            layers=[predictions() for _ in range(layers)],
+            targets=few,
+            assignments=[pairs((0, i, 0)) for i in range(layers)],
+            num_boxes=torch.tensor(1.0),
+        ),
+        Supervised(
+            layers=wide,
+            targets=many,
+            assignments=[pairs(*MATCHED), pairs((0, 6, 1)), pairs()],
+            num_boxes=torch.tensor(4.0),
+            background=0.3,
+        ),
+    ]
+    together = criterion.groups(groups)
+    for group, found in zip(groups, together, strict=True):
+        (alone,) = criterion.groups([group])
+        assert_close(found, alone)
+        leaves = [t for layer in group.layers for t in (layer.logits, layer.boxes)]
+        grads = [
+            torch.autograd.grad(sum(map(total_loss, own)), leaves, retain_graph=True)
+            for own in (found, alone)
+        ]
+        assert_close(*grads)
+        for i, own in enumerate(found):
+            parts = group.layers[i], group.targets, group.assignments[i], group.num_boxes
+            assert_close(own, criterion(*parts, group.background))
