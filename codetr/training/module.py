@@ -19,7 +19,7 @@ from codetr.evaluation import CocoEvaluator, Detections, Postprocess
 from codetr.structures import Batch, Losses, total_loss
 from codetr.training.loss_meter import TOTAL, FiniteGuard, LossMeter
 from codetr.training.losses import training_losses
-from codetr.training.timing import logs_now
+from codetr.training.timing import logs_now, on_host
 
 BuildOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]], int], torch.optim.Optimizer]
 """(named parameters, images per optimiser step) -> optimiser."""
@@ -112,14 +112,13 @@ class DetectionModule(LightningModule):
         """Log mean losses every ``trainer.log_every_n_steps`` optimiser steps."""
         if logs_now(self.trainer):
             for name, value in self.meter.read().items():
-                self.log(name, value, on_step=True, on_epoch=False, prog_bar=name == TOTAL)
+                self.log(name, on_host(value), on_step=True, on_epoch=False, prog_bar=name == TOTAL)
 
     def on_train_epoch_end(self) -> None:
         """Log what is left, and stop before a checkpoint if the last step was broken."""
         self.guard.check(self.meter)
-        self.log_dict(
-            self.meter.read(), on_step=False, on_epoch=True, rank_zero_only=True, batch_size=1
-        )
+        means = {name: on_host(value) for name, value in self.meter.read().items()}
+        self.log_dict(means, on_step=False, on_epoch=True, rank_zero_only=True, batch_size=1)
 
     def on_validation_epoch_start(self) -> None:
         """Start from no detections."""

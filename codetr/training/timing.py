@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 
 def log_interval(trainer: Trainer) -> int:
@@ -17,3 +19,10 @@ def logs_now(trainer: Trainer) -> bool:
     stepped = (trainer.fit_loop.epoch_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
     last = trainer.is_last_batch  # the rest of an epoch is a step of its own
     return (stepped or last) and trainer.global_step % log_interval(trainer) == 0
+
+
+def on_host(value: float) -> Tensor:
+    """A number to be logged, on the CPU: Lightning would copy it to the device, which is waited
+    for, and back again.
+    """
+    return torch.tensor(value, device="cpu")

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from codetr.training.timing import log_interval, logs_now
+from codetr.training.timing import log_interval, logs_now, on_host
 
 
 class GradientNorm(Callback):
@@ -53,4 +53,4 @@ class LearningRates(Callback):
         """Log."""
         if logs_now(trainer):
             for group in trainer.optimizers[0].param_groups:
-                pl_module.log(f"lr/{group['name']}", float(group["lr"]))
+                pl_module.log(f"lr/{group['name']}", on_host(float(group["lr"])))

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from codetr.structures import Batch
-from codetr.training.timing import logs_now
+from codetr.training.timing import logs_now, on_host
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -76,8 +76,8 @@ class Throughput(Callback):
             self._total_steps += 1
         if logs_now(trainer):
             rate = self._interval_images / max(self._interval_time, 1e-9)
-            pl_module.log("images_per_second", rate, prog_bar=True)
-            pl_module.log("peak_memory_gib", peak_memory_gib(pl_module.device))
+            pl_module.log("images_per_second", on_host(rate), prog_bar=True)
+            pl_module.log("peak_memory_gib", on_host(peak_memory_gib(pl_module.device)))
             self._interval_time, self._interval_images = 0.0, 0
 
     @property

@@ -29,7 +29,13 @@ from codetr.structures import (
     QueryGroup,
     Targets,
 )
-from codetr.training.callbacks import BestResult, GradientNorm, LastCheckpoint, LearningRates
+from codetr.training.callbacks import (
+    BestResult,
+    GradientNorm,
+    LastCheckpoint,
+    LearningRates,
+    Throughput,
+)
 from codetr.training.ema import ExponentialMovingAverage, Warmup, exponential, hyperbolic
 from codetr.training.loggers import CsvLogger
 from codetr.training.module import DetectionModule
@@ -221,6 +227,23 @@ def test_accumulation_logs_once_per_optimiser_step(tmp_path: Path) -> None:
 def test_gradient_norm_is_that_before_clipping(tmp_path: Path) -> None:
     table = fit(tmp_path, module(), GradientNorm(), epochs=1, clip=0.01)
     assert column(table, "gradient_norm") == pytest.approx([2.0] * 3)  # |d 2|w - x| / dw|
+
+
+def test_nothing_is_logged_in_training_that_would_be_copied_to_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning makes tensors of the device out of Python's numbers, and waits for them."""
+    seen, log = {}, DetectionModule.log
+
+    def spy(self: DetectionModule, name: str, value: object, **options: object) -> None:
+        seen[name] = value
+        log(self, name, value, **options)
+
+    monkeypatch.setattr(DetectionModule, "log", spy)
+    fit(tmp_path, module(), GradientNorm(), LearningRates(), Throughput(), every=2)
+    assert {"loss", "lr/rest", "gradient_norm", "images_per_second"} <= seen.keys()
+    rest = {name for name in seen if not name.startswith("val/")}
+    assert all(isinstance(seen[name], Tensor) for name in rest)
 
 
 def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
