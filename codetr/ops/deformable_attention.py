@@ -66,7 +66,7 @@ def use_msda(choice: str, device: torch.device) -> str:
             grid_sample per level, in operations that every device and ONNX have.
         device: where the model will run.
 
-    Returns what will run there and why, for the log.
+    Returns what will run there and why, for the log. On CUDA a small kernel is run to find out.
 
     Raises:
         UserError: no such choice, or it cannot run on ``device``.
@@ -74,8 +74,8 @@ def use_msda(choice: str, device: torch.device) -> str:
     global _choice
     if choice not in CHOICES:
         raise UserError(f"ops.msda={choice}: no such choice: take one of {', '.join(CHOICES)}")
-    kernel = _kernel(device) if choice in ("auto", "torch") else choice
-    obstacle = _triton_obstacle(device) if kernel == "triton" else _numba_obstacle(device)
+    kernel = _kernel(device) if choice == "auto" else choice
+    obstacle = OBSTACLES[kernel](device) if kernel in OBSTACLES else None
     if choice == kernel and obstacle:
         raise UserError(f"ops.msda={choice} cannot run: {obstacle}; ops.msda=auto takes what can")
     # else ``auto`` stays as it is, since a model may move to another device later
@@ -105,7 +105,29 @@ def _triton_obstacle(device: torch.device) -> str | None:
     major, minor = torch.cuda.get_device_capability(device)
     if torch.version.cuda and major < 7:
         return f"Triton needs compute capability 7.0, this device has {major}.{minor}"
+    return _failure(device)
+
+
+def _failure(device: torch.device) -> str | None:
+    """Why the smallest kernel does not run on ``device``: Triton builds its launcher with a C
+    compiler and Python's headers, which a machine may lack. None if it runs.
+    """
+    try:
+        from codetr.ops import msda_triton
+
+        msda_triton.run_smallest(device)
+    except Exception as error:  # whatever a compiler, a driver and Triton can say
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        return (
+            f"its smallest kernel does not run here ({said}); Triton needs a C compiler (gcc, or "
+            "the variable CC) and Python's headers (python3-dev)"
+        )
     return None
+
+
+OBSTACLES = {"triton": _triton_obstacle, "numba": _numba_obstacle}
+"""Why a kernel cannot run on a device, by the choice that means it."""
 
 
 def _has_operator(device: str) -> bool:

@@ -190,17 +190,26 @@ def _launch(
         )  # fmt: skip
 
 
-def _level_table(shapes: Shapes, device: torch.device) -> Tensor:
-    """(L, 3) int32 (H, W, first token). From pinned memory, so that the host does not wait."""
-    return _pinned_level_table(shapes, device.type == "cuda").to(device, non_blocking=True)
+def run_smallest(device: torch.device) -> None:
+    """Compile and run both passes on a single pixel; raises what stands in the way."""
+    value = torch.zeros(1, 1, 1, 16, device=device)
+    locations = torch.zeros(1, 1, 1, 1, 1, 2, device=device)
+    weights = torch.zeros(1, 1, 1, 1, 1, device=device)
+    out = forward(value, ((1, 1),), locations, weights)
+    backward(out, value, ((1, 1),), locations, weights)[0].cpu()  # waits: errors arrive late
 
 
 @functools.lru_cache(maxsize=1024)
-def _pinned_level_table(shapes: Shapes, pinned: bool) -> Tensor:
+def _level_table(shapes: Shapes, device: torch.device) -> Tensor:
+    """(L, 3) int32 (H, W, first token), kept on the device: all layers, and both passes, read the
+    same. From pinned memory, so that the host does not wait.
+    """
     ends = itertools.accumulate(h * w for h, w in shapes)
     rows = [(h, w, end - h * w) for (h, w), end in zip(shapes, ends, strict=True)]
     table = torch.tensor(rows, dtype=torch.int32)
-    return table.pin_memory() if pinned else table
+    if device.type == "cuda":
+        table = table.pin_memory()
+    return table.to(device, non_blocking=True)
 
 
 def _fixed_point_unit(grad_out: Tensor, weights: Tensor) -> Tensor:

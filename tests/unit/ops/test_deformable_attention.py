@@ -3,6 +3,7 @@ the operator against what torch.library asks of one."""
 
 import itertools
 import os
+import re
 import runpy
 import signal
 from collections.abc import Iterator
@@ -318,10 +319,34 @@ def test_an_old_gpu_is_told_apart(
     monkeypatch.setattr(deformable_attention, "HAS_TRITON", True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "cuda", "12.6")
+    monkeypatch.setattr(deformable_attention, "_failure", lambda device: None)
     says = use_msda("auto", torch.device("cuda"))
     assert says.startswith("Triton kernel on cuda") is runs
     assert ("this device has 6.1" in says) is not runs
     assert deformable_attention._has_operator("cuda") is runs
+
+
+@pytest.mark.parametrize("choice", ["auto", "triton"])
+def test_a_gpu_whose_kernels_cannot_be_built_is_said_aloud(
+    choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on machines without a C compiler, where Triton's first launch fails."""
+    msda_triton = pytest.importorskip("codetr.ops.msda_triton", exc_type=ImportError)
+
+    def fail(device: torch.device) -> None:
+        raise RuntimeError("\nFailed to find C compiler. Please specify via CC\nmore")
+
+    monkeypatch.setattr(msda_triton, "run_smallest", fail)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    says = r"RuntimeError: Failed to find C compiler\. Please specify via CC\); Triton needs a C"
+    gpu = torch.device("cuda")
+    if choice == "triton":
+        with pytest.raises(UserError, match=f"ops.msda=triton cannot run: .*{says}"):
+            use_msda(choice, gpu)
+    else:
+        found = use_msda(choice, gpu)
+        assert re.search(f"PyTorch, grid_sample per level on cuda .*{says}", found)
+        assert not deformable_attention._has_operator("cuda")
 
 
 @pytest.mark.golden

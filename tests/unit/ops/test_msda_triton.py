@@ -100,6 +100,17 @@ def assert_like_reference(
 
 
 @on_kernel
+def test_the_smallest_run_goes_through_and_tables_are_kept() -> None:
+    from codetr.ops import msda_triton
+
+    device = torch.device(DEVICE)
+    msda_triton.run_smallest(device)
+    table = msda_triton._level_table(SHAPES, device)
+    assert table.tolist() == [[4, 3, 0], [2, 5, 12]]
+    assert msda_triton._level_table(SHAPES, device) is table
+
+
+@on_kernel
 @pytest.mark.parametrize(
     ("value", "dim"),
     [
