@@ -158,3 +158,12 @@ def test_no_losses_is_an_error_that_names_the_remedy() -> None:
 def test_scaling_changes_the_weight_and_not_the_logged_value() -> None:
     losses = scaled(12.0, prefixed("atss", {"cls": LossTerm(torch.tensor(3.0), 2.0)}))
     assert losses == {"atss/cls": LossTerm(torch.tensor(3.0), 24.0)}
+
+
+def test_pinned_memory_is_asked_for_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pinning itself needs CUDA."""
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self: self + 1)
+    before = Predictions(logits=torch.zeros(1, 2, 3), boxes=torch.zeros(1, 2, 4))
+    after = before.pin_memory()
+    assert torch.equal(after.logits, before.logits + 1)
+    assert torch.equal(after.boxes, before.boxes + 1)

@@ -14,7 +14,7 @@ from codetr.checkpoints.files import read_detector_file, write_detector_file
 from codetr.data.collate import Collate
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess, SoftNms
-from codetr.inference.finder import as_sample
+from codetr.inference.finder import as_sample, choose_device
 from codetr.inference.predictor import Prediction, Predictor, build_detector
 from codetr.inference.views import Views
 
@@ -40,6 +40,14 @@ def test_cudnn_computes_no_attention_where_a_model_is_loaded(tiny: Path) -> None
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@pytest.mark.parametrize("available", [True, False])
+def test_auto_takes_a_gpu_where_there_is_one(
+    available: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    assert choose_device("auto") == torch.device("cuda" if available else "cpu")
 
 
 def test_every_kind_of_image_gives_the_same(predictor: Predictor, tmp_path: Path) -> None:
