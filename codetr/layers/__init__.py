@@ -2,7 +2,7 @@
 
 from codetr.layers.attention import DeformableAttention, SamplingFrame, SelfAttention
 from codetr.layers.mlp import FeedForward, Mlp
-from codetr.layers.position import sine_coordinates, sine_map
+from codetr.layers.position import sine_coordinates, sine_tokens
 
 __all__ = [
     "DeformableAttention",
@@ -11,5 +11,5 @@ __all__ = [
     "SamplingFrame",
     "SelfAttention",
     "sine_coordinates",
-    "sine_map",
+    "sine_tokens",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,22 +20,29 @@ def _wavelengths(num_channels: int, temperature: float, like: Tensor) -> Tensor:
     return torch.full_like(exponent, temperature) ** exponent
 
 
-def sine_map(padding: Tensor, dim: int, temperature: float, offset: float, like: Tensor) -> Tensor:
-    """Encoding (B, dim, H, W) of each pixel's place within the valid area, y before x.
+def sine_tokens(
+    paddings: Sequence[Tensor], dim: int, temperature: float, offset: float, like: Tensor
+) -> Tensor:
+    """Encoding (B, S, dim) of each pixel's place within the valid area, y before x, level after
+    level and row by row.
 
-    ``padding`` (B, H, W) bool, True outside the image; ``offset`` is added to the pixel count
+    ``paddings`` (B, H_l, W_l) bool, True outside the image; ``offset`` is added to the pixel count
     before it is normalised to 2 pi (Co-DINO 0, Deformable DETR -0.5); ``like`` gives the dtype.
     """
-    valid = ~padding
+    angles = [_angles(~padding, offset, like.dtype).flatten(1, 2) for padding in paddings]
     wavelengths = _wavelengths(dim // 2, temperature, like)
+    return _interleaved_sine(torch.cat(angles, dim=1)[..., None] / wavelengths).flatten(-2)
+
+
+def _angles(valid: Tensor, offset: float, dtype: torch.dtype) -> Tensor:
+    """(B, H, W, 2) y and x of the pixels of a ``valid`` area (B, H, W), 2 pi at its end."""
     parts = []
     for axis in (1, 2):
         # in whole numbers: deterministic algorithms know no other cumulative sum on CUDA
-        count = valid.cumsum(axis).to(like.dtype)
+        count = valid.cumsum(axis).to(dtype)
         last = count.narrow(axis, count.shape[axis] - 1, 1)
-        angle = (count + offset) / (last + 1e-6) * (2 * math.pi)
-        parts.append(_interleaved_sine(angle[..., None] / wavelengths))
-    return torch.cat(parts, dim=-1).permute(0, 3, 1, 2)
+        parts.append((count + offset) / (last + 1e-6) * (2 * math.pi))
+    return torch.stack(parts, dim=-1)
 
 
 def sine_coordinates(coordinates: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from codetr.layers import DeformableAttention, FeedForward, SamplingFrame, sine_map
+from codetr.layers import DeformableAttention, FeedForward, SamplingFrame, sine_tokens
 from codetr.structures import Memory, Pyramid
 
 
@@ -81,16 +81,12 @@ class DeformableEncoder(nn.Module):
         masks = tuple(_resize_mask(padding, shape) for shape in pyramid.shapes)
         valid_ratios = torch.stack([_valid_ratio(m, pyramid.maps[0]) for m in masks], dim=1)
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in pyramid.maps], dim=1)
-        position = torch.cat(
-            [
-                sine_map(mask, tokens.shape[-1], self.temperature, self.offset, embed)
-                .flatten(2)
-                .transpose(1, 2)
-                + embed
-                for mask, embed in zip(masks, self.level_embed, strict=True)
-            ],
-            dim=1,
+        position = sine_tokens(
+            masks, tokens.shape[-1], self.temperature, self.offset, self.level_embed
         )
+        sizes = [height * width for height, width in pyramid.shapes]
+        level = [e.expand(n, -1) for e, n in zip(self.level_embed, sizes, strict=True)]
+        position = position + torch.cat(level)
         flat_padding = torch.cat([mask.flatten(1) for mask in masks], dim=1)
         references = _cell_references(pyramid.shapes, valid_ratios)
         frame = self.layers[0].attention.frame(references, pyramid.shapes)  # type: ignore[operator, union-attr]

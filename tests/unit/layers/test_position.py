@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from codetr.layers import sine_coordinates, sine_map
+from codetr.layers import sine_coordinates, sine_tokens
 
 
 def channel(value: float, index: int, channels: int, temperature: float) -> float:
@@ -23,7 +23,11 @@ def test_map_counts_valid_cells(temperature: float, offset: float) -> None:
     for image, (height, width) in enumerate(valid):
         padding[image, :height, :width] = False
     dim = 8
-    found = sine_map(padding, dim, temperature, offset, torch.zeros(1, dtype=torch.float64))
+    like = torch.zeros(1, dtype=torch.float64)
+    other = torch.zeros(2, 2, 2, dtype=torch.bool)  # of another level
+    tokens = sine_tokens([other, padding], dim, temperature, offset, like)
+    assert_close(tokens[:, :4], sine_tokens([other], dim, temperature, offset, like))
+    found = tokens[:, 4:].transpose(1, 2).unflatten(2, (3, 4))
     for image, (height, width) in enumerate(valid):
         for row in range(height):
             for column in range(width):
@@ -52,7 +56,7 @@ class Sums(TorchDispatchMode):
 def test_cells_are_counted_in_whole_numbers() -> None:
     """Deterministic algorithms refuse a cumulative sum of floats on CUDA."""
     with Sums() as sums:
-        sine_map(torch.zeros(1, 3, 4, dtype=torch.bool), 8, 20.0, 0.0, torch.zeros(1))
+        sine_tokens([torch.zeros(1, 3, 4, dtype=torch.bool)], 8, 20.0, 0.0, torch.zeros(1))
     assert sums.dtypes == {torch.int64}
 
 
