@@ -73,6 +73,9 @@ COVERED = {
     "codetr/training/trainer.py::pick_precision": (
         "tests/unit/training/test_trainer.py::test_precision_is_automatic_only_on_request"
     ),
+    "codetr/training/trainer.py::use_tf32": (
+        "tests/unit/training/test_trainer.py::test_tf32_is_for_products_and_convolutions_alike"
+    ),
 }
 """By place: the test that runs it with something in the place of a GPU."""
 

@@ -52,6 +52,7 @@ SLIM = (
 BENCHMARKS = {
     "op": (*QUICK, "--where", "small", "--no-memory"),
     "step": (*QUICK, *SIZES, *SLIM),
+    "launches": (*QUICK, *SIZES, *SLIM),
     "infer": (*QUICK, *SIZES, *SLIM),
     "k": (*QUICK, *SIZES),
     "data": (*QUICK, "--count", "2", "--large", "1", "--no-memory"),
