@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from faster_coco_eval.core import mask as rle
+from faster_coco_eval.mask_api_new_cpp import toUncompressedRLE
 from numpy.typing import NDArray
 from torch import Tensor
 
 from codetr.errors import UserError
 
 _MIN_COORDINATES = 6  # of a polygon: a triangle
-_MARGIN = 2  # pixels around an object, so that rounding stays within its window
 _LIMIT = 2**31  # of what the table can hold
 
 
@@ -62,21 +62,24 @@ class Segmentations:
         return [self.coordinates[low:high].view(-1, 2) for low, high in pairwise(offsets)]
 
     def _draw(self, row: int, mask: NDArray[np.uint8]) -> None:
-        """Draw into the window around the polygons alone: most objects are small.
+        """Draw the outlines of an annotation in the whole image, as run lengths down its columns,
+        and fill in only the columns that the object reaches: most objects are small.
 
-        Moving a polygon by whole pixels does not change a pixel of it.
+        Drawing in a window around the object is not the same: ties of rounding fall elsewhere.
         """
-        outlines = self._outlines(row)
-        if not outlines:
+        polygons = self.polygons(row)
+        if not polygons:
             return
-        points = torch.cat(outlines)
-        low = (points.amin(dim=0) // 100 - _MARGIN).clamp(min=0)
-        (x0, y0) = low.tolist()
-        (x1, y1) = (points.amax(dim=0) // 100 + _MARGIN).clamp(min=0).tolist()
-        window = mask[y0:y1, x0:x1]
-        if window.size:
-            moved = [((p - 100 * low).double() / 100).flatten().tolist() for p in outlines]
-            window[:] = rle.decode(rle.merge(rle.frPyObjects(moved, *window.shape)))
+        height, width = mask.shape
+        drawn = rle.merge(rle.frPyObjects(polygons, height, width))
+        (runs,) = toUncompressedRLE([drawn])
+        ends = np.cumsum(runs["counts"])  # of background and object by turns
+        of_object = ends[1::2]
+        if len(of_object):
+            left, right = ends[0] // height, -(-of_object[-1] // height)
+            lengths = np.diff(ends.clip(left * height, right * height), prepend=left * height)
+            values = (np.arange(len(ends)) % 2).astype(np.uint8)
+            mask[:, left:right] = np.repeat(values, lengths).reshape(-1, height).T
 
 
 def read_segmentations(

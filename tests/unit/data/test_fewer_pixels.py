@@ -1,4 +1,4 @@
-"""Work that is left out changes nothing: windows of masks, crops of resized images."""
+"""Work that is left out changes nothing: columns of masks, crops of resized images."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from faster_coco_eval.core import mask as rle
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,9 +19,10 @@ from codetr.data.sample import BoxSet, Sample
 from codetr.data.segmentation import read_segmentations
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_objects_drawn_in_their_window_equal_those_drawn_in_the_image(seed: int) -> None:
+@example(seed=10722094)  # a tie of rounding, which a window around the object moved
+def test_objects_drawn_in_their_columns_equal_those_drawn_in_the_image(seed: int) -> None:
     """Also where they lie partly or wholly outside, and for several polygons."""
     rng = np.random.default_rng(seed)
     height, width = (int(side) for side in rng.integers(8, 60, 2))
