@@ -7,6 +7,7 @@ not run on it: Triton kernels and what surrounds them are not watched.
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_any, tree_map
 
+import codetr
+
+PACKAGE = os.path.join(os.path.dirname(codetr.__file__), "")
 DEVICE = torch.device("lazy", 0)
 HOST = torch.device("cpu")
 # What needs the size of its result on the host: operation, and why.
@@ -125,7 +129,7 @@ def _wait(
 def _place() -> str:
     """The file of the package that the innermost frame is in; empty in a backward pass."""
     files = [frame.filename for frame in traceback.extract_stack()]
-    own = [name.split("/codetr/")[-1] for name in files if "/codetr/" in name]
+    own = [name.removeprefix(PACKAGE) for name in files if name.startswith(PACKAGE)]
     return own[-1] if own else ""
 
 
