@@ -6,3 +6,12 @@ class UserError(ValueError):
 
     ``train.py`` and ``eval.py`` print it without a traceback and exit with status 2.
     """
+
+
+def user_error(error: BaseException | None) -> UserError | None:
+    """The UserError that an exception is or was caused by (hydra wraps those of constructors)."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return error
+        error = error.__cause__
+    return None

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
+from codetr.checkpoints.plain import plain_text
 from codetr.errors import UserError
 
 CONFIG_FILE = "config.yaml"
@@ -118,13 +119,14 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    """Nothing in it is resolved: a folder may come from a stranger."""
     if not path.is_file():
         return {}
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except Exception as error:  # whatever YAML and OmegaConf raise on foreign files
+        content = yaml.safe_load(path.read_bytes())
+    except Exception as error:  # whatever YAML raises on foreign files
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(f"{path}: is no configuration of a run ({reason})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: is no configuration of a run: give a sweep's folder")
-    return {str(key): value for key, value in content.items()}
+    return {str(key): plain_text(value, str(path), "record") for key, value in content.items()}

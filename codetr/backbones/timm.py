@@ -15,6 +15,9 @@ from codetr.backbones.weights import load_backbone_weights
 from codetr.errors import UserError
 from codetr.structures import Pyramid
 
+FETCHING = frozenset({"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
+"""Arguments of ``timm.create_model`` that say which files it reads."""
+
 
 class TimmBackbone(nn.Module):
     """Feature maps of a timm model, by ``features_only``.
@@ -28,13 +31,14 @@ class TimmBackbone(nn.Module):
             when weights are pretrained).
         frozen_stages: everything up to and including this feature level gets no gradient: in a
             ResNet 0 is the stem, 1 the stem and the first stage; -1 freezes nothing.
-        model_args: further arguments of the timm model, such as ``drop_path_rate``.
+        model_args: further arguments of the timm model, such as ``drop_path_rate``; none that would
+            have timm read weights or other files.
         mean, std: RGB from 0 to 255, what the weights expect inputs to be normalised with. Kept as
             a fact for the data (``data.mean=${model.backbone.mean}``); the backbone does not use
             them.
 
-    Raises UserError for a name that timm does not know or that has no feature maps, and for a
-    feature level that cannot be frozen.
+    Raises UserError for a name that timm does not know or that has no feature maps, or that stands
+    for a file or a repository, and for a feature level that cannot be frozen.
     """
 
     def __init__(
@@ -55,6 +59,15 @@ class TimmBackbone(nn.Module):
             raise UserError(
                 f"backbone {name}: pretrained=true and weights={weights} exclude each other: "
                 "drop one"
+            )
+        if ":" in name or "/" in name:
+            raise UserError(
+                f"backbone {name}: is a place, no model of timm: give a name of "
+                "timm.list_models(), and weights=FILE"
+            )
+        for key in sorted(FETCHING.intersection(model_args or {})):
+            raise UserError(
+                f"backbone {name}: model_args.{key} would have timm fetch a file: give weights=FILE"
             )
         try:
             body: Any = timm.create_model(

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from codetr.checkpoints.files import RunRecord
+from codetr.checkpoints.plain import plain
 from codetr.classes import ClassList
 from codetr.errors import UserError
 from codetr.overrides import readable
@@ -52,8 +53,11 @@ def compose_train(overrides: Sequence[str]) -> DictConfig:
 
 
 def build_record(cfg: DictConfig, classes: ClassList) -> RunRecord:
-    """What every checkpoint of a run of ``cfg`` says about itself."""
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    """What every checkpoint of a run of ``cfg`` says about itself.
+
+    Raises UserError for values that could not be read again: see ``plain``.
+    """
+    config: Any = plain(OmegaConf.to_container(cfg, resolve=True), "this run", "configuration")
     data = config["data"]
     preprocessing = {
         "mean": data["mean"],

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from codetr.checkpoints.plain import plain, plain_text
 from codetr.classes import ClassList
 from codetr.errors import UserError
 
@@ -55,15 +56,19 @@ class RunRecord:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], source: Path) -> RunRecord:
-        """The inverse of ``as_dict``. Raises UserError where something is missing."""
+        """The inverse of ``as_dict``, as plain values. Raises UserError where something is missing,
+        is of another kind, or would have to be resolved (see ``plain``).
+        """
+        name = str(source)
+        content = plain_text(content, name, "record")
         try:
-            classes = ClassList(
-                names=tuple(content["class_names"]), category_ids=tuple(content["category_ids"])
-            )
-            return cls(
-                classes=classes,
-                preprocessing=content["preprocessing"],
-                config=content["config"],
+            record = cls(
+                classes=ClassList(
+                    names=tuple(content["class_names"]),
+                    category_ids=tuple(content["category_ids"]),
+                ),
+                preprocessing=plain(content["preprocessing"], name, "preprocessing"),
+                config=plain(content["config"], name, "config"),
                 ids_known=content.get("category_ids_known", True),
             )
         except KeyError as error:
@@ -71,11 +76,55 @@ class RunRecord:
                 f"{source}: has no {error} beside its weights: give a file written by this "
                 "program's training"
             ) from error
-        except TypeError:
+        except (TypeError, AttributeError):
+            raise _damaged(name, "record") from None
+        record._require_kinds(name)
+        return record
+
+    def _require_kinds(self, source: str) -> None:
+        ids = self.classes.category_ids
+        kinds = {
+            "class_names": all(type(name) is str for name in self.classes.names),
+            "category_ids": all(type(i) is int and abs(i) < 2**63 for i in ids),
+            "category_ids_known": isinstance(self.ids_known, bool),
+            "preprocessing": isinstance(self.preprocessing, dict),
+            "config": isinstance(self.config, dict),
+        }
+        for name, right in kinds.items():
+            if not right:
+                raise _damaged(source, name)
+
+    def require_preprocessing(self, source: str) -> None:
+        """Raise UserError where it cannot tell how to make images into the model's input."""
+        given = self.preprocessing
+        colours = [given.get(key) for key in ("mean", "std")]
+        divisor = given.get("size_divisor")
+        triples = all(isinstance(c, list | tuple) and len(c) == 3 for c in colours)
+        if not triples or not all(type(x) in (int, float) for c in colours for x in c or ()):
+            raise _damaged(source, "preprocessing.mean or .std")
+        if type(divisor) is not int or divisor < 1:
+            raise _damaged(source, "preprocessing.size_divisor")
+        if not isinstance(given.get("resize"), dict):
+            raise _damaged(source, "preprocessing.resize")
+
+    def part(self, source: str, *keys: str) -> dict[str, Any]:
+        """What its configuration says of ``keys``. Raises UserError where it says nothing."""
+        found: Any = self.config
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        if not isinstance(found, dict):
             raise UserError(
-                f"{source}: what stands beside its weights is damaged: export it anew, or get the "
-                "file again"
-            ) from None
+                f"{source}: says nothing of its {'.'.join(keys)}: give a file of a run or of "
+                "convert"
+            )
+        return found
+
+
+def _damaged(source: str, what: str) -> UserError:
+    return UserError(
+        f"{source}: what stands beside its weights is damaged ({what}): export it anew, or get the "
+        "file again"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +186,7 @@ def _read_safetensors(path: Path) -> DetectorFile:
         )
     try:
         about = json.loads(metadata[RunRecord.KEY])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: its class list is no JSON ({error}): export it anew, or get the file again"
         ) from None

@@ -2,70 +2,179 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hydra.errors import HydraException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from codetr.errors import UserError
+from codetr.checkpoints.plain import plain
+from codetr.errors import UserError, user_error
 
-PACKAGES = ("codetr.", "torch.nn.", "torchvision.transforms.v2.")
-"""Where a file may take classes from: building one of these runs no code of the file's."""
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "codetr.assigners": ("AnchorMatcher", "HungarianMatcher", "TopKAssigner"),
+    "codetr.assigners.atss": ("AtssAssigner",),
+    "codetr.assigners.max_iou": ("MaxIouAssigner",),
+    "codetr.assigners.paa": ("PaaAssigner",),
+    "codetr.assigners.sampling": ("RandomSampler",),
+    "codetr.aux_heads.anchors": ("AnchorGrid", "PointGrid"),
+    "codetr.aux_heads.atss": ("AtssHead",),
+    "codetr.aux_heads.box_head": ("ConvFcBoxHead", "SharedFcBoxHead"),
+    "codetr.aux_heads.coder": ("DeltaCoder",),
+    "codetr.aux_heads.detections": ("ClasswiseNms", "DenseSelection"),
+    "codetr.aux_heads.fcos": ("FcosHead",),
+    "codetr.aux_heads.gfl": ("GflHead",),
+    "codetr.aux_heads.paa": ("PaaHead",),
+    "codetr.aux_heads.rcnn": ("RcnnHead",),
+    "codetr.aux_heads.retinanet": ("RetinaNetHead",),
+    "codetr.aux_heads.rpn": ("ProposalSelection", "Rpn"),
+    "codetr.aux_heads.soft_nms": ("ClasswiseSoftNms",),
+    "codetr.aux_heads.voting": ("VotedSelection",),
+    "codetr.backbones": ("Eva02Backbone", "SwinBackbone", "TimmBackbone"),
+    "codetr.backbones.eva02": ("Eva02Trunk",),
+    "codetr.criteria": (
+        "FederatedClassification",
+        "FocalClassification",
+        "QualityClassification",
+        "SetCriterion",
+    ),
+    "codetr.data.augment": (
+        "Apply",
+        "Chain",
+        "Choice",
+        "DetrAugmentation",
+        "DropTinyBoxes",
+        "EvalResize",
+        "FlipOnly",
+        "LsjAugmentation",
+        "LsjEval",
+        "PadToCanvas",
+        "RandomCrop",
+        "RandomShortSide",
+        "ResizeAndCrop",
+        "ScaleJitter",
+    ),
+    "codetr.data.copy_paste": ("CopyPaste",),
+    "codetr.data.custom": ("CustomFolder",),
+    "codetr.data.datamodule": ("CocoDataModule",),
+    "codetr.data.repeat": ("RepeatFactor", "image_counts"),
+    "codetr.data.sources": ("CocoFolder",),
+    "codetr.data.synthetic": ("SyntheticScenes",),
+    "codetr.data.teachers": ("Parallel", "Suppression", "TeacherBoxes"),
+    "codetr.detectors": ("DeformableDetr",),
+    "codetr.evaluation": ("CocoEvaluator", "Postprocess", "SoftNms", "lvis_evaluator"),
+    "codetr.heads": ("DetectionHead", "TiedDetectionHead"),
+    "codetr.necks": ("ChannelMapper", "SimpleFeaturePyramid"),
+    "codetr.schemes": (
+        "Collaborative",
+        "CoordinateEmbedding",
+        "CoordinateFeatureEmbedding",
+        "Denoising",
+        "Group",
+        "Hybrid",
+        "Mixed",
+        "OneToOne",
+        "Teacher",
+    ),
+    "codetr.schemes.mixed": ("Branch",),
+    "codetr.transformers": (
+        "AnchorPosition",
+        "CrossFirstDecoderLayer",
+        "DeformableDecoder",
+        "DeformableDecoderLayer",
+        "DeformableEncoder",
+        "DeformableEncoderLayer",
+        "LearnedQueries",
+        "MixedQueries",
+        "PositionedQueries",
+        "ProposalStage",
+        "QueryTable",
+    ),
+    "torch.nn": ("BatchNorm2d", "GELU", "GroupNorm", "Identity", "LayerNorm", "ReLU", "SiLU"),
+    "torchvision.transforms.v2": (
+        "ColorJitter",
+        "GaussianBlur",
+        "RandomGrayscale",
+        "RandomHorizontalFlip",
+        "RandomPhotometricDistort",
+        "RandomVerticalFlip",
+    ),
+}
+"""What a file may build: the parts of a model, its data and its evaluation, by module. None of them
+calls, imports or builds what its arguments name.
+"""
+NAMES = frozenset(f"{module}.{name}" for module, names in PARTS.items() for name in names)
 
-FUNCTIONS = ("codetr.evaluation.lvis_evaluator", "codetr.data.repeat.image_counts")
-"""The functions that it may name. Not all of this package: some build what they are given."""
+Path = tuple[str | int, ...]
+"""Keys and indices from the top of a configuration."""
 
 
 def build_trusted(config: Any, source: str, trust: bool = False) -> Any:
-    """``hydra.utils.instantiate``, after ``require_trusted``, which ``trust`` leaves out."""
+    """Build what a part of a file's configuration says: exactly what ``require_trusted``, which
+    ``trust`` leaves out, was shown. Interpolation is refused in any case.
+
+    ``source`` names the file in messages. Raises UserError.
+    """
+    checked = plain(config, source, "configuration")
     if not trust:
-        require_trusted(config, source)
-    return instantiate(config)
+        require_trusted(checked, source)
+    return build_part(checked, source)
 
 
-def require_trusted(config: Any, source: str, chosen: Any = ()) -> None:
-    """Check every class that a configuration from inside a file names, at any depth.
+def build_part(checked: Any, source: str) -> Any:
+    """Build what was checked. Whatever constructors raise is one line, a UserError."""
+    try:
+        return instantiate(checked)
+    except Exception as error:  # from arguments of a file, anything
+        found = user_error(error)
+        if found is not None:
+            raise found from error
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(
+            f"{source}: describes something that cannot be built ({reason[:300]}): check what was "
+            "changed on the command line, or get the file again"
+        ) from error
+
+
+def require_trusted(config: Any, source: str, chosen: DictConfig | None = None) -> None:
+    """Check every class that a ``plain`` configuration names, at any depth.
 
     A checkpoint names classes to build its model from. One that comes from a stranger could name
     any function of Python. ``source`` names the file in messages; what the user's own
-    configuration ``chosen`` names is not the file's. Raises UserError for any other name that is
-    no class of ``PACKAGES``.
+    configuration ``chosen`` names at the same place is not the file's. Raises UserError for any
+    other name that is not of ``PARTS``.
     """
-    own = set(targets(chosen))
-    for target in targets(config):
-        if target not in own and not is_trusted(target):
+    for path, target in targets(config):
+        if isinstance(target, str) and target in NAMES:
+            continue
+        if chosen is None or _named_at(chosen, path) != target:
             raise UserError(
-                f"{source}: wants to build '{target}', which is no class of codetr: it could run "
-                "any code. Give trust=true if it is a class of your own"
+                f"{source}: wants to build '{str(target)[:200]}', which is no part of codetr that "
+                "a file may name: it could run any code. Give trust=true if it is a class of your "
+                "own"
             )
 
 
-def targets(config: Any) -> Iterator[str]:
-    """Every ``_target_`` at any depth."""
-    if isinstance(config, Mapping):
+def targets(config: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Every ``_target_`` at any depth of dictionaries and lists, with where it is."""
+    if isinstance(config, dict):
         if "_target_" in config:
-            yield str(config["_target_"])
-        for value in config.values():
-            yield from targets(value)
-    elif isinstance(config, Sequence) and not isinstance(config, str):
-        for value in config:
-            yield from targets(value)
+            yield path, config["_target_"]
+        for key, value in config.items():
+            yield from targets(value, (*path, key))
+    elif isinstance(config, list):
+        for i, value in enumerate(config):
+            yield from targets(value, (*path, i))
 
 
-def is_trusted(target: str) -> bool:
-    """Whether it names a class that was defined in ``PACKAGES``, or one of ``FUNCTIONS``.
-
-    Where the class was defined counts, not the way to it: ``codetr.some.module.os.system`` is a
-    way to a function of Python.
-    """
-    if target in FUNCTIONS:
-        return True
-    if not target.startswith(PACKAGES):
-        return False
+def _named_at(config: Any, path: Path) -> Any:
+    """The ``_target_`` at a place of the user's configuration; None where it has none."""
     try:
-        found = get_object(target)
-    except (HydraException, ImportError, ValueError):
-        return False
-    return inspect.isclass(found) and found.__module__.startswith(PACKAGES)
+        for key in (*path, "_target_"):
+            if not isinstance(config, DictConfig | ListConfig):
+                return None
+            config = config[key]  # type: ignore[index]
+    except (OmegaConfBaseException, KeyError, IndexError, TypeError):
+        return None
+    return config

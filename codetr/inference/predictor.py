@@ -204,7 +204,13 @@ def build_predictor(
     preprocessing = record.preprocessing
     collate = Collate(*(preprocessing[key] for key in ("mean", "std", "size_divisor")))
     if postprocess is None:
-        postprocess = build_trusted(record.config["evaluation"]["postprocess"], source, trust)
+        part = record.part(source, "evaluation", "postprocess")
+        postprocess = build_trusted(part, source, trust)
+        if not callable(postprocess) or not hasattr(postprocess, "max_detections"):
+            raise UserError(
+                f"{source}: its evaluation.postprocess is no Postprocess but a "
+                f"{type(postprocess).__name__}: export it anew, or get the file again"
+            )
     finders = [
         DetectorFinder(
             detector=detector,
@@ -245,11 +251,16 @@ def build_detector(content: DetectorFile, source: str, trust: bool = False) -> n
 
     Raises UserError where the file's configuration and weights do not make one.
     """
-    config = OmegaConf.create(dict(content.record.config))
-    if OmegaConf.select(config, "model.detector") is None:
-        raise UserError(f"{source}: says nothing of its model: give a file of a run or of convert")
-    part = without_initial_weights(config.model.detector)
-    detector: nn.Module = build_trusted(part, source, trust)
+    content.record.require_preprocessing(source)
+    content.record.part(source, "model", "detector", "backbone")
+    part = OmegaConf.create(content.record.part(source, "model", "detector"))
+    plain_part = OmegaConf.to_container(without_initial_weights(part))
+    detector = build_trusted(plain_part, source, trust)
+    if not isinstance(detector, nn.Module):
+        raise UserError(
+            f"{source}: its model.detector is no module but a {type(detector).__name__}: export it "
+            "anew, or get the file again"
+        )
     load_weights(content, source, detector, content.record.classes)
     return detector.eval().requires_grad_(False)
 

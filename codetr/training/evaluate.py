@@ -11,14 +11,16 @@ from typing import Any, Protocol
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from torch import nn
 
 from codetr.checkpoints.convert import OFFICIAL, open_checkpoint
 from codetr.checkpoints.experiment import without_initial_weights
 from codetr.checkpoints.files import DetectorFile, RunRecord
+from codetr.checkpoints.plain import plain
 from codetr.checkpoints.transfer import load_weights
-from codetr.checkpoints.trusted import require_trusted
+from codetr.checkpoints.trusted import build_part, require_trusted
 from codetr.classes import ClassList
 from codetr.data.datamodule import CocoDataModule
 from codetr.detectors.protocol import MAIN
@@ -77,7 +79,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     """
     run_dir = Path(cfg.paths.run_dir)
     full, branch, datamodule, classes = open_branch(cfg)
-    evaluator: CocoEvaluator = instantiate(full.evaluation.evaluator)(
+    evaluator: CocoEvaluator = build_part(full.evaluation.evaluator, cfg.checkpoint)(
         annotation_file=datamodule.val_annotations, classes=classes
     )
     module = EvaluationModule(branch, evaluator, classes)
@@ -117,32 +119,50 @@ def open_branch(cfg: DictConfig) -> tuple[DictConfig, Branch, CocoDataModule, Cl
             f"for checkpoint={OFFICIAL}FILE"
         )
     content = open_checkpoint(cfg.checkpoint, cfg, cfg.trust)
-    full = with_run(cfg, content.record)
-    if not cfg.trust:
-        require_trusted(built(full), cfg.checkpoint, OmegaConf.to_container(cfg))
-    datamodule = build_split(full)
+    full = as_built(with_run(cfg, content.record), cfg)
+    datamodule = build_split(full, cfg.checkpoint)
     classes = content.record.classes
     if not content.record.ids_known:
         classes = with_ids_of(classes, datamodule.classes)
     require_known_classes(datamodule.classes, classes, datamodule.val_annotations)
-    return full, build_branch(full, content), datamodule, classes
+    return full, build_branch(full, content, cfg.checkpoint), datamodule, classes
 
 
-def built(cfg: DictConfig) -> list[Any]:
-    """What objects are made from here, of a whole configuration."""
-    schemes = [] if cfg.evaluation.branch == MAIN else [cfg.scheme]
-    return [cfg.data, cfg.model.detector, cfg.evaluation, cfg.trainer, *schemes]
+def as_built(full: DictConfig, cfg: DictConfig) -> DictConfig:
+    """What objects are made from, of a whole configuration ``full`` that a file and the user's
+    ``cfg`` make up: resolved, plain and checked, and nothing besides.
+
+    Raises UserError where the file names what it may not, or has no such parts.
+    """
+    keys = ["data", "evaluation", "trainer", "model.detector"]
+    if cfg.evaluation.branch != MAIN:
+        keys.append("scheme")
+    parts: dict[str, Any] = {}
+    try:
+        for key in keys:
+            group, _, inner = key.partition(".")
+            value = OmegaConf.to_container(OmegaConf.select(full, key), resolve=True)
+            parts[group] = {inner: value} if inner else value
+    except (OmegaConfBaseException, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{cfg.checkpoint}: gives no {key} to build ({reason})") from error
+    checked = plain(parts, cfg.checkpoint, "configuration")
+    if not cfg.trust:
+        require_trusted(checked, cfg.checkpoint, cfg)
+    return OmegaConf.create(checked)
 
 
-def build_branch(cfg: DictConfig, content: DetectorFile) -> Branch:
-    """What ``cfg.evaluation.branch`` names, with the weights of the checkpoint."""
-    detector = instantiate(without_initial_weights(cfg.model.detector))
+def build_branch(cfg: DictConfig, content: DetectorFile, source: str) -> Branch:
+    """What ``cfg.evaluation.branch`` names, with the weights of the checkpoint ``source``."""
+    detector = build_part(without_initial_weights(cfg.model.detector), source)
     name, classes = cfg.evaluation.branch, content.record.classes
     if name == MAIN:
-        load_weights(content, cfg.checkpoint, detector, classes)
-        return MainBranch(detector, instantiate(cfg.evaluation.postprocess))
-    schemes: dict[str, nn.Module] = {key: instantiate(part) for key, part in cfg.scheme.items()}
-    load_weights(content, cfg.checkpoint, detector, classes, nn.ModuleDict(schemes))
+        load_weights(content, source, detector, classes)
+        return MainBranch(detector, build_part(cfg.evaluation.postprocess, source))
+    schemes: dict[str, nn.Module] = {
+        key: build_part(part, source) for key, part in cfg.scheme.items()
+    }
+    load_weights(content, source, detector, classes, nn.ModuleDict(schemes))
     return auxiliary_branch(name, detector, schemes, tuple(content.schemes))
 
 
@@ -151,10 +171,13 @@ def with_run(cfg: DictConfig, record: RunRecord) -> DictConfig:
 
     Normalisation and padding stay the run's: they belong to the weights, not to the data.
     """
+    record.require_preprocessing(cfg.checkpoint)
+    for keys in (("model", "detector", "backbone"), ("evaluation", "postprocess")):
+        record.part(cfg.checkpoint, *keys)
+    source = record.part(cfg.checkpoint, "data", "source")
     full = OmegaConf.create(dict(record.config))
-    source = full.data.source
-    if "num_train" in source and source.num_train is None:
-        del source["num_train"]  # of earlier runs on data=custom; it said nothing
+    if "num_train" in source and source["num_train"] is None:
+        del full.data.source["num_train"]  # of earlier runs on data=custom; it said nothing
     for key, value in cfg.items_ex(resolve=False):
         if key in CHOSEN and CHOSEN[key] not in value:
             full[key].update({k: v for k, v in value.items_ex(resolve=False) if v is not None})
@@ -168,9 +191,11 @@ def with_run(cfg: DictConfig, record: RunRecord) -> DictConfig:
     return full
 
 
-def build_split(cfg: DictConfig) -> CocoDataModule:
-    """The data module with the evaluated split read and checked."""
-    datamodule: CocoDataModule = instantiate(cfg.data)
+def build_split(cfg: DictConfig, source: str) -> CocoDataModule:
+    """The data module, as the checkpoint ``source`` and the user say, with the evaluated split read
+    and checked.
+    """
+    datamodule: CocoDataModule = build_part(cfg.data, source)
     datamodule.prepare_data()
     datamodule.setup("test")
     return datamodule

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from codetr.errors import UserError
+from codetr.errors import user_error
 
 
 def print_any_name() -> None:
@@ -16,15 +16,6 @@ def print_any_name() -> None:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def user_error(error: BaseException | None) -> UserError | None:
-    """The UserError that an exception is or was caused by (hydra wraps those of constructors)."""
-    while error is not None:
-        if isinstance(error, UserError):
-            return error
-        error = error.__cause__
-    return None
 
 
 @contextmanager

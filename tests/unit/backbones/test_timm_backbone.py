@@ -1,11 +1,15 @@
 """Feature maps of timm models: layout, freezing, and messages."""
 
+import inspect
+
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.testing import assert_close
 
 from codetr.backbones import TimmBackbone
+from codetr.backbones.timm import FETCHING
 from codetr.errors import UserError
 
 SWIN = "swin_tiny_patch4_window7_224"
@@ -112,6 +116,20 @@ def test_free_norm_learns_its_statistics() -> None:
 def test_unknown_names_are_user_errors(name: str) -> None:
     with pytest.raises(UserError, match=f"backbone '{name}'.*timm.list_models"):
         TimmBackbone(name)
+
+
+@pytest.mark.parametrize("name", ["hf-hub:timm/resnet10t.c3_in1k", "local-dir:here", "a/b"])
+def test_places_are_no_names(name: str) -> None:
+    """A checkpoint names its backbone: it must not have timm fetch anything."""
+    with pytest.raises(UserError, match="is a place, no model of timm"):
+        TimmBackbone(name)
+
+
+@pytest.mark.parametrize("key", sorted(FETCHING))
+def test_arguments_that_fetch_files_are_refused(key: str) -> None:
+    assert key in inspect.signature(timm.create_model).parameters
+    with pytest.raises(UserError, match=rf"model_args\.{key} would have timm fetch"):
+        TimmBackbone("resnet10t", model_args={key: "evil.pth"})
 
 
 def test_levels_that_are_not_there_are_user_errors() -> None:

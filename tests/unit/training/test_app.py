@@ -69,7 +69,7 @@ def run_record() -> RunRecord:
     config = OmegaConf.to_container(cfg, resolve=True)
     return RunRecord(
         classes=ClassList(names=("a", "b"), category_ids=(1, 5)),
-        preprocessing={"mean": [1, 2, 3], "std": [4, 5, 6], "size_divisor": 32},
+        preprocessing={"mean": [1, 2, 3], "std": [4, 5, 6], "size_divisor": 32, "resize": {}},
         config=config,  # type: ignore[arg-type]
     )
 

@@ -1,0 +1,70 @@
+"""What a file says of itself, as plain values: nothing in it is resolved, called or imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from codetr.errors import UserError
+
+MAX_DEPTH = 40
+MAX_VALUES = 200_000
+"""Of what a record may hold; ours are less than 10 levels deep and have a thousand values."""
+INTERPOLATION = "${"
+_LEAVES = (str, int, float, bool, type(None))
+
+
+def plain(value: Any, source: str, what: str) -> Any:
+    """A copy in dictionaries, lists, texts, numbers, true, false and null alone, without a text
+    that OmegaConf would resolve: an interpolation can hide what is to be built, and its resolvers
+    are functions.
+
+    ``source`` names the file in messages, ``what`` the part of it. Raises UserError for anything
+    else, and for what is too deep or too large for a record.
+    """
+    copied = plain_text(value, source, what)
+    for path, leaf in _leaves(copied, what):
+        if isinstance(leaf, str) and INTERPOLATION in leaf:
+            shown = leaf if len(leaf) <= 60 else f"{leaf[:60]}..."
+            raise UserError(
+                f"{source}: {path} holds {shown!r}: what a file says is never resolved, with "
+                "trust=true neither. Write its value instead"
+            )
+    return copied
+
+
+def plain_text(value: Any, source: str, what: str) -> Any:
+    """As ``plain``, of what is never given to OmegaConf: texts may be anything."""
+    count = 0
+
+    def copied(part: Any, depth: int) -> Any:
+        nonlocal count
+        count += 1
+        if depth > MAX_DEPTH or count > MAX_VALUES:
+            kind = "deep" if depth > MAX_DEPTH else "large"
+            raise UserError(f"{source}: its {what} is too {kind} to be that of a model")
+        if type(part) in (list, tuple):
+            return [copied(item, depth + 1) for item in part]
+        if type(part) is dict and all(type(key) in (str, int) for key in part):
+            return {key: copied(item, depth + 1) for key, item in part.items()}
+        if type(part) in _LEAVES:
+            return part
+        raise UserError(
+            f"{source}: its {what} holds a {type(part).__name__}, which is no plain value: export "
+            "it anew, or get the file again"
+        )
+
+    return copied(value, 0)
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every value that is no container, and every key, with where it is."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield f"{path}, a key of it", key
+            yield from _leaves(part, f"{path}.{key}")
+    elif isinstance(value, list):
+        for i, part in enumerate(value):
+            yield from _leaves(part, f"{path}[{i}]")
+    else:
+        yield path, value
