@@ -159,20 +159,44 @@ class ImageInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BoxCounts:
+    """How many boxes each image of a batch has: of the ground truth, and of each teacher."""
+
+    targets: tuple[int, ...]
+    teachers: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch(TensorStruct):
     """One training or evaluation batch of B images.
 
     ``targets[b]`` is the ground truth of image b without crowd regions; ``teachers[t][b]`` are
-    the boxes of teacher t on image b; ``infos[b]`` says where image b came from.
+    the boxes of teacher t on image b; ``infos[b]`` says where image b came from. ``step`` has the
+    counts of all batches whose gradients this process accumulates for one optimiser step, this one
+    among them; empty where it is the only one.
     """
 
     images: Images
     targets: tuple[Targets, ...]
     teachers: tuple[tuple[Targets, ...], ...] = ()
     infos: tuple[ImageInfo, ...] = ()
+    step: tuple[BoxCounts, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def counts(self) -> BoxCounts:
+        """Its own."""
+        return BoxCounts(
+            targets=tuple(map(len, self.targets)),
+            teachers=tuple(tuple(map(len, boxes)) for boxes in self.teachers),
+        )
+
+    def mean_over_step(self, count: Callable[[BoxCounts], float]) -> float:
+        """The mean of what ``count`` says of the batches of its optimiser step."""
+        step = self.step or (self.counts,)
+        return sum(map(count, step)) / len(step)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from codetr.criteria.set_criterion import (
     Supervised,
     by_layer,
     deep_supervision,
+    matched_pairs,
     normaliser,
     supervised,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "Supervised",
     "by_layer",
     "deep_supervision",
+    "matched_pairs",
     "normaliser",
     "supervised",
 ]

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from codetr.boxes import cxcywh_to_xyxy, paired_giou, paired_iou
 from codetr.criteria.focal import quality_focal_loss, sigmoid_focal_loss
 from codetr.distributed import mean_over_ranks
-from codetr.structures import Assignment, Losses, LossTerm, Predictions, Targets, prefixed
+from codetr.structures import (
+    Assignment,
+    Batch,
+    BoxCounts,
+    Losses,
+    LossTerm,
+    Predictions,
+    Targets,
+    prefixed,
+)
 
 
 class Classification(Protocol):
@@ -225,9 +234,24 @@ def _sums(per_pair: Tensor, counts: Sequence[int]) -> Tensor:
     return torch.stack([part.sum(1) for part in per_pair.split(list(counts), dim=1)], dim=1)
 
 
-def normaliser(assignment: Assignment, like: Tensor) -> Tensor:
-    """Number of pairs, averaged over processes, at least 1."""
-    count = torch.full((), float(len(assignment)), dtype=like.dtype, device=like.device)
+def matched_pairs(
+    batch: Batch, queries: int, repeats: int = 1, teacher: int | None = None
+) -> float:
+    """Number of pairs where the boxes of every image, each ``repeats`` times, are matched one to
+    one with its ``queries``: the mean over the batches of an optimiser step. The boxes are the
+    ground truth's, or a ``teacher``'s.
+    """
+
+    def pairs(counts: BoxCounts) -> int:
+        boxes = counts.targets if teacher is None else counts.teachers[teacher]
+        return sum(min(repeats * number, queries) for number in boxes)
+
+    return batch.mean_over_step(pairs)
+
+
+def normaliser(pairs: float, like: Tensor) -> Tensor:
+    """Number of ``pairs``, averaged over processes, at least 1."""
+    count = torch.full((), float(pairs), dtype=like.dtype, device=like.device)
     return mean_over_ranks(count).clamp(min=1)
 
 
@@ -237,11 +261,10 @@ def deep_supervision(
     targets: Sequence[Targets],
     assignments: Sequence[Assignment],
     background: float = 1.0,
+    pairs: float | None = None,
 ) -> Losses:
-    """The criterion on every layer, under ``layer0/cls`` and so on. All layers have the same
-    number of pairs, so they share one normaliser. ``background`` as in ``SetCriterion``.
-    """
-    group = supervised(layers, targets, assignments, background)
+    """The criterion on every layer, under ``layer0/cls`` and so on; see ``supervised``."""
+    group = supervised(layers, targets, assignments, background, pairs)
     return by_layer(criterion.groups([group])[0])
 
 
@@ -250,13 +273,17 @@ def supervised(
     targets: Sequence[Targets],
     assignments: Sequence[Assignment],
     background: float = 1.0,
+    pairs: float | None = None,
 ) -> Supervised:
-    """A group whose layers all have the same number of pairs, which is what is divided by."""
+    """A group whose layers all have the same number of pairs, so that they share one normaliser:
+    ``pairs``, where it is known over all batches of an optimiser step, else their own.
+    """
+    number = len(assignments[0]) if pairs is None else pairs
     return Supervised(
         layers=layers,
         targets=targets,
         assignments=assignments,
-        num_boxes=normaliser(assignments[0], layers[0].boxes),
+        num_boxes=normaliser(number, layers[0].boxes),
         background=background,
     )
 

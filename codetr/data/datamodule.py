@@ -23,6 +23,7 @@ from codetr.data.collate import IMAGENET_MEAN, IMAGENET_STD, Collate
 from codetr.data.dataset import AugmentedDataset, Batched
 from codetr.data.samplers import EvalSampler, TrainSampler
 from codetr.data.sources import Source, Split
+from codetr.data.steps import StepLoader
 from codetr.data.teachers import Parallel, TeacherBoxes
 from codetr.errors import UserError
 from codetr.structures import Batch
@@ -192,8 +193,9 @@ class CocoDataModule(LightningDataModule):
             (sizes[:, 0] > sizes[:, 1]).long() if self.group_by_aspect else None,
             None if self.repeat is None else self.repeat(annotations),
         )
-        return DataLoader(
+        return StepLoader(
             self.train_dataset,
+            step_batches=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from codetr.boxes import cxcywh_to_xyxy, logit, xyxy_to_cxcywh
-from codetr.criteria import SetCriterion, deep_supervision
+from codetr.criteria import SetCriterion, deep_supervision, normaliser
 from codetr.detectors.protocol import MAIN, Detector
-from codetr.distributed import mean_over_ranks
 from codetr.schemes.protocol import Proposal
 from codetr.structures import (
     Assignment,
     Batch,
+    BoxCounts,
     Decoded,
     Losses,
     LossTerm,
@@ -82,9 +82,15 @@ class Denoising(nn.Module):
         if most == 0:
             untouched = self.label_embedding.weight.sum() * 0.0
             return Proposal(losses={"empty": LossTerm(untouched, 1.0)})
-        groups = max(1, self.num_queries // most)
-        noise = self.draw(len(batch.targets), groups, most, like=memory.valid_ratios)
+        noise = self.draw(len(batch.targets), self._groups(most), most, like=memory.valid_ratios)
         return Proposal(groups=(self.group(batch.targets, noise),))
+
+    def _groups(self, most: int) -> int:
+        """How many, where an image of the batch has up to ``most`` boxes."""
+        return max(1, self.num_queries // most) if most else 0
+
+    def _pairs(self, boxes: BoxCounts) -> int:
+        return self._groups(max(boxes.targets)) * sum(boxes.targets)
 
     def draw(self, images: int, groups: int, slots: int, like: Tensor) -> Noise:
         """Fresh random numbers on the device of ``like``."""
@@ -126,14 +132,17 @@ class Denoising(nn.Module):
 
     def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
         """``layer{i}/...``; every slot that is not a positive counts as background."""
+        pairs = batch.mean_over_step(self._pairs)
         if GROUP not in decoded:
             # Other processes may have boxes, and average their number: take part in that.
-            mean_over_ranks(decoded[MAIN].layers[0].boxes.new_zeros(()))
+            normaliser(pairs, decoded[MAIN].layers[0].boxes)
             return {}
         answer = decoded[GROUP]
         assert answer.group.assignment is not None
         assignments = [answer.group.assignment] * len(answer.layers)
-        return deep_supervision(self.criterion, answer.layers, batch.targets, assignments)
+        return deep_supervision(
+            self.criterion, answer.layers, batch.targets, assignments, pairs=pairs
+        )
 
 
 def _padded(targets: Sequence[Targets], slots: int) -> tuple[Tensor, Tensor, Tensor]:

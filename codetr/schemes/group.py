@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from codetr.assigners import CostTables, HungarianMatcher, solve
-from codetr.criteria import SetCriterion, deep_supervision
+from codetr.criteria import SetCriterion, deep_supervision, matched_pairs
 from codetr.detectors.protocol import Detector
 from codetr.errors import UserError
 from codetr.schemes.protocol import Proposal
@@ -98,7 +98,8 @@ class Group(nn.Module):
         layers = [_side_by_side([group[i] for group in answers]) for i in range(depth)]
         queries = answers[0][0].boxes.shape[1]
         assignments = [_shifted(per_group[i::depth], queries) for i in range(depth)]
-        measured = deep_supervision(self.criterion, layers, batch.targets, assignments)
+        pairs = matched_pairs(batch, queries) * len(answers)
+        measured = deep_supervision(self.criterion, layers, batch.targets, assignments, pairs=pairs)
         return scaled(self.weight * len(answers), measured)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from codetr.assigners import CostTables, HungarianMatcher, solve
-from codetr.criteria import SetCriterion, deep_supervision
+from codetr.criteria import SetCriterion, deep_supervision, matched_pairs
 from codetr.detectors.protocol import Detector
 from codetr.errors import UserError
 from codetr.schemes.protocol import Proposal
@@ -80,8 +80,9 @@ class Hybrid(nn.Module):
         """See ``MatchingScheme``."""
         answer = decoded[GROUP]
         (assignments,) = matched
+        pairs = matched_pairs(batch, len(answer.group), self.repeats)
         measured = deep_supervision(
-            self.criterion, answer.layers, answer.group.targets, assignments
+            self.criterion, answer.layers, answer.group.targets, assignments, pairs=pairs
         )
         return scaled(self.weight, measured)
 

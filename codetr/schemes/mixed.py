@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor, nn
 
 from codetr.assigners.top_k import TopKAssigner, with_best_target
-from codetr.criteria import SetCriterion
+from codetr.criteria import SetCriterion, normaliser
 from codetr.detectors.protocol import MAIN, Detector
-from codetr.distributed import mean_over_ranks
 from codetr.errors import UserError
 from codetr.layers import FeedForward
 from codetr.schemes.protocol import Proposal
@@ -73,8 +72,8 @@ class Mixed(nn.Module):
     def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
         """``layer{i}/...``. Raises UserError if the decoder has no taps, or not so many layers."""
         layers = self.predictions(decoded[MAIN])
-        count = layers[0].boxes.new_full((), sum(map(len, batch.targets)))
-        num_boxes = mean_over_ranks(count).clamp(min=1)
+        boxes = batch.mean_over_step(lambda counts: sum(counts.targets))
+        num_boxes = normaliser(boxes, layers[0].boxes)
         losses: Losses = {}
         for i, (layer, pairs) in enumerate(
             zip(layers, self.assigner(layers, batch.targets), strict=True)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from codetr.assigners import AnchorMatcher, CostTables, HungarianMatcher, solve
-from codetr.criteria import SetCriterion, deep_supervision, normaliser
+from codetr.criteria import SetCriterion, deep_supervision, matched_pairs, normaliser
 from codetr.detectors.protocol import MAIN, Detector
 from codetr.schemes.protocol import Proposal
 from codetr.structures import Assignment, Batch, Decoded, Losses, Memory, Targets, prefixed
@@ -67,11 +67,22 @@ class OneToOne(nn.Module):
         """See ``MatchingScheme``."""
         main = decoded[MAIN]
         layers, *proposed = matched
-        losses = deep_supervision(self.criterion, main.layers, batch.targets, layers)
+        queries = main.layers[0].boxes.shape[1]
+        losses = deep_supervision(
+            self.criterion,
+            main.layers,
+            batch.targets,
+            layers,
+            pairs=matched_pairs(batch, queries),
+        )
         for (pairs,) in proposed:
             assert main.proposals is not None
             labelled = proposal_targets(batch.targets, self.proposal_labels)
-            count = normaliser(pairs, main.proposals.boxes)
+            # What an AnchorMatcher finds is not known of other batches.
+            one_each = isinstance(self.proposal_matcher, HungarianMatcher)
+            tokens = main.proposals.boxes.shape[1]
+            number = matched_pairs(batch, tokens) if one_each else len(pairs)
+            count = normaliser(number, main.proposals.boxes)
             measured = self.proposal_criterion(main.proposals, labelled, pairs, count)
             losses |= prefixed("encoder", measured)
         return losses

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
 
 from codetr.assigners import CostTables, HungarianMatcher, solve
-from codetr.criteria import SetCriterion, deep_supervision, normaliser
+from codetr.criteria import SetCriterion, deep_supervision, matched_pairs, normaliser
 from codetr.detectors.protocol import MAIN, Detector
 from codetr.errors import UserError
 from codetr.schemes.one_to_one import ProposalLabels, proposal_targets
@@ -81,7 +82,8 @@ class Teacher(nn.Module):
         losses: Losses = {}
         for number, targets in enumerate(batch.teachers):
             pairs = matched[number * per_teacher : (number + 1) * per_teacher]
-            losses |= prefixed(str(number), self._follow(main, targets, pairs))
+            counted = partial(matched_pairs, batch, teacher=number)
+            losses |= prefixed(str(number), self._follow(main, targets, pairs, counted))
         return scaled(self.weight, losses)
 
     def _tables(self, main: Decoded, targets: Sequence[Targets]) -> list[CostTables]:
@@ -93,13 +95,21 @@ class Teacher(nn.Module):
         return tables
 
     def _follow(
-        self, main: Decoded, targets: Sequence[Targets], pairs: Sequence[tuple[Assignment, ...]]
+        self,
+        main: Decoded,
+        targets: Sequence[Targets],
+        pairs: Sequence[tuple[Assignment, ...]],
+        counted: Callable[[int], float],
     ) -> Losses:
-        losses = deep_supervision(self.criterion, main.layers, targets, pairs[0], self.background)
+        """``counted`` says how many pairs there are with so many queries."""
+        number = counted(main.layers[0].boxes.shape[1])
+        losses = deep_supervision(
+            self.criterion, main.layers, targets, pairs[0], self.background, number
+        )
         if main.proposals is not None:
             alike = [replace(t, weights=torch.ones_like(t.weights)) for t in targets]
             (own,) = pairs[1]
-            count = normaliser(own, main.proposals.boxes)
+            count = normaliser(counted(main.proposals.boxes.shape[1]), main.proposals.boxes)
             labelled = proposal_targets(alike, self.proposal_labels)
             measured = self.criterion(main.proposals, labelled, own, count)
             losses |= prefixed("encoder", measured)

@@ -154,7 +154,7 @@ def test_a_teachers_box_counts_by_its_score() -> None:
 def test_no_targets_leave_background_and_a_graph(classification: nn.Module) -> None:
     found, truth = predictions(), targets((0, 0))
     assignment = pairs()
-    num_boxes = normaliser(assignment, found.boxes)
+    num_boxes = normaliser(len(assignment), found.boxes)
     assert num_boxes.item() == 1
     losses = SetCriterion(classification)(found, truth, assignment, num_boxes)
     assert losses["cls"].value > 0
@@ -178,11 +178,11 @@ def test_normaliser_is_the_mean_over_processes_but_at_least_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     like = torch.zeros((), dtype=DOUBLE)
-    assert normaliser(pairs(*MATCHED), like).item() == 5
+    assert normaliser(len(MATCHED), like).item() == 5
     monkeypatch.setattr(set_criterion, "mean_over_ranks", lambda count: count / 8)
-    assert normaliser(pairs(*MATCHED), like).item() == 1
+    assert normaliser(len(MATCHED), like).item() == 1
     monkeypatch.setattr(set_criterion, "mean_over_ranks", lambda count: (count + 1) / 2)
-    assert normaliser(pairs(*MATCHED), like).item() == 3
+    assert normaliser(len(MATCHED), like).item() == 3
 
 
 def test_deep_supervision_measures_each_layer_under_its_own_assignment() -> None:

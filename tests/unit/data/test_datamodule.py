@@ -14,7 +14,7 @@ from codetr.data.datamodule import CocoDataModule
 from codetr.data.sample import Sample, SampleKey
 from codetr.data.sources import CocoFolder
 from codetr.errors import UserError
-from codetr.structures import Batch
+from codetr.structures import Batch, BoxCounts
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 FOLDER = CocoFolder(
@@ -224,10 +224,13 @@ class _Recorder(LightningModule):
         self.weight = nn.Parameter(torch.zeros(()))
         self.seen: list[tuple[int, list[int], float]] = []
         self.evaluated = 0
+        self.steps: list[tuple[BoxCounts, ...]] = []
 
     def training_step(self, batch: Batch) -> Tensor:
         ids = [info.image_id for info in batch.infos]
         self.seen.append((self.current_epoch, ids, batch.images.pixels.sum().item()))
+        assert batch.counts in batch.step
+        self.steps.append(batch.step)
         return self.weight * 0
 
     def validation_step(self, batch: Batch) -> None:
@@ -272,6 +275,26 @@ def test_lightning_sets_the_epoch_and_resuming_sees_the_same(fit: Any) -> None:
     _, saved = fit(1)
     resumed, _ = fit(3, saved)
     assert resumed == [step for step in whole if step[0] >= 1]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*number of training batches")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning's, with torch 2.15
+def test_accumulated_batches_know_each_other(make_root: MakeRoot, tmp_path: Path) -> None:
+    recorder, off = _Recorder(), ("logger", "enable_progress_bar", "enable_model_summary")
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        accumulate_grad_batches=2,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+        **dict.fromkeys(off, False),
+    )
+    trainer.fit(recorder, datamodule=_module(make_root(), batch_size=1))
+    assert len(recorder.steps) > 2
+    assert [len(step) for step in recorder.steps[:2]] == [2, 2]
+    assert recorder.steps[0] == recorder.steps[1]
+    assert trainer.global_step == -(-len(recorder.steps) // 2)
 
 
 @pytest.mark.parametrize("augmentation", ["small", "flip", "none"])
