@@ -26,7 +26,8 @@ from codetr.bench.options import Common, option
 from codetr.bench.report import Table
 from codetr.classes import ClassList
 from codetr.evaluation.coco import CocoEvaluator
-from codetr.evaluation.report import COCO_LINES
+from codetr.evaluation.metrics import MAX_DETECTIONS
+from codetr.evaluation.report import coco_lines
 from codetr.structures import ImageInfo
 
 CLASSES = 80
@@ -73,7 +74,9 @@ def run(options: Options) -> tuple[Table, ...]:
     rows: dict[str, tuple[float | str, ...]] = {
         name: (seconds[name], memory.get(name, ""), f"{numbers[name]['AP']:.6f}") for name in runs
     }
-    difference = max(abs(numbers[ours][n] - numbers[baseline][n]) for n in COCO_LINES)
+    difference = max(
+        abs(numbers[ours][n] - numbers[baseline][n]) for n in coco_lines(MAX_DETECTIONS)
+    )
     rows[f"ours / pycocotools, {part} images"] = (
         ratio(times, ours, baseline),
         memory[ours] / memory[baseline] if memory else "",
@@ -133,4 +136,4 @@ def evaluate_pycocotools(scene: Scene, path: Path) -> Numbers:
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return dict(zip(COCO_LINES, map(float, evaluation.stats), strict=True))
+    return dict(zip(coco_lines(MAX_DETECTIONS), map(float, evaluation.stats), strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -15,13 +16,14 @@ from codetr.classes import ClassList
 from codetr.errors import UserError
 from codetr.evaluation.gather import broadcast_from_first, gather_rows, is_first_rank
 from codetr.evaluation.ground_truth import ImageTruth, read_ground_truth
-from codetr.evaluation.metrics import CocoMetrics, coco_metrics
+from codetr.evaluation.limits import Limit
+from codetr.evaluation.metrics import MAX_DETECTIONS, CocoMetrics, coco_metrics
 from codetr.evaluation.postprocess import Detections
 from codetr.evaluation.report import (
-    COCO_LINES,
     Line,
     class_names,
     class_table,
+    coco_lines,
     prediction_records,
     read_predictions,
     summary_text,
@@ -40,6 +42,11 @@ class Measure(Protocol):
         """The numbers by name, in the order of the table."""
         ...
 
+    @property
+    def limit(self) -> Limit:
+        """How many objects of an image it can count as found."""
+        ...
+
     def __call__(
         self, detections: Mapping[int, Tensor], truth: Mapping[int, ImageTruth], num_classes: int
     ) -> CocoMetrics:
@@ -49,16 +56,41 @@ class Measure(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class CocoMeasure:
-    """The twelve COCO numbers."""
+    """The COCO numbers. ``max_detections`` are the numbers of best detections that count, of each
+    image and class: AR is measured for each, AP for the last. Raises UserError unless they rise.
+    """
 
-    lines = COCO_LINES
+    max_detections: Sequence[int] = MAX_DETECTIONS
+
+    def __post_init__(self) -> None:
+        given = self.max_detections
+        numbers = list(given) if isinstance(given, Sequence) else []
+        if not numbers or min(numbers) < 1 or numbers != sorted(set(numbers)):
+            raise UserError(
+                f"evaluation.max_detections={given}: give numbers from small to large, such as "
+                "[1,10,100]"
+            )
+
+    @property
+    def lines(self) -> dict[str, Line]:
+        """See ``Measure``."""
+        return coco_lines(self.max_detections)
+
+    @property
+    def limit(self) -> Limit:
+        """See ``Measure``."""
+        most = self.max_detections[-1]
+        more = ",".join(map(str, [*self.max_detections, 10 * most]))
+        remedy = f"evaluation.max_detections=[{more}] counts more"
+        return Limit(key="evaluation.max_detections", most=most, remedy=remedy, of_class=True)
 
     def __call__(
         self, detections: Mapping[int, Tensor], truth: Mapping[int, ImageTruth], num_classes: int
     ) -> CocoMetrics:
         """See ``Measure``."""
-        return coco_metrics(detections, truth, num_classes)
+        return coco_metrics(detections, truth, num_classes, self.max_detections)
 
 
 class CocoEvaluator:
@@ -66,8 +98,8 @@ class CocoEvaluator:
 
     Exactly the images that were given to ``update`` are evaluated, each once, however often and
     on however many ranks it was given (samplers repeat images to fill the last batch). ``measure``
-    says how: by default numbers equal pycocotools' ``COCOeval`` on these images, -1 where there
-    is nothing to measure.
+    says how: by default numbers equal pycocotools' ``COCOeval`` on these images, with
+    ``max_detections`` (see ``CocoMeasure``), -1 where there is nothing to measure.
     Raises UserError where the annotation file cannot be used (see ``read_ground_truth``).
     """
 
@@ -76,10 +108,11 @@ class CocoEvaluator:
         annotation_file: str | Path,
         classes: ClassList,
         measure: Measure | None = None,
+        max_detections: Sequence[int] = MAX_DETECTIONS,
     ) -> None:
         self.annotation_file = Path(annotation_file)
         self.classes = classes
-        self.measure = measure or CocoMeasure()
+        self.measure = measure or CocoMeasure(max_detections)
         self.truth = read_ground_truth(self.annotation_file, classes)
         self.reset()
 

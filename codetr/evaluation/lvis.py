@@ -21,6 +21,7 @@ from codetr.errors import UserError
 from codetr.evaluation.coco import CocoEvaluator
 from codetr.evaluation.curves import Rows, class_curves, mean
 from codetr.evaluation.ground_truth import ImageTruth, read_json
+from codetr.evaluation.limits import Limit
 from codetr.evaluation.metrics import CocoMetrics
 from codetr.evaluation.report import Line
 
@@ -44,8 +45,11 @@ class LvisMeasure:
     max_detections: int = 300
 
     def __post_init__(self) -> None:
-        if self.max_detections < 1:
-            raise UserError(f"evaluator.max_detections is {self.max_detections}: choose 1 or more")
+        if not isinstance(self.max_detections, int) or self.max_detections < 1:
+            raise UserError(
+                f"evaluation.max_detections={self.max_detections}: LVIS counts one number of "
+                "detections per image, whatever their class: give it, 1 or more"
+            )
 
     @property
     def lines(self) -> dict[str, Line]:
@@ -62,6 +66,12 @@ class LvisMeasure:
             "AR": ("0.50:0.95", "area=   all", count),
             **{f"AR{suffix}": ("0.50:0.95", area, count) for suffix, area in areas.items()},
         }
+
+    @property
+    def limit(self) -> Limit:
+        """See ``codetr.evaluation.coco.Measure``."""
+        key = "evaluation.max_detections"
+        return Limit(key=key, most=self.max_detections, remedy="raise it")
 
     def __call__(
         self, detections: Mapping[int, Tensor], truth: Mapping[int, ImageTruth], num_classes: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from codetr.evaluation.curves import Curves, Rows, class_curves, mean
 from codetr.evaluation.ground_truth import ImageTruth
 
 MAX_DETECTIONS = (1, 10, 100)
-"""Best detections that count, of each image and class."""
+"""Best detections that count, of each image and class: AR for each, the rest for the last."""
 _IOU50, _IOU75 = 0, 5  # positions among the ten thresholds 0.5, 0.55 ... 0.95
 _AREAS = {"s": 1, "m": 2, "l": 3}  # positions of small, medium and large among the areas
 
@@ -29,7 +29,10 @@ class CocoMetrics:
 
 
 def coco_metrics(
-    detections: Mapping[int, Tensor], truth: Mapping[int, ImageTruth], num_classes: int
+    detections: Mapping[int, Tensor],
+    truth: Mapping[int, ImageTruth],
+    num_classes: int,
+    max_detections: Sequence[int] = MAX_DETECTIONS,
 ) -> CocoMetrics:
     """Evaluate the images in ``detections``: by image id, rows (n, 6) float64 of label, score and
     x, y, w, h in pixels. ``truth`` must know these images.
@@ -37,10 +40,11 @@ def coco_metrics(
     wanted = Rows.of_truth({image: truth[image] for image in detections})
     found = Rows.of_detections(detections)
     curves = [
-        _class_curves(wanted.of_class(label), found.of_class(label)) for label in range(num_classes)
+        _class_curves(wanted.of_class(label), found.of_class(label), max_detections)
+        for label in range(num_classes)
     ]
-    precision = np.stack([p for p, _ in curves])  # (K, 10 IoUs, 101 recalls, 4 areas, 3)
-    recall = np.stack([r for _, r in curves])  # (K, 10, 4, 3)
+    precision = np.stack([p for p, _ in curves])  # (K, 10 IoUs, 101 recalls, 4 areas, M)
+    recall = np.stack([r for _, r in curves])  # (K, 10, 4, M)
     best, all_areas = precision[..., -1], precision[..., 0, -1]
     return CocoMetrics(
         summary={
@@ -48,18 +52,18 @@ def coco_metrics(
             "AP50": mean(all_areas[:, _IOU50]),
             "AP75": mean(all_areas[:, _IOU75]),
             **{f"AP{name}": mean(best[..., area]) for name, area in _AREAS.items()},
-            **{f"AR{m}": mean(recall[:, :, 0, i]) for i, m in enumerate(MAX_DETECTIONS)},
+            **{f"AR{m}": mean(recall[:, :, 0, i]) for i, m in enumerate(max_detections)},
             **{f"AR{name}": mean(recall[:, :, area, -1]) for name, area in _AREAS.items()},
         },
         per_class=tuple(mean(p) for p in all_areas),
     )
 
 
-def _class_curves(wanted: Rows, found: Rows) -> Curves:
+def _class_curves(wanted: Rows, found: Rows, max_detections: Sequence[int]) -> Curves:
     if not len(wanted):
-        shape = (4, len(MAX_DETECTIONS))
+        shape = (4, len(max_detections))
         return np.full((10, 101, *shape), -1.0), np.full((10, *shape), -1.0)
     # Equal scores are ranked in the order of the images.
     images = np.union1d(wanted.images, found.images).tolist()
     frame = {"images": [{"id": image} for image in images], "categories": [{"id": 1, "name": ""}]}
-    return class_curves(frame, wanted, found, MAX_DETECTIONS)
+    return class_curves(frame, wanted, found, max_detections)

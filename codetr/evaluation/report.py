@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,19 @@ from codetr.evaluation.metrics import CocoMetrics
 Line = tuple[str, str, int]
 """IoU range, subset (of areas or classes) and number of detections behind a number."""
 
-COCO_LINES: dict[str, Line] = {
-    "AP": ("0.50:0.95", "area=   all", 100),
-    "AP50": ("0.50", "area=   all", 100),
-    "AP75": ("0.75", "area=   all", 100),
-    "APs": ("0.50:0.95", "area= small", 100),
-    "APm": ("0.50:0.95", "area=medium", 100),
-    "APl": ("0.50:0.95", "area= large", 100),
-    "AR1": ("0.50:0.95", "area=   all", 1),
-    "AR10": ("0.50:0.95", "area=   all", 10),
-    "AR100": ("0.50:0.95", "area=   all", 100),
-    "ARs": ("0.50:0.95", "area= small", 100),
-    "ARm": ("0.50:0.95", "area=medium", 100),
-    "ARl": ("0.50:0.95", "area= large", 100),
-}
+
+def coco_lines(max_detections: Sequence[int]) -> dict[str, Line]:
+    """The numbers, in the order of the COCO table: with 1, 10 and 100 its twelve."""
+    most, areas = max_detections[-1], {"s": "area= small", "m": "area=medium", "l": "area= large"}
+    whole, every = "0.50:0.95", "area=   all"
+    return {
+        "AP": (whole, every, most),
+        "AP50": ("0.50", every, most),
+        "AP75": ("0.75", every, most),
+        **{f"AP{size}": (whole, area, most) for size, area in areas.items()},
+        **{f"AR{number}": (whole, every, number) for number in max_detections},
+        **{f"AR{size}": (whole, area, most) for size, area in areas.items()},
+    }
 
 
 def summary_text(summary: Mapping[str, float], lines: Mapping[str, Line]) -> str:

@@ -32,6 +32,7 @@ from codetr.training.acceleration import accelerate
 from codetr.training.callbacks import BestResult, Throughput
 from codetr.training.callbacks.checkpoints import LAST
 from codetr.training.callbacks.speed import peak_memory_gib
+from codetr.training.evaluators import build_evaluator
 from codetr.training.launcher import METRICS_FILE
 from codetr.training.loggers import CsvLogger
 from codetr.training.module import DetectionModule
@@ -131,8 +132,8 @@ def build_module(
         optimizer=instantiate(cfg.optimizer, _convert_="all", fused=can_fuse(trainer.precision)),
         schedule=instantiate(cfg.schedule, _convert_="all"),
         postprocess=instantiate(cfg.evaluation.postprocess),
-        evaluator=instantiate(cfg.evaluation.evaluator)(
-            annotation_file=datamodule.val_annotations, classes=record.classes
+        evaluator=build_evaluator(
+            cfg, datamodule.val_annotations, record.classes, "the configuration"
         ),
         record=record,
         effective_batch=cfg.data.batch_size * trainer.world_size * trainer.accumulate_grad_batches,

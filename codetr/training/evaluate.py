@@ -25,13 +25,14 @@ from codetr.classes import ClassList
 from codetr.data.datamodule import CocoDataModule
 from codetr.detectors.protocol import MAIN
 from codetr.errors import UserError
-from codetr.evaluation import CocoEvaluator, Detections
+from codetr.evaluation import Detections
 from codetr.ops import use_msda
 from codetr.ops.cpu_memory import keep_freed_memory
 from codetr.structures import Batch, ImageInfo
 from codetr.training.acceleration import accelerate
 from codetr.training.app import prepare_process
 from codetr.training.branches import Branch, MainBranch, auxiliary_branch
+from codetr.training.evaluators import build_evaluator
 from codetr.training.launcher import METRICS_FILE
 from codetr.training.trainer import build_trainer
 
@@ -79,9 +80,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     """
     run_dir = Path(cfg.paths.run_dir)
     full, branch, datamodule, classes = open_branch(cfg)
-    evaluator: CocoEvaluator = build_part(full.evaluation.evaluator, cfg.checkpoint)(
-        annotation_file=datamodule.val_annotations, classes=classes
-    )
+    evaluator = build_evaluator(full, datamodule.val_annotations, classes, cfg.checkpoint)
     module = EvaluationModule(branch, evaluator, classes)
     panel = [] if cfg.panel is None else [instantiate(cfg.panel)]
     trainer = build_tester(full, branch, panel)

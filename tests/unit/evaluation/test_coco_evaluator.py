@@ -14,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from codetr.classes import ClassList
 from codetr.errors import UserError
 from codetr.evaluation import CocoEvaluator, Detections
+from codetr.evaluation.limits import exceeded
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -326,3 +327,79 @@ def test_missing_area_and_crowd_have_coco_defaults(tmp_path, keys, encoding):
     truth = CocoEvaluator(path, scenes.CLASSES).truth[1]
     np.testing.assert_array_equal(truth.area, [600.0])
     np.testing.assert_array_equal(truth.crowd, [0])
+
+
+@pytest.mark.parametrize("counted", [[3], [1, 20], [2, 5, 40, 300]])
+def test_other_numbers_of_detections_equal_pycocotools(tmp_path, counted):
+    path = tmp_path / "instances.json"
+    scenes.write_annotations(path, num_images=60, seed=5)
+    found = scenes.detections(path, seed=6)
+    evaluator = CocoEvaluator(path, scenes.CLASSES, max_detections=counted)
+    for image, detections in found.items():
+        evaluator.update([detections], [scenes.info(image)])
+    numbers = evaluator.compute()
+    with contextlib.redirect_stdout(io.StringIO()):  # its summary is for 1, 10 and 100 alone
+        truth = COCO(str(path))
+        truth.dataset.setdefault("info", {})
+        reference = COCOeval(truth, truth.loadRes(_records(found)), "bbox")
+        reference.params.maxDets = counted
+        reference.evaluate()
+        reference.accumulate()
+    precision, recall = reference.eval["precision"], reference.eval["recall"]
+
+    def mean(values: np.ndarray) -> float:
+        return float(values[values > -1].mean())
+
+    expected = {
+        "AP": mean(precision[..., 0, -1]),
+        "AP50": mean(precision[0, ..., 0, -1]),
+        "AP75": mean(precision[5, ..., 0, -1]),
+        **{f"AP{size}": mean(precision[..., i, -1]) for i, size in enumerate("sml", 1)},
+        **{f"AR{number}": mean(recall[..., 0, i]) for i, number in enumerate(counted)},
+        **{f"AR{size}": mean(recall[..., i, -1]) for i, size in enumerate("sml", 1)},
+    }
+    assert numbers == pytest.approx(expected, abs=1e-6, rel=0)
+    assert list(numbers) == list(expected)
+    assert f"maxDets={counted[-1]:>3}" in evaluator.table().splitlines()[0]
+
+
+def _crowded(path: Path, objects: int) -> Detections:
+    """An annotation file of one image with many small objects of a class, and all of them found."""
+    boxes = [[12.0 * (i % 40), 12.0 * (i // 40), 10.0, 10.0] for i in range(objects)]
+    categories = zip(scenes.CLASSES.names, scenes.CLASSES.category_ids, strict=True)
+    content = {
+        "images": [{"id": 1}],
+        "categories": [{"id": i, "name": name} for name, i in categories],
+        "annotations": [
+            {"id": i + 1, "image_id": 1, "category_id": 7, "bbox": box, "area": 100, "iscrowd": 0}
+            for i, box in enumerate(boxes)
+        ],
+    }
+    path.write_text(json.dumps(content))
+    corners = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in boxes])
+    return Detections(
+        boxes_xyxy_px=corners,
+        scores=torch.linspace(1, 0.5, objects),
+        labels=torch.full((objects,), scenes.CLASSES.index()[7]),
+    )
+
+
+def test_more_objects_than_count(tmp_path):
+    path = tmp_path / "instances.json"
+    found = _crowded(path, 600)
+    numbers = {}
+    for most in (100, 600):
+        evaluator = CocoEvaluator(path, scenes.CLASSES, max_detections=(1, 10, most))
+        evaluator.update([found], [scenes.info(1)])
+        numbers[most] = evaluator.compute()
+        said = exceeded([evaluator.measure.limit], evaluator.truth)
+        assert len(said) == (most < 600)
+    assert numbers[100]["AP"] == pytest.approx(17 / 101)  # recall ends at a sixth
+    assert numbers[600]["AP"] == pytest.approx(1)
+    assert numbers[600]["AR600"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("given", [[], [0, 10], [10, 1], [10, 10], 100])
+def test_numbers_of_detections_rise(annotations, given):
+    with pytest.raises(UserError, match=r"evaluation\.max_detections="):
+        CocoEvaluator(annotations, scenes.CLASSES, max_detections=given)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 
 from codetr.classes import ClassList
 from codetr.errors import UserError
 from codetr.evaluation import CocoEvaluator, Detections, lvis_evaluator
 from codetr.structures import ImageInfo
+from codetr.training.evaluators import build_evaluator
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 CLASSES = ClassList(names=("ant", "bat", "cup", "dog", "elk"), category_ids=(4, 2, 9, 1, 30))
@@ -241,7 +241,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"not an LVIS annotation file .*evaluation=coco"):
         lvis_evaluator(path, CLASSES)
-    with pytest.raises(UserError, match="max_detections is 0"):
+    with pytest.raises(UserError, match=r"evaluation\.max_detections=0"):
         lvis_evaluator(_write(path, []), CLASSES, max_detections=0)
 
 
@@ -251,7 +251,7 @@ def test_configuration_builds_it(tmp_path: Path) -> None:
         cfg = compose(
             "train", overrides=["evaluation=lvis", "evaluation.postprocess.max_detections=7"]
         )
-        evaluator = instantiate(cfg.evaluation.evaluator)(annotation_file=path, classes=CLASSES)
+        evaluator = build_evaluator(cfg, path, CLASSES, "test")
     assert isinstance(evaluator, CocoEvaluator)
     assert list(evaluator.measure.lines) == NAMES
     assert evaluator.measure.lines["AP"][2] == 7

@@ -121,7 +121,7 @@ def test_evaluation_runs_the_model_as_the_trainer_group_says(
     command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = ["trainer=cpu", "trainer.compile=[decoder]", "trainer.channels_last=true"]
-    given += ["checkpoint=x", "evaluation=coco", "evaluation.evaluator._target_=builtins.dict"]
+    given += ["checkpoint=x", "evaluation=coco"]
     given += ["data.eval_batch_size=1", "panel=null", "paths.run_dir=x"]
     given += ["+schedule.epochs=1", "num_classes=1"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -131,6 +131,7 @@ def test_evaluation_runs_the_model_as_the_trainer_group_says(
     module, run = RUNS[command]
     monkeypatch.setattr(module, "open_branch", lambda _: opened)
     monkeypatch.setattr(evaluate, "keep_freed_memory", Mock())
+    monkeypatch.setattr(evaluate, "build_evaluator", Mock())
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
     monkeypatch.setattr(Trainer, "test", Mock(side_effect=Reached))
     with pytest.raises(Reached):

@@ -1,0 +1,55 @@
+"""The evaluator of a configuration, and what it cannot count."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from codetr.checkpoints.trusted import build_part
+from codetr.classes import ClassList
+from codetr.detectors.protocol import MAIN
+from codetr.evaluation import CocoEvaluator
+from codetr.evaluation.limits import Limit, exceeded
+
+log = logging.getLogger(__name__)
+
+
+def build_evaluator(
+    cfg: DictConfig, annotation_file: Path, classes: ClassList, source: str
+) -> CocoEvaluator:
+    """What measures detections as ``cfg.evaluation`` of ``source`` says; warns of images with more objects than
+    it counts, than are kept of an image, or than the model has queries.
+    """
+    chosen = cfg.evaluation.get("max_detections")  # runs of earlier versions do not say
+    chosen = OmegaConf.to_object(chosen) if OmegaConf.is_list(chosen) else chosen
+    evaluator: CocoEvaluator = build_part(cfg.evaluation.evaluator, source)(
+        annotation_file=annotation_file,
+        classes=classes,
+        **({} if chosen is None else {"max_detections": chosen}),
+    )
+    limits = [evaluator.measure.limit, *(model_limits(cfg) if is_main(cfg) else [])]
+    for line in exceeded(limits, evaluator.truth):
+        rank_zero_only(log.warning)(line)
+    return evaluator
+
+
+def is_main(cfg: DictConfig) -> bool:
+    """Whether the main branch is evaluated: an auxiliary head has limits of its own."""
+    return bool(cfg.evaluation.get("branch", MAIN) == MAIN)
+
+
+def model_limits(cfg: DictConfig) -> list[Limit]:
+    """Of the postprocessing and of the queries, as far as the configuration names them."""
+    limits = []
+    kept = cfg.evaluation.postprocess.get("max_detections")
+    if kept is not None:
+        key = "evaluation.postprocess.max_detections"
+        limits.append(Limit(key=key, most=kept, remedy="raise it"))
+    queries = cfg.model.get("num_queries")
+    if queries is not None:
+        remedy = "train with more queries"
+        limits.append(Limit(key="model.num_queries", most=queries, remedy=remedy))
+    return limits
