@@ -1,6 +1,7 @@
 """Evaluate a checkpoint: ``python eval.py checkpoint=runs/NAME/best.ckpt``; see conf/eval.yaml."""
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from codetr.training.launcher import register
@@ -15,7 +16,7 @@ def main(cfg: DictConfig) -> float | None:
     with one_line_errors():
         from codetr.training.evaluate import evaluate  # after hydra has answered --help and typos
 
-        return evaluate(cfg).get("AP")
+        return evaluate(cfg, HydraConfig.get().overrides.task).get("AP")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -48,3 +48,16 @@ def _is_read(argument: str) -> bool:
 
 def _quoted(value: str) -> str:
     return QuotedString(text=value, quote=Quote.single).with_quotes()
+
+
+def key_of(override: str) -> str:
+    """What an override changes: ``model.backbone`` of ``model/backbone=x``, ``+model.backbone=x``
+    and ``~model/backbone@y``.
+    """
+    name = re.split(r"[@=]", override.lstrip("+~"), maxsplit=1)[0]
+    return name.replace("/", ".")
+
+
+def is_within(key: str, names: Iterable[str]) -> bool:
+    """Whether the key is one of ``names`` or lies below one."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)

@@ -11,6 +11,7 @@ from pathlib import Path
 from codetr.checkpoints.convert import convert_file
 from codetr.checkpoints.files import write_detector_file
 from codetr.training.shell import one_line_errors
+from codetr.training.unused import NOT_RECORDED, require_effect
 
 
 def main() -> None:
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
     options = parser.parse_intermixed_args()
     with one_line_errors():
+        require_effect(options.overrides, NOT_RECORDED)
         content, report = convert_file(
             options.file, options.experiment, options.overrides, options.weights
         )

@@ -4,6 +4,7 @@
 """
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from codetr.training.launcher import register
@@ -18,7 +19,7 @@ def main(cfg: DictConfig) -> None:
     with one_line_errors():
         from codetr.training.teacher_boxes import write_teacher_boxes  # after hydra's --help
 
-        write_teacher_boxes(cfg)
+        write_teacher_boxes(cfg, HydraConfig.get().overrides.task)
 
 
 if __name__ == "__main__":

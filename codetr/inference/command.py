@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from codetr.errors import UserError
 from codetr.inference.predictor import Predictor, build_predictor
 from codetr.inference.results import Writer, writers
 from codetr.inference.sources import Broken, Frame, Source, open_source
+from codetr.overrides import is_within, key_of
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +91,7 @@ def require_used(given: Sequence[str], used: frozenset[str], checkpoint: str) ->
     """
     known = used | OF_EXPERIMENT if checkpoint.startswith(OFFICIAL) else used
     for override in given:
-        key = re.split(r"[./@=]", override.lstrip("+~"), maxsplit=1)[0]
-        if key not in known:
+        if not is_within(key_of(override), known):
             raise UserError(
                 f"{override}: changes nothing here, where {checkpoint} brings its own settings: "
                 "leave it out"

@@ -35,6 +35,7 @@ from codetr.training.branches import Branch, MainBranch, auxiliary_branch
 from codetr.training.evaluators import build_evaluator
 from codetr.training.launcher import METRICS_FILE
 from codetr.training.trainer import build_trainer
+from codetr.training.unused import ignored_in_evaluation, require_effect
 
 log = logging.getLogger(__name__)
 
@@ -69,15 +70,17 @@ class EvaluationModule(LightningModule):
         return found
 
 
-def evaluate(cfg: DictConfig) -> dict[str, float]:
+def evaluate(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, float]:
     """Evaluate the checkpoint of ``cfg`` (conf/eval.yaml).
 
     The model is built as the checkpoint says (for an ``official:FILE``, as ``experiment`` says;
     ``zoo:NAME`` knows its own);
     data, augmentation and postprocessing are the checkpoint's too where ``cfg`` has none. Prints
     the COCO tables; writes metrics.json, predictions.json and pictures into
-    ``cfg.paths.run_dir``. Raises UserError for whatever a user can mend.
+    ``cfg.paths.run_dir``. ``given`` are the overrides that ``cfg`` was made with, so that none is
+    ignored. Raises UserError for whatever a user can mend.
     """
+    require_effect(given, ignored_in_evaluation(cfg.checkpoint, OFFICIAL))
     run_dir = Path(cfg.paths.run_dir)
     full, branch, datamodule, classes = open_branch(cfg)
     evaluator = build_evaluator(full, datamodule.val_annotations, classes, cfg.checkpoint)

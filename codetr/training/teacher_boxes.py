@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from codetr.checkpoints.convert import OFFICIAL
 from codetr.classes import ClassList
 from codetr.errors import UserError
 from codetr.evaluation import Detections
@@ -17,6 +18,7 @@ from codetr.evaluation.gather import gather_rows, is_first_rank
 from codetr.evaluation.report import prediction_records, write_json
 from codetr.structures import ImageInfo
 from codetr.training.evaluate import EvaluationModule, build_tester, open_branch
+from codetr.training.unused import REPORTED, ignored_in_evaluation, require_effect
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +62,12 @@ class ResultFile:
         return len(records)
 
 
-def write_teacher_boxes(cfg: DictConfig) -> int:
+def write_teacher_boxes(cfg: DictConfig, given: Sequence[str] = ()) -> int:
     """Run the checkpoint of ``cfg`` (conf/teacher_boxes.yaml) over a split and write its boxes to
-    ``cfg.output``; returns their number. Raises UserError for whatever a user can mend.
+    ``cfg.output``; returns their number. ``given`` are the overrides that ``cfg`` was made with, so
+    that none is ignored. Raises UserError for whatever a user can mend.
     """
+    require_effect(given, (*ignored_in_evaluation(cfg.checkpoint, OFFICIAL), *REPORTED))
     full, branch, datamodule, classes = open_branch(cfg)
     results = ResultFile(classes, cfg.top_k, cfg.min_score)
     trainer = build_tester(full, branch, [])

@@ -1,0 +1,60 @@
+"""Settings that only training looks at: a command that would ignore one refuses it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from codetr.errors import UserError
+from codetr.overrides import is_within, key_of
+
+TRAINING_PARTS = ("optimizer", "schedule", "callbacks", "checkpointing")
+"""Groups that come with an experiment."""
+OF_MODEL = ("scheme", "aux_heads", "num_classes")
+"""What a checkpoint of ours says itself, and an official file's experiment."""
+_TRAINER = (
+    *("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "effective_batch"),
+    *("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches"),
+    *("log_every_n_steps", "check_val_every_n_epoch", "val_check_interval"),
+    *("num_sanity_val_steps", "limit_train_batches", "overfit_batches"),
+)
+_DATA = (
+    *("batch_size", "train_augmentation", "group_by_aspect", "scaled_decoding"),
+    *("mix", "repeat", "teachers", "teacher_boxes"),
+)
+TRAINING = (
+    *TRAINING_PARTS,
+    *(f"trainer.{name}" for name in _TRAINER),
+    *(f"data.{name}" for name in _DATA),
+    *("augmentation.train", "augmentation.mix"),
+)
+"""Keys that nothing but training looks at."""
+REPORTED = ("panel", "logger", "evaluation.evaluator", "evaluation.max_detections")
+"""Keys of what is measured, for a command that measures nothing."""
+NOT_RECORDED = (*TRAINING_PARTS, "trainer", "logger", "ops", "debug", "sweep")
+"""Keys that say nothing of a converted file: neither its model nor how it is evaluated."""
+REMEDY = {
+    "trainer.limit_val_batches": "give trainer.limit_test_batches, which limits evaluation",
+    "data.batch_size": "give data.eval_batch_size",
+    "augmentation.train": "give augmentation.eval",
+}
+
+
+def require_effect(
+    given: Sequence[str],
+    ignored: Iterable[str],
+) -> None:
+    """Raise UserError for the first override whose key is one of ``ignored`` or below one."""
+    names = tuple(ignored)
+    for override in given:
+        key = key_of(override)
+        if is_within(key, names):
+            told = REMEDY.get(key, "leave it out")
+            raise UserError(f"{override}: changes nothing here: {told}")
+
+
+def ignored_in_evaluation(checkpoint: str, official: str) -> tuple[str, ...]:
+    """The keys that evaluating a checkpoint ignores; an ``official`` file's model is what its
+    experiment and further settings say.
+    """
+    of_model = () if checkpoint.startswith(official) else OF_MODEL
+    return (*TRAINING, *of_model, "trainer.limit_val_batches")
