@@ -9,11 +9,18 @@ import argparse
 from pathlib import Path
 
 from codetr.analysis.config_reference import reference_pages, write_pages
-from codetr.analysis.recipe_table import publications, recipe, recipe_tables, with_tables
+from codetr.analysis.recipe_table import (
+    publications,
+    recipe,
+    recipe_tables,
+    remark_table,
+    with_tables,
+)
 from codetr.inference.parameters import read_official_counts
 from codetr.training.shell import one_line_errors
 
 ROOT = Path(__file__).resolve().parents[1]
+HEADING = "### What differs in single recipes"
 OFFICIAL = ROOT / "tests/golden/official_parameters.json"
 
 
@@ -26,10 +33,11 @@ def main() -> None:
         pages = reference_pages(ROOT / "conf")
         folder = docs / "reference"
         write_pages(folder, pages)
-        recipes = [recipe(published) for published in publications(ROOT / "conf")]
+        published = publications(ROOT / "conf")
+        recipes = [recipe(publication) for publication in published]
         counts = {n: c.parameters for n, c in read_official_counts(OFFICIAL).items()}
         page = docs / "recipes.md"
-        tables = recipe_tables(recipes, counts)
+        tables = f"{recipe_tables(recipes, counts)}\n\n{HEADING}\n\n{remark_table(published)}"
         page.write_text(with_tables(page.read_text("utf-8"), tables, page), encoding="utf-8")
         print(f"wrote {len(pages)} pages in {folder} and {len(recipes)} recipes in {page}")
 

@@ -35,6 +35,11 @@ class Publication:
         """The repository or paper."""
         return re.split(r"[,;]", self.source)[0]
 
+    @property
+    def remarks(self) -> str:
+        """What follows the source: differences, and what else is to be known."""
+        return self.source.partition("; ")[2]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -88,6 +93,15 @@ def recipe_tables(recipes: Sequence[Recipe], parameters: Mapping[str, int]) -> s
     for origin, rows in groupby(recipes, key=lambda r: r.published.origin):
         parts += [f"### From {origin}", "\n".join([head, *(_row(row, parameters) for row in rows)])]
     return "\n\n".join(parts)
+
+
+def remark_table(published: Sequence[Publication]) -> str:
+    """A Markdown table of what the first lines say beside the source, and of which recipes."""
+    names: dict[str, list[str]] = {}
+    for publication in published:
+        names.setdefault(publication.remarks, []).append(f"`{publication.name}`")
+    rows = [f"| {remarks} | {', '.join(same)} |" for remarks, same in names.items()]
+    return "\n".join(["| differs, or is to be known | recipes |", "| --- | --- |", *rows])
 
 
 def _row(row: Recipe, parameters: Mapping[str, int]) -> str:

@@ -16,6 +16,7 @@ from codetr.analysis.recipe_table import (
     publications,
     recipe,
     recipe_tables,
+    remark_table,
     with_tables,
 )
 from codetr.errors import UserError
@@ -44,6 +45,13 @@ def test_committed_rows_say_what_the_files_say() -> None:
     for name in SAMPLE:
         published = next(p for p in publications(ROOT / "conf") if p.name == name)
         assert rows[name] in recipe_tables([recipe(published)], parameters())
+
+
+def test_the_page_says_what_differs() -> None:
+    table = remark_table(publications(ROOT / "conf"))
+    assert table in PAGE.read_text("utf-8")
+    for path in (ROOT / "conf/experiment").glob("*.yaml"):
+        assert (f"`{path.stem}`" in table) == (path.stem != "finetune")
 
 
 @pytest.mark.slow
@@ -78,6 +86,7 @@ def test_a_first_line_is_taken_apart(tmp_path: Path) -> None:
         )
     ]
     assert publications(tmp_path)[0].origin == "Some/Repo"
+    assert publications(tmp_path)[0].remarks == "no known difference"
 
 
 def test_another_first_line_is_named(tmp_path: Path) -> None:
