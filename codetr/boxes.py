@@ -44,10 +44,18 @@ def _overlap(a: Tensor, b: Tensor, area_a: Tensor, area_b: Tensor) -> tuple[Tens
 
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU (..., Q, N) of every ``a`` (..., Q, 4) with every ``b`` (..., N, 4), both xyxy."""
-    area_a, area_b = area_xyxy(a)[..., :, None], area_xyxy(b)[..., None, :]
-    intersection, union = _overlap(a[..., :, None, :], b[..., None, :, :], area_a, area_b)
-    return intersection / union
+    """IoU (..., Q, N) of every ``a`` (..., Q, 4) with every ``b`` (..., N, 4), both xyxy.
+
+    One coordinate at a time: a last dimension of two numbers is slow on the CPU, and would double
+    every temporary. Fastest where ``b`` are the many.
+    """
+    left, top, right, bottom = a[..., :, None, :].unbind(-1)
+    b_left, b_top, b_right, b_bottom = b[..., None, :, :].unbind(-1)
+    width = (torch.minimum(right, b_right) - torch.maximum(left, b_left)).clamp(min=0)
+    height = (torch.minimum(bottom, b_bottom) - torch.maximum(top, b_top)).clamp(min=0)
+    intersection = width * height
+    area = area_xyxy(a)[..., :, None] + area_xyxy(b)[..., None, :]
+    return intersection / (area - intersection).clamp(min=EPS)
 
 
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:

@@ -14,6 +14,10 @@ NEGATIVE = -1
 IGNORED = -2
 """What an assigner writes for an anchor that takes no part in any loss."""
 
+PAIRS_AT_ONCE = 2**22
+"""Anchors times boxes whose overlaps are computed together: 16 MiB each of some ten temporaries,
+where all pairs of 802,000 anchors and 100 boxes would take 310 MiB each."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaxIouAssigner:
@@ -37,21 +41,36 @@ class MaxIouAssigner:
         """
         assigned = anchors.new_full((len(anchors),), NEGATIVE, dtype=torch.long)
         if len(boxes) and len(anchors):
-            overlap = pairwise_iou(anchors, boxes)
-            if usable is not None:
-                overlap = overlap.masked_fill(~usable[:, None], -1)
-            best, index = overlap.max(dim=1)
-            assigned = torch.where(best >= self.negative, IGNORED, assigned)
-            assigned = torch.where(best >= self.positive, index, assigned)
+            overlaps = self._overlaps(anchors, boxes, usable)
+            assigned = torch.cat([self._by_best(overlap) for overlap in overlaps])
             if self.low_quality is not None:
-                forced = self._forced(overlap, self.low_quality)
+                forced = self._forced(overlaps, self.low_quality)
                 assigned = torch.where(forced >= 0, forced, assigned)
         return assigned if usable is None else assigned.masked_fill(~usable, IGNORED)
 
     @staticmethod
-    def _forced(overlap: Tensor, minimum: float) -> Tensor:
+    def _overlaps(anchors: Tensor, boxes: Tensor, usable: Tensor | None) -> list[Tensor]:
+        """IoU (N, C) of the boxes with a chunk of anchors after the other, -1 if not usable."""
+        size = max(1, PAIRS_AT_ONCE // len(boxes))
+        overlaps = [pairwise_iou(boxes, chunk) for chunk in anchors.split(size)]
+        if usable is not None:
+            for overlap, chunk in zip(overlaps, (~usable).split(size), strict=True):
+                overlap.masked_fill_(chunk, -1)
+        return overlaps
+
+    def _by_best(self, overlap: Tensor) -> Tensor:
+        """(C,) what anchors become by their best ``overlap`` (N, C)."""
+        best, index = overlap.max(dim=0)
+        assigned = torch.where(best >= self.negative, IGNORED, NEGATIVE)
+        return torch.where(best >= self.positive, index, assigned)
+
+    @staticmethod
+    def _forced(overlaps: list[Tensor], minimum: float) -> Tensor:
         """(A,) the last box that claims an anchor as one of its best, -1 for none."""
-        best = overlap.amax(dim=0)
-        claimed = (overlap == best) & (best >= minimum)
-        index = torch.arange(overlap.shape[1], device=overlap.device)
-        return torch.where(claimed, index, NEGATIVE).amax(dim=1)
+        best = torch.stack([overlap.amax(dim=1) for overlap in overlaps]).amax(dim=0)[:, None]
+        # no overlap is above 1: a box that must not claim is left with none that is its best
+        best = torch.where(best >= minimum, best, 2)
+        index = torch.arange(len(best), device=best.device)[:, None]
+        return torch.cat(
+            [torch.where(overlap == best, index, NEGATIVE).amax(dim=0) for overlap in overlaps]
+        )

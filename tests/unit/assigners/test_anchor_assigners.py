@@ -84,6 +84,21 @@ def test_low_quality_takes_every_tie_and_later_boxes_win() -> None:
     assert strict(anchors, small[None]).tolist() == [NEGATIVE] * 3
 
 
+@pytest.mark.parametrize("pairs", [1, 40, 10**6])
+def test_anchors_are_assigned_alike_however_many_are_compared_at_once(
+    pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A box's best anchors may lie in several chunks, and some chunks have none that is usable."""
+    anchors, _ = grid_anchors((8, 8, 16), extent=48, side=2)  # every small anchor twice
+    boxes = random_boxes(6, 48)
+    usable = (torch.rand(len(anchors)) < 0.8) & (torch.arange(len(anchors)) > 12)
+    rule = MaxIouAssigner(positive=0.5, negative=0.3, low_quality=0.2)
+    monkeypatch.setattr("codetr.assigners.max_iou.PAIRS_AT_ONCE", pairs)
+    assert rule(anchors, boxes, usable).tolist() == naive_max_iou(
+        anchors, boxes, usable.tolist(), rule
+    )
+
+
 def naive_atss(
     anchors: Tensor, sizes: list[int], boxes: Tensor, usable: list[bool], per_level: int
 ) -> list[int]:
