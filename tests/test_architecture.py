@@ -16,14 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LEVELS = (
     {
-        "structures",
-        "boxes",
-        "distributed",
-        "errors",
-        "classes",
-        "overrides",
-        "json_text",
-        "host_copy",
+        *("structures", "boxes", "distributed", "errors", "classes", "overrides", "json_text"),
+        *("host_copy", "compiled"),
     },
     {"ops", "layers"},
     {"backbones", "necks", "transformers", "heads", "assigners", "criteria"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -81,11 +81,11 @@ class Postprocess:
         # Scores of zero (a sigmoid that underflowed) say nothing and are sorted to the end. NaN is
         # not dropped: a broken model must be noticed by whoever uses the detections.
         counts = (~(scores <= 0)).sum(dim=1).tolist()
-        found = (
+        found = tuple(
             Detections(boxes_xyxy_px=b[:n], scores=s[:n], labels=k[:n])
             for b, s, k, n in zip(boxes, scores, labels, counts, strict=True)
         )
-        return tuple(self._suppress(image) for image in found)
+        return found if self.nms is None else self._suppress(found, self.nms)
 
     def _top(self, predictions: Predictions) -> tuple[Tensor, Tensor, Tensor]:
         """The best k of all (query, class) pairs: boxes (B, k, 4), scores and labels (B, k)."""
@@ -104,13 +104,12 @@ class Postprocess:
         size_whwh = sizes.flip(-1).repeat(1, 2)[:, None].to(boxes)
         corners = torch.minimum((cxcywh_to_xyxy(boxes) * size_whwh).clamp(min=0), size_whwh)
         scale = torch.tensor([info.scale for info in infos], dtype=boxes.dtype)
-        return corners / scale.repeat(1, 2)[:, None].to(boxes.device)
+        return corners / scale.repeat(1, 2)[:, None].to(boxes.device, non_blocking=True)
 
-    def _suppress(self, image: Detections) -> Detections:
-        if self.nms is None:
-            return image
-        keep, scores = self.nms(image.boxes_xyxy_px, image.scores, image.labels)
-        kept = Detections(
-            boxes_xyxy_px=image.boxes_xyxy_px[keep], scores=scores, labels=image.labels[keep]
+    def _suppress(self, found: Sequence[Detections], nms: SoftNms) -> tuple[Detections, ...]:
+        """The best ``max_detections`` of each image by decayed score."""
+        decayed = nms.batch([(one.boxes_xyxy_px, one.scores, one.labels) for one in found])
+        return tuple(
+            replace(one.take(index), scores=scores).take(slice(self.max_detections))
+            for one, (index, scores) in zip(found, decayed, strict=True)
         )
-        return kept.take(slice(self.max_detections))

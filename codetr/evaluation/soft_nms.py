@@ -6,14 +6,25 @@ Bodla et al., "Soft-NMS", ICCV 2017, linear decay (eq. 3), with the conventions 
 
 from __future__ import annotations
 
+import itertools
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from codetr.boxes import pairwise_iou
+from codetr.boxes import EPS
 from codetr.errors import UserError
+
+Scored = tuple[Tensor, Tensor, Tensor]
+"""Boxes (n, 4) xyxy in any one unit, scores (n,) and labels (n,) of an image."""
+Floats = NDArray[np.float64]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,38 +51,82 @@ class SoftNms:
         Returns the indices (m,) of the boxes that stay, best decayed score first, and those
         decayed scores (m,), on the device and in the dtype of the input.
         """
-        if len(scores) == 0:
-            return torch.zeros_like(labels, dtype=torch.int64), scores
-        boxes = boxes_xyxy.detach().cpu().double()
-        before = scores.detach().cpu().double().numpy()
-        classes = labels.cpu().numpy()
-        after = before.copy()
-        for label in np.unique(classes):
-            members = np.flatnonzero(classes == label)
-            if len(members) > 1:  # a class with a single box has nothing to suppress
-                after[members] = self._decay(boxes[torch.from_numpy(members)], before[members])
-        stays = after >= self.min_score
-        stays[before.argmax()] = True
-        order = np.argsort(-after, kind="stable")
-        keep = torch.from_numpy(order[stays[order]])
-        decayed = torch.from_numpy(after)[keep]
-        return keep.to(scores.device), decayed.to(scores)
+        (found,) = self.batch([(boxes_xyxy, scores, labels)])
+        return found
 
-    def _decay(self, boxes: Tensor, scores: np.ndarray) -> np.ndarray:
-        """Scores (n,) of one class once every box has been picked, best current score first."""
-        iou = pairwise_iou(boxes, boxes).numpy()
-        factors = np.where(iou >= self.iou_threshold, 1 - iou, 1.0)
-        np.fill_diagonal(factors, 1.0)
-        # Only boxes with an overlapping partner can change; the others need no turn.
-        involved = np.flatnonzero((factors < 1).any(axis=1))
-        current, factors = scores[involved], factors[np.ix_(involved, involved)]
-        waiting = np.ones(len(involved), dtype=bool)
-        for _ in involved:
+    def batch(self, images: Sequence[Scored]) -> list[tuple[Tensor, Tensor]]:
+        """The same for every image, with one copy to the host for all of them."""
+        if not images:
+            return []
+        boxes, scores, labels = (torch.cat(part) for part in zip(*images, strict=True))
+        exact = torch.promote_types(scores.dtype, torch.float32)  # classes are below 2^24
+        columns = (boxes, scores[:, None], labels[:, None].to(exact))
+        table = torch.cat(columns, dim=1).detach().cpu().double().numpy()
+        edges = np.cumsum([0, *(len(own) for _, own, _ in images)])
+        before, after = table[:, 4], self._decayed(table, edges)
+        kept = [
+            self._staying(before[start:stop], after[start:stop])
+            for start, stop in itertools.pairwise(edges)
+        ]
+        decayed = np.concatenate([after[a:][own] for a, own in zip(edges, kept, strict=False)])
+        index = torch.from_numpy(np.concatenate(kept)).to(scores.device, non_blocking=True)
+        left = torch.from_numpy(decayed).to(scores.dtype).to(scores.device, non_blocking=True)
+        counts = [len(own) for own in kept]
+        return list(zip(index.split(counts), left.split(counts), strict=True))
+
+    def _decayed(self, table: Floats, edges: NDArray[np.int64]) -> Floats:
+        """Scores (n,) after decay, from rows of box, score and label; images lie at ``edges``."""
+        image = np.repeat(np.arange(len(edges) - 1), np.diff(edges))
+        order = np.lexsort((table[:, 5], image))
+        changes = (np.diff(table[order, 5]) != 0) | (np.diff(image[order]) != 0)
+        borders = np.concatenate([[0], np.flatnonzero(changes) + 1, [len(table)]])
+        after = np.empty(len(table))
+        after[order] = _compiled_decay()(
+            table[order, :4], table[order, 4], borders, self.iou_threshold, self.min_score
+        )
+        return after
+
+    def _staying(self, before: Floats, after: Floats) -> NDArray[np.int64]:
+        """Indices of one image's boxes that stay, best decayed score first."""
+        stays = after >= self.min_score
+        if len(before):
+            stays[before.argmax()] = True
+        order = np.argsort(-after, kind="stable")
+        return order[stays[order]]
+
+
+def decay(
+    boxes: Floats, scores: Floats, borders: NDArray[np.int64], threshold: float, floor: float
+) -> Floats:
+    """Scores (n,) once every box has been picked, best current score first, in each of the sets
+    that lie between ``borders``; none in a set where all that wait are below ``floor``.
+    """
+    after = scores.copy()
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    for k in range(len(borders) - 1):
+        start, stop = borders[k], borders[k + 1]
+        own, area, current = boxes[start:stop], areas[start:stop], after[start:stop]
+        waiting = np.ones(stop - start, np.bool_)
+        for _ in range(stop - start - 1):  # the last one has none to decay
             pick = np.where(waiting, current, -1.0).argmax()
-            if current[pick] < self.min_score:
-                break  # all that wait are lower still, and will be dropped
+            if current[pick] < floor:
+                break
             waiting[pick] = False
-            current[waiting] *= factors[pick, waiting]
-        result = scores.copy()
-        result[involved] = current
-        return result
+            left, top, right, bottom = own[pick]
+            width = np.minimum(own[:, 2], right) - np.maximum(own[:, 0], left)
+            height = np.minimum(own[:, 3], bottom) - np.maximum(own[:, 1], top)
+            shared = np.maximum(width, 0.0) * np.maximum(height, 0.0)
+            iou = shared / np.maximum(area + area[pick] - shared, EPS)
+            current *= np.where(waiting & (iou >= threshold), 1.0 - iou, 1.0)
+    return after
+
+
+@cache
+def _compiled_decay() -> Callable[[Floats, Floats, NDArray[np.int64], float, float], Floats]:
+    """``decay``, compiled where numba loads, which takes half a second."""
+    try:
+        from codetr.compiled import compiled
+    except ImportError as error:
+        log.warning("numba does not load (%s): soft-NMS runs in Python, and slower", error)
+        return decay
+    return compiled()(decay)

@@ -1,5 +1,4 @@
-"""Deformable attention on the CPU, compiled when it first runs: no compiler is needed, numba
-brings its own.
+"""Deformable attention on the CPU, compiled by numba when it first runs.
 
 Every thread takes a part of the queries in the forward pass and a part of the heads in the
 backward pass, so that no two of them add to the same number: results do not depend on how many
@@ -14,12 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from codetr.compiled import compiled
 from codetr.ops.msda_reference import Shapes
 
 UNROLLED = (16, 32, 64)
@@ -115,17 +114,8 @@ if hasattr(os, "register_at_fork"):  # where there is fork, which takes no threa
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Sums may be reordered, so that they can use vectors; what is not a number stays so."""
-    options: dict[str, Any] = {
-        "nogil": True,
-        "error_model": "numpy",
-        "fastmath": {"reassoc", "contract", "nsz"},
-    }
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder to keep the result in: compiled anew in every process
-        return numba.njit(**options)(function)
+_compiled = compiled(fastmath={"reassoc", "contract", "nsz"})
+"""Sums may be reordered, so that they can use vectors; what is not a number stays so."""
 
 
 @_compiled

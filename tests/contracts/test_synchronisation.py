@@ -10,10 +10,11 @@ import pytest
 import torch
 from simulated_device import DEVICE, HOST, DeviceTensor, Watch, to_device, watched
 from tiny import batch, build
-from torch import nn
+from torch import Tensor, nn
 
 from codetr.data.datamodule import CocoDataModule
-from codetr.structures import Batch, total_loss
+from codetr.evaluation import Postprocess, SoftNms
+from codetr.structures import Batch, ImageInfo, Predictions, total_loss
 from codetr.training.ema import Average, hyperbolic
 from codetr.training.losses import training_losses
 
@@ -89,6 +90,29 @@ def test_averaging_the_weights_waits_for_nothing() -> None:
     assert not watch.waits
     assert average.n_averaged.device == HOST
     assert int(average.n_averaged) == 3
+
+
+@pytest.mark.parametrize("images", [1, 4])
+def test_detections_are_fetched_at_once_for_soft_nms(images: int) -> None:
+    """And how many of them have a score, before."""
+    postprocess = Postprocess(max_detections=5, pre_nms=20, nms=SoftNms(0.5))
+    logits, boxes = torch.randn(images, 10, 3), torch.rand(images, 10, 4)
+    sizes = torch.full((images, 2), 64)
+    infos = [ImageInfo(image_id=0, original_size=(64, 64), scale=(1.0, 1.0))] * images
+    with watched() as watch:
+        given = Predictions(logits=logits, boxes=boxes).map(DeviceTensor)
+        found = postprocess(given, DeviceTensor(sizes), infos)
+        watched_waits = dict(watch.waits)
+        fetched = [detections.map(Tensor.cpu) for detections in found]
+    files = {
+        ("device to host", "evaluation/postprocess.py"): 1,
+        ("device to host", "evaluation/soft_nms.py"): 1,
+    }
+    assert watched_waits == files
+    plain = postprocess(Predictions(logits=logits, boxes=boxes), sizes, infos)
+    for ours, expected in zip(fetched, plain, strict=True):
+        assert torch.equal(ours.boxes_xyxy_px, expected.boxes_xyxy_px)
+        assert torch.equal(ours.scores, expected.scores)
 
 
 def test_the_pretended_device_sees_what_a_real_one_would_wait_for() -> None:

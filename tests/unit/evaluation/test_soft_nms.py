@@ -1,10 +1,12 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
 from codetr.errors import UserError
-from codetr.evaluation import SoftNms
+from codetr.evaluation import SoftNms, soft_nms
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,54 @@ def test_no_box_and_a_floor_of_zero():
     keep, decayed = SoftNms(min_score=0.0)(same, torch.tensor([0.5, 0.9, 0.7]), torch.zeros(3))
     assert keep[0] == 1
     assert_close(decayed, torch.tensor([0.9, 0.0, 0.0]))
+
+
+def crowd(seed: int, objects: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Three boxes about each object, of three classes."""
+    random = torch.Generator().manual_seed(seed)
+    low = torch.rand(objects, 2, generator=random) * 100
+    boxes = torch.cat([low, low + 20], dim=1).repeat(3, 1)
+    boxes = boxes + torch.randn(boxes.shape, generator=random) / 2
+    scores = torch.rand(len(boxes), generator=random)
+    return boxes, scores, torch.arange(objects).repeat(3) % 3
+
+
+def by_loops(boxes, scores, labels, threshold: float, floor: float) -> list[tuple[float, int]]:
+    """Scores and indices that stay, from the algorithm as it is written."""
+    left = dict(enumerate(scores.double().tolist()))
+    found = []
+    while left:
+        best = max(left, key=lambda index: left[index])
+        score = left.pop(best)
+        if score < floor and found:
+            break
+        found.append((score, best))
+        for other in left:
+            a, b = boxes[best].double(), boxes[other].double()
+            size = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2])).clamp(min=0)
+            shared = float(size.prod())
+            areas = float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod())
+            overlap = shared / (areas - shared)
+            if labels[best] == labels[other] and overlap >= threshold:
+                left[other] *= 1 - overlap
+    return sorted(found, key=lambda pair: (-pair[0], pair[1]))
+
+
+@pytest.mark.parametrize("numba", [True, False], ids=["compiled", "without numba"])
+def test_images_of_a_batch_do_not_see_each_other(numba: bool, monkeypatch, caplog) -> None:
+    if not numba:
+        monkeypatch.setitem(sys.modules, "codetr.compiled", None)
+    soft_nms._compiled_decay.cache_clear()
+    images = [crowd(0, 12), crowd(1, 0), crowd(2, 5)]
+    found = SoftNms(0.6, 0.05).batch(images)
+    soft_nms._compiled_decay.cache_clear()
+    assert caplog.text.count("numba does not load") == (0 if numba else 1)
+    for image, (keep, decayed) in zip(images, found, strict=True):
+        expected = by_loops(*image, 0.6, 0.05)
+        assert keep.tolist() == [index for _, index in expected]
+        assert_close(decayed, torch.tensor([score for score, _ in expected]), atol=1e-6, rtol=0)
+        assert (decayed < image[1][keep]).any() or not len(keep)
+    assert SoftNms().batch([]) == []
 
 
 @pytest.mark.parametrize("options", [{"iou_threshold": 0.0}, {"min_score": -1.0}])
