@@ -7,8 +7,10 @@ must be chosen before Triton is imported: ``test_in_the_interpreter`` runs this 
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,13 +32,6 @@ on_kernel = pytest.mark.skipif(
     reason="no GPU: run by test_in_the_interpreter instead",
 )
 outside = pytest.mark.skipif(INTERPRETED, reason="not for the run within the interpreter")
-
-
-@pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter pays for every element, and this way meets more than one block."""
-    if INTERPRETED:
-        monkeypatch.setattr("codetr.ops.msda_triton.BLOCK_ELEMENTS", 256)
 
 
 @pytest.fixture
@@ -67,13 +62,25 @@ def inputs(
 
 
 def results(
-    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, grad: Tensor
+    value: Tensor,
+    shapes: Shapes,
+    locations: Tensor,
+    weights: Tensor,
+    grad: Tensor,
+    changes: Mapping[str, Any] | None = None,
 ) -> tuple[Tensor, ...]:
-    """The kernels' result and the gradients of value, locations and weights."""
-    from codetr.ops import msda_triton
+    """The kernels' result and the gradients of value, locations and weights, with ``changes`` to
+    the layouts. The interpreter pays for every element, and small blocks are several.
+    """
+    from codetr.ops import msda_triton as kernels
 
-    out = msda_triton.forward(value, shapes, locations, weights)
-    return out, *msda_triton.backward(grad, value, shapes, locations, weights)
+    small = {"elements": 256} if INTERPRETED else {}
+    ahead, back = (
+        replace(layout, **small, **(changes or {}))
+        for layout in (kernels.FORWARD, kernels.BACKWARD)
+    )
+    out = kernels.forward(value, shapes, locations, weights, ahead)
+    return out, *kernels.backward(grad, value, shapes, locations, weights, back)
 
 
 def expected(
@@ -86,12 +93,15 @@ def expected(
 
 
 def assert_like_reference(
-    arguments: tuple[Tensor, ...], shapes: Shapes = SHAPES, eps: float | None = None
+    arguments: tuple[Tensor, ...],
+    shapes: Shapes = SHAPES,
+    eps: float | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> None:
     """Within ``eps`` of the largest number of each tensor, by default a few of its last bits."""
     value, locations, weights, grad = arguments
     like = (grad, value, locations, weights)
-    found = results(value, shapes, locations, weights, grad)
+    found = results(value, shapes, locations, weights, grad, changes)
     right = expected(value, shapes, locations, weights, grad)
     for ours, theirs, source in zip(found, right, like, strict=True):
         assert (ours.dtype, ours.shape) == (source.dtype, theirs.shape)
@@ -143,6 +153,25 @@ def test_float64_is_exact() -> None:
 )
 def test_levels_points_and_padding(shapes: Shapes, sizes: tuple[int, int, int, int, int]) -> None:
     assert_like_reference(inputs(torch.float32, shapes=shapes, sizes=sizes), shapes)
+
+
+LAYOUTS = [
+    {"heads_innermost": innermost, "head_major": major}
+    for innermost in (False, True)
+    for major in (False, True)
+]
+
+
+@on_kernel
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("changes", LAYOUTS, ids=lambda c: ",".join(k for k in c if c[k]))
+def test_layouts_give_the_same(
+    changes: Mapping[str, bool], fixed: bool, request: pytest.FixtureRequest
+) -> None:
+    """With blocks that span images and lack rows and channels at their ends."""
+    if fixed:
+        request.getfixturevalue("deterministic")
+    assert_like_reference(inputs(torch.float32, sizes=(3, 7, 3, 2, 17)), changes=changes)
 
 
 @on_kernel
@@ -248,20 +277,14 @@ def test_a_gpu_takes_the_kernel() -> None:
     assert_close(out, results(value, SHAPES, locations, weights, out)[0], rtol=0, atol=0)
 
 
-@outside
-@pytest.mark.parametrize("name", ["_forward", "_backward"])
-@pytest.mark.parametrize(("capability", "sums"), [(80, "fp32"), (90, "i64")])
-def test_compiles_for_a_gpu_that_is_not_here(
-    name: str, capability: int, sums: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing is spilled to local memory, and pixels are read 16 bytes at a time."""
+def compiled_for(capability: int, name: str, sums: str, layout: Any) -> str:
+    """PTX of a kernel for Co-DINO's sizes; ``sums``: the type of the values' gradient."""
     from triton import compile as build
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from codetr.ops import msda_triton
 
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = getattr(msda_triton, name)
     pointers = dict.fromkeys(("value", "out", "grad_out"), "*bf16")
     pointers |= dict.fromkeys(("locations", "weights", "unit"), "*fp32")
@@ -270,18 +293,50 @@ def test_compiles_for_a_gpu_that_is_not_here(
     types = pointers | dict.fromkeys(msda_triton.SIZES, "i32")
     signature = {argument: types.get(argument, "constexpr") for argument in kernel.arg_names}
     constants = {"HEADS": 8, "DIM": 32, "LEVELS": 5, "POINTS": 4}
-    constants |= {"BLOCK_ROWS": 32, "BLOCK_DIM": 32}
+    constants |= {"BLOCK_ROWS": layout.elements // 32, "BLOCK_DIM": 32}
+    constants |= {"HEADS_INNERMOST": layout.heads_innermost, "HEAD_MAJOR": layout.head_major}
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, argument in enumerate(kernel.arg_names)
         if argument in pointers
     }
     source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
-    target = GPUTarget("cuda", capability, 32)
-    code = build(source, target=target, options={"enable_fp_fusion": True}).asm["ptx"]
-    assert "ld.global.v4.b32" in code
-    assert (".relaxed.add." in code) == (name == "_backward")
+    options = {"enable_fp_fusion": True, "num_warps": layout.warps}
+    made = build(source, target=GPUTarget("cuda", capability, 32), options=options)
+    ptx: str = made.asm["ptx"]
+    return ptx
+
+
+@outside
+@pytest.mark.parametrize("name", ["_forward", "_backward"])
+@pytest.mark.parametrize("changes", [{}, {"heads_innermost": False, "head_major": True}], ids=str)
+@pytest.mark.parametrize(("capability", "sums"), [(80, "fp32"), (90, "fp32"), (90, "i64")])
+def test_compiles_for_a_gpu_that_is_not_here(
+    name: str,
+    changes: Mapping[str, bool],
+    capability: int,
+    sums: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is spilled to local memory, pixels are read 16 bytes at a time, all four around a
+    point before the first atomic, and on Hopper there is no barrier.
+    """
+    from codetr.ops import msda_triton
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    layout = msda_triton.FORWARD if name == "_forward" else msda_triton.BACKWARD
+    code = compiled_for(capability, name, sums, replace(layout, **changes))
     assert "st.local" not in code
+    assert ("bar.sync" in code) <= (capability < 90)
+    read = "ld.global.v4.b32"
+    assert read in code
+    if name == "_backward":
+        loop = code[code.index(read, code.index(read) + 1) :]  # the first read is of the gradient
+        assert loop[: loop.index(".relaxed.add.")].count(read) == 4
+        assert loop.count(read) == 4
+    else:
+        assert ".relaxed.add." not in code
 
 
 @outside
