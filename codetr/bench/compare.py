@@ -43,8 +43,8 @@ def time_steps(
     """Seconds of each turn, and median seconds of each part, by the contestant's name."""
     laps: dict[str, list[dict[str, float]]] = {c.name: [] for c in contestants}
     paths = {c.name: _timed_step(c, PartTimer(device), laps[c.name]) for c in contestants}
-    times = in_turns(paths, repeats, device)
-    return times, {name: _medians(found[1:]) for name, found in laps.items()}
+    times = in_turns(paths, repeats, device, once=True)
+    return times, {name: _medians(found[-repeats:]) for name, found in laps.items()}
 
 
 def _timed_step(

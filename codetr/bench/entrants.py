@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from codetr.bench import ours
 from codetr.bench.baselines import NO_TRANSFORMERS, has_transformers
-from codetr.bench.contestant import Build
-from codetr.bench.measure import medians, ratio
+from codetr.bench.contestant import Build, Contestant
+from codetr.bench.measure import attempt, medians, ratio
 from codetr.bench.options import option
 from codetr.bench.report import Cell, Table
 from codetr.bench.workload import GIB, ModelOptions
@@ -55,6 +55,42 @@ def entrants(options: PairOptions) -> Field:
     return Field(builds=builds, pair=pair, notes=hugging_face.NOTES)
 
 
+def ready(field: Field, run: Callable[[Contestant], object]) -> tuple[list[Contestant], Field]:
+    """All contestants, and the field without a baseline that cannot be built or ``run``."""
+    made, notes = [], list(field.notes)
+    for name, build in field.builds.items():
+        if field.pair is not None and name == field.pair[1]:
+            baseline = attempt(name, partial(_after_a_run, build, run), notes)
+            if baseline is None:
+                builds = {key: own for key, own in field.builds.items() if key != name}
+                field = Field(builds=builds, pair=None, notes=tuple(notes))
+                continue
+            made.append(baseline)
+        else:
+            made.append(build())
+    return made, field
+
+
+def _after_a_run(build: Build, run: Callable[[Contestant], object]) -> Contestant:
+    contestant = build()
+    run(contestant)
+    return contestant
+
+
+def peaks(field: Field, measured: Callable[[Build], int]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Bytes by name, and notes: on baselines that do not get that far."""
+    found: dict[str, int] = {}
+    notes: list[str] = []
+    for name, build in field.builds.items():
+        if field.pair is not None and name == field.pair[1]:
+            peak = attempt(f"the memory of {name}", partial(measured, build), notes)
+        else:
+            peak = measured(build)
+        if peak is not None:
+            found[name] = peak
+    return found, tuple(notes)
+
+
 def comparison(
     title: str,
     unit: str,
@@ -67,16 +103,16 @@ def comparison(
     """Median seconds per ``unit``, images per second and peak memory of every entrant, and the
     ratio of the pair: below 1 in time and memory where ours needs less.
 
-    ``peaks`` in bytes; empty where none were measured.
+    ``peaks`` in bytes, of those of which they were measured.
     """
     rows: dict[str, tuple[Cell, ...]] = {}
     for name, seconds in medians(times).items():
-        peak = peaks[name] / GIB if peaks else ""
+        peak = peaks[name] / GIB if name in peaks else ""
         rows[name] = (seconds, batch / seconds, peak)
     if field.pair is not None:
         mine, theirs = field.pair
         time = ratio(times, mine, theirs)
-        memory = peaks[mine] / peaks[theirs] if peaks else ""
+        memory = peaks[mine] / peaks[theirs] if {mine, theirs} <= peaks.keys() else ""
         rows["ours / transformers"] = (time, 1 / time, memory)
     columns = (f"seconds per {unit}", "images/s", "peak GiB")
     return Table(title, columns, rows, (*notes, *field.notes))

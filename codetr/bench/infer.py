@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from codetr.bench.contestant import detection_memory
-from codetr.bench.entrants import PairOptions, comparison, entrants
+from codetr.bench.entrants import PairOptions, comparison, entrants, peaks, ready
 from codetr.bench.measure import in_turns
 from codetr.bench.report import Table
 from codetr.bench.workload import settle_process
@@ -22,15 +22,14 @@ class Options(PairOptions):
 
 def run(options: Options) -> tuple[Table, ...]:
     """Seconds per batch, images per second and peak memory."""
-    notes = (settle_process(options),)
-    field, device = entrants(options), options.torch_device
-    contestants = [build() for build in field.builds.values()]
+    notes: tuple[str, ...] = (settle_process(options),)
+    contestants, field = ready(entrants(options), lambda made: made.detect())
+    device = options.torch_device
     times = in_turns({c.name: c.detect for c in contestants}, options.repeats, device)
     del contestants  # memory for what follows
-    peaks = {
-        name: detection_memory(build, device)
-        for name, build in field.builds.items()
-        if options.memory
-    }
+    memory: dict[str, int] = {}
+    if options.memory:
+        memory, failed = peaks(field, lambda build: detection_memory(build, device))
+        notes += failed
     title = f"Evaluation: {options.words}"
-    return (comparison(title, "batch", times, peaks, field, options.batch, notes),)
+    return (comparison(title, "batch", times, memory, field, options.batch, notes),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import multiprocessing
 import resource
 import statistics
@@ -11,39 +12,87 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 CPU = torch.device("cpu")
+T = TypeVar("T")
+
+
+WARM_UP_SECONDS = 1.0
+"""Of every path on CUDA, where clocks rise with work and kernels are chosen and compiled."""
+TURN_SECONDS = 0.02
+"""That a turn lasts at least on CUDA, by repetition: a short one is mostly its launch."""
+MOST_RUNS = 100
+"""Of a path in a turn."""
 
 
 def in_turns(
-    paths: Mapping[str, Callable[[], object]], repeats: int, device: torch.device = CPU
+    paths: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: torch.device = CPU,
+    once: bool = False,
 ) -> dict[str, list[float]]:
-    """Seconds of each path in each turn, by name.
+    """Seconds of a run of each path in each turn, by name.
 
-    After one turn to warm up, every path runs once in each of ``repeats`` turns: what else the
-    machine does hits all of them. On CUDA a path ends when its kernels have.
+    After a warm-up every path has its turn in each of ``repeats`` rounds: what else the machine
+    does hits all of them. On the CPU the warm-up and a turn are one run. On CUDA the warm-up takes
+    ``WARM_UP_SECONDS``, and a turn, timed by events on the stream, holds as many runs as make
+    ``TURN_SECONDS``, or one with ``once``.
     """
     times: dict[str, list[float]] = {name: [] for name in paths}
-    for _ in range(repeats + 1):
+    usual = {name: _warm_up(path, device) for name, path in paths.items()}
+    for _ in range(repeats):
         for name, path in paths.items():
-            times[name].append(_seconds(path, device))
-    return {name: seconds[1:] for name, seconds in times.items()}
+            runs = 1 if once else _runs(usual[name], device)
+            times[name].append(_seconds(path, runs, device))
+    return times
 
 
-def _seconds(path: Callable[[], object], device: torch.device) -> float:
-    _finish(device)
-    start = time.perf_counter()
-    path()
-    _finish(device)
-    return time.perf_counter() - start
+def _warm_up(path: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the last run."""
+    begun = time.perf_counter()
+    seconds = _seconds(path, 1, device)
+    while device.type == "cuda" and time.perf_counter() - begun < WARM_UP_SECONDS:
+        seconds = _seconds(path, 1, device)
+    return seconds
 
 
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _runs(seconds: float, device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    return max(1, min(MOST_RUNS, math.ceil(TURN_SECONDS / seconds)))
+
+
+def _seconds(path: Callable[[], object], runs: int, device: torch.device) -> float:
+    """Of one of ``runs`` runs of a path."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        for _ in range(runs):
+            path()
+        return (time.perf_counter() - start) / runs
+    torch.cuda.synchronize(device)
+    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begun.record()
+    for _ in range(runs):
+        path()
+    ended.record()
+    torch.cuda.synchronize(device)
+    return begun.elapsed_time(ended) / 1000 / runs
+
+
+def attempt(what: str, run: Callable[[], T], notes: list[str]) -> T | None:
+    """What ``run()`` gives; where it fails, None and a line in ``notes`` about ``what``.
+
+    For baselines: what others cannot do must not cost the rows that were measured of ours.
+    """
+    try:
+        return run()
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        notes.append(f"{what} failed: {type(error).__name__}: {reason}")
+        return None
 
 
 def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from codetr.bench.baselines import find_compiled
 from codetr.bench.compiled_op import compiled_op
-from codetr.bench.measure import in_turns, medians, peak_memory, ratio
+from codetr.bench.measure import attempt, in_turns, medians, peak_memory, ratio
 from codetr.bench.options import OnDevice, option
 from codetr.bench.report import Cell, Table
 from codetr.ops import multi_scale_deformable_attention, use_msda
@@ -68,7 +68,10 @@ class Case:
         tokens = sum(h * w for h, w in self.shapes)
         kind = str(self.dtype).removeprefix("torch.")
         count = self.queries or tokens
-        return f"{count} queries, {tokens} tokens of {len(self.shapes)} levels, values in {kind}"
+        return (
+            f"{count} queries, {tokens} tokens of {len(self.shapes)} levels, values in {kind}, "
+            "locations, weights and sums in float32"
+        )
 
 
 def run(options: Options) -> tuple[Table, ...]:
@@ -120,21 +123,41 @@ def make_inputs(case: Case) -> Inputs:
 def measure(
     title: str, case: Case, paths: dict[str, Path], options: Options, notes: tuple[str, ...]
 ) -> Table:
-    """A row per path, and ours / path for each of the others."""
+    """A row per path, and ours / path for each of the others; a baseline that fails is a note."""
+    failures: list[str] = []
+    paths = {
+        name: path
+        for name, path in paths.items()
+        if name == OURS or attempt(name, partial(_works, case, path), failures)
+    }
     forward, backward = time_in_turns(case, paths, options.repeats)
     total = {
         name: [f + b for f, b in zip(forward[name], backward[name], strict=True)] for name in paths
     }
-    peaks = {name: peak(case, path) for name, path in paths.items() if options.memory}
+    peaks: dict[str, int] = {}
+    for name, path in paths.items():
+        measured = partial(peak, case, path)
+        found = None
+        if options.memory:
+            found = measured() if name == OURS else attempt(f"memory of {name}", measured, failures)
+        if found is not None:
+            peaks[name] = found
     columns = (forward, backward, total)
     rows: dict[str, tuple[Cell, ...]] = {}
     for name in paths:
-        memory: Cell = peaks[name] / MIB if peaks else ""
+        memory: Cell = peaks[name] / MIB if name in peaks else ""
         rows[name] = (*(medians(times)[name] * 1e3 for times in columns), memory)
     for name in [name for name in paths if name != OURS]:
-        share: Cell = peaks[OURS] / peaks[name] if peaks else ""
+        share: Cell = peaks[OURS] / peaks[name] if name in peaks else ""
         rows[f"{OURS} / {name}"] = (*(ratio(times, OURS, name) for times in columns), share)
+    notes = (*notes, *failures)
     return Table(f"Deformable attention, {title}: {case.words}", COLUMNS, rows, notes)
+
+
+def _works(case: Case, path: Path) -> bool:
+    """Runs it once."""
+    _pass(case, path, make_inputs(case))
+    return True
 
 
 def time_in_turns(

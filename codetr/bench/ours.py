@@ -19,12 +19,13 @@ from codetr.checkpoints.experiment import (
     without_initial_weights,
 )
 from codetr.structures import total_loss
+from codetr.training.acceleration import accelerate
 from codetr.training.losses import training_losses
 
 
 class Ours:
     """The detector, schemes, optimiser and postprocessing of a configuration of train.py, with
-    random weights.
+    random weights, accelerated as its ``trainer`` group says.
     """
 
     def __init__(self, name: str, cfg: DictConfig, options: ModelOptions) -> None:
@@ -39,6 +40,7 @@ class Ours:
             {"detector": self.detector, "schemes": self.schemes}
         )
         self.modules.to(options.torch_device)
+        accelerate(self.detector, cfg.trainer, options.torch_device)
         build = instantiate(cfg.optimizer, _convert_="all")
         self.optimizer: torch.optim.Optimizer = build(
             self.modules.named_parameters(), options.batch

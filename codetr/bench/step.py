@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from codetr.bench.compare import parts_table, time_steps
-from codetr.bench.contestant import Build, training_memory, training_step
-from codetr.bench.entrants import PairOptions, comparison, entrants
+from codetr.bench.contestant import Build, Silent, training_memory, training_step
+from codetr.bench.entrants import PairOptions, comparison, entrants, peaks, ready
 from codetr.bench.operators import Marks, operator_tables
 from codetr.bench.options import option
 from codetr.bench.report import Table
@@ -28,20 +28,18 @@ class Options(PairOptions):
 
 def run(options: Options) -> tuple[Table, ...]:
     """Seconds and peak memory, the parts of the step, and with ``profile`` its operators."""
-    notes = (settle_process(options),)
-    field = entrants(options)
-    contestants = [build() for build in field.builds.values()]
+    notes: tuple[str, ...] = (settle_process(options),)
+    contestants, field = ready(entrants(options), lambda made: training_step(made, Silent()))
     times, parts = time_steps(contestants, options.repeats, options.torch_device)
     del contestants  # memory for what follows
     device = options.torch_device
-    peaks = {
-        name: training_memory(build, device)
-        for name, build in field.builds.items()
-        if options.memory
-    }
+    memory: dict[str, int] = {}
+    if options.memory:
+        memory, failed = peaks(field, lambda build: training_memory(build, device))
+        notes += failed
     title = f"Training step: {options.words}"
     tables = (
-        comparison(title, "step", times, peaks, field, options.batch, notes),
+        comparison(title, "step", times, memory, field, options.batch, notes),
         parts_table("Its parts, seconds", parts),
     )
     if not options.profile:

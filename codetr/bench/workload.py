@@ -20,6 +20,14 @@ BOXES = 10
 """In every image."""
 SMALLEST = 32
 GIB = 2**30
+PRECISIONS = {
+    "cpu": {"fp32": "float32 on the CPU", "bf16": "bf16 autocast on the CPU"},
+    "cuda": {
+        "fp32": "float32 with products in TF32 on CUDA",
+        "bf16": "bf16 autocast, what stays float32 with products in TF32, on CUDA",
+    },
+}
+"""What the precisions mean with the settings of ``settle_process``."""
 SIZES = {"cpu": (512, 640), "cuda": (800, 1333)}
 
 
@@ -46,7 +54,7 @@ class ModelOptions(OnDevice):
         """The same for a title."""
         height, width = self.size
         images = "1 image" if self.batch == 1 else f"{self.batch} images"
-        return f"{images} of {height} x {width}, {self.precision}, {self.device}"
+        return f"{images} of {height} x {width}, {PRECISIONS[self.device][self.precision]}"
 
     def autocast(self) -> torch.autocast:
         """The context that forward passes and losses run in."""

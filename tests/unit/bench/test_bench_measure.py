@@ -6,6 +6,7 @@ import os
 import runpy
 import subprocess
 import sys
+import time
 import weakref
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from codetr.bench.measure import in_turns, medians, peak_memory, ratio
+from codetr.bench.measure import (
+    WARM_UP_SECONDS,
+    attempt,
+    in_turns,
+    medians,
+    peak_memory,
+    ratio,
+)
 from codetr.bench.options import Common, add_arguments, from_arguments, option
 from codetr.bench.report import Table, hardware, make_report, read_json, render, write_json
 from codetr.errors import UserError
@@ -29,6 +37,61 @@ def test_in_turns_alternates_after_one_turn_to_warm_up() -> None:
     assert order == list("ab") * 4
     assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
     assert min(times["a"]) > 0
+
+
+class PretendedGpu:
+    """``torch.cuda`` with a stream that runs when it is waited for, by a clock of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.queued, self.waits = 0.0, 0.0, 0
+        gpu = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.at = gpu.now + gpu.queued
+
+            def elapsed_time(self, other: "Event") -> float:
+                assert max(self.at, other.at) <= gpu.now, "it has not happened yet"
+                return (other.at - self.at) * 1000
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", self.wait)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+    def wait(self, device: torch.device) -> None:
+        self.now, self.queued = self.now + self.queued, 0.0
+        self.waits += 1
+
+    def path(self, seconds: float, calls: list[str], name: str):
+        def run() -> None:
+            self.queued += seconds
+            calls.append(name)
+
+        return run
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_on_a_gpu_events_time_turns_of_many_short_runs(
+    monkeypatch: pytest.MonkeyPatch, once: bool
+) -> None:
+    gpu, calls = PretendedGpu(monkeypatch), []
+    paths = {"short": gpu.path(0.003, calls, "short"), "long": gpu.path(0.5, calls, "long")}
+    times = in_turns(paths, 3, torch.device("cuda"), once)
+    assert times == {"short": pytest.approx([0.003] * 3), "long": pytest.approx([0.5] * 3)}
+    warm = calls[: calls.index("long")]
+    assert 0.003 * len(warm) == pytest.approx(WARM_UP_SECONDS, abs=0.005)
+    turn = ["short"] * (1 if once else 7) + ["long"]
+    assert calls[len(warm) :] == ["long"] * 2 + turn * 3
+
+
+def test_what_fails_is_noted_and_not_raised() -> None:
+    notes: list[str] = []
+    assert attempt("theirs", lambda: 3, notes) == 3
+    assert attempt("theirs", lambda: [][0], notes) is None
+    assert notes == ["theirs failed: IndexError: list index out of range"]
 
 
 def test_ratio_is_within_a_turn() -> None:

@@ -1,5 +1,6 @@
 import math
 import pickle
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -132,6 +133,77 @@ def test_without_transformers_ours_alone_is_measured(monkeypatch: pytest.MonkeyP
     table = comparison("t", "step", {EXPERIMENT: [1.0], PAIR: [2.0]}, {}, field, 4, ("first",))
     assert table.rows == {EXPERIMENT: (1.0, 4.0, ""), PAIR: (2.0, 2.0, "")}
     assert table.notes == ("first", NO_TRANSFORMERS)
+
+
+class Broken:
+    """A baseline that fails where it says."""
+
+    def __init__(self, where: str, field: entrants_module.Field) -> None:
+        self.where, self.field = where, field
+        assert where != "built", "for want of a wheel"
+
+    def loss(self) -> torch.Tensor:
+        assert self.where != "run", "out of memory"
+        return torch.zeros((), requires_grad=True)
+
+
+@pytest.mark.parametrize("where", ["built", "run", "never"])
+def test_a_baseline_that_fails_costs_no_row_of_ours(where: str) -> None:
+    mine = partial(Broken, "never", None)
+    field = entrants_module.Field(
+        builds={"ours": mine, "pair": mine, "theirs": partial(Broken, where, None)},
+        pair=("pair", "theirs"),
+        notes=("said",),
+    )
+    made, left = entrants_module.ready(field, lambda contestant: contestant.loss())
+    found, notes = entrants_module.peaks(left, lambda build: int(build().loss()) + 7)
+    if where == "never":
+        assert (len(made), left, len(found), notes) == (3, field, 3, ())
+        return
+    assert list(left.builds) == list(found) == ["ours", "pair"]
+    assert len(made) == 2
+    assert left.pair is None
+    assert left.notes[0] == "said"
+    assert left.notes[1].startswith("theirs failed: AssertionError: ")
+    if where == "built":
+        with pytest.raises(AssertionError):  # where it is not the baseline
+            entrants_module.ready(replace(field, pair=None), lambda contestant: contestant.loss())
+
+
+def test_memory_that_a_baseline_does_not_get_is_noted() -> None:
+    field = entrants_module.Field(
+        builds={"pair": partial(Broken, "never", None), "theirs": partial(Broken, "run", None)},
+        pair=("pair", "theirs"),
+        notes=(),
+    )
+    found, notes = entrants_module.peaks(field, lambda build: int(build().loss()) + 2**30)
+    assert found == {"pair": 2**30}
+    assert notes[0].startswith("the memory of theirs failed: AssertionError: out of memory")
+    table = comparison("t", "step", {"pair": [1.0], "theirs": [2.0]}, found, field, 1, notes)
+    assert table.rows["pair"][2] == 1.0
+    assert table.rows["theirs"][2] == table.rows["ours / transformers"][2] == ""
+
+
+def test_ours_is_accelerated_as_training_is() -> None:
+    made = ours.from_experiment(
+        PAIR, options(overrides=(*TINY, "trainer.channels_last=true", "trainer.compile=[encoder]"))
+    )
+    seen = []
+    made.detector.backbone.register_forward_hook(  # type: ignore[union-attr]
+        lambda module, inputs, output: seen.append(inputs[0])
+    )
+    compiled = [layer._compiled_call_impl for layer in made.detector.encoder.layers]  # type: ignore[union-attr]
+    assert None not in compiled
+    for layer in made.detector.encoder.layers:  # type: ignore[union-attr]
+        layer._compiled_call_impl = None  # compiling takes half a minute
+    made.detect()
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_tables_name_the_precision() -> None:
+    assert options().words == "1 image of 64 x 96, float32 on the CPU"
+    assert "TF32 on CUDA" in options(device="cuda").words
+    assert "bf16 autocast" in options(device="cuda", precision="bf16").words
 
 
 def test_without_baseline_there_is_one_model() -> None:

@@ -57,12 +57,25 @@ def test_paths_run_equally_often_and_ratios_are_of_what_was_measured() -> None:
     options = op.Options(repeats=3, memory=False)
     paths = {name: named(name) for name in (op.OURS, op.BASELINE, op.COMPILED)}
     table = op.measure("tiny", CASE, paths, options, ("said",))
-    assert calls == dict.fromkeys(paths, 1 + 4)  # one to differentiate, one to warm up, three turns
+    # one to differentiate, one to warm up, three turns; and of a baseline one to see it works
+    assert calls == {op.OURS: 5, op.BASELINE: 6, op.COMPILED: 6}
     assert list(table.rows) == [*paths, "ours / grid_sample", "ours / compiled op"]
     for name in paths:
         assert all(cell > 0 for cell in table.rows[name][:3])
         assert table.rows[name][3] == ""
     assert table.notes == ("said",)
+
+
+def test_a_baseline_that_fails_is_a_note_and_ours_is_measured() -> None:
+    def broken(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+        raise RuntimeError("no kernel image\nis available")
+
+    paths = {op.OURS: sample_levels, op.BASELINE: sample_levels, op.COMPILED: broken}
+    table = op.measure("tiny", CASE, paths, op.Options(repeats=1, memory=False), ("said",))
+    assert list(table.rows) == [op.OURS, op.BASELINE, "ours / grid_sample"]
+    assert table.notes == ("said", "compiled op failed: RuntimeError: no kernel image")
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        op.measure("tiny", CASE, paths | {op.OURS: broken}, op.Options(repeats=1, memory=False), ())
 
 
 def test_one_table_per_place_says_who_computes_and_that_no_compiled_op_is_there(
