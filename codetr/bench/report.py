@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import importlib.metadata
 import json
 import os
 import platform
@@ -17,6 +19,10 @@ import torch
 from codetr.errors import UserError
 
 Cell = float | str
+LIBRARIES = (
+    *("torch", "torchvision", "triton"),
+    *("numba", "numpy", "lightning", "timm", "transformers"),
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Report:
-    """The tables of one run of one benchmark. ``date`` is ISO 8601."""
+    """The tables of one run of one benchmark. ``date`` is ISO 8601; ``versions`` by library, empty
+    in reports of before they were written down.
+    """
 
     benchmark: str
     date: str
@@ -49,6 +57,7 @@ class Report:
     threads: int
     options: dict[str, Any] = field(default_factory=dict)
     tables: tuple[Table, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 def make_report(
@@ -64,7 +73,21 @@ def make_report(
         threads=torch.get_num_threads(),
         options=options,
         tables=tables,
+        versions=versions(),
     )
+
+
+def versions() -> dict[str, str]:
+    """Of Python, CUDA, cuDNN and the libraries that numbers depend on; without those missing."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    if torch.version.cuda is not None:
+        found["CUDA"] = torch.version.cuda
+        cudnn = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
+        found |= {} if cudnn is None else {"cuDNN": str(cudnn)}
+    return found
 
 
 def render(table: Table) -> rich.table.Table:

@@ -175,6 +175,26 @@ def test_layouts_give_the_same(
 
 
 @on_kernel
+def test_the_tuner_measures_every_layout_and_checks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from codetr.bench import op
+    from codetr.bench.gpu import facts, operator
+
+    class OnGpu(facts.Facts):
+        on_gpu = True
+
+        def times(self, paths: Any, repeats: int = 5) -> dict[str, float]:
+            return {name: path() is not None for name, path in paths.items()}
+
+    monkeypatch.setattr(op, "FULL", ((3, 2), (1, 2)))
+    told = OnGpu(torch.device(DEVICE), lambda line: None)
+    operator.tune(told)
+    verdicts = [verdict for verdict, _ in told.found.values()]
+    assert (verdicts.count("ok"), verdicts.count("fact")) == (32, 33)
+    used = " ".join(value for _, value in told.found.values())
+    assert used.count("FORWARD") == used.count("BACKWARD") == 1
+
+
+@on_kernel
 def test_exactly_on_borders_and_pixels() -> None:
     """Powers of two, so that no rounding moves a point off its pixel or off the border."""
     steps = torch.arange(-4, 14, dtype=torch.float64) / 2

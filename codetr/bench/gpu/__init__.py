@@ -1,0 +1,1 @@
+"""What only a GPU can tell: the parts of ``scripts/gpu_check.py``."""
