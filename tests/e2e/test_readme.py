@@ -26,6 +26,7 @@ CHAINED = "bccd.md"  # its commands build on each other: test_bccd_page
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.name != CHAINED)]
 AS_IT_STANDS = (
     *("scripts/parity.py", "scripts/parameters.py", "scripts/inspect_data.py", "scripts/zoo.py"),
+    "scripts/gpu_check.py",
 )
 TINY = (*(o for o in SMALL if not o.startswith("data.")), "debug=fast", "data.num_workers=0")
 OF_A_RUN = {
