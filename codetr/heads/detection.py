@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 from torch import nn
 
@@ -12,7 +13,8 @@ from codetr.layers import Mlp
 class DetectionHead(nn.Module):
     """``classify[i]`` (C to K logits) and ``regress[i]`` (C to 4 offsets) of decoder layer i.
 
-    Index ``num_layers`` belongs to the encoder's proposals, if ``two_stage``. Nothing is shared.
+    Index ``num_layers`` belongs to the encoder's proposals, if ``two_stage``. Nothing is shared,
+    but all start with the same numbers, as in the official code.
     """
 
     def __init__(
@@ -21,8 +23,9 @@ class DetectionHead(nn.Module):
         super().__init__()
         self.num_classes, self.num_layers = num_classes, num_layers
         count = num_layers + int(two_stage)
-        self.classify = nn.ModuleList(_class_layer(dim, num_classes) for _ in range(count))
-        self.regress = nn.ModuleList(_box_layers(dim) for _ in range(count))
+        classify, regress = _class_layer(dim, num_classes), _box_layers(dim)
+        self.classify = nn.ModuleList(deepcopy(classify) for _ in range(count))
+        self.regress = nn.ModuleList(deepcopy(regress) for _ in range(count))
 
 
 def _class_layer(dim: int, num_classes: int) -> nn.Linear:

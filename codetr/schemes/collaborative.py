@@ -6,6 +6,7 @@ that they assigned become positive queries of the decoder (section 3.3).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -32,9 +33,12 @@ from codetr.structures import (
 
 
 class CoordinateEmbedding(nn.Module):
-    """Content of a positive query from its box alone (Co-DINO); the decoder adds the position."""
+    """Content of a positive query from its box alone (Co-DINO); the decoder adds the position.
 
-    def __init__(self, dim: int = 256) -> None:
+    Nothing in it depends on ``num_heads``, the number of auxiliary heads.
+    """
+
+    def __init__(self, dim: int = 256, num_heads: int = 1) -> None:
         super().__init__()
         self.dim = dim
         self.project = nn.Linear(2 * dim, dim)
@@ -51,10 +55,11 @@ class CoordinateFeatureEmbedding(nn.Module):
     (Co-Deformable-DETR, equation 4).
 
     The official code also adds a learned scalar to every channel of the position, where an
-    embedding vector per head was meant: mirrored here, since published weights contain it.
+    embedding vector per head was meant: mirrored here, since published weights contain it. It
+    starts as one row of a table (``num_heads``, 1) under Xavier's rule, with one column in.
     """
 
-    def __init__(self, dim: int = 256) -> None:
+    def __init__(self, dim: int = 256, num_heads: int = 1) -> None:
         super().__init__()
         self.dim = dim
         self.project = nn.Linear(2 * dim, 2 * dim)
@@ -62,7 +67,8 @@ class CoordinateFeatureEmbedding(nn.Module):
         self.project_feature = nn.Linear(dim, dim)
         self.feature_norm = nn.LayerNorm(dim)
         self.head_position = nn.Parameter(torch.empty(1))
-        nn.init.uniform_(self.head_position, -1.0, 1.0)
+        bound = math.sqrt(6 / (num_heads + 1))
+        nn.init.uniform_(self.head_position, -bound, bound)
         for projection in (self.project, self.project_feature):
             nn.init.xavier_uniform_(projection.weight)
 
@@ -80,7 +86,7 @@ class Collaborative(nn.Module):
     Args:
         heads: the auxiliary heads by name; with none the scheme does nothing (K = 0), and so it
             does with both lambdas 0.
-        embedding: builds the query embedding of one head.
+        embedding: builds the query embedding of one of ``num_heads`` heads.
         criterion: measures the positive queries, with the main queries' losses.
         dim: width of the encoder's maps.
         lambda_1: weight of the positive queries' losses (equation 6); 0: there are no such queries,
@@ -95,7 +101,7 @@ class Collaborative(nn.Module):
     def __init__(
         self,
         heads: Mapping[str, nn.Module],
-        embedding: Callable[[], nn.Module],
+        embedding: Callable[..., nn.Module],
         criterion: SetCriterion,
         dim: int = 256,
         lambda_1: float = 1.0,
@@ -110,7 +116,9 @@ class Collaborative(nn.Module):
             )
         heads = heads if lambda_1 or lambda_2 else {}
         self.heads = nn.ModuleDict(dict(heads))
-        self.embeddings = nn.ModuleDict({name: embedding() for name in heads if lambda_1})
+        self.embeddings = nn.ModuleDict(
+            {name: embedding(num_heads=len(heads)) for name in heads if lambda_1}
+        )
         self.criterion = criterion
         self.lambda_1, self.lambda_2 = lambda_1, lambda_2
         self.max_queries, self.min_queries = max_queries, min_queries

@@ -1,5 +1,6 @@
 """Auxiliary heads under the collaborative scheme, with a head that records what it is given."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -78,7 +79,7 @@ def batch() -> Batch:
 def scheme(*names: str, **options: float) -> Collaborative:
     heads = {name: RecordingHead() for name in names}
     criterion = SetCriterion(QualityClassification())
-    return Collaborative(heads, lambda: CoordinateEmbedding(DIM), criterion, DIM, **options)
+    return Collaborative(heads, partial(CoordinateEmbedding, DIM), criterion, DIM, **options)
 
 
 def test_without_heads_it_has_no_parameters_and_does_nothing() -> None:

@@ -1,5 +1,7 @@
 """Branches: what the detector finds, and what a head finds on the same encoder."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -49,7 +51,7 @@ class Encoder(nn.Module):
 
 def scheme() -> Collaborative:
     criterion = SetCriterion(QualityClassification())
-    return Collaborative({"own": Head()}, lambda: CoordinateEmbedding(DIM), criterion, DIM)
+    return Collaborative({"own": Head()}, partial(CoordinateEmbedding, DIM), criterion, DIM)
 
 
 def batch() -> Batch:
