@@ -1,4 +1,7 @@
-"""Loops that numba compiles when they first run: no compiler is needed, numba brings its own."""
+"""Loops that numba compiles when they first run: no compiler is needed, numba brings its own.
+
+A module with such loops is imported where they are called: numba takes half a second to import.
+"""
 
 from __future__ import annotations
 

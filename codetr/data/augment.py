@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from codetr.data.coco import GREY
-from codetr.data.resize import resize_bilinear_opencv, resize_nearest
+from codetr.data.resize import Window, resize_bilinear, resize_nearest
 from codetr.data.sample import Sample
 
 Augmentation = Callable[[Sample], Sample]
@@ -61,17 +61,11 @@ def transform(sample: Sample, operation: Callable[..., Any]) -> Sample:
     return replace(sample, image=image.as_subclass(Tensor)).with_box_sets(tuple(sets))
 
 
-Window = tuple[int, int, int, int]
-"""Top, left, height and width of a part of an image, pixels."""
-
-
 def resize(
-    sample: Sample, size: tuple[int, int], antialias: bool = True, window: Window | None = None
+    sample: Sample, size: tuple[int, int], antialias: bool = False, window: Window | None = None
 ) -> Sample:
     """Resize to ``size`` (height, width) and record the scale per axis; of the result only
-    ``window`` is left, where it is given.
-
-    With ``antialias`` by torchvision, else bit-exactly as OpenCV does.
+    ``window`` is left, where it is given. ``antialias`` is that of ``resize_bilinear``.
     """
     height, width = sample.size
     moved = transform(sample, _Resize(size, antialias, window))
@@ -87,11 +81,10 @@ class _Resize(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, tv_tensors.Mask):
             return tv_tensors.Mask(resize_nearest(inpt.as_subclass(Tensor), self.size, self.window))
-        if isinstance(inpt, tv_tensors.Image) and not self.antialias:
-            pixels = resize_bilinear_opencv(inpt.as_subclass(Tensor), self.size)
-            resized = tv_tensors.Image(pixels)
-        else:
-            resized = v2.functional.resize(inpt, list(self.size))
+        if isinstance(inpt, tv_tensors.Image):
+            pixels = inpt.as_subclass(Tensor)
+            return tv_tensors.Image(resize_bilinear(pixels, self.size, self.antialias, self.window))
+        resized = v2.functional.resize(inpt, list(self.size))
         return resized if self.window is None else v2.functional.crop(resized, *self.window)
 
 
@@ -164,10 +157,13 @@ class Apply:
 
 @dataclass(frozen=True)
 class RandomShortSide:
-    """Resize to one of ``shorts`` at random, the long side within ``long`` (pixels)."""
+    """Resize to one of ``shorts`` at random, the long side within ``long`` (pixels); ``antialias``
+    as in ``resize``.
+    """
 
     shorts: Sequence[int]
     long: int
+    antialias: bool = False
 
     def target(self, size: tuple[int, int]) -> tuple[int, int]:
         """Pick a short side: the new (height, width) of an image of ``size``."""
@@ -176,7 +172,7 @@ class RandomShortSide:
 
     def __call__(self, sample: Sample) -> Sample:
         """Pick a short side and resize."""
-        return resize(sample, self.target(sample.size))
+        return resize(sample, self.target(sample.size), self.antialias)
 
 
 @dataclass(frozen=True)
@@ -224,11 +220,14 @@ class DropTinyBoxes:
 
 @dataclass(frozen=True)
 class ScaleJitter:
-    """Resize to fit a square canvas (pixels) times a random ratio in [low, high]."""
+    """Resize to fit a square canvas (pixels) times a random ratio in [low, high]; ``antialias`` as
+    in ``resize``.
+    """
 
     canvas: int
     low: float
     high: float
+    antialias: bool = False
 
     def target(self, size: tuple[int, int]) -> tuple[int, int]:
         """Pick a ratio: the new (height, width) of an image of ``size``."""
@@ -238,7 +237,7 @@ class ScaleJitter:
 
     def __call__(self, sample: Sample) -> Sample:
         """Pick a ratio and resize."""
-        return resize(sample, self.target(sample.size))
+        return resize(sample, self.target(sample.size), self.antialias)
 
 
 @dataclass(frozen=True)
@@ -251,7 +250,8 @@ class ResizeAndCrop:
     def __call__(self, sample: Sample) -> Sample:
         """Pick a size and a window of it."""
         size = self.resize.target(sample.size)
-        return without_tiny_boxes(resize(sample, size, window=self.crop.window(size)))
+        window = self.crop.window(size)
+        return without_tiny_boxes(resize(sample, size, self.resize.antialias, window))
 
 
 @dataclass(frozen=True)
@@ -273,10 +273,8 @@ class PadToCanvas:
 
 @dataclass(frozen=True)
 class EvalResize:
-    """Fit into ``short`` and ``long`` sides (pixels), without chance; enlarges too.
-
-    The default is OpenCV's arithmetic, as the official evaluation; ``antialias`` shrinks
-    better and runs faster.
+    """Fit into ``short`` and ``long`` sides (pixels), without chance; enlarges too. ``antialias``
+    as in ``resize``.
     """
 
     short: int
@@ -296,8 +294,9 @@ class DetrAugmentation(Chain):
     """DETR's recipe: flip, then with ``crop_probability`` resize, crop, resize, else resize.
 
     ``shorts`` and ``long`` bound the final resize; ``crop_shorts`` and ``crop_long`` the one
-    before the crop, whose sides are in ``crop_range`` (all pixels). ``extra`` is a torchvision v2
-    transform put last, such as ColorJitter. Source: DETR (arXiv 2005.12872) appendix A.4.
+    before the crop, whose sides are in ``crop_range`` (all pixels). ``antialias`` is that of
+    ``resize``. ``extra`` is a torchvision v2 transform put last, such as ColorJitter.
+    Source: DETR (arXiv 2005.12872) appendix A.4.
     """
 
     def __init__(
@@ -310,9 +309,10 @@ class DetrAugmentation(Chain):
         crop_probability: float = 0.5,
         flip: float = 0.5,
         extra: Callable[..., Any] | None = None,
+        antialias: bool = False,
     ) -> None:
-        resized = RandomShortSide(tuple(shorts), long)
-        first = RandomShortSide(tuple(crop_shorts), crop_long)
+        resized = RandomShortSide(tuple(shorts), long, antialias)
+        first = RandomShortSide(tuple(crop_shorts), crop_long, antialias)
         cropped = Chain((ResizeAndCrop(first, RandomCrop(*crop_range)), resized))
         last = () if extra is None else (Apply(extra),)
         super().__init__(

@@ -45,6 +45,7 @@ CO_DINO_R50: Recipe = {
     "rcnn.max_per_img": 100,
     "rpn.test": (1000, 1000, 0.7),
     "rcnn.target_stds": [0.1, 0.1, 0.2, 0.2],
+    "Resize.backend": "cv2",
     "Resize.img_scale": (SHORTS_800, 1333),
     "Resize.img_scale before the crop": ([400, 500, 600], 4200),
     "RandomCrop.crop_size": [384, 600],
@@ -125,6 +126,8 @@ NO_HEADS: Recipe = {
     "rpn.test": None,
     "rcnn.target_stds": None,
 }
+DETR_DATA: Recipe = {"Resize.backend": "pillow"}
+"""Of the repositories that load data as DETR does."""
 DEFORMABLE: Recipe = {
     **CO_DEFORMABLE_R50,
     **NO_HEADS,
@@ -134,6 +137,7 @@ DEFORMABLE: Recipe = {
 DINO: Recipe = {
     **CO_DINO_R50,
     **NO_HEADS,
+    **DETR_DATA,
     "optimizer.lr": 1e-4,
     "encoder.with_cp": 0,
     "test_cfg.nms.iou_threshold": None,
@@ -235,7 +239,7 @@ def table() -> dict[str, Recipe]:
     found["deformable_detr_r50_3x_coco"] = {**DEFORMABLE, **epochs(36, 30)}
     found["dino_4scale_r50_1x_coco"] = {**DINO, "num_feature_levels": 4}
     found["dino_5scale_r50_1x_coco"] = {**DINO, "samples_per_gpu": 1}
-    two_stage = {**CO_DEFORMABLE_R50, **NO_HEADS}
+    two_stage = {**CO_DEFORMABLE_R50, **NO_HEADS, **DETR_DATA}
     found |= ms_detr_recipes(two_stage)
     return found | h_detr_recipes(two_stage, found["dino_4scale_r50_1x_coco"])
 
@@ -251,6 +255,12 @@ def lr_mults(cfg: DictConfig) -> dict[str, float]:
 def layer_decay(cfg: DictConfig) -> tuple[float, int] | None:
     rule = cfg.optimizer.rules.get("blocks")
     return (rule.lr_decay, rule.depth) if rule else None
+
+
+def resize_backend(cfg: DictConfig) -> str:
+    kinds = {cfg.augmentation[part].get("antialias", False) for part in ("train", "eval")}
+    (antialias,) = kinds
+    return "pillow" if antialias else "cv2"
 
 
 def resize(cfg: DictConfig) -> tuple[list[float], int]:
@@ -340,6 +350,7 @@ READ: dict[str, Callable[[DictConfig], Any]] = {
     "rcnn.max_per_img": lambda c: c.aux_heads.rcnn.nms.limit if "rcnn" in c.aux_heads else None,
     "rpn.test": rpn_test,
     "rcnn.target_stds": region_stds,
+    "Resize.backend": resize_backend,
     "Resize.img_scale": resize,
     "Resize.img_scale before the crop": resize_before_crop,
     "RandomCrop.crop_size": crop,

@@ -7,8 +7,10 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch.testing import assert_close
 
+from codetr.data import augment
 from codetr.data.augment import (
     Augmentation,
     DetrAugmentation,
@@ -23,6 +25,7 @@ from codetr.data.augment import (
     resize,
     without_tiny_boxes,
 )
+from codetr.data.resize import resize_bilinear
 from codetr.data.sample import BoxSet, Sample
 
 CONF = Path(__file__).resolve().parents[3] / "conf" / "augmentation"
@@ -133,6 +136,28 @@ def test_input_stays_and_augmentation_travels_to_workers(name: str) -> None:
     assert sample.targets.boxes.equal(same.targets.boxes)
 
 
+@pytest.mark.parametrize("antialias", [False, True])
+def test_every_resize_of_a_recipe_is_of_one_kind(
+    antialias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of training, before and after the crop, and that of evaluation."""
+    kinds = []
+
+    def spy(image, size, kind, window=None):
+        kinds.append(kind)
+        return resize_bilinear(image, size, kind, window)
+
+    monkeypatch.setattr(augment, "resize_bilinear", spy)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        for name in ("detr", "detr_1024", "detr_1536", "detr_224", "small"):
+            config = hydra.compose(name, overrides=[f"antialias={antialias}"])
+            config = OmegaConf.create({"augmentation": config}).augmentation
+            config.train.crop_probability = 1.0
+            for part in ("train", "eval"):
+                hydra.utils.instantiate(config[part])(_painted())
+    assert kinds == [antialias] * 15
+
+
 def test_fitted_size_is_the_official_rounding() -> None:
     assert fitted_size((480, 640), 800, 1333) == (800, 1067)
     assert fitted_size((424, 640), 800, 1333) == (800, 1208)
@@ -175,8 +200,9 @@ def test_lsj_fills_the_canvas_and_drops_tiny_boxes() -> None:
 def test_every_configuration_works(path: Path) -> None:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose(path.stem)
-    assert set(config) - {"mix"} == {"train", "eval"}
+    assert set(config) - {"mix", "antialias"} == {"train", "eval"}
+    config = OmegaConf.create({"augmentation": config})  # where train.yaml puts it
     for part in ("train", "eval"):
-        sample = hydra.utils.instantiate(config[part])(_painted())
+        sample = hydra.utils.instantiate(config.augmentation[part])(_painted())
         assert sample.image.dtype == torch.uint8
         assert len(sample.teachers) == 2

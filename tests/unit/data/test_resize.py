@@ -2,14 +2,20 @@ import json
 import zlib
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
 from torch.testing import assert_close
 
 from codetr.data.augment import EvalResize, LsjEval
 from codetr.data.collate import Collate
 from codetr.data.images import read_image
-from codetr.data.resize import resize_bilinear_opencv
+from codetr.data.resize import resize_bilinear, resize_bilinear_opencv
 from codetr.data.sample import BoxSet, Sample
 
 CASES = {
@@ -39,6 +45,63 @@ def test_evaluation_pipeline_gives_the_official_bytes(shared: Path, case: str) -
 def test_same_size_is_the_identity() -> None:
     image = torch.randint(0, 256, (3, 7, 5), dtype=torch.uint8)
     assert resize_bilinear_opencv(image, (7, 5)).equal(image)
+
+
+def by_opencv(image: Tensor, size: tuple[int, int]) -> Tensor:
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    resized = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR)
+    return torch.from_numpy(resized).permute(2, 0, 1)
+
+
+def by_pillow(image: Tensor, size: tuple[int, int]) -> Tensor:
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    resized = picture.resize(size[::-1], Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
+ORACLES = {"opencv": (False, by_opencv), "pillow": (True, by_pillow)}
+SIDE = st.integers(1, 160)
+
+
+@pytest.mark.parametrize("oracle", ORACLES)
+@settings(deadline=None)  # the first call compiles
+@given(source=st.tuples(SIDE, SIDE), target=st.tuples(SIDE, SIDE), seed=st.integers(0, 99))
+@example(source=(480, 640), target=(800, 1067), seed=0)
+@example(source=(480, 640), target=(96, 128), seed=0)  # a fifth
+@example(source=(480, 640), target=(102, 136), seed=0)  # LSJ's smallest
+@example(source=(427, 640), target=(240, 360), seed=0)  # no simple ratio
+@example(source=(120, 90), target=(60, 45), seed=0)  # a half, which OpenCV could treat apart
+@example(source=(1, 1), target=(5, 7), seed=0)
+def test_equals_opencv_and_pillow_to_one_grey_level(
+    oracle: str, source: tuple[int, int], target: tuple[int, int], seed: int
+) -> None:
+    antialias, expected = ORACLES[oracle]
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(0, 256, (*source, 3), dtype=torch.uint8, generator=generator)
+    for given_image in (image.permute(2, 0, 1), image.permute(2, 0, 1).contiguous()):
+        found = resize_bilinear(given_image, target, antialias)
+        difference = (found.int() - expected(given_image, target).int()).abs()
+        assert (difference > 1).sum() <= (1 if antialias else 0)
+        assert difference.max() <= (2 if antialias else 1)
+        if image.numel() > 10_000:
+            assert difference.float().mean() < 0.25
+
+
+def test_the_two_kinds_differ_where_they_shrink() -> None:
+    stripes = torch.zeros(3, 40, 40, dtype=torch.uint8)
+    stripes[:, :, ::4] = 255
+    averaged, picked = (resize_bilinear(stripes, (10, 10), kind) for kind in (True, False))
+    assert averaged.min() > 30
+    assert not picked.any(), "the four nearest pixels are black"
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("size", [(90, 70), (31, 33), (20, 30)])
+def test_a_window_is_a_part_of_the_whole(antialias: bool, size: tuple[int, int]) -> None:
+    image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
+    whole = resize_bilinear(image, size, antialias)
+    found = resize_bilinear(image, size, antialias, (5, 3, 11, 9))
+    assert torch.equal(found, whole[:, 5:16, 3:12])
 
 
 @pytest.mark.parametrize("size", [(31, 9), (5, 40), (1, 1), (6, 7)])
