@@ -89,7 +89,7 @@ def make_batch(recorded: Recorded, whole_canvas: bool, dtype: torch.dtype) -> Ba
             pixels=torch.from_numpy(pixels).to(dtype),
             padding=padding,
             sizes=sizes,
-            padded_sizes=own,
+            padded_sizes=sizes,
         ),
         targets=tuple(
             _targets(*parts, dtype) for parts in zip(boxes, labels, sizes.flip(1), strict=True)
