@@ -53,8 +53,10 @@ def load(path: Path, boxes: NDArray[np.float64], polygons: Sequence[Any]) -> Ite
     return Item(image, boxes, masks)
 
 
-def fit(item: Item, short: float, long: float) -> Item:
-    """Resize to fit within ``short`` and ``long`` sides."""
+def fit(item: Item, short: float, long: float, antialias: bool) -> Item:
+    """Resize to fit within ``short`` and ``long`` sides; without ``antialias`` between the four
+    nearest pixels, as OpenCV shrinks.
+    """
     width, height = item.image.size
     scale = min(long / max(width, height), short / min(width, height))
     size = max(int(width * scale + 0.5), 1), max(int(height * scale + 0.5), 1)
@@ -62,7 +64,10 @@ def fit(item: Item, short: float, long: float) -> Item:
 
     def change(picture: Image.Image, mask: bool) -> Image.Image:
         kind = Image.Resampling.NEAREST if mask else Image.Resampling.BILINEAR
-        return picture.resize(size, kind)
+        if mask or antialias:
+            return picture.resize(size, kind)
+        matrix = (width / size[0], 0, 0, 0, height / size[1], 0)
+        return picture.transform(size, Image.Transform.AFFINE, matrix, kind)
 
     return item.moved(change, item.boxes * factor)
 
@@ -101,18 +106,18 @@ def large_scale_jitter(item: Item, options: Mapping[str, Any], rng: np.random.Ge
     """As ``LsjAugmentation``, with its options."""
     canvas = options["canvas"]
     side = max(int(canvas * rng.uniform(*options["ratio"])), 1)
-    cropped = crop(fit(item, side, side), canvas, canvas, rng)
+    cropped = crop(fit(item, side, side, antialias=False), canvas, canvas, rng)
     return pad(flip(cropped, options["flip"], rng), canvas)
 
 
 def detr(item: Item, options: Mapping[str, Any], rng: np.random.Generator) -> Item:
     """As ``DetrAugmentation``, with its options."""
-    item = flip(item, options["flip"], rng)
+    item, antialias = flip(item, options["flip"], rng), options["antialias"]
     if rng.random() < options["crop_probability"]:
-        item = fit(item, rng.choice(options["crop_shorts"]), options["crop_long"])
+        item = fit(item, rng.choice(options["crop_shorts"]), options["crop_long"], antialias)
         low, high = options["crop_range"]
         item = crop(item, low, high, rng)
-    return fit(item, rng.choice(options["shorts"]), options["long"])
+    return fit(item, rng.choice(options["shorts"]), options["long"], antialias)
 
 
 def copy_paste(
