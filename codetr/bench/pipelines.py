@@ -15,6 +15,7 @@ from torch import Tensor
 
 from codetr.bench import plain
 from codetr.checkpoints.experiment import compose_train
+from codetr.data.augment import DrawAnother
 from codetr.data.collate import Collate
 from codetr.data.datamodule import CocoDataModule
 from codetr.data.dataset import AugmentedDataset, seeded
@@ -66,8 +67,16 @@ class OurStages:
     def augment(self, index: int, turn: int, decoded: list[Sample]) -> Sample:
         """As the dataset does."""
         with seeded(self.dataset.seed, turn, index):
-            augmented = [self.dataset.augmentation(sample) for sample in decoded]
+            augmented = [self._accepted(sample) for sample in decoded]
             return augmented[0] if self.dataset.mix is None else self.dataset.mix(*augmented)
+
+    def _accepted(self, sample: Sample) -> Sample:
+        """Augmented; where that asks for another image, the same one with other numbers."""
+        while True:
+            try:
+                return self.dataset.augmentation(sample)
+            except DrawAnother:
+                continue
 
     def convert(self, augmented: Sample) -> Tensor:
         """A batch of one."""

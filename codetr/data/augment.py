@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -21,9 +22,14 @@ from codetr.data.resize import Window, resize_bilinear, resize_nearest
 from codetr.data.sample import Sample
 
 Augmentation = Callable[[Sample], Sample]
+"""May raise ``DrawAnother``."""
 Mix = Callable[[Sample, Sample], Sample]
 """Puts a part of the second sample, a random other image, into the first. Both are augmented
 already, and their targets have masks."""
+
+
+class DrawAnother(Exception):
+    """Raised by an augmentation that refuses a sample: another image is to take its place."""
 
 
 @runtime_checkable
@@ -208,14 +214,26 @@ class _Crop(v2.Transform):
 
 
 @dataclass(frozen=True)
-class DropTinyBoxes:
-    """Keep the boxes whose width and height are above ``min_size_px``."""
+class KeepVisible:
+    """Keep the boxes whose width and height are above ``min_size_px``, and of which a pixel is
+    visible where they have masks.
+
+    A sample without targets stays as it is. Raises DrawAnother where there were targets and none
+    is left (mmdet ``FilterAnnotations``).
+    """
 
     min_size_px: float
 
     def __call__(self, sample: Sample) -> Sample:
         """Filter every box set."""
-        return without_tiny_boxes(sample, self.min_size_px)
+        kept = without_tiny_boxes(sample, self.min_size_px)
+        masks = kept.targets.masks
+        if masks is not None:
+            areas = [np.count_nonzero(mask) for mask in masks.numpy()]
+            kept = replace(kept, targets=kept.targets.select(torch.tensor(areas) > 0))
+        if len(sample.targets) and not len(kept.targets):
+            raise DrawAnother
+        return kept
 
 
 @dataclass(frozen=True)
@@ -334,9 +352,11 @@ class FlipOnly(Chain):
 class LsjAugmentation(Chain):
     """Large-scale jitter: resize by ``ratio`` of the canvas, crop to it, flip, pad to it.
 
-    ``canvas`` is the side of the square in pixels; boxes not larger than ``min_box_px`` after the
-    crop are dropped. Source: Simple Copy-Paste (arXiv 2012.07177) section 3; the pasting is
-    ``codetr.data.copy_paste``.
+    ``canvas`` is the side of the square in pixels. Of the boxes that the crop reaches, those not
+    larger than ``min_box_px`` are dropped, and those of which no pixel of their mask is left. A
+    crop that no box reaches is used; where boxes are reached but none is left, another image is
+    drawn (mmdet: ``allow_negative_crop``, ``FilterAnnotations``). Source: Simple Copy-Paste (arXiv
+    2012.07177) section 3; the pasting is ``codetr.data.copy_paste``.
     """
 
     def __init__(
@@ -349,7 +369,7 @@ class LsjAugmentation(Chain):
         super().__init__(
             (
                 ResizeAndCrop(ScaleJitter(canvas, *ratio), RandomCrop(canvas, canvas)),
-                DropTinyBoxes(min_box_px),
+                KeepVisible(min_box_px),
                 Apply(v2.RandomHorizontalFlip(flip)),
                 PadToCanvas(canvas),
             )

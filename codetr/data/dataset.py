@@ -7,12 +7,16 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from codetr.data.augment import Augmentation, Mix
+from codetr.data.augment import Augmentation, DrawAnother, Mix
 from codetr.data.coco import CocoDetection
 from codetr.data.sample import Sample, SampleKey
 from codetr.data.scaled import first_size
+from codetr.errors import UserError
+
+_ATTEMPTS = 1000  # of augmentation, until it accepts an image
 
 
 @contextmanager
@@ -38,8 +42,10 @@ def mixed_seed(*entropy: int) -> int:
 class AugmentedDataset(Dataset[Sample]):
     """``source`` through ``augmentation``; images stay uint8 (look at them as they are).
 
-    With ``mix``, a random image of the source goes through the augmentation too, and ``mix``
-    makes one sample of the two.
+    Only the ``images`` (I,) int64 of the source take part, all without. With ``mix``, a random one
+    of them goes through the augmentation too, and ``mix`` makes one sample of the two. Where the
+    augmentation asks for another image (``DrawAnother``), a random one of the same orientation
+    takes its place.
 
     Takes a SampleKey, or an index alone for epoch 0. The same key gives the same sample in any
     process, worker and order of access, also after a run was resumed.
@@ -56,15 +62,22 @@ class AugmentedDataset(Dataset[Sample]):
         seed: int,
         mix: Mix | None = None,
         scaled: bool = False,
+        images: Tensor | None = None,
     ) -> None:
         self.source = source
+        self.images = torch.arange(len(source)) if images is None else images
         self.augmentation = augmentation
         self.seed = seed
         self.mix = mix
         self.scaled = scaled
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.images)
+
+    @property
+    def sizes(self) -> Tensor:
+        """(I, 2) int64 (height, width) of the images that take part, as annotated."""
+        return self.source.annotations.sizes[self.images]
 
     def __getitem__(self, key: SampleKey | int) -> Sample:
         index, epoch, copy = key if isinstance(key, tuple) else SampleKey(key)
@@ -76,9 +89,27 @@ class AugmentedDataset(Dataset[Sample]):
             return self.mix(sample, self._augmented(other))
 
     def _augmented(self, index: int) -> Sample:
-        """By the numbers that torch's generator gives next."""
-        least = first_size(self.augmentation, self.source.size(index)) if self.scaled else None
-        return self.augmentation(self.source.sample(index, least))
+        """By the numbers that torch's generator gives next. Raises UserError where no image gives a
+        sample.
+        """
+        for _ in range(_ATTEMPTS):
+            image = int(self.images[index])
+            least = first_size(self.augmentation, self.source.size(image)) if self.scaled else None
+            try:
+                return self.augmentation(self.source.sample(image, least))
+            except DrawAnother:
+                index = self._another(index)
+        raise UserError(
+            f"data.train_augmentation refused {_ATTEMPTS} images of "
+            f"{self.source.annotations.path} one after the other, since it left them no box: "
+            "augment less, or check the boxes and masks of the file"
+        )
+
+    def _another(self, index: int) -> int:
+        """A random image of the orientation of ``index``, wider than high or not."""
+        wide = self.sizes[:, 1] > self.sizes[:, 0]
+        alike = (wide == wide[index]).nonzero().flatten()
+        return int(alike[torch.randint(0, len(alike), ())])
 
 
 class Batched(Dataset[list[Sample]]):
