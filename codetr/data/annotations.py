@@ -16,6 +16,7 @@ from codetr.classes import ClassList
 from codetr.data.formats.found import shown
 from codetr.data.sample import BoxSet
 from codetr.data.segmentation import Segmentations, read_segmentations
+from codetr.data.written import Written, is_number, read_written
 from codetr.errors import UserError
 from codetr.json_text import parse_json
 
@@ -27,9 +28,10 @@ class CocoAnnotations:
     """The content of one annotation file: I images and their A boxes, sorted by image.
 
     ``sizes`` (I, 2) int64 (height, width); ``boxes`` (A, 4) float32 xyxy pixels as written, not
-    yet clipped or filtered; ``labels`` (A,) int64 class indices; ``crowd`` (A,) bool;
-    ``annotation_ids`` as in the file; image i owns the rows ``offsets[i]`` to ``offsets[i + 1]``;
-    ``segmentations`` of all rows, where they were asked for.
+    yet clipped or filtered; ``labels`` (A,) int64 class indices; ``crowd`` (A,) bool; ``written``
+    what else the file says; ``dropped`` (A,) bool: left out of the targets by a rule of the
+    training (None: none); ``annotation_ids`` as in the file; image i owns the rows ``offsets[i]``
+    to ``offsets[i + 1]``; ``segmentations`` of all rows, where they were asked for.
     """
 
     path: Path
@@ -40,9 +42,11 @@ class CocoAnnotations:
     boxes: Tensor
     labels: Tensor
     crowd: Tensor
+    written: Written
     annotation_ids: tuple[Any, ...]
     offsets: Tensor
     segmentations: Segmentations | None = None
+    dropped: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -64,10 +68,11 @@ class CocoAnnotations:
         area = (self.clipped[:, 2:] > self.clipped[:, :2]).all(dim=1)
         return ~(area & self.boxes.isfinite().all(dim=1))
 
-    @property
+    @cached_property
     def usable(self) -> Tensor:
-        """(A,) bool: neither a crowd region nor degenerate, so a target."""
-        return ~(self.crowd | self.degenerate)
+        """(A,) bool: neither a crowd region nor degenerate nor dropped, so a target."""
+        left_out = self.crowd | self.degenerate
+        return ~(left_out if self.dropped is None else left_out | self.dropped)
 
     def images_with_objects(self, count: int) -> list[int]:
         """``count`` of the images that have usable boxes, the first to the last of them evenly
@@ -78,11 +83,11 @@ class CocoAnnotations:
         return [found[i * (len(found) - 1) // max(count - 1, 1)] for i in range(count)]
 
     def targets(self, index: int) -> BoxSet:
-        """The boxes that supervise an image: clipped to it, without crowd and degenerate ones.
-        They have masks where the segmentations were asked for.
+        """The boxes that supervise an image: the usable ones, clipped to it, with masks where the
+        segmentations were asked for.
         """
         rows = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
-        keep = ~(self.crowd[rows] | self.degenerate[rows])
+        keep = self.usable[rows]
         found = BoxSet.ground_truth(self.clipped[rows][keep], self.labels[rows][keep])
         if self.segmentations is None:
             return found
@@ -204,6 +209,7 @@ def _arranged(
         boxes=boxes[order],
         labels=labels[order],
         crowd=torch.tensor([bool(a.get("iscrowd")) for a in by_image], dtype=torch.bool),
+        written=read_written(by_image, path),
         annotation_ids=tuple(a.get("id") for a in by_image),
         offsets=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
         segmentations=read_segmentations(by_image, sizes[image_of_box[order]], path)
@@ -359,15 +365,10 @@ def _boxes(annotations: Sequence[Mapping[str, Any]], path: Path, first: int) -> 
     """(A, 4) float32 xyxy pixels, as written."""
     rows = _column(annotations, "bbox", "annotation", path, first)
     for annotation, row in zip(annotations, rows, strict=True):
-        if not isinstance(row, list) or len(row) != 4 or not all(map(_is_number, row)):
+        if not isinstance(row, list) or len(row) != 4 or not all(map(is_number, row)):
             raise UserError(
                 f"annotation {shown(annotation.get('id'))} in {path} has bbox {shown(row)}: it "
                 "must be four numbers [x, y, width, height] in pixels"
             )
     xywh = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
     return torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1).float()
-
-
-def _is_number(value: Any) -> bool:
-    """A float (also one that is not finite), or an integer that a tensor can hold."""
-    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from codetr.data.check import check_dataset, check_split, require_class_count
 from codetr.data.coco import CocoDetection
 from codetr.data.collate import IMAGENET_MEAN, IMAGENET_STD, Collate
 from codetr.data.dataset import AugmentedDataset, Batched
+from codetr.data.ground_truth import DetrFilter, GroundTruthFilter
 from codetr.data.samplers import EvalSampler, TrainSampler
 from codetr.data.sources import Source, Split
 from codetr.data.steps import StepLoader
@@ -36,6 +38,7 @@ ReadTeachers = Callable[[Sequence[str | Path], CocoAnnotations], TeacherBoxes]
 """(result files, annotations of the split) -> what supervises each image beside its boxes."""
 
 SEPARATE_TEACHERS: ReadTeachers = partial(TeacherBoxes, merge=Parallel())
+DETR_FILTER = DetrFilter()
 
 
 class CocoDataModule(LightningDataModule):
@@ -55,7 +58,8 @@ class CocoDataModule(LightningDataModule):
     1/4 or 1/8 of their size where the augmentation shrinks them further anyway: faster, with
     slightly other pixels. ``tolerate_broken`` names missing and damaged image files in the log and
     goes on. ``teachers`` are result files of teacher detectors on the training split, which
-    ``teacher_boxes`` reads.
+    ``teacher_boxes`` reads. ``ground_truth`` says which of its boxes and images
+    are trained on.
 
     Raises UserError for bad arguments and, in ``setup``, for bad data.
     """
@@ -84,6 +88,7 @@ class CocoDataModule(LightningDataModule):
         tolerate_broken: bool = False,
         teachers: Sequence[str | Path] = (),
         teacher_boxes: ReadTeachers = SEPARATE_TEACHERS,
+        ground_truth: GroundTruthFilter = DETR_FILTER,
     ) -> None:
         super().__init__()
         if eval_split not in ("train", "val"):
@@ -121,6 +126,7 @@ class CocoDataModule(LightningDataModule):
         self.repeat = repeat
         self.tolerate_broken = tolerate_broken
         self.teachers, self.teacher_boxes = tuple(teachers), teacher_boxes
+        self.ground_truth = ground_truth
         self._annotations: dict[str, CocoAnnotations] = {}
         self._train: AugmentedDataset | None = None
         self._eval: AugmentedDataset | None = None
@@ -172,29 +178,36 @@ class CocoDataModule(LightningDataModule):
             )
             rank_zero_only(rich_print)(report)
             teachers = self.teacher_boxes(self.teachers, train) if self.teachers else None
-            self._train = self._dataset(
-                "train", self.train_augmentation, self.mix, teachers, self.scaled_decoding
+            self._train = AugmentedDataset(
+                self._detection("train", self._supervising(train), teachers),
+                self.train_augmentation,
+                self.seed,
+                self.mix,
+                self.scaled_decoding,
+                self._images(train),
             )
         if self._eval is None:
             if self._train is None:
                 evaluated = self._load(self.eval_split, None)
                 check_split(evaluated, self.split(self.eval_split).images, self.tolerate_broken)
-            self._eval = self._dataset(self.eval_split, self.eval_augmentation)
+            source = self._detection(self.eval_split, self._annotations[self.eval_split])
+            self._eval = AugmentedDataset(source, self.eval_augmentation, self.seed)
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of this rank."""
-        annotations = self.train_dataset.source.annotations
-        sizes = annotations.sizes
+        dataset = self.train_dataset
+        repeats = None if self.repeat is None else self.repeat(dataset.source.annotations)
+        sizes = dataset.sizes
         sampler = TrainSampler(
-            len(self.train_dataset),
+            len(dataset),
             self.batch_size,
             self.seed,
             *self._rank(),
             (sizes[:, 0] > sizes[:, 1]).long() if self.group_by_aspect else None,
-            None if self.repeat is None else self.repeat(annotations),
+            None if repeats is None else repeats[dataset.images],
         )
         return StepLoader(
-            self.train_dataset,
+            dataset,
             step_batches=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
             batch_size=self.batch_size,
             sampler=sampler,
@@ -269,22 +282,35 @@ class CocoDataModule(LightningDataModule):
             self._annotations[name] = loaded
         return self._annotations[name]
 
-    def _dataset(
-        self,
-        name: str,
-        augmentation: Augmentation,
-        mix: Mix | None = None,
-        teachers: TeacherBoxes | None = None,
-        scaled: bool = False,
-    ) -> AugmentedDataset:
-        source = CocoDetection(
-            self._annotations[name],
-            self.split(name).images,
-            self.cache,
-            self.tolerate_broken,
-            teachers,
-        )
-        return AugmentedDataset(source, augmentation, self.seed, mix, scaled)
+    def _detection(
+        self, name: str, annotations: CocoAnnotations, teachers: TeacherBoxes | None = None
+    ) -> CocoDetection:
+        images = self.split(name).images
+        return CocoDetection(annotations, images, self.cache, self.tolerate_broken, teachers)
+
+    def _supervising(self, train: CocoAnnotations) -> CocoAnnotations:
+        """``train`` without the boxes that ``ground_truth`` leaves out."""
+        dropped = ~self.ground_truth.boxes(train)
+        count = int((dropped & train.usable).sum())
+        if count:
+            rank_zero_only(log.info)(
+                "data.ground_truth leaves out %d of %d boxes", count, int(train.usable.sum())
+            )
+        return replace(train, dropped=dropped)
+
+    def _images(self, train: CocoAnnotations) -> Tensor:
+        """(I,) the images of ``train`` that ``ground_truth`` leaves."""
+        images = self.ground_truth.images(train).nonzero().flatten()
+        if not len(images):
+            raise UserError(
+                f"data.ground_truth={type(self.ground_truth).__name__} leaves no image of "
+                f"{train.path} to train on: give larger ones, or choose another filter"
+            )
+        if len(images) < len(train):
+            rank_zero_only(log.info)(
+                "data.ground_truth leaves out %d of %d images", len(train) - len(images), len(train)
+            )
+        return images
 
     def _rank(self) -> tuple[int, int]:
         """This process and the number of processes that share the data."""

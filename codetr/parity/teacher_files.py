@@ -17,6 +17,7 @@ from codetr.data.augment import resize, transform, without_tiny_boxes
 from codetr.data.collate import Collate
 from codetr.data.sample import BoxSet, Sample
 from codetr.data.teachers import Suppression, TeacherBoxes
+from codetr.data.written import Written
 from codetr.errors import UserError
 from codetr.parity.recorded_detr import RecordedDetr
 from codetr.parity.rules import Array
@@ -76,6 +77,7 @@ def _annotations(sizes: Mapping[int, tuple[int, ...]], num_classes: int) -> Coco
         boxes=torch.zeros(0, 4),
         labels=none,
         crowd=none.bool(),
+        written=Written(sides=torch.zeros(0, 2), area=torch.zeros(0), ignore=none.bool()),
         annotation_ids=(),
         offsets=none.new_zeros(len(sizes) + 1),
     )

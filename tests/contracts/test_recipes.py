@@ -45,6 +45,7 @@ CO_DINO_R50: Recipe = {
     "rcnn.max_per_img": 100,
     "rpn.test": (1000, 1000, 0.7),
     "rcnn.target_stds": [0.1, 0.1, 0.2, 0.2],
+    "dataset": "MmdetFilter",  # which ground truth it loads
     "Resize.backend": "cv2",
     "Resize.img_scale": (SHORTS_800, 1333),
     "Resize.img_scale before the crop": ([400, 500, 600], 4200),
@@ -126,7 +127,7 @@ NO_HEADS: Recipe = {
     "rpn.test": None,
     "rcnn.target_stds": None,
 }
-DETR_DATA: Recipe = {"Resize.backend": "pillow"}
+DETR_DATA: Recipe = {"dataset": "DetrFilter", "Resize.backend": "pillow"}
 """Of the repositories that load data as DETR does."""
 DEFORMABLE: Recipe = {
     **CO_DEFORMABLE_R50,
@@ -350,6 +351,7 @@ READ: dict[str, Callable[[DictConfig], Any]] = {
     "rcnn.max_per_img": lambda c: c.aux_heads.rcnn.nms.limit if "rcnn" in c.aux_heads else None,
     "rpn.test": rpn_test,
     "rcnn.target_stds": region_stds,
+    "dataset": lambda c: c.data.ground_truth._target_.rpartition(".")[2],
     "Resize.backend": resize_backend,
     "Resize.img_scale": resize,
     "Resize.img_scale before the crop": resize_before_crop,

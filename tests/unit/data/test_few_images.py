@@ -14,6 +14,7 @@ from codetr.data.annotations import CocoAnnotations, load_annotations
 from codetr.data.augment import Chain
 from codetr.data.datamodule import CocoDataModule
 from codetr.data.sources import CocoFolder
+from codetr.data.written import Written
 from codetr.errors import UserError
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
@@ -83,6 +84,11 @@ def test_none_stands_twice_in_large_files() -> None:
         boxes=corners.expand(count, 4),
         labels=torch.zeros(count, dtype=torch.int64),
         crowd=torch.zeros(count, dtype=torch.bool),
+        written=Written(
+            sides=torch.full((count, 2), 2.0),
+            area=torch.full((count,), 4.0),
+            ignore=torch.zeros(count, dtype=torch.bool),
+        ),
         annotation_ids=(0,) * count,
         offsets=torch.arange(count + 1),
     )
