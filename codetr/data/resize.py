@@ -26,7 +26,7 @@ def resize_bilinear(
     """Resize uint8 (C, H, W) to ``size`` (height, width); of the result only ``window`` is left,
     where it is given.
 
-    With ``antialias`` as Pillow, to one grey level (two, for fewer than one in 100 000 values of
+    With ``antialias`` as Pillow, to one grey level (two, for about one in ten million values of
     noise); else as OpenCV.
     """
     if not antialias:

@@ -7,7 +7,7 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch.testing import assert_close
 
 from codetr.data import augment
@@ -71,6 +71,13 @@ def _bound(mask: torch.Tensor) -> torch.Tensor:
     return torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1]).float()
 
 
+def composed(name: str, *overrides: str) -> DictConfig:
+    """The augmentation of this name, where train.yaml puts it."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose(name, overrides=list(overrides))
+    return OmegaConf.create({"augmentation": config}).augmentation
+
+
 @pytest.mark.parametrize("size", [(60, 90), (90, 60), (1, 7), (333, 500)])
 @pytest.mark.parametrize(
     "name", ["detr", "detr_1024", "detr_1536", "detr_224", "flip", "lsj_1024", "none", "small"]
@@ -78,8 +85,7 @@ def _bound(mask: torch.Tensor) -> torch.Tensor:
 def test_evaluation_says_beforehand_how_large_images_become(
     name: str, size: tuple[int, int]
 ) -> None:
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        augmentation: Augmentation = hydra.utils.instantiate(hydra.compose(name).eval)
+    augmentation: Augmentation = hydra.utils.instantiate(composed(name).eval)
     sample = replace(_painted(), image=torch.zeros(3, *size, dtype=torch.uint8))
     assert output_size(augmentation, size) == augmentation(sample).size
 
@@ -148,13 +154,10 @@ def test_every_resize_of_a_recipe_is_of_one_kind(
         return resize_bilinear(image, size, kind, window)
 
     monkeypatch.setattr(augment, "resize_bilinear", spy)
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        for name in ("detr", "detr_1024", "detr_1536", "detr_224", "small"):
-            config = hydra.compose(name, overrides=[f"antialias={antialias}"])
-            config = OmegaConf.create({"augmentation": config}).augmentation
-            config.train.crop_probability = 1.0
-            for part in ("train", "eval"):
-                hydra.utils.instantiate(config[part])(_painted())
+    for name in ("detr", "detr_1024", "detr_1536", "detr_224", "small"):
+        config = composed(name, f"antialias={antialias}", "train.crop_probability=1")
+        for part in ("train", "eval"):
+            hydra.utils.instantiate(config[part])(_painted())
     assert kinds == [antialias] * 15
 
 
@@ -198,11 +201,9 @@ def test_lsj_fills_the_canvas_and_drops_tiny_boxes() -> None:
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_configuration_works(path: Path) -> None:
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose(path.stem)
+    config = composed(path.stem)
     assert set(config) - {"mix", "antialias"} == {"train", "eval"}
-    config = OmegaConf.create({"augmentation": config})  # where train.yaml puts it
     for part in ("train", "eval"):
-        sample = hydra.utils.instantiate(config.augmentation[part])(_painted())
+        sample = hydra.utils.instantiate(config[part])(_painted())
         assert sample.image.dtype == torch.uint8
         assert len(sample.teachers) == 2
