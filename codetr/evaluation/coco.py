@@ -17,7 +17,7 @@ from codetr.errors import UserError
 from codetr.evaluation.gather import broadcast_from_first, gather_rows, is_first_rank
 from codetr.evaluation.ground_truth import ImageTruth, read_ground_truth
 from codetr.evaluation.limits import Limit
-from codetr.evaluation.metrics import MAX_DETECTIONS, CocoMetrics, coco_metrics
+from codetr.evaluation.metrics import MAX_DETECTIONS, PER_CLASS, CocoMetrics, coco_metrics
 from codetr.evaluation.postprocess import Detections
 from codetr.evaluation.report import (
     Line,
@@ -171,17 +171,19 @@ class CocoEvaluator:
                 f"{self.annotation_file}: no image was evaluated: raise limit_val_batches"
             )
         num_classes, names = len(self.classes), list(self.measure.lines)
-        values = torch.zeros(len(names) + num_classes, dtype=torch.float64)
+        values = torch.zeros(len(names) + num_classes * len(PER_CLASS), dtype=torch.float64)
         if is_first_rank():
             seen, total = len(self._gathered), len(self.truth)
             log.info("evaluating %d of %d images of %s", seen, total, self.annotation_file.name)
             metrics = self.measure(self._gathered, self.truth, num_classes)
-            numbers = [*(metrics.summary[name] for name in names), *metrics.per_class]
+            own = [one[name] for one in metrics.per_class for name in PER_CLASS]
+            numbers = [*(metrics.summary[name] for name in names), *own]
             values = torch.tensor(numbers, dtype=torch.float64)
-        numbers = broadcast_from_first(values).tolist()
+        numbers = broadcast_from_first(values)
+        own = numbers[len(names) :].view(num_classes, len(PER_CLASS))
         self._metrics = CocoMetrics(
-            summary=dict(zip(names, numbers, strict=False)),
-            per_class=tuple(numbers[len(names) :]),
+            summary=dict(zip(names, numbers[: len(names)].tolist(), strict=True)),
+            per_class=tuple(dict(zip(PER_CLASS, row, strict=True)) for row in own.tolist()),
         )
         return dict(self._metrics.summary)
 
@@ -203,16 +205,19 @@ class CocoEvaluator:
         return self._metrics
 
     @property
-    def per_class(self) -> dict[str, float]:
-        """AP of every class by name, -1 for classes without boxes in the evaluated images."""
-        return dict(zip(class_names(self.classes), self.metrics.per_class, strict=True))
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """AP, AP50 and AR of every class by its name, -1 for classes without boxes in the evaluated
+        images.
+        """
+        names = class_names(self.classes)
+        return {n: dict(own) for n, own in zip(names, self.metrics.per_class, strict=True)}
 
     def table(self) -> str:
         """The lines of the usual table."""
         return summary_text(self.metrics.summary, self.measure.lines)
 
     def class_table(self) -> Table:
-        """AP and number of boxes of every class, as a rich table."""
+        """Numbers and boxes of every class, as a rich table; see ``report.class_table``."""
         truth = [self.truth[image_id] for image_id in self._gathered]
         labels = torch.cat([image.labels[image.crowd == 0] for image in truth])
         num_boxes = labels.bincount(minlength=len(self.classes)).tolist()

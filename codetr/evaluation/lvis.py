@@ -22,7 +22,7 @@ from codetr.evaluation.coco import CocoEvaluator
 from codetr.evaluation.curves import Rows, class_curves, mean
 from codetr.evaluation.ground_truth import ImageTruth, read_json
 from codetr.evaluation.limits import Limit
-from codetr.evaluation.metrics import CocoMetrics
+from codetr.evaluation.metrics import CocoMetrics, class_numbers
 from codetr.evaluation.report import Line
 
 FREQUENCIES = {"r": "APr", "c": "APc", "f": "APf"}
@@ -91,7 +91,7 @@ class LvisMeasure:
         recall = np.stack([curve for _, curve in curves])  # (K, 10, 4)
         return CocoMetrics(
             summary=self._summary(precision, recall),
-            per_class=tuple(mean(p) for p in precision[..., 0]),
+            per_class=class_numbers(precision[..., 0], recall[..., 0]),
         )
 
     def _class_curves(

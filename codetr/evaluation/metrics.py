@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from codetr.evaluation.curves import Curves, Rows, class_curves, mean
 from codetr.evaluation.ground_truth import ImageTruth
+
+PER_CLASS = ("AP", "AP50", "AR")
+"""What is measured of every class: AR with as many detections as AP."""
 
 MAX_DETECTIONS = (1, 10, 100)
 """Best detections that count, of each image and class: AR for each, the rest for the last."""
@@ -19,13 +23,14 @@ _AREAS = {"s": 1, "m": 2, "l": 3}  # positions of small, medium and large among 
 
 @dataclass(frozen=True, kw_only=True)
 class CocoMetrics:
-    """``summary`` the twelve COCO numbers by name; ``per_class`` AP of every class, in class order.
+    """``summary`` the numbers of all classes by name; ``per_class`` those of ``PER_CLASS`` of every
+    class, in class order.
 
     All lie in [0, 1]; -1 where there is no ground truth to measure it on (COCO's convention).
     """
 
     summary: dict[str, float]
-    per_class: tuple[float, ...]
+    per_class: tuple[Mapping[str, float], ...]
 
 
 def coco_metrics(
@@ -55,7 +60,19 @@ def coco_metrics(
             **{f"AR{m}": mean(recall[:, :, 0, i]) for i, m in enumerate(max_detections)},
             **{f"AR{name}": mean(recall[:, :, area, -1]) for name, area in _AREAS.items()},
         },
-        per_class=tuple(mean(p) for p in all_areas),
+        per_class=class_numbers(all_areas, recall[:, :, 0, -1]),
+    )
+
+
+def class_numbers(
+    precision: NDArray[np.float64], recall: NDArray[np.float64]
+) -> tuple[dict[str, float], ...]:
+    """The numbers of ``PER_CLASS`` of every class, from its precision (K, 10 IoUs, 101 recalls) and
+    recall (K, 10), -1 where there is nothing to measure.
+    """
+    return tuple(
+        dict(zip(PER_CLASS, (mean(p), mean(p[_IOU50]), mean(r)), strict=True))
+        for p, r in zip(precision, recall, strict=True)
     )
 
 

@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
 from codetr.classes import ClassList
 from codetr.errors import UserError
 from codetr.evaluation.ground_truth import read_json
-from codetr.evaluation.metrics import CocoMetrics
+from codetr.evaluation.metrics import PER_CLASS, CocoMetrics
 
 Line = tuple[str, str, int]
 """IoU range, subset (of areas or classes) and number of detections behind a number."""
+
+MOST_CLASSES = 80
+"""That are printed; the files have all."""
 
 
 def coco_lines(max_detections: Sequence[int]) -> dict[str, Line]:
@@ -47,12 +51,26 @@ def summary_text(summary: Mapping[str, float], lines: Mapping[str, Line]) -> str
 
 
 def class_table(metrics: CocoMetrics, classes: ClassList, num_boxes: Iterable[int]) -> Table:
-    """AP and number of ground-truth boxes (crowd regions not counted) of every class."""
-    table = Table("class", title="AP per class")
-    table.add_column("boxes", justify="right")
-    table.add_column("AP", justify="right")
-    for name, boxes, ap in zip(class_names(classes), num_boxes, metrics.per_class, strict=True):
-        table.add_row(name, str(boxes), "-" if ap < 0 else f"{ap:0.3f}")
+    """The numbers of every class and its number of ground-truth boxes (crowd regions not counted).
+
+    Of more than ``MOST_CLASSES`` classes, those with the highest and the lowest AP.
+    """
+    rows = list(zip(class_names(classes), num_boxes, metrics.per_class, strict=True))
+    title = "per class"
+    if len(rows) > MOST_CLASSES:
+        measured = [row for row in rows if row[2]["AP"] >= 0]
+        rows = sorted(measured, key=lambda row: -row[2]["AP"])
+        title = f"per class: all {len(rows)} that have boxes"
+    if len(rows) > MOST_CLASSES:
+        half = MOST_CLASSES // 2
+        title = f"per class: the {half} best and the {half} worst of {len(rows)} that have boxes"
+        rows = [*rows[:half], *rows[-half:]]
+    table = Table("class", title=title)
+    for heading in ("boxes", *PER_CLASS):
+        table.add_column(heading, justify="right")
+    for name, boxes, numbers in rows:
+        texts = ("-" if numbers[key] < 0 else f"{numbers[key]:0.3f}" for key in PER_CLASS)
+        table.add_row(escape(name), str(boxes), *texts)
     return table
 
 

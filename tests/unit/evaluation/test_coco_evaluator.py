@@ -15,6 +15,8 @@ from codetr.classes import ClassList
 from codetr.errors import UserError
 from codetr.evaluation import CocoEvaluator, Detections
 from codetr.evaluation.limits import exceeded
+from codetr.evaluation.metrics import CocoMetrics
+from codetr.evaluation.report import class_table
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -53,13 +55,15 @@ def _numbers(reference: COCOeval) -> dict[str, float]:
     return dict(zip(NAMES, reference.stats.tolist(), strict=True))
 
 
-def _per_class(reference: COCOeval) -> list[float]:
+def _per_class(reference: COCOeval) -> list[list[float]]:
+    """AP, AP50 and AR of every class."""
     result = []
     for category in scenes.CLASSES.category_ids:
         position = reference.params.catIds.index(category)
         precision = reference.eval["precision"][:, :, position, 0, -1]
-        precision = precision[precision > -1]
-        result.append(float(precision.mean()) if len(precision) else -1.0)
+        recall = reference.eval["recall"][:, position, 0, -1]
+        parts = [values[values > -1] for values in (precision, precision[0], recall)]
+        result.append([float(values.mean()) if len(values) else -1.0 for values in parts])
     return result
 
 
@@ -93,10 +97,11 @@ def test_equals_pycocotools(tmp_path, seed):
     assert 0.1 < expected["AP"] < 0.9  # the case says something
     assert min(expected.values()) > 0
     assert numbers == pytest.approx(expected, abs=1e-6, rel=0)
-    assert list(evaluator.per_class.values()) == pytest.approx(
-        _per_class(reference), abs=1e-6, rel=0
-    )
-    assert evaluator.per_class["never seen"] == -1
+    assert list(evaluator.per_class.values()) == [
+        pytest.approx(dict(zip(("AP", "AP50", "AR"), own, strict=True)), abs=1e-6, rel=0)
+        for own in _per_class(reference)
+    ]
+    assert set(evaluator.per_class["never seen"].values()) == {-1}
     assert evaluator.table() == reference.printed.rstrip("\n")
 
 
@@ -201,7 +206,7 @@ def test_nothing_found_and_nothing_to_find(annotations):
     assert every.compute()["AP"] == 0
     empty = _evaluator(annotations, {scenes.image_id(0): nothing})
     assert set(empty.compute().values()) == {-1}
-    assert set(empty.per_class.values()) == {-1}
+    assert {value for own in empty.per_class.values() for value in own.values()} == {-1}
 
 
 def test_predictions_file_evaluates_to_the_same_numbers(annotations, tmp_path):
@@ -241,7 +246,21 @@ def test_class_table_counts_the_boxes_that_can_be_found(annotations):
     ]
     assert columns[0] == list(scenes.CLASSES.names)
     assert columns[1] == [str(n) for n in wanted]
-    assert columns[2][3] == "-"
+    assert columns[2][3] == columns[3][3] == columns[4][3] == "-"
+    assert columns[3][:3] == [f"{own['AP50']:.3f}" for own in evaluator.per_class.values()][:3]
+
+
+def test_table_of_many_classes_holds_the_best_and_the_worst():
+    aps = torch.linspace(0, 1, 1203).tolist()
+    classes = ClassList(
+        names=tuple(f"[c{i}]" for i in range(1203)), category_ids=tuple(range(1203))
+    )
+    metrics = CocoMetrics(summary={}, per_class=tuple({"AP": a, "AP50": a, "AR": a} for a in aps))
+    names = list(class_table(metrics, classes, range(1203)).columns[0].cells)
+    assert names == [rf"\[c{i}]" for i in (*range(1202, 1162, -1), *range(39, -1, -1))]
+    unmeasured = {"AP": -1.0, "AP50": -1.0, "AR": -1.0}
+    metrics = CocoMetrics(summary={}, per_class=(*metrics.per_class[:2], *[unmeasured] * 1201))
+    assert class_table(metrics, classes, range(1203)).row_count == 2
 
 
 def test_names_that_repeat_are_told_apart(annotations):

@@ -85,9 +85,10 @@ def test_perfect_detections_and_the_groups_of_classes(tmp_path: Path) -> None:
     assert numbers["AP"] == pytest.approx(2 / 3)
     assert numbers["AR"] == pytest.approx(2 / 3)
     assert (numbers["APs"], numbers["APm"]) == pytest.approx((-1, 2 / 3))
-    assert evaluator.per_class == pytest.approx(
-        {"ant": 1, "bat": 0, "cup": 1, "dog": -1, "elk": -1}
-    )
+    for key in ("AP", "AP50", "AR"):
+        assert {name: own[key] for name, own in evaluator.per_class.items()} == pytest.approx(
+            {"ant": 1, "bat": 0, "cup": 1, "dog": -1, "elk": -1}
+        )
     lines = evaluator.table().splitlines()
     assert len(lines) == len(NAMES)
     assert "classes=rare | maxDets=300 ] = 1.000" in lines[6]
@@ -201,7 +202,8 @@ def _scene(rng: np.random.Generator) -> tuple[dict[str, Any], list[Any]]:
 def test_numbers_equal_a_naive_evaluation(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     images, found = zip(*(_scene(rng) for _ in range(40)), strict=True)
-    numbers = _evaluator(_write(tmp_path / "a.json", list(images)), list(found)).compute()
+    evaluator = _evaluator(_write(tmp_path / "a.json", list(images)), list(found))
+    numbers = evaluator.compute()
 
     ious = np.linspace(0.5, 0.95, 10)
     areas = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
@@ -216,6 +218,10 @@ def test_numbers_equal_a_naive_evaluation(tmp_path: Path, seed: int) -> None:
         if not suffix:
             assert numbers["AP50"] == pytest.approx(measured[:, 0, 0].mean(), abs=1e-9)
             assert numbers["AP75"] == pytest.approx(measured[:, 5, 0].mean(), abs=1e-9)
+            own = list(evaluator.per_class.values())
+            assert [o["AP"] for o in own] == pytest.approx(table[..., 0].mean(axis=1), abs=1e-9)
+            assert [o["AP50"] for o in own] == pytest.approx(table[:, 0, 0], abs=1e-9)
+            assert [o["AR"] for o in own] == pytest.approx(table[..., 1].mean(axis=1), abs=1e-9)
             assert numbers["APr"] == pytest.approx(table[ANT, :, 0].mean(), abs=1e-9)
             assert numbers["APc"] == pytest.approx(table[BAT, :, 0].mean(), abs=1e-9)
             assert numbers["APf"] == pytest.approx(table[[CUP, DOG], :, 0].mean(), abs=1e-9)
