@@ -179,11 +179,11 @@ class CocoEvaluator:
             own = [one[name] for one in metrics.per_class for name in PER_CLASS]
             numbers = [*(metrics.summary[name] for name in names), *own]
             values = torch.tensor(numbers, dtype=torch.float64)
-        numbers = broadcast_from_first(values)
-        own = numbers[len(names) :].view(num_classes, len(PER_CLASS))
+        values = broadcast_from_first(values)
+        per_class = values[len(names) :].view(num_classes, len(PER_CLASS))
         self._metrics = CocoMetrics(
-            summary=dict(zip(names, numbers[: len(names)].tolist(), strict=True)),
-            per_class=tuple(dict(zip(PER_CLASS, row, strict=True)) for row in own.tolist()),
+            summary=dict(zip(names, values[: len(names)].tolist(), strict=True)),
+            per_class=tuple(dict(zip(PER_CLASS, row, strict=True)) for row in per_class.tolist()),
         )
         return dict(self._metrics.summary)
 
