@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +15,7 @@ from codetr.analysis.data_facts import SplitFacts
 from codetr.analysis.sweep_plots import colour, png
 from codetr.data.annotations import CocoAnnotations
 from codetr.data.images import ImageError, read_image
+from codetr.evaluation.figures import any_script, plain
 from codetr.inference.draw import draw_boxes, grid
 
 LONGEST_SIDE = 480
@@ -44,13 +44,12 @@ def class_figure(splits: Sequence[SplitFacts]) -> bytes:
         counts = np.array([split.boxes_per_class.get(name, 0) for name in names])
         axes.barh(places, counts, left=left, color=colour(i), label=split.name)
         left += counts
-    axes.set_yticks(places, [_plain(name) for name in names], fontsize="small")
+    axes.set_yticks(places, [plain(name) for name in names], fontsize="small")
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set(xlabel=axis)
     axes.grid(alpha=0.3, axis="x")
     axes.legend(fontsize="small", loc="lower right")
-    with warnings.catch_warnings():  # scripts that the font lacks become empty squares
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with any_script():
         return png(figure)
 
 
@@ -106,8 +105,3 @@ def _picture(image: Tensor, annotations: CocoAnnotations, index: int) -> Tensor:
     return draw_boxes(
         reduced, targets.boxes * factor, targets.labels, names, min_side=LONGEST_SIDE // 2
     )
-
-
-def _plain(name: str) -> str:
-    """No mathematics in names with dollar signs."""
-    return name.replace("$", r"\$")

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from rich.table import Table
@@ -19,6 +19,7 @@ from codetr.evaluation.ground_truth import ImageTruth, read_ground_truth
 from codetr.evaluation.limits import Limit
 from codetr.evaluation.metrics import MAX_DETECTIONS, PER_CLASS, CocoMetrics, coco_metrics
 from codetr.evaluation.postprocess import Detections
+from codetr.evaluation.precision_recall import Curves
 from codetr.evaluation.report import (
     Line,
     class_names,
@@ -47,6 +48,11 @@ class Measure(Protocol):
         """How many objects of an image it can count as found."""
         ...
 
+    @property
+    def exhaustive(self) -> bool:
+        """Whether every object of every class is annotated in every image."""
+        ...
+
     def __call__(
         self, detections: Mapping[int, Tensor], truth: Mapping[int, ImageTruth], num_classes: int
     ) -> CocoMetrics:
@@ -62,6 +68,7 @@ class CocoMeasure:
     image and class: AR is measured for each, AP for the last. Raises UserError unless they rise.
     """
 
+    exhaustive: ClassVar[bool] = True
     max_detections: Sequence[int] = MAX_DETECTIONS
 
     def __post_init__(self) -> None:
@@ -216,12 +223,19 @@ class CocoEvaluator:
         """The lines of the usual table."""
         return summary_text(self.metrics.summary, self.measure.lines)
 
-    def class_table(self) -> Table:
+    @property
+    def detections(self) -> Mapping[int, Tensor]:
+        """What the last ``compute`` measured, of all ranks: by image id, rows (n, 6) float64 of
+        label, score and x, y, w, h in pixels.
+        """
+        return self._gathered
+
+    def class_table(self, curves: Curves | None = None) -> Table:
         """Numbers and boxes of every class, as a rich table; see ``report.class_table``."""
         truth = [self.truth[image_id] for image_id in self._gathered]
         labels = torch.cat([image.labels[image.crowd == 0] for image in truth])
         num_boxes = labels.bincount(minlength=len(self.classes)).tolist()
-        return class_table(self.metrics, self.classes, num_boxes)
+        return class_table(self.metrics, self.classes, num_boxes, curves)
 
     def write_metrics(self, path: str | Path) -> None:
         """Write the numbers, ``per_class`` and the number of images as JSON, on rank 0 only."""

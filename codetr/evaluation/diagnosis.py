@@ -54,7 +54,7 @@ class Diagnosis:
 
     def error_table(self) -> Table:
         """Number and cost of each kind of error."""
-        table = Table("error", "a detection is", title=f"errors; AP50 is {self.errors.ap50():.3f}")
+        table = Table("error", "meaning", title=f"errors at AP50 {self.errors.ap50():.3f}")
         table.add_column("number", justify="right")
         table.add_column("AP50 lost", justify="right")
         for kind in Kind:

@@ -38,12 +38,12 @@ class Kind(Enum):
 
 
 _MEANING = {
-    Kind.CLASS: "on an object of another class (IoU >= 0.5)",
-    Kind.LOCALISATION: "on an object of its class, but badly (0.1 <= IoU < 0.5)",
-    Kind.BOTH: "badly on an object of another class (0.1 <= IoU < 0.5)",
-    Kind.DUPLICATE: "on an object that a better detection has found",
-    Kind.BACKGROUND: "on no object (IoU < 0.1)",
-    Kind.MISSED: "an object without a detection, not even a wrong or bad one",
+    Kind.CLASS: "on an object of another class",
+    Kind.LOCALISATION: "on an object, at IoU 0.1 to 0.5",
+    Kind.BOTH: "another class, at IoU 0.1 to 0.5",
+    Kind.DUPLICATE: "on an object that is found already",
+    Kind.BACKGROUND: "on no object: IoU below 0.1",
+    Kind.MISSED: "an object without any detection",
 }
 _KINDS = tuple(Kind)
 _CODE = {kind: code for code, kind in enumerate(_KINDS)}

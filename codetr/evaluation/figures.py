@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -91,9 +92,16 @@ def error_figure(errors: Errors) -> Figure:
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG; the folder is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():  # scripts that the font lacks become empty squares
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with any_script():
         figure.savefig(path, dpi=110)
+
+
+@contextmanager
+def any_script() -> Iterator[None]:
+    """No warning where the font lacks letters of a class name: they become empty squares."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 def plain(name: str) -> str:
@@ -113,8 +121,10 @@ def _draw(axes: Axes, x: Floats, values: Floats, names: Sequence[str], mean: str
     """A line per class (K, len(x)), with a name each where they are few, and the mean."""
     few = len(names) <= MOST_CURVES
     for place, (name, line) in enumerate(zip(names, values, strict=True)):
-        style = {"color": _colour(place), "label": plain(name)} if few else {"color": "0.8"}
-        axes.plot(x, line, linewidth=1, **style)
+        colour, label = (_colour(place), plain(name)) if few else ("0.8", None)
+        axes.plot(x, line, linewidth=1, color=colour, label=label)
+    if not few:
+        axes.plot([], [], linewidth=1, color="0.8", label=f"each of {len(names)} classes")
     axes.plot(x, values.mean(axis=0), color="black", linewidth=2.5, label=mean)
     axes.figure.legend(loc="outside right upper", fontsize="small")  # type: ignore[union-attr]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,7 @@ class LvisMeasure:
     negative: Mapping[int, frozenset[int]]
     not_exhaustive: Mapping[int, frozenset[int]]
     max_detections: int = 300
+    exhaustive: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_detections, int) or self.max_detections < 1:

@@ -57,12 +57,11 @@ class Curves:
     def best(self) -> Operating:
         """Where the mean F1 of all classes is largest, with means over classes."""
         own = self.measured
-        at = int(self.f1_above[own].mean(axis=0).argmax())
-        return self._at(at, own)
+        return self._at(_peak(self.f1_above[own].mean(axis=0)), own)
 
     def best_of(self, label: int) -> Operating:
         """Where the F1 of one class is largest."""
-        return self._at(int(self.f1_above[label].argmax()), np.array([label]))
+        return self._at(_peak(self.f1_above[label]), np.array([label]))
 
     def _at(self, place: int, classes: Ints) -> Operating:
         return Operating(
@@ -123,6 +122,12 @@ def above_thresholds(scores: Floats, hits: Bools, num_true: int) -> Floats:
     right = _above(scores[hits])
     precision = np.divide(right, kept, out=np.ones(len(kept)), where=kept > 0)
     return np.stack([precision, right / num_true, 2 * right / (kept + num_true)])
+
+
+def _peak(values: Floats) -> int:
+    """Where the largest value is; of several places the middle one, far from either side."""
+    places = np.flatnonzero(values == values.max())
+    return int(places[len(places) // 2])
 
 
 def _above(scores: Floats) -> Floats:

@@ -16,6 +16,7 @@ from codetr.classes import ClassList
 from codetr.errors import UserError
 from codetr.evaluation.ground_truth import read_json
 from codetr.evaluation.metrics import PER_CLASS, CocoMetrics
+from codetr.evaluation.precision_recall import Curves
 
 Line = tuple[str, str, int]
 """IoU range, subset (of areas or classes) and number of detections behind a number."""
@@ -50,26 +51,38 @@ def summary_text(summary: Mapping[str, float], lines: Mapping[str, Line]) -> str
     return "\n".join(texts)
 
 
-def class_table(metrics: CocoMetrics, classes: ClassList, num_boxes: Iterable[int]) -> Table:
-    """The numbers of every class and its number of ground-truth boxes (crowd regions not counted).
+def class_table(
+    metrics: CocoMetrics,
+    classes: ClassList,
+    num_boxes: Iterable[int],
+    curves: Curves | None = None,
+) -> Table:
+    """The numbers of every class and its number of ground-truth boxes (crowd regions not counted);
+    with ``curves``, its best F1 and the score threshold of that.
 
     Of more than ``MOST_CLASSES`` classes, those with the highest and the lowest AP.
     """
-    rows = list(zip(class_names(classes), num_boxes, metrics.per_class, strict=True))
+    labels = range(len(classes))
+    rows = list(zip(class_names(classes), num_boxes, metrics.per_class, labels, strict=True))
     title = "per class"
     if len(rows) > MOST_CLASSES:
-        measured = [row for row in rows if row[2]["AP"] >= 0]
-        rows = sorted(measured, key=lambda row: -row[2]["AP"])
+        with_boxes = [row for row in rows if row[2]["AP"] >= 0]
+        rows = sorted(with_boxes, key=lambda row: -row[2]["AP"])
         title = f"per class: all {len(rows)} that have boxes"
     if len(rows) > MOST_CLASSES:
         half = MOST_CLASSES // 2
         title = f"per class: the {half} best and the {half} worst of {len(rows)} that have boxes"
         rows = [*rows[:half], *rows[-half:]]
     table = Table("class", title=title)
-    for heading in ("boxes", *PER_CLASS):
+    for heading in ("boxes", *PER_CLASS, *(() if curves is None else ("F1", "threshold"))):
         table.add_column(heading, justify="right")
-    for name, boxes, numbers in rows:
-        texts = ("-" if numbers[key] < 0 else f"{numbers[key]:0.3f}" for key in PER_CLASS)
+    measured = set() if curves is None else set(curves.measured.tolist())
+    for name, boxes, numbers, label in rows:
+        values = [numbers[key] for key in PER_CLASS]
+        if curves is not None and label in measured:
+            best = curves.best_of(label)
+            values += [best.f1, best.threshold]
+        texts = ("-" if value < 0 else f"{value:0.3f}" for value in values)
         table.add_row(escape(name), str(boxes), *texts)
     return table
 

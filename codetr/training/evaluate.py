@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 from torch import nn
 
 from codetr.checkpoints.convert import OFFICIAL, open_checkpoint
@@ -32,14 +32,13 @@ from codetr.structures import Batch, ImageInfo
 from codetr.training.acceleration import accelerate
 from codetr.training.app import prepare_process
 from codetr.training.branches import Branch, MainBranch, auxiliary_branch
+from codetr.training.evaluation_report import EvaluationReport
 from codetr.training.evaluators import build_evaluator
-from codetr.training.launcher import METRICS_FILE
 from codetr.training.trainer import build_trainer
 from codetr.training.unused import ignored_in_evaluation, require_effect
 
 log = logging.getLogger(__name__)
 
-PREDICTIONS_FILE = "predictions.json"
 CHOSEN = {"data": "_target_", "evaluation": "evaluator"}
 """Groups of which values may be changed without choosing an option, and what each option has."""
 
@@ -76,36 +75,35 @@ def evaluate(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, float]:
     The model is built as the checkpoint says (for an ``official:FILE``, as ``experiment`` says;
     ``zoo:NAME`` knows its own);
     data, augmentation and postprocessing are the checkpoint's too where ``cfg`` has none. Prints
-    the COCO tables; writes metrics.json, predictions.json and pictures into
-    ``cfg.paths.run_dir``. ``given`` are the overrides that ``cfg`` was made with, so that none is
-    ignored. Raises UserError for whatever a user can mend.
+    the tables; writes metrics.json, predictions.json, the diagnosis and pictures into
+    ``cfg.paths.run_dir``, and gives them to the loggers of ``cfg``. ``given`` are the overrides that
+    ``cfg`` was made with, so that none is ignored. Raises UserError for whatever a user can mend.
     """
     require_effect(given, ignored_in_evaluation(cfg.checkpoint, OFFICIAL))
-    run_dir = Path(cfg.paths.run_dir)
     full, branch, datamodule, classes = open_branch(cfg)
     evaluator = build_evaluator(full, datamodule.val_annotations, classes, cfg.checkpoint)
     module = EvaluationModule(branch, evaluator, classes)
     panel = [] if cfg.panel is None else [instantiate(cfg.panel)]
-    trainer = build_tester(full, branch, panel)
+    report = EvaluationReport(evaluator, cfg.paths.run_dir)
+    loggers = [instantiate(part) for part in cfg.logger.values() if part is not None]
+    trainer = build_tester(full, branch, [*panel, report], loggers)
     log.info("deformable attention: %s", use_msda(cfg.ops.msda, trainer.strategy.root_device))
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     trainer.test(module, datamodule=datamodule, verbose=False)
-    metrics: dict[str, float] = evaluator.compute()
-    if trainer.is_global_zero:
-        log.info("%s", evaluator.table())
-        Console().print(evaluator.class_table())
-    evaluator.write_metrics(run_dir / METRICS_FILE)
-    evaluator.write_predictions(run_dir / PREDICTIONS_FILE)
-    log.info("wrote %s and %s to %s", METRICS_FILE, PREDICTIONS_FILE, run_dir)
-    return metrics
+    return report.metrics
 
 
-def build_tester(cfg: DictConfig, branch: Branch, callbacks: Sequence[Callback]) -> Trainer:
+def build_tester(
+    cfg: DictConfig,
+    branch: Branch,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
+) -> Trainer:
     """What runs the branch over a split; the model is run as the ``trainer`` group says, in float32
     where that leaves it open.
     """
-    trainer = build_trainer(cfg.trainer, cfg.data.eval_batch_size, callbacks, [], exact=True)
+    trainer = build_trainer(cfg.trainer, cfg.data.eval_batch_size, callbacks, loggers, exact=True)
     accelerate(branch.detector, cfg.trainer, trainer.strategy.root_device)
     return trainer
 

@@ -221,6 +221,18 @@ class SafeWandbLogger(WandbLogger):
         self._guarded(lambda: WandbLogger.log_image(self, key, images, step, **kwargs))
 
     @rank_zero_only
+    def log_table(
+        self,
+        key: str,
+        columns: list[str] | None = None,
+        data: list[list[Any]] | None = None,
+        dataframe: Any = None,
+        step: int | None = None,
+    ) -> None:
+        """Log a table."""
+        self._guarded(lambda: WandbLogger.log_table(self, key, columns, data, dataframe, step))
+
+    @rank_zero_only
     def finalize(self, status: str) -> None:
         """Close the run, marked as failed where it did not succeed."""
         if self._experiment is not None:

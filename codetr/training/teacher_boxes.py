@@ -70,7 +70,7 @@ def write_teacher_boxes(cfg: DictConfig, given: Sequence[str] = ()) -> int:
     require_effect(given, (*ignored_in_evaluation(cfg.checkpoint, OFFICIAL), *REPORTED))
     full, branch, datamodule, classes = open_branch(cfg)
     results = ResultFile(classes, cfg.top_k, cfg.min_score)
-    trainer = build_tester(full, branch, [])
+    trainer = build_tester(full, branch)
     trainer.test(EvaluationModule(branch, results, classes), datamodule=datamodule, verbose=False)
     number = results.write(Path(cfg.output))
     log.info("wrote %d boxes to %s", number, cfg.output)

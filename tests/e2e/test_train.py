@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import time
@@ -11,6 +12,7 @@ import pytest
 from commands import Command, arguments, environment, write_coco
 
 from codetr.checkpoints.files import read_detector_file
+from codetr.evaluation.diagnosis import PICTURES
 
 COMPARED = ("loss", "gradient_norm", "lr/rest", "val/AP")
 
@@ -33,7 +35,11 @@ def test_trained_model_evaluates_to_the_same_numbers(
     metrics = json.loads((run / "metrics.json").read_text())
 
     checkpoint = f"checkpoint={run / 'model.safetensors'}"
-    done = command("eval.py", checkpoint, "trainer=cpu", "name=eval")
+    # A process of its own: warm ones share the folder in which W&B writes tables.
+    line = arguments("eval.py", checkpoint, "trainer=cpu", "name=eval", "logger=wandb")
+    done = subprocess.run(
+        line, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "Average Precision" in done.stdout
     again = json.loads((tmp_path / "runs/eval/metrics.json").read_text())
@@ -42,6 +48,14 @@ def test_trained_model_evaluates_to_the_same_numbers(
         read_detector_file(run / "best.ckpt").record.classes.names
     )
     assert (tmp_path / "runs/eval/predictions.json").is_file()
+    assert "at threshold=" in done.stdout
+    pictures = {path.name for path in (tmp_path / "runs/eval").glob("*.png")}
+    assert pictures == {"panel.png", *PICTURES}
+    assert "W&B failed" not in done.stdout
+    (logged,) = (tmp_path / "runs/eval/wandb").glob("offline-run-*/files/media")
+    assert len(list((logged / "images/pictures").glob("*.png"))) == len(pictures)
+    tables = {re.sub(r"_\d+_.*", "", path.name) for path in (logged / "table/eval").iterdir()}
+    assert tables == {"per_class", "errors"}
 
 
 @pytest.mark.slow

@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import evaluation_scenes as scenes
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from codetr.evaluation import CocoEvaluator
+from codetr.training.evaluation_report import EvaluationReport
 
 WORLD = 2
 FIRST_SHARE = 11  # of 25 images: an uneven split
@@ -34,6 +37,8 @@ def _evaluate(rank: int, folder: Path) -> None:
     }
     (folder / f"rank{rank}.json").write_text(json.dumps(results))
     evaluator.write_predictions(folder / f"predictions{rank}.json")
+    trainer: Any = SimpleNamespace(is_global_zero=rank == 0, loggers=[])
+    EvaluationReport(evaluator, folder / f"report{rank}").on_test_epoch_end(trainer, None)
     evaluator.write_metrics(folder / f"metrics{rank}.json")
     dist.destroy_process_group()
 
@@ -53,4 +58,10 @@ def test_two_ranks_equal_one_process(tmp_path):
     assert len(records) == sum(len(d) for d in found.values())
     assert json.loads((tmp_path / "metrics0.json").read_text())["images"] == 25
     assert not (tmp_path / "predictions1.json").exists()
+    assert not (tmp_path / "report1").exists()
+    alone: Any = SimpleNamespace(is_global_zero=True, loggers=[])
+    EvaluationReport(evaluator, tmp_path / "alone").on_test_epoch_end(alone, None)
+    for name in ("diagnosis.json", "f1.csv", "precision_recall.csv", "confusion_matrix.csv"):
+        own, expected_text = (tmp_path / part / name for part in ("report0", "alone"))
+        assert own.read_text() == expected_text.read_text()
     assert not (tmp_path / "metrics1.json").exists()
