@@ -87,3 +87,14 @@ class Sample:
     def with_box_sets(self, sets: tuple[BoxSet, ...]) -> Sample:
         """A copy with ``box_sets`` replaced."""
         return replace(self, targets=sets[0], teachers=sets[1:])
+
+
+def as_sample(image: Tensor) -> Sample:
+    """An image without boxes, uint8 (3, H, W), for the steps of ``augment``."""
+    nothing = BoxSet.ground_truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    return Sample(
+        image=image,
+        targets=nothing,
+        image_id=0,
+        original_size=(image.shape[-2], image.shape[-1]),
+    )

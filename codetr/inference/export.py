@@ -26,7 +26,8 @@ from codetr.inference.export_check import (
     run_onnx,
     run_pt2,
 )
-from codetr.inference.predictor import SIDES, build_detector
+from codetr.inference.predictor import build_detector
+from codetr.inference.views import SIDES
 from codetr.ops import use_msda
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from codetr.data.augment import Augmentation
 from codetr.data.collate import Collate
-from codetr.data.sample import BoxSet, Sample
+from codetr.data.sample import as_sample
 from codetr.errors import UserError
 from codetr.evaluation import Detections, Postprocess
 
@@ -52,17 +52,6 @@ class DetectorFinder:
         return [
             one.to("cpu") for one in self.postprocess(predictions, on_device.sizes, batch.infos)
         ]
-
-
-def as_sample(image: Tensor) -> Sample:
-    """An image without boxes, uint8 (3, H, W), for the steps of ``codetr.data.augment``."""
-    nothing = BoxSet.ground_truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    return Sample(
-        image=image,
-        targets=nothing,
-        image_id=0,
-        original_size=(image.shape[-2], image.shape[-1]),
-    )
 
 
 def choose_device(name: str) -> torch.device:

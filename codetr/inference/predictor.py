@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,6 @@ from codetr.inference.views import Finder, Views
 from codetr.ops import avoid_cudnn_attention, use_msda
 
 log = logging.getLogger(__name__)
-
-SIDES = ("short", "long", "canvas")
-"""What an evaluation's resize calls the pixels that it aims at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,14 +211,14 @@ def build_predictor(
     finders = [
         DetectorFinder(
             detector=detector,
-            resize=build_trusted(scaled(preprocessing["resize"], factor, source), source, trust),
+            resize=build_trusted(resize, source, trust),
             collate=collate,
             postprocess=postprocess,
             device=chosen,
             autocast=autocast,
             batch=batch,
         )
-        for factor in views.scales
+        for resize in views.resizes(preprocessing["resize"], source)
     ]
     return Predictor(views.compose(finders, postprocess.max_detections), detector, record)
 
@@ -263,19 +260,3 @@ def build_detector(content: DetectorFile, source: str, trust: bool = False) -> n
         )
     load_weights(content, source, detector, content.record.classes)
     return detector.eval().requires_grad_(False)
-
-
-def scaled(resize: Mapping[str, Any], factor: float, source: str) -> Mapping[str, Any]:
-    """A resize's configuration that aims at ``factor`` times as many pixels.
-
-    Raises UserError where it aims at no size.
-    """
-    if factor == 1:
-        return resize
-    known = {key: max(1, round(resize[key] * factor)) for key in SIDES if key in resize}
-    if not known:
-        raise UserError(
-            f"{source}: was evaluated on images of any size, which views.scales={factor} cannot "
-            "scale: leave views.scales=[1]"
-        )
-    return {**resize, **known}

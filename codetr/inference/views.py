@@ -6,9 +6,9 @@ images. What stands here takes finders and is one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch import Tensor
 from codetr.errors import UserError
 from codetr.evaluation import Detections
 from codetr.inference.merge import Nms, Suppress, merged
+
+SIDES = ("short", "long", "canvas")
+"""What an evaluation's resize calls the pixels that it aims at."""
 
 
 class Finder(Protocol):
@@ -135,6 +138,17 @@ class Views:
         if not self.scales or min(self.scales) <= 0:
             raise UserError(f"views.scales={list(self.scales)}: give factors above 0, such as [1]")
 
+    @property
+    def single(self) -> bool:
+        """Whether each image is looked at once, as it is."""
+        return not self.flip and self.tile is None and tuple(self.scales) == (1.0,)
+
+    def resizes(self, resize: Mapping[str, Any], source: str) -> tuple[Mapping[str, Any], ...]:
+        """The configuration of a resize at each scale; ``source`` names the checkpoint that it is
+        of. Raises UserError where it aims at no size.
+        """
+        return tuple(scaled(resize, factor, source) for factor in self.scales)
+
     def compose(self, finders: Sequence[Finder], limit: int) -> Finder:
         """One finder from those of each scale; ``limit`` detections per image come out."""
         seen = [*finders, *(Mirrored(finder) for finder in finders if self.flip)]
@@ -164,3 +178,19 @@ def mirrored_boxes(boxes_xyxy_px: Tensor, width: int) -> Tensor:
 def moved(found: Detections, boxes_xyxy_px: Tensor) -> Detections:
     """The detections with other boxes."""
     return Detections(boxes_xyxy_px=boxes_xyxy_px, scores=found.scores, labels=found.labels)
+
+
+def scaled(resize: Mapping[str, Any], factor: float, source: str) -> Mapping[str, Any]:
+    """A resize's configuration that aims at ``factor`` times as many pixels.
+
+    Raises UserError where it aims at no size.
+    """
+    if factor == 1:
+        return resize
+    known = {key: max(1, round(resize[key] * factor)) for key in SIDES if key in resize}
+    if not known:
+        raise UserError(
+            f"{source}: was evaluated on images of any size, which views.scales={factor} cannot "
+            "scale: leave views.scales=[1]"
+        )
+    return {**resize, **known}

@@ -5,11 +5,12 @@ The paper compares both in Table 11.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from codetr.aux_heads.detections import Detections as HeadDetections
 from codetr.detectors.protocol import MAIN, Detector
@@ -39,6 +40,58 @@ class MainBranch(nn.Module):
     def forward(self, batch: Batch) -> tuple[Detections, ...]:
         """See ``Branch``."""
         return self.postprocess(self.detector(batch.images), batch.images.sizes, batch.infos)
+
+
+class Finder(Protocol):
+    """Finds objects in uint8 RGB images (3, H, W), as ``codetr.inference.views`` has it."""
+
+    def __call__(self, images: Sequence[Tensor]) -> tuple[Detections, ...]:
+        """Detections of every image, on the CPU."""
+        ...
+
+
+@dataclass(frozen=True)
+class BranchFinder:
+    """A ``Finder``: a branch on ``device``, on one image at a time. ``prepare`` makes a batch of
+    one such image.
+    """
+
+    branch: Branch
+    prepare: Callable[[Tensor], Batch]
+    device: torch.device
+
+    def __call__(self, images: Sequence[Tensor]) -> tuple[Detections, ...]:
+        """See ``Finder``."""
+        return tuple(
+            self.branch(self.prepare(image).to(self.device))[0].to("cpu") for image in images
+        )
+
+
+class ViewedBranch(nn.Module):
+    """``branch`` by several views of each image: ``compose`` makes one finder of those of each of
+    ``prepare``, which turn a uint8 image (3, H, W) into a batch of one. Its own batches hold the
+    images of the files: values from 0 to 255, in original size.
+    """
+
+    def __init__(
+        self,
+        branch: Branch,
+        prepare: Sequence[Callable[[Tensor], Batch]],
+        compose: Callable[[Sequence[Finder]], Finder],
+    ) -> None:
+        super().__init__()
+        self.branch, self.prepare, self.compose = branch, prepare, compose
+        self.detector = branch.detector
+
+    def forward(self, batch: Batch) -> tuple[Detections, ...]:
+        """See ``Branch``."""
+        pixels = batch.images.pixels
+        finders = [BranchFinder(self.branch, prepare, pixels.device) for prepare in self.prepare]
+        images = [
+            image[:, :height, :width].to("cpu", torch.uint8)
+            for image, (height, width) in zip(pixels, batch.images.sizes.tolist(), strict=True)
+        ]
+        return self.compose(finders)(images)
 
 
 class AuxiliaryBranch(nn.Module):

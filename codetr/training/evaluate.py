@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import nn
+from torch import Tensor, nn
 
 from codetr.checkpoints.convert import OFFICIAL, open_checkpoint
 from codetr.checkpoints.experiment import without_initial_weights
@@ -22,7 +23,10 @@ from codetr.checkpoints.plain import plain
 from codetr.checkpoints.transfer import load_weights
 from codetr.checkpoints.trusted import build_part, require_trusted
 from codetr.classes import ClassList
+from codetr.data.augment import Augmentation
+from codetr.data.collate import Collate
 from codetr.data.datamodule import CocoDataModule
+from codetr.data.sample import as_sample
 from codetr.detectors.protocol import MAIN
 from codetr.errors import UserError
 from codetr.evaluation import Detections
@@ -31,7 +35,7 @@ from codetr.ops.cpu_memory import keep_freed_memory
 from codetr.structures import Batch, ImageInfo
 from codetr.training.acceleration import accelerate
 from codetr.training.app import prepare_process
-from codetr.training.branches import Branch, MainBranch, auxiliary_branch
+from codetr.training.branches import Branch, MainBranch, ViewedBranch, auxiliary_branch
 from codetr.training.evaluation_report import EvaluationReport
 from codetr.training.evaluators import build_evaluator
 from codetr.training.trainer import build_trainer
@@ -120,12 +124,45 @@ def open_branch(cfg: DictConfig) -> tuple[DictConfig, Branch, CocoDataModule, Cl
         )
     content = open_checkpoint(cfg.checkpoint, cfg, cfg.trust)
     full = as_built(with_run(cfg, content.record), cfg)
+    looks = choose_views(cfg.views, full, cfg.checkpoint)
     datamodule = build_split(full, cfg.checkpoint)
     classes = content.record.classes
     if not content.record.ids_known:
         classes = with_ids_of(classes, datamodule.classes)
     require_known_classes(datamodule.classes, classes, datamodule.val_annotations)
-    return full, build_branch(full, content, cfg.checkpoint), datamodule, classes
+    branch = looks(build_branch(full, content, cfg.checkpoint))
+    return full, branch, datamodule, classes
+
+
+def choose_views(chosen: DictConfig, cfg: DictConfig, source: str) -> Callable[[Branch], Branch]:
+    """What makes a branch look at images as ``chosen`` (the user's ``views``) says. Where that is
+    more than once, the split is read as it is in the files (``cfg.data`` changes), and every view
+    is resized and normalised by itself. Raises UserError for views of an auxiliary head.
+    """
+    views = instantiate(OmegaConf.to_container(chosen, resolve=True))
+    if views.single:
+        return lambda branch: branch
+    name = cfg.evaluation.branch
+    if name != MAIN:
+        raise UserError(
+            f"evaluation.branch={name}: auxiliary heads are evaluated on one view: leave out views"
+        )
+    data = cfg.data
+    resize: Any = OmegaConf.to_container(data.eval_augmentation, resolve=True)
+    collate = Collate(data.mean, data.std, data.size_divisor)
+    prepare = [
+        partial(batch_of_one, build_part(one, source), collate)
+        for one in views.resizes(resize, source)
+    ]
+    compose = partial(views.compose, limit=cfg.evaluation.postprocess.max_detections)
+    data.eval_augmentation = {"_target_": "codetr.data.augment.Chain"}
+    data.mean, data.std, data.size_divisor = [0, 0, 0], [1, 1, 1], 1
+    return lambda branch: ViewedBranch(branch, prepare, compose)
+
+
+def batch_of_one(resize: Augmentation, collate: Collate, image: Tensor) -> Batch:
+    """A uint8 image (3, H, W) as the network gets it."""
+    return collate([resize(as_sample(image))])
 
 
 def as_built(full: DictConfig, cfg: DictConfig) -> DictConfig:
@@ -183,6 +220,8 @@ def with_run(cfg: DictConfig, record: RunRecord) -> DictConfig:
             full[key].update({k: v for k, v in value.items_ex(resolve=False) if v is not None})
         elif value is not None and value != {}:
             full[key] = value
+    if cfg.get("augmentation") is not None:
+        full.data.eval_augmentation = full.augmentation.eval
     full.trainer.effective_batch = None
     if full.data.get("root") is None:
         raise UserError("data.root is not set: give data.root=FOLDER")

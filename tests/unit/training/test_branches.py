@@ -1,5 +1,6 @@
 """Branches: what the detector finds, and what a head finds on the same encoder."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
@@ -9,11 +10,22 @@ from torch.testing import assert_close
 
 from codetr.aux_heads.detections import Detections as HeadDetections
 from codetr.criteria import QualityClassification, SetCriterion
+from codetr.data.augment import EvalResize
+from codetr.data.collate import Collate
+from codetr.data.sample import as_sample
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess
+from codetr.inference.views import Views, mirrored_boxes
 from codetr.schemes import Collaborative, CoordinateEmbedding
 from codetr.structures import Batch, ImageInfo, Images, Memory, Predictions, Pyramid
-from codetr.training.branches import AuxiliaryBranch, MainBranch, auxiliary_branch, in_original
+from codetr.training.branches import (
+    AuxiliaryBranch,
+    MainBranch,
+    ViewedBranch,
+    auxiliary_branch,
+    in_original,
+)
+from codetr.training.evaluate import batch_of_one
 
 DIM = 32
 BOX = torch.tensor([[4.0, 8.0, 20.0, 16.0]])
@@ -91,6 +103,57 @@ def test_no_detection_stays_none() -> None:
     )
     (found,) = in_original([empty], batch().infos[:1])
     assert found.boxes_xyxy_px.shape == (0, 4)
+
+
+class Brightest(nn.Module):
+    """Finds the brightest pixel of the red channel, relative to the valid area, and how bright."""
+
+    def forward(self, images: Images) -> Predictions:
+        red, (height, width) = images.pixels[:, 0], images.sizes[0].tolist()
+        place = red[0, :height, :width].argmax()
+        centre = torch.stack([place % width + 0.5, place // width + 0.5])
+        box = torch.cat([centre, torch.ones(2)]) / torch.tensor([width, height] * 2)
+        return Predictions(logits=red.max().view(1, 1, 1), boxes=box[None, None])
+
+
+def viewed(views: Views, sizes: Sequence[int]) -> ViewedBranch:
+    """Brightest, on images whose shorter side becomes each of ``sizes``."""
+    branch = MainBranch(Brightest(), Postprocess(max_detections=5))
+    collate = Collate(mean=(10, 20, 30), std=(40, 50, 60), size_divisor=32)
+    prepare = [partial(batch_of_one, EvalResize(short=s, long=999), collate) for s in sizes]
+    return ViewedBranch(branch, prepare, partial(views.compose, limit=5))
+
+
+def raw(*images: torch.Tensor) -> Batch:
+    """As the data module gives them where views are chosen."""
+    return Collate(mean=(0, 0, 0), std=(1, 1, 1))([as_sample(image) for image in images])
+
+
+def picture(height: int, width: int, x: int, y: int) -> torch.Tensor:
+    image = torch.randint(0, 200, (3, height, width), dtype=torch.uint8)
+    image[0, y, x] = 255
+    return image
+
+
+def test_one_view_is_the_branch_on_each_image_alone() -> None:
+    images = [picture(20, 30, 4, 7), picture(41, 27, 20, 33)]
+    branch = viewed(Views(), [40])
+    found = branch(raw(*images))
+    for image, one in zip(images, found, strict=True):
+        (expected,) = branch.branch(branch.prepare[0](image))
+        assert_close(one.boxes_xyxy_px, expected.boxes_xyxy_px)
+        assert_close(one.scores, expected.scores)
+        assert one.scores.item() > 0.9, "the network got normalised pixels"
+
+
+@pytest.mark.parametrize("views", [Views(flip=True), Views(flip=True, scales=(1.0, 2.0))])
+def test_views_of_a_mirrored_image_are_the_mirrored_ones(views: Views) -> None:
+    image = picture(24, 36, 5, 11)
+    branch = viewed(views, [24 * round(scale) for scale in views.scales])
+    (plain,), (mirrored,) = branch(raw(image)), branch(raw(image.flip(-1)))
+    assert_close(plain.boxes_xyxy_px[0], torch.tensor([5.0, 11.0, 6.0, 12.0]), atol=0.6, rtol=0)
+    assert_close(mirrored.boxes_xyxy_px, mirrored_boxes(plain.boxes_xyxy_px, 36))
+    assert_close(mirrored.scores, plain.scores)
 
 
 def test_branch_needs_a_head_and_its_weights() -> None:
