@@ -77,11 +77,11 @@ def evaluate(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, float]:
     """Evaluate the checkpoint of ``cfg`` (conf/eval.yaml).
 
     The model is built as the checkpoint says (for an ``official:FILE``, as ``experiment`` says;
-    ``zoo:NAME`` knows its own);
-    data, augmentation and postprocessing are the checkpoint's too where ``cfg`` has none. Prints
-    the tables; writes metrics.json, predictions.json, the diagnosis and pictures into
-    ``cfg.paths.run_dir``, and gives them to the loggers of ``cfg``. ``given`` are the overrides that
-    ``cfg`` was made with, so that none is ignored. Raises UserError for whatever a user can mend.
+    ``zoo:NAME`` knows its own); data, augmentation and postprocessing are the checkpoint's too
+    where ``cfg`` has none. Prints the tables; writes metrics.json, predictions.json, the diagnosis
+    and pictures into ``cfg.paths.run_dir``, and gives them to the loggers of ``cfg``. ``given`` are
+    the overrides that ``cfg`` was made with, so that none is ignored. Raises UserError for whatever
+    a user can mend.
     """
     require_effect(given, ignored_in_evaluation(cfg.checkpoint, OFFICIAL))
     full, branch, datamodule, classes = open_branch(cfg)
@@ -180,6 +180,7 @@ def as_built(full: DictConfig, cfg: DictConfig) -> DictConfig:
             group, _, inner = key.partition(".")
             value = OmegaConf.to_container(OmegaConf.select(full, key), resolve=True)
             parts[group] = {inner: value} if inner else value
+        parts["model"]["num_queries"] = OmegaConf.select(full, "model.num_queries")
     except (OmegaConfBaseException, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{cfg.checkpoint}: gives no {key} to build ({reason})") from error

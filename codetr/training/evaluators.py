@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 def build_evaluator(
     cfg: DictConfig, annotation_file: Path, classes: ClassList, source: str
 ) -> CocoEvaluator:
-    """What measures detections as ``cfg.evaluation`` of ``source`` says; warns of images with more objects than
-    it counts, than are kept of an image, or than the model has queries.
+    """What measures detections as ``cfg.evaluation`` of ``source`` says; warns of images with more
+    objects than it counts, than are kept of an image, or than the model has queries.
     """
     chosen = cfg.evaluation.get("max_detections")  # runs of earlier versions do not say
     chosen = OmegaConf.to_object(chosen) if OmegaConf.is_list(chosen) else chosen
