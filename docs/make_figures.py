@@ -17,15 +17,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from codetr.assigners.atss import AtssAssigner
-from codetr.aux_heads.atss import GRID
 from codetr.boxes import cxcywh_to_xyxy
-from codetr.criteria import QualityClassification, SetCriterion
 from codetr.data.scenes import SceneStyle, render_scene
-from codetr.detectors.grouping import attention_mask
-from codetr.layers import DeformableAttention
-from codetr.schemes import Denoising
+from codetr.models.detectors.grouping import attention_mask
+from codetr.models.layers import DeformableAttention
 from codetr.structures import Pyramid, Queries, QueryGroup, Targets
+from codetr.supervision.assigners.atss import AtssAssigner
+from codetr.supervision.aux_heads.atss import GRID
+from codetr.supervision.criteria import QualityClassification, SetCriterion
+from codetr.supervision.schemes import Denoising
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3566a8", "#d9822b", "#3a8f5c", "#c23b3b", "#8a8a8a"
 TINTS = {BLUE: "#e3ecf7", ORANGE: "#fbeedd", GREEN: "#e2f2e8", GREY: "#f1f1f1"}

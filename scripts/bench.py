@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from codetr.bench.options import add_arguments, from_arguments
-from codetr.bench.report import make_report, render, write_json
 from codetr.training.shell import one_line_errors
+from tools.bench.options import add_arguments, from_arguments
+from tools.bench.report import make_report, render, write_json
 
 NAMES = ("op", "step", "launches", "infer", "k", "data", "eval")
 
@@ -33,7 +33,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="NAME")
     parsers = {name: commands.add_parser(name) for name in NAMES}
     for name in set(sys.argv[1:2]) & parsers.keys():  # import only what is asked for
-        benchmark = importlib.import_module(f"codetr.bench.{name}")
+        benchmark = importlib.import_module(f"tools.bench.{name}")
         parsers[name].description = benchmark.__doc__
         add_arguments(parsers[name], benchmark.Options)
         parsers[name].add_argument("--json", type=Path, metavar="FILE", help="write a report")

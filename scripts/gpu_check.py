@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from codetr.bench.gpu import device, operator, step
-from codetr.bench.gpu.facts import run_parts, verdict
-from codetr.bench.report import make_report, write_json
-from codetr.bench.workload import ModelOptions, settle_process
 from codetr.training.shell import one_line_errors
+from tools.bench.gpu import device, operator, step
+from tools.bench.gpu.facts import run_parts, verdict
+from tools.bench.report import make_report, write_json
+from tools.bench.workload import ModelOptions, settle_process
 
 PARTS = {
     "env": device.env,

@@ -12,9 +12,9 @@ from pathlib import Path
 from rich.console import Console
 
 from codetr.errors import UserError
-from codetr.parity.check import PRECISIONS, check, markdown
-from codetr.parity.extract import extract
-from codetr.parity.table import render
+from tools.parity.check import PRECISIONS, check, markdown
+from tools.parity.extract import extract
+from tools.parity.table import render
 
 
 def main() -> int:

@@ -63,7 +63,7 @@ MAX_LINES = 400
 
 
 def package(module: str) -> str:
-    """The row of the table: ``codetr.heads.detection`` is ``heads``, ``train`` is itself."""
+    """The row of the table: ``codetr.models.heads.detection`` is ``heads``, ``train`` is itself."""
     parts = module.split(".")
     return parts[1] if parts[0] == "codetr" and len(parts) > 1 else parts[0]
 
@@ -80,9 +80,9 @@ def violation(module: str, imported: str) -> str | None:
     if (
         source in PROTOCOL_ONLY
         and target == "detectors"
-        and imported != "codetr.detectors.protocol"
+        and imported != "codetr.models.detectors.protocol"
     ):
-        return f"{source} knows detectors only by codetr.detectors.protocol"
+        return f"{source} knows detectors only by codetr.models.detectors.protocol"
     if (source, target) == ("training", "data") and module not in PROGRAMS:
         return f"of training, only {', '.join(sorted(PROGRAMS))} know the data"
     if source == target or LEVEL[target] < LEVEL[source] or (source, target) in SIDEWAYS:
@@ -143,21 +143,21 @@ def test_modules_are_short_and_say_what_they_are(path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "imported"),
     [
-        ("codetr.boxes", "codetr.layers"),
-        ("codetr.ops.deformable_attention", "codetr.layers.mlp"),
-        ("codetr.heads.detection", "codetr.transformers"),
-        ("codetr.criteria.focal", "codetr.assigners.hungarian"),
-        ("codetr.detectors.grouping", "codetr.schemes.protocol"),
-        ("codetr.detectors.protocol", "codetr.aux_heads.protocol"),
-        ("codetr.schemes.one_to_one", "codetr.detectors"),
-        ("codetr.schemes.one_to_one", "codetr.detectors.deformable_detr"),
-        ("codetr.aux_heads.atss", "codetr.detectors.grouping"),
-        ("codetr.schemes.denoising", "codetr.training.losses"),
-        ("codetr.data.coco", "codetr.layers"),
+        ("codetr.boxes", "codetr.models.layers"),
+        ("codetr.models.ops.deformable_attention", "codetr.models.layers.mlp"),
+        ("codetr.models.heads.detection", "codetr.models.transformers"),
+        ("codetr.supervision.criteria.focal", "codetr.supervision.assigners.hungarian"),
+        ("codetr.models.detectors.grouping", "codetr.supervision.schemes.protocol"),
+        ("codetr.models.detectors.protocol", "codetr.supervision.aux_heads.protocol"),
+        ("codetr.supervision.schemes.one_to_one", "codetr.models.detectors"),
+        ("codetr.supervision.schemes.one_to_one", "codetr.models.detectors.deformable_detr"),
+        ("codetr.supervision.aux_heads.atss", "codetr.models.detectors.grouping"),
+        ("codetr.supervision.schemes.denoising", "codetr.training.losses"),
+        ("codetr.data.coco", "codetr.models.layers"),
         ("codetr.data.coco", "codetr.evaluation.coco"),
-        ("codetr.evaluation.coco", "codetr.criteria.focal"),
+        ("codetr.evaluation.coco", "codetr.supervision.criteria.focal"),
         ("codetr.training.module", "codetr.data.coco"),
-        ("codetr.training.module", "codetr.detectors"),
+        ("codetr.training.module", "codetr.models.detectors"),
         ("codetr.training.module", "codetr.inference.draw"),
         ("codetr.inference.draw", "codetr.training.losses"),
         ("codetr.helpers", "codetr.boxes"),
@@ -170,9 +170,9 @@ def test_the_rules_forbid(module: str, imported: str) -> None:
 @pytest.mark.parametrize(
     ("module", "imported"),
     [
-        ("codetr.transformers.decoder", "codetr.heads.detection"),
-        ("codetr.schemes.denoising", "codetr.detectors.protocol"),
-        ("codetr.aux_heads.rcnn", "codetr.assigners.max_iou"),
+        ("codetr.models.transformers.decoder", "codetr.models.heads.detection"),
+        ("codetr.supervision.schemes.denoising", "codetr.models.detectors.protocol"),
+        ("codetr.supervision.aux_heads.rcnn", "codetr.supervision.assigners.max_iou"),
         ("codetr.inference.draw", "codetr.evaluation.postprocess"),
         ("codetr.training.app", "codetr.data.datamodule"),
         ("train", "codetr.training.app"),

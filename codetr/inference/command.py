@@ -13,11 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from codetr.checkpoints.convert import OFFICIAL, open_checkpoint
 from codetr.checkpoints.files import DetectorFile
-from codetr.detectors.protocol import MAIN
 from codetr.errors import UserError
 from codetr.inference.predictor import Predictor, build_predictor
 from codetr.inference.results import Writer, writers
 from codetr.inference.sources import Broken, Frame, Source, open_source
+from codetr.models.detectors.protocol import MAIN
 from codetr.overrides import is_within, key_of
 
 log = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from codetr.inference.export_check import (
 )
 from codetr.inference.predictor import build_detector
 from codetr.inference.views import SIDES
-from codetr.ops import use_msda
+from codetr.models.ops import use_msda
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from codetr.inference import hub
 from codetr.inference.finder import DetectorFinder, choose_device, choose_precision
 from codetr.inference.inputs import ImageLike, as_image, is_one_image
 from codetr.inference.views import Finder, Views
-from codetr.ops import avoid_cudnn_attention, use_msda
+from codetr.models.ops import avoid_cudnn_attention, use_msda
 
 log = logging.getLogger(__name__)
 

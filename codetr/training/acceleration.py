@@ -9,8 +9,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from codetr.backbones import TimmBackbone
 from codetr.errors import UserError
+from codetr.models.backbones import TimmBackbone
 
 PARTS: dict[str, Callable[[Any], list[nn.Module]]] = {
     "backbone": lambda detector: [detector.backbone],

@@ -26,8 +26,8 @@ from codetr.checkpoints.transfer import Transfer, load_weights
 from codetr.classes import ClassList
 from codetr.data.datamodule import CocoDataModule
 from codetr.errors import UserError
-from codetr.ops import avoid_cudnn_attention, use_msda
-from codetr.ops.cpu_memory import keep_freed_memory
+from codetr.models.ops import avoid_cudnn_attention, use_msda
+from codetr.models.ops.cpu_memory import keep_freed_memory
 from codetr.training.acceleration import accelerate
 from codetr.training.callbacks import BestResult, Throughput
 from codetr.training.callbacks.checkpoints import LAST

@@ -12,12 +12,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from codetr.aux_heads.detections import Detections as HeadDetections
-from codetr.detectors.protocol import MAIN, Detector
 from codetr.errors import UserError
 from codetr.evaluation import Detections, Postprocess
-from codetr.schemes import Collaborative
+from codetr.models.detectors.protocol import MAIN, Detector
 from codetr.structures import Batch, ImageInfo
+from codetr.supervision.aux_heads.detections import Detections as HeadDetections
+from codetr.supervision.schemes import Collaborative
 
 
 class Branch(Protocol):

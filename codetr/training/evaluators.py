@@ -10,9 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from codetr.checkpoints.trusted import build_part
 from codetr.classes import ClassList
-from codetr.detectors.protocol import MAIN
 from codetr.evaluation import CocoEvaluator
 from codetr.evaluation.limits import Limit, exceeded
+from codetr.models.detectors.protocol import MAIN
 
 log = logging.getLogger(__name__)
 

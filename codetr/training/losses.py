@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from codetr.assigners import Matching
-from codetr.detectors.protocol import MAIN, Detector
-from codetr.schemes.protocol import MatchingScheme, Scheme
+from codetr.models.detectors.protocol import MAIN, Detector
 from codetr.structures import Batch, Decoded, Losses, QueryGroup, prefixed
+from codetr.supervision.assigners import Matching
+from codetr.supervision.schemes.protocol import MatchingScheme, Scheme
 
 
 def training_losses(detector: Detector, schemes: Mapping[str, Scheme], batch: Batch) -> Losses:

@@ -3,7 +3,7 @@
 A branch is found by what it asks or calls: whether a device is "cuda", or is not "cpu"; nccl;
 pinned memory; ``torch.cuda``. A new one has to be entered here, with a test or with the reason for
 none.
-The benchmarks (``codetr/bench``) are left out: measuring GPUs is what they are for.
+The benchmarks (``tools/bench``) are left out: measuring GPUs is what they are for.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ WORDS = {"cuda", "nccl"}
 HOSTS = {"cpu", "mps"}
 
 COVERED = {
-    "codetr/aux_heads/roi_pool.py::_roi_align": (
-        "tests/unit/aux_heads/test_roi_pool.py::test_our_gradient_is_for_the_cpu_alone"
+    "codetr/supervision/aux_heads/roi_pool.py::_roi_align": (
+        "tests/unit/supervision/aux_heads/test_roi_pool.py::test_our_gradient_is_for_the_cpu_alone"
     ),
-    "codetr/aux_heads/suppression.py::surviving": (
-        "tests/unit/aux_heads/test_suppression.py::test_both_ways_keep_what_torchvision_keeps"
+    "codetr/supervision/aux_heads/suppression.py::surviving": (
+        "tests/unit/supervision/aux_heads/test_suppression.py::test_both_ways_keep_what_torchvision_keeps"
     ),
-    "codetr/backbones/frozen_norm.py::FrozenBatchNorm.forward": (
-        "tests/unit/backbones/test_frozen_norm.py"
+    "codetr/models/backbones/frozen_norm.py::FrozenBatchNorm.forward": (
+        "tests/unit/models/backbones/test_frozen_norm.py"
         "::test_the_fused_form_of_devices_has_the_same_numbers"
     ),
     "codetr/data/datamodule.py::CocoDataModule.transfer_batch_to_device": (
@@ -42,23 +42,23 @@ COVERED = {
     "codetr/inference/finder.py::choose_device": (
         "tests/unit/inference/test_predictor.py::test_auto_takes_a_gpu_where_there_is_one"
     ),
-    "codetr/ops/deformable_attention.py::_kernel": (
-        "tests/unit/ops/test_deformable_attention.py::test_a_gpu_without_triton_is_said_aloud"
+    "codetr/models/ops/deformable_attention.py::_kernel": (
+        "tests/unit/models/ops/test_deformable_attention.py::test_a_gpu_without_triton_is_said_aloud"
     ),
-    "codetr/ops/deformable_attention.py::_numba_obstacle": (
-        "tests/unit/ops/test_deformable_attention.py::test_triton_where_it_cannot_run_is_an_error"
+    "codetr/models/ops/deformable_attention.py::_numba_obstacle": (
+        "tests/unit/models/ops/test_deformable_attention.py::test_triton_where_it_cannot_run_is_an_error"
     ),
-    "codetr/ops/deformable_attention.py::_triton_obstacle": (
-        "tests/unit/ops/test_deformable_attention.py::test_an_old_gpu_is_told_apart"
+    "codetr/models/ops/deformable_attention.py::_triton_obstacle": (
+        "tests/unit/models/ops/test_deformable_attention.py::test_an_old_gpu_is_told_apart"
     ),
-    "codetr/ops/deformable_attention.py::_has_operator": (
-        "tests/unit/ops/test_deformable_attention.py::test_an_old_gpu_is_told_apart"
+    "codetr/models/ops/deformable_attention.py::_has_operator": (
+        "tests/unit/models/ops/test_deformable_attention.py::test_an_old_gpu_is_told_apart"
     ),
-    "codetr/ops/msda_triton.py::_launch": (
-        "tests/unit/ops/test_msda_triton.py::test_in_the_interpreter"
+    "codetr/models/ops/msda_triton.py::_launch": (
+        "tests/unit/models/ops/test_msda_triton.py::test_in_the_interpreter"
     ),
-    "codetr/ops/fused_attention.py::avoid_cudnn_attention": (
-        "tests/unit/ops/test_fused_attention.py::test_is_off_where_processes_are_prepared"
+    "codetr/models/ops/fused_attention.py::avoid_cudnn_attention": (
+        "tests/unit/models/ops/test_fused_attention.py::test_is_off_where_processes_are_prepared"
     ),
     "codetr/structures.py::TensorStruct.pin_memory": (
         "tests/unit/test_structures.py::test_pinned_memory_is_asked_for_every_tensor"
@@ -82,9 +82,9 @@ COVERED = {
 UNCOVERED = {
     "codetr/data/datamodule.py::CocoDataModule.train_dataloader": "pinning needs CUDA's allocator",
     "codetr/data/datamodule.py::CocoDataModule.val_dataloader": "pinning needs CUDA's allocator",
-    "codetr/ops/deformable_attention.py::_msda_cuda": "the registration of the kernel for CUDA",
-    "codetr/ops/deformable_attention.py::_msda_backward_cuda": "the registration for CUDA",
-    "codetr/ops/msda_triton.py::_level_table": "pinning needs CUDA's allocator",
+    "codetr/models/ops/deformable_attention.py::_msda_cuda": "the kernel is registered for CUDA",
+    "codetr/models/ops/deformable_attention.py::_msda_backward_cuda": "it is registered for CUDA",
+    "codetr/models/ops/msda_triton.py::_level_table": "pinning needs CUDA's allocator",
     "codetr/training/app.py::train": "a setting of the CPU's memory is left alone",
     "codetr/training/evaluate.py::evaluate": "a setting of the CPU's memory is left alone",
     "codetr/training/sweeps/local.py::_count_gpus": "counts GPUs: what follows takes any number",
@@ -96,7 +96,7 @@ def places() -> Iterator[str]:
     """File and function of every branch."""
     for path in sorted((ROOT / "codetr").rglob("*.py")):
         file = path.relative_to(ROOT).as_posix()
-        if file.startswith("codetr/bench/"):
+        if file.startswith("tools/bench/"):
             continue
         for scope in found(ast.parse(path.read_text())):
             yield f"{file}::{scope}"

@@ -106,7 +106,7 @@ def test_quoted_errors_are_those_of_the_code() -> None:
     packages = [path for path in (ROOT / "codetr").iterdir() if path.is_dir()]
     assert [line for line in quoted if not any(is_said(line, p) for p in packages)] == []
     wrong = "ops.msda=triton cannot run: no such kernel; ops.msda=auto takes what can"
-    assert not is_said(wrong, ROOT / "codetr/ops")
+    assert not is_said(wrong, ROOT / "codetr/models/ops")
 
 
 def test_figures_can_be_drawn_again(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from tiny import backward, batch, composed, published, without_gradient
 from torch import nn
 
-from codetr.detectors.protocol import MAIN
+from codetr.models.detectors.protocol import MAIN
 from codetr.structures import QueryGroup
 from codetr.training.losses import training_losses
 

@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 from tiny import composed, options
 from torch import Tensor, nn
 
-from codetr.schemes import CoordinateFeatureEmbedding
+from codetr.supervision.schemes import CoordinateFeatureEmbedding
 
 DENSE = ("atss", "fcos", "gfl", "paa", "retinanet")
 WIDE = [name for name in options("model") if not name.endswith(("small", "tiny"))]

@@ -6,10 +6,12 @@ from tiny import backward, batch, build, without_gradient
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from codetr.detectors.protocol import MAIN
+from codetr.models.detectors.protocol import MAIN
 from codetr.structures import CROSS_ATTENTION, QueryGroup, Tap
 
-CROSS_FIRST = "model.transformer.decoder.layer._target_=codetr.transformers.CrossFirstDecoderLayer"
+CROSS_FIRST = (
+    "model.transformer.decoder.layer._target_=codetr.models.transformers.CrossFirstDecoderLayer"
+)
 LAYERS = {"plain": (), "cross_first": (CROSS_FIRST,)}
 OTHERS = [
     ("denoising",),

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny import batch, build
 
-from codetr.assigners import HungarianMatcher
-from codetr.layers import attention
+from codetr.models.layers import attention
 from codetr.structures import total_loss
+from codetr.supervision.assigners import HungarianMatcher
 from codetr.training.losses import training_losses
 
 CO_DINO = ("one_to_one", "denoising", "collaborative")

@@ -5,7 +5,7 @@ import torch
 from tiny import backward, batch, build, without_gradient
 from torch.utils.flop_counter import FlopCounterMode
 
-from codetr.detectors.protocol import MAIN
+from codetr.models.detectors.protocol import MAIN
 from codetr.structures import QueryGroup
 from codetr.training.losses import training_losses
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import backward, batch, build, options, without_gradient
 
-from codetr.detectors.protocol import MAIN
+from codetr.models.detectors.protocol import MAIN
 from codetr.structures import QueryGroup
 
 BASE = "one_to_one"

@@ -7,9 +7,9 @@ from omegaconf import DictConfig
 from tiny import backward, batch, composed, without_gradient
 from torch import Tensor, nn
 
-from codetr.aux_heads.box_head import ConvFcBoxHead, SharedFcBoxHead
-from codetr.detectors.protocol import MAIN
+from codetr.models.detectors.protocol import MAIN
 from codetr.structures import QueryGroup
+from codetr.supervision.aux_heads.box_head import ConvFcBoxHead, SharedFcBoxHead
 
 COCO = (
     "model=co_dino_vit",

@@ -12,7 +12,7 @@ from codetr.checkpoints.coco import COCO
 from codetr.checkpoints.experiment import build_record
 from codetr.checkpoints.trusted import require_trusted
 from codetr.checkpoints.zoo import ByHand, HubFile, Url, ZooEntry, read_table
-from codetr.detectors.protocol import MAIN
+from codetr.models.detectors.protocol import MAIN
 from codetr.training.evaluate import built, with_run
 
 ENTRIES = [entry for path in sorted((CONF / "zoo").glob("*.yaml")) for entry in read_table(path)]

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codetr.assigners import TopKAssigner
 from codetr.errors import UserError
-from codetr.parity import rules_detr
-from codetr.parity.check import check
-from codetr.parity.recorded_detr import RecordedDetr
-from codetr.parity.top_k import check_matcher
+from codetr.supervision.assigners import TopKAssigner
+from tools.parity import rules_detr
+from tools.parity.check import check
+from tools.parity.recorded_detr import RecordedDetr
+from tools.parity.top_k import check_matcher
 
 OVERRIDES = [
     {"pattern": r"refpoint_embed\.weight", "offset": [0.0, 0.0, -1.0, -1.0], "scale": 1.5},

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from codetr.errors import UserError
-from codetr.parity import rules
-from codetr.parity.check import check, markdown
-from codetr.parity.extract import extract
-from codetr.parity.recorded import Recorded
-from codetr.parity.table import Tolerance, compare
+from tools.parity import rules
+from tools.parity.check import check, markdown
+from tools.parity.extract import extract
+from tools.parity.recorded import Recorded
+from tools.parity.table import Tolerance, compare
 
 HERE = Path(__file__).parent
 FOLDERS = sorted(path.parent for path in HERE.rglob("io.npz"))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from codetr.parity.check import check
-from codetr.parity.recorded_detr import RecordedDetr
-from codetr.parity.teacher_files import check_loader
+from tools.parity.check import check
+from tools.parity.recorded_detr import RecordedDetr
+from tools.parity.teacher_files import check_loader
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from codetr.backbones import SwinBackbone
-from codetr.backbones.swin import PatchMerging
 from codetr.checkpoints.mmdet_swin import (
     from_unfold_order,
     is_mmdet_swin,
@@ -17,6 +15,8 @@ from codetr.checkpoints.mmdet_swin import (
     to_official_swin,
     to_unfold_order,
 )
+from codetr.models.backbones import SwinBackbone
+from codetr.models.backbones.swin import PatchMerging
 
 MMDET_BLOCK = {
     "norm1.weight": "norm1.weight",

@@ -5,12 +5,12 @@ import re
 import pytest
 import torch
 
-from codetr.aux_heads.box_head import ConvFcBoxHead
-from codetr.backbones import Eva02Backbone
-from codetr.backbones.eva02 import Eva02Trunk
 from codetr.checkpoints.official import RULES
 from codetr.checkpoints.official_vit import SFP_RULES, VIT_RULES
-from codetr.necks import SimpleFeaturePyramid
+from codetr.models.backbones import Eva02Backbone
+from codetr.models.backbones.eva02 import Eva02Trunk
+from codetr.models.necks import SimpleFeaturePyramid
+from codetr.supervision.aux_heads.box_head import ConvFcBoxHead
 
 BLOCK = (
     "norm1.weight",

@@ -12,14 +12,14 @@ from hydra import compose, initialize_config_dir
 from lightning.pytorch import Trainer
 from torch import nn
 
-from codetr.backbones import TimmBackbone
 from codetr.errors import UserError
+from codetr.models.backbones import TimmBackbone
+from codetr.models.transformers.encoder import DeformableEncoder, DeformableEncoderLayer
 from codetr.structures import Pyramid
 from codetr.training import evaluate, teacher_boxes
 from codetr.training.acceleration import compile_parts, use_channels_last, wants_channels_last
 from codetr.training.branches import MainBranch
 from codetr.training.optim import adamw, can_fuse
-from codetr.transformers.encoder import DeformableEncoder, DeformableEncoderLayer
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")

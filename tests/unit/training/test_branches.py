@@ -8,16 +8,16 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from codetr.aux_heads.detections import Detections as HeadDetections
-from codetr.criteria import QualityClassification, SetCriterion
 from codetr.data.augment import EvalResize
 from codetr.data.collate import Collate
 from codetr.data.sample import as_sample
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess
 from codetr.inference.views import Views, mirrored_boxes
-from codetr.schemes import Collaborative, CoordinateEmbedding
 from codetr.structures import Batch, ImageInfo, Images, Memory, Predictions, Pyramid
+from codetr.supervision.aux_heads.detections import Detections as HeadDetections
+from codetr.supervision.criteria import QualityClassification, SetCriterion
+from codetr.supervision.schemes import Collaborative, CoordinateEmbedding
 from codetr.training.branches import (
     AuxiliaryBranch,
     MainBranch,

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from codetr.assigners import CostTables, Matching
-from codetr.schemes.protocol import Proposal
 from codetr.structures import LossTerm
+from codetr.supervision.assigners import CostTables, Matching
+from codetr.supervision.schemes.protocol import Proposal
 from codetr.training import losses as losses_module
 from codetr.training.losses import training_losses
 

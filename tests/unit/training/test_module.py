@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 from codetr.checkpoints.files import RunRecord, read_detector_file
 from codetr.classes import ClassList
 from codetr.errors import UserError
-from codetr.schemes.protocol import Proposal
 from codetr.structures import (
     Batch,
     Decoded,
@@ -29,6 +28,7 @@ from codetr.structures import (
     QueryGroup,
     Targets,
 )
+from codetr.supervision.schemes.protocol import Proposal
 from codetr.training.callbacks import (
     BestResult,
     GradientNorm,

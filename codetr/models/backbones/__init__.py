@@ -1,0 +1,8 @@
+"""From images to a pyramid of feature maps."""
+
+from codetr.models.backbones.eva02 import Eva02Backbone
+from codetr.models.backbones.protocol import Backbone
+from codetr.models.backbones.swin import SwinBackbone
+from codetr.models.backbones.timm import TimmBackbone
+
+__all__ = ["Backbone", "Eva02Backbone", "SwinBackbone", "TimmBackbone"]

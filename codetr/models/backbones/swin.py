@@ -1,0 +1,296 @@
+"""Swin Transformer (Liu et al., ICCV 2021), as detectors use it: images of any size.
+
+The arithmetic and the parameter names are those of the original Swin code, which the official
+Co-DETR has as ``SwinTransformerV1`` (projects/models/swin_transformer.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from timm.layers import DropPath, Mlp
+from timm.layers.patch_embed import PatchEmbed
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from codetr.errors import UserError
+from codetr.models.backbones.swin_weights import load_swin_weights, pretrained_weights
+from codetr.models.backbones.weights import read_weights
+from codetr.models.backbones.window_attention import (
+    WindowAttention,
+    join_windows,
+    round_up,
+    shift_mask,
+    split_windows,
+)
+from codetr.structures import Pyramid
+
+PATCH = 4
+"""Pixels per side of a patch."""
+
+
+class SwinBlock(nn.Module):
+    """Window attention and a perceptron, pre-norm; ``shift`` moves the windows by so many cells
+    (equation 3); ``drop_path`` is the probability to skip either branch in training.
+    """
+
+    def __init__(self, dim: int, heads: int, window: int, shift: int, drop_path: float) -> None:
+        super().__init__()
+        self.window, self.shift = window, shift
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, heads, window)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, 4 * dim)
+
+    def forward(self, cells: Tensor, mask: Tensor) -> Tensor:
+        """(B, H, W, C) to the same; ``mask`` is that of ``shift_mask``, for the padded size."""
+        cells = cells + self.drop_path(self._attend(self.norm1(cells), mask))
+        return cells + self.drop_path(self.mlp(self.norm2(cells)))
+
+    def _attend(self, cells: Tensor, mask: Tensor) -> Tensor:
+        height, width = cells.shape[1:3]
+        # Padded cells are attended to like any other: the original masks the shift alone.
+        cells = _padded(cells, self.window)
+        grid = (cells.shape[1] // self.window, cells.shape[2] // self.window)
+        if self.shift:
+            cells = cells.roll((-self.shift, -self.shift), dims=(1, 2))
+        windows = self.attn(split_windows(cells, self.window), mask if self.shift else None)
+        cells = join_windows(windows, self.window, grid)
+        if self.shift:
+            cells = cells.roll((self.shift, self.shift), dims=(1, 2))
+        return cells[:, :height, :width]
+
+
+class PatchMerging(nn.Module):
+    """Four neighbouring cells to one of twice the width (section 3.1)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 2 C); odd sizes are padded by zeros."""
+        cells = _padded(cells, 2)
+        height, width = cells.shape[1:3]
+        corners = cells.unflatten(2, (width // 2, 2)).unflatten(1, (height // 2, 2))
+        corners = corners.permute(0, 1, 3, 4, 2, 5).flatten(3)  # both rows of the left column first
+        return self.reduction(self.norm(corners))
+
+
+class SwinStage(nn.Module):
+    """Blocks of one resolution, every second one shifted by half a window, and the step down to
+    the next stage, if there is one; the first ``checkpointed`` blocks keep no activations.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        window: int,
+        drop_path: Sequence[float],
+        downsample: PatchMerging | None,
+        checkpointed: int,
+    ) -> None:
+        super().__init__()
+        self.window, self.checkpointed = window, checkpointed
+        self.blocks = nn.ModuleList(
+            SwinBlock(dim, heads, window, window // 2 if i % 2 else 0, rate)
+            for i, rate in enumerate(drop_path)
+        )
+        self.downsample = downsample
+
+    def forward(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, H, W, C) to the same shape, and to what the next stage takes."""
+        mask = shift_mask(cells, self.window, self.window // 2)
+        for i, block in enumerate(self.blocks):
+            if i < self.checkpointed and self.training and torch.is_grad_enabled():
+                cells = checkpoint(block, cells, mask, use_reentrant=False)
+            else:
+                cells = block(cells, mask)
+        return cells, cells if self.downsample is None else self.downsample(cells)
+
+
+class SwinTransformer(nn.Module):
+    """The trunk: pixels to one layer-normalised map per stage of ``out_indices``.
+
+    ``depths``, ``heads``: blocks and attention heads of each stage; the width starts at
+    ``embed_dim`` and doubles from stage to stage. Stochastic depth grows linearly with the block
+    from 0 to ``drop_path_rate``. ``checkpointed``: so many blocks, from the first, keep no
+    activations and run again in the backward pass. Stages after the last output are not built.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        depths: Sequence[int],
+        heads: Sequence[int],
+        window: int,
+        out_indices: Sequence[int],
+        drop_path_rate: float = 0.0,
+        checkpointed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.out_indices = tuple(out_indices)
+        self.patch_embed = PatchEmbed(
+            None,
+            patch_size=PATCH,
+            embed_dim=embed_dim,
+            norm_layer=nn.LayerNorm,
+            output_fmt="NHWC",
+        )
+        self.layers = nn.ModuleList()
+        last, blocks = self.out_indices[-1], sum(depths)
+        rates = [drop_path_rate * block / max(blocks - 1, 1) for block in range(blocks)]
+        for i in range(last + 1):
+            before, dim = sum(depths[:i]), embed_dim * 2**i
+            stage = SwinStage(
+                dim,
+                heads[i],
+                window,
+                rates[before : before + depths[i]],
+                PatchMerging(dim) if i < last else None,
+                checkpointed - before,
+            )
+            self.layers.append(stage)
+        for i in self.out_indices:
+            self.add_module(f"norm{i}", nn.LayerNorm(embed_dim * 2**i))
+        self.apply(_initialise)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) to maps (B, C_i, H_i, W_i); H_0 = ceil(H / 4), H_i+1 = ceil(H_i / 2)."""
+        maps = []
+        height, width = pixels.shape[2:]
+        pixels = F.pad(
+            pixels, (0, round_up(width, PATCH) - width, 0, round_up(height, PATCH) - height)
+        )
+        cells = self.patch_embed(pixels)
+        for i, stage in enumerate(self.layers):
+            output, cells = stage(cells)
+            if i in self.out_indices:
+                maps.append(self.get_submodule(f"norm{i}")(output).permute(0, 3, 1, 2))
+        return tuple(maps)
+
+
+class SwinBackbone(nn.Module):
+    """Feature maps of a Swin Transformer, equal to the official ones for images of any size.
+
+    Args:
+        name: timm's name of the pretrained weights, tag included.
+        embed_dim, depths, heads, window: the architecture, see ``SwinTransformer``.
+        out_indices: which stages to give, ascending; stage i has stride 4 * 2**i.
+        pretrained: fetch the weights of ``name`` from timm's hub.
+        weights: a file instead; see ``load_swin_weights`` for its kinds.
+        drop_path_rate: of stochastic depth, at the last block.
+        checkpointed: how many blocks keep no activations (less memory, more time); true: all.
+        frozen_stages: numbered as officially: 0 freezes the patch embedding, k > 1 the first
+            k - 1 stages too (1 adds nothing: it stands for the absolute positions that no recipe
+            uses); -1 nothing. What is frozen stays in evaluation mode.
+        mean, std: RGB from 0 to 255, what the weights expect inputs to be normalised with. Kept as
+            a fact for the data (``data.mean=${model.backbone.mean}``); the backbone does not use
+            them.
+
+    Raises UserError for stages that are not there, two sources of weights, and weights that do
+    not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        embed_dim: int,
+        depths: Sequence[int],
+        heads: Sequence[int],
+        window: int,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        pretrained: bool = False,
+        weights: str | None = None,
+        drop_path_rate: float = 0.0,
+        checkpointed: int | bool = 0,
+        frozen_stages: int = -1,
+        mean: tuple[float, float, float] = (123.675, 116.28, 103.53),
+        std: tuple[float, float, float] = (58.395, 57.12, 57.375),
+    ) -> None:
+        super().__init__()
+        self.mean, self.std = tuple(mean), tuple(std)
+        indices = tuple(out_indices)
+        _check_architecture(name, embed_dim, depths, heads)
+        _check_stages(name, len(depths), indices, frozen_stages)
+        if pretrained and weights:
+            raise UserError(
+                f"backbone {name}: pretrained=true and weights={weights} exclude each other: "
+                "drop one"
+            )
+        self.channels = tuple(embed_dim * 2**i for i in indices)
+        self.strides = tuple(PATCH * 2**i for i in indices)
+        count = sum(depths) if checkpointed is True else int(checkpointed)
+        self.body = SwinTransformer(
+            embed_dim, depths, heads, window, indices, drop_path_rate, count
+        )
+        if weights:
+            load_swin_weights(self.body, read_weights(weights), str(weights))
+        elif pretrained:
+            load_swin_weights(self.body, pretrained_weights(name), name)
+        frozen = [self.body.patch_embed, *self.body.layers[: max(frozen_stages - 1, 0)]]
+        self._frozen = frozen if frozen_stages >= 0 else []
+        for module in self._frozen:
+            module.requires_grad_(False)
+        self.train()
+
+    def forward(self, pixels: Tensor) -> Pyramid:
+        """(B, 3, H, W) normalised pixels to maps (B, C_l, H_l, W_l)."""
+        return Pyramid(maps=self.body(pixels), strides=self.strides)
+
+    def train(self, mode: bool = True) -> SwinBackbone:
+        """As ``nn.Module.train``, but frozen stages drop no paths."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+
+def _padded(cells: Tensor, part: int) -> Tensor:
+    """(B, H, W, C) with zeros at the bottom and right, up to whole parts."""
+    height, width = cells.shape[1:3]
+    return F.pad(
+        cells, (0, 0, 0, round_up(width, part) - width, 0, round_up(height, part) - height)
+    )
+
+
+def _initialise(module: nn.Module) -> None:
+    """The original's initial weights: convolution and layer norm keep those of torch."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _check_architecture(
+    name: str, embed_dim: int, depths: Sequence[int], heads: Sequence[int]
+) -> None:
+    if len(depths) != len(heads):
+        raise UserError(
+            f"backbone {name}: depths={list(depths)} and heads={list(heads)} differ in length: "
+            "give one number per stage in each"
+        )
+    for i, count in enumerate(heads):
+        if embed_dim * 2**i % count:
+            raise UserError(
+                f"backbone {name}: the {count} heads of stage {i} do not divide its width "
+                f"{embed_dim * 2**i}: change heads or embed_dim"
+            )
+
+
+def _check_stages(name: str, stages: int, indices: tuple[int, ...], frozen_stages: int) -> None:
+    if not indices or list(indices) != sorted(set(indices) & set(range(stages))):
+        raise UserError(
+            f"backbone {name}: out_indices={list(indices)}: give stages from 0 to {stages - 1}, "
+            "ascending"
+        )
+    if frozen_stages > indices[-1] + 2:
+        raise UserError(
+            f"backbone {name}: frozen_stages={frozen_stages}, but its {indices[-1] + 1} stages are "
+            f"frozen at {indices[-1] + 2}: choose at most that, or -1"
+        )

@@ -1,0 +1,94 @@
+"""DETR-like detectors with a deformable transformer, by composition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import nn
+
+from codetr.models.backbones import Backbone
+from codetr.models.detectors.grouping import additive, attention_mask, joined, separable, split
+from codetr.models.detectors.protocol import MAIN
+from codetr.models.heads import DetectionHead
+from codetr.models.transformers import DeformableDecoder, DeformableEncoder, QueryTable
+from codetr.structures import (
+    CROSS_ATTENTION,
+    Decoded,
+    Images,
+    Memory,
+    Predictions,
+    Queries,
+    QueryGroup,
+)
+
+
+class DeformableDetr(nn.Module):
+    """Backbone, neck, encoder, query initialisation, decoder and head: no training inside.
+
+    ``neck`` builds the neck from the backbone's channels and strides. With ``one_pass`` all query
+    groups share each decoder call under a mask; without, groups that do not see each other are
+    decoded one after the other: the same numbers with less memory.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        neck: Callable[[tuple[int, ...], tuple[int, ...]], nn.Module],
+        encoder: DeformableEncoder,
+        query_init: nn.Module,
+        decoder: DeformableDecoder,
+        head: DetectionHead,
+        one_pass: bool = True,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck(backbone.channels, backbone.strides)
+        self.encoder = encoder
+        self.query_init = query_init
+        self.decoder = decoder
+        self.head = head
+        self.one_pass = one_pass
+        if head.num_layers != len(decoder.layers):
+            raise ValueError(
+                f"the head is made for {head.num_layers} decoder layers but there are "
+                f"{len(decoder.layers)}: set both to the same number"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return self.head.num_classes
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers."""
+        return self.head.num_layers
+
+    def encode(self, images: Images) -> Memory:
+        """Images to memory."""
+        return self.encoder(self.neck(self.backbone(images.pixels)), images.padding)
+
+    def queries(self, memory: Memory) -> Queries:
+        """The main group's queries."""
+        return self.query_init(memory, self.head)
+
+    def further_queries(self, memory: Memory, tables: Sequence[QueryTable]) -> tuple[Queries, ...]:
+        """Queries of groups beside the main one, one group per table."""
+        made: tuple[Queries, ...] = self.query_init.further(memory, self.head, tables)  # type: ignore[operator]
+        return made
+
+    def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> Mapping[str, Decoded]:
+        """Predictions of every layer for every group, by the group's name."""
+        decoded: dict[str, Decoded] = {}
+        for together in [list(groups)] if self.one_pass else separable(groups):
+            queries = joined(together)
+            mask = additive(attention_mask(together), queries.content)
+            answer = self.decoder(queries, memory, self.head, mask)
+            decoded |= split(together, answer.layers, {CROSS_ATTENTION: answer.taps})
+        return decoded
+
+    def forward(self, images: Images) -> Predictions:
+        """The last layer's predictions of the main queries."""
+        memory = self.encode(images)
+        main = QueryGroup(name=MAIN, queries=self.queries(memory))
+        return self.decode(memory, [main])[MAIN].layers[-1]

@@ -1,0 +1,41 @@
+"""What a detector is to a training scheme: three steps, and no knowledge of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from codetr.models.transformers.tables import QueryTable
+from codetr.structures import Decoded, Images, Memory, Predictions, Queries, QueryGroup
+
+MAIN = "main"
+"""Name of the query group that is used for inference."""
+
+
+class Detector(Protocol):
+    """``forward`` is encode, queries and decode for the main group alone."""
+
+    num_classes: int
+    num_layers: int
+
+    def encode(self, images: Images) -> Memory:
+        """Backbone, neck and encoder."""
+        ...
+
+    def queries(self, memory: Memory) -> Queries:
+        """The main group's queries."""
+        ...
+
+    def further_queries(self, memory: Memory, tables: Sequence[QueryTable]) -> tuple[Queries, ...]:
+        """Queries of groups beside the main one, made as the main one's but from the learned rows
+        of a table each.
+        """
+        ...
+
+    def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> Mapping[str, Decoded]:
+        """Decode every group; groups do not disturb each other."""
+        ...
+
+    def __call__(self, images: Images) -> Predictions:
+        """The last layer's predictions for the main group."""
+        ...

@@ -1,0 +1,26 @@
+"""Encoders, query initialisation and decoders."""
+
+from codetr.models.transformers.decoder import (
+    AnchorPosition,
+    DeformableDecoder,
+    DeformableDecoderLayer,
+)
+from codetr.models.transformers.encoder import DeformableEncoder, DeformableEncoderLayer
+from codetr.models.transformers.learned import LearnedQueries
+from codetr.models.transformers.mixed_layer import CrossFirstDecoderLayer
+from codetr.models.transformers.queries import MixedQueries, PositionedQueries, ProposalStage
+from codetr.models.transformers.tables import QueryTable
+
+__all__ = [
+    "AnchorPosition",
+    "CrossFirstDecoderLayer",
+    "DeformableDecoder",
+    "DeformableDecoderLayer",
+    "DeformableEncoder",
+    "DeformableEncoderLayer",
+    "LearnedQueries",
+    "MixedQueries",
+    "PositionedQueries",
+    "ProposalStage",
+    "QueryTable",
+]

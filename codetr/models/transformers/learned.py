@@ -1,0 +1,58 @@
+"""Query initialisation without proposals: everything is learned (Deformable DETR, one stage)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from codetr.errors import UserError
+from codetr.models.heads.detection import DetectionHead
+from codetr.models.transformers.tables import QueryTable
+from codetr.structures import Memory, Queries
+
+
+class LearnedQueries(nn.Module):
+    """Learned content and position; the anchors are points read off the position.
+
+    Source: Deformable DETR (arXiv 2010.04159), section 4; mmdet ``DeformableDetrTransformer``
+    with ``as_two_stage=False``.
+    """
+
+    def __init__(self, num_queries: int, dim: int = 256) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(num_queries, dim))
+        self.content = nn.Parameter(torch.randn(num_queries, dim))
+        self.reference_points = nn.Linear(dim, 2)
+        nn.init.xavier_uniform_(self.reference_points.weight)
+        nn.init.zeros_(self.reference_points.bias)
+
+    def forward(self, memory: Memory, head: DetectionHead) -> Queries:
+        """The same queries for every image, with anchors (B, Q, 2): centres in [0, 1], with
+        gradient. ``head`` is not used.
+        """
+        return self._queries(memory, self.content, self.position)
+
+    def further(
+        self, memory: Memory, head: DetectionHead, tables: Sequence[QueryTable]
+    ) -> tuple[Queries, ...]:
+        """The queries of each table. Raises UserError for one that lacks content or position."""
+        made = []
+        for table in tables:
+            if table.content is None or table.position is None:
+                raise UserError(
+                    "these queries learn content and position: set "
+                    "model.transformer.per_query.content=true and position=true"
+                )
+            made.append(self._queries(memory, table.content, table.position))
+        return tuple(made)
+
+    def _queries(self, memory: Memory, content: Tensor, position: Tensor) -> Queries:
+        images = memory.tokens.shape[0]  # len() would fix it in an exported program
+        points = self.reference_points(position).sigmoid().to(memory.valid_ratios.dtype)
+        return Queries(
+            content=content.expand(images, -1, -1),
+            anchors=points.expand(images, -1, -1),
+            position=position.expand(images, -1, -1),
+        )

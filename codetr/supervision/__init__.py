@@ -1,0 +1,1 @@
+"""What exists only to train: assigners, criteria, auxiliary heads and schemes."""

@@ -1,0 +1,100 @@
+"""Probabilistic anchor assignment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from codetr.structures import TensorStruct
+from codetr.supervision.assigners.max_iou import NEGATIVE, MaxIouAssigner
+from codetr.supervision.assigners.mixture import MixtureFit
+
+PROPOSAL = MaxIouAssigner(positive=0.1, negative=0.1, low_quality=0.0)
+MIXTURE = MixtureFit()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pools(TensorStruct):
+    """The anchors that compete for N boxes: ``anchors`` (M, N) indices and ``losses`` (M, N),
+    ascending; infinite where a box has fewer than M.
+    """
+
+    anchors: Tensor
+    losses: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaaAssigner:
+    """A box keeps the anchors that predict it well (Kim and Lee 2020, section 3.1, algorithm 1).
+
+    ``proposal`` gives every anchor a box by overlap. Of those, the ``per_level`` anchors of least
+    loss on each level compete for the box: a ``mixture`` of two Gaussians is fitted to their
+    losses, and the anchors of the lower one are positive up to the one of highest density (figure
+    3c). All others are background.
+    """
+
+    proposal: MaxIouAssigner = PROPOSAL
+    per_level: int = 9
+    mixture: MixtureFit = MIXTURE
+
+    def __call__(
+        self,
+        proposed: Sequence[Tensor],
+        losses: Sequence[Tensor],
+        level_sizes: Sequence[int],
+        counts: Sequence[int],
+    ) -> tuple[Tensor, ...]:
+        """Per image the index (A,) of every anchor's box, ``NEGATIVE`` or ``IGNORED``.
+
+        ``proposed[b]`` (A,) is the answer of ``proposal``, ``losses[b]`` (A,) what each anchor
+        would cost with it, ``counts[b]`` the number of boxes of image b.
+        """
+        pools = [
+            self.pools(own, loss, level_sizes, count)
+            for own, loss, count in zip(proposed, losses, counts, strict=True)
+        ]
+        positive = self.split(torch.cat([pool.losses for pool in pools], dim=1))
+        return tuple(
+            _write(own, pool, kept)
+            for own, pool, kept in zip(
+                proposed, pools, positive.split(list(counts), dim=1), strict=True
+            )
+        )
+
+    def pools(self, proposed: Tensor, losses: Tensor, level_sizes: Sequence[int], n: int) -> Pools:
+        """The competitors for the ``n`` boxes of one image."""
+        box = torch.arange(n, device=proposed.device)
+        cost = torch.where(proposed[:, None] == box, losses[:, None].detach(), torch.inf)
+        least, anchors, start = [], [], 0
+        for level, size in zip(cost.split(list(level_sizes)), level_sizes, strict=True):
+            best = level.topk(min(self.per_level, size), dim=0, largest=False)
+            least.append(best.values)
+            anchors.append(best.indices + start)
+            start += size
+        ascending, order = torch.cat(least).sort(dim=0, stable=True)
+        return Pools(anchors=torch.cat(anchors).gather(0, order), losses=ascending)
+
+    def split(self, losses: Tensor) -> Tensor:
+        """Which of ``losses`` (M, N), see ``Pools``, are positive. A box with fewer than two
+        competitors gets none.
+        """
+        valid = losses.isfinite()
+        values = losses.double().masked_fill(~valid, 0)
+        low, high = self.mixture(losses).log_joint(values)
+        lower = (low >= high) & valid & (valid.sum(dim=0) > 1)
+        density = torch.logaddexp(low, high).masked_fill(~lower, -torch.inf)
+        place = torch.arange(len(losses), device=losses.device)[:, None]
+        return lower & (place <= density.argmax(dim=0))
+
+
+def _write(proposed: Tensor, pool: Pools, positive: Tensor) -> Tensor:
+    """The proposal, with all but the ``positive`` (M, N) competitors turned into background."""
+    size, count = len(proposed), positive.shape[1]
+    # What is not positive is written to one place past the end, which is cut off.
+    place = torch.where(positive, pool.anchors, size)
+    box = torch.arange(count, device=proposed.device).expand_as(place)
+    kept = torch.cat([proposed.clamp(max=NEGATIVE), proposed.new_full((1,), NEGATIVE)])
+    return kept.scatter(0, place.flatten(), box.flatten())[:size]

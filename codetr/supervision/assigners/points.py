@@ -1,0 +1,38 @@
+"""Assignment of points to the boxes around them, as in FCOS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from codetr.boxes import area_xyxy
+from codetr.supervision.assigners.max_iou import NEGATIVE
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointAssigner:
+    """Gives a point the smallest box around it that its level is meant for (Tian et al. 2019,
+    section 3.1 and 3.2, without centre sampling).
+    """
+
+    def __call__(self, points: Tensor, reach: Tensor, boxes: Tensor) -> Tensor:
+        """Index (P,) into ``boxes`` for every point, or ``NEGATIVE``; none is ignored.
+
+        ``points`` (P, 2) and ``boxes`` (N, 4) xyxy in px. A box is a candidate if the point is
+        strictly inside it and the distance to its farthest side is within ``reach`` (P, 2),
+        bounds included. Among equal areas the first box has the point.
+        """
+        if not len(boxes):
+            return torch.full_like(points[:, 0], NEGATIVE, dtype=torch.long)
+        low = points[:, None] - boxes[:, :2]
+        high = boxes[:, 2:] - points[:, None]
+        nearest = torch.minimum(low, high).amin(dim=-1)
+        farthest = torch.maximum(low, high).amax(dim=-1)
+        fits = (nearest > 0) & (farthest >= reach[:, :1]) & (farthest <= reach[:, 1:])
+        by_area = area_xyxy(boxes).argsort(stable=True)
+        # Positions in this order are distinct: which index wins does not hang on a reduction.
+        place = torch.arange(len(boxes), device=boxes.device)
+        first = torch.where(fits[:, by_area], place, len(boxes)).amin(dim=1)
+        return torch.cat([by_area, by_area.new_full((1,), NEGATIVE)])[first]

@@ -1,0 +1,81 @@
+"""Random choice of the anchors or regions that enter a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from codetr.structures import TensorStruct
+from codetr.supervision.assigners.max_iou import NEGATIVE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(TensorStruct):
+    """Chosen indices of one image, each list in ascending order: ``positive`` (P,),
+    ``negative`` (M,).
+    """
+
+    positive: Tensor
+    negative: Tensor
+
+    @property
+    def index(self) -> Tensor:
+        """(P + M,) positives first."""
+        return torch.cat([self.positive, self.negative])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSampler:
+    """``size`` anchors, of which at most the share ``positive_share`` are positive; background
+    fills up (Ren et al. 2015, section 3.1.3). Fewer where there are not enough.
+    """
+
+    size: int
+    positive_share: float
+
+    def __call__(self, assigned: Tensor) -> Sample:
+        """Sample from ``assigned`` (A,), what an assigner returned."""
+        (chosen,) = self.batch([assigned])
+        return chosen
+
+    def batch(self, assigned: Sequence[Tensor]) -> list[Sample]:
+        """The same for every image (A_b,). The host has to know how many there are of each kind:
+        one copy leaves the device, for all images together.
+        """
+        kinds = [(own >= 0, own == NEGATIVE) for own in assigned]
+        counts = torch.stack([torch.stack([kind.sum() for kind in own]) for own in kinds]).tolist()
+        samples = []
+        for (positive, negative), (many, others) in zip(kinds, counts, strict=True):
+            few = min(many, int(self.size * self.positive_share))
+            rest = min(others, self.size - few)
+            samples.append(
+                Sample(
+                    positive=ranked(positive, _drawn(many, few)),
+                    negative=ranked(negative, _drawn(others, rest)),
+                )
+            )
+        return samples
+
+
+def _drawn(count: int, limit: int) -> Tensor:
+    """Sorted random ``limit`` of ``count`` ranks; all of them without a draw where that is all.
+
+    The permutation comes from the CPU generator, so that a seed gives the same sample on every
+    device.
+    """
+    if count == limit:
+        return torch.arange(count)
+    return torch.randperm(count)[:limit].sort().values
+
+
+def ranked(eligible: Tensor, ranks: Tensor) -> Tensor:
+    """Indices (R,) of those True entries of ``eligible`` (A,) that have the given ``ranks`` (R,),
+    counted from 0; every rank must be there. Unlike ``nonzero`` this needs no number from the
+    device. Ranks come from the host, by a copy that is not waited for where its driver queues it
+    (CUDA: small ones, from pageable memory).
+    """
+    ranks = ranks.to(eligible.device, non_blocking=True)
+    return torch.searchsorted(eligible.cumsum(0), ranks + 1)

@@ -1,0 +1,121 @@
+"""From the scores of a head to the boxes it detects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from codetr.boxes import clip_xyxy
+from codetr.structures import TensorStruct
+from codetr.supervision.aux_heads.dense import DensePredictions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detections(TensorStruct):
+    """Boxes found in one image, best first: ``boxes_xyxy_px`` (N, 4) in the image that the network
+    saw, ``scores`` (N,), ``labels`` (N,) int64.
+    """
+
+    boxes_xyxy_px: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClasswiseNms:
+    """Greedy suppression among boxes of one class, then the ``limit`` best of all classes."""
+
+    iou: float
+    limit: int = 100
+
+    def __call__(self, found: Detections) -> Detections:
+        """The survivors, best first."""
+        kept = batched_nms(found.boxes_xyxy_px, found.scores, found.labels, self.iou)
+        kept = kept[: self.limit]
+        return found.map(lambda tensor: tensor[kept])
+
+
+class Selection(Protocol):
+    """A choice among the (anchor, class) pairs of one image."""
+
+    def __call__(
+        self,
+        scores: Tensor,
+        boxes_px: Tensor,
+        level_sizes: tuple[int, ...],
+        quality: Tensor | None = None,
+    ) -> Detections:
+        """``scores`` (A, K) and ``quality`` (A,) in [0, 1]; ``boxes_px`` (A, 4) decoded and
+        clipped xyxy.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseSelection:
+    """Test-time choice among the (anchor, class) pairs of a dense head.
+
+    Per level the ``per_level`` pairs of highest class score above ``threshold``; these are ranked
+    by class score times localisation quality and go through ``nms``.
+    """
+
+    nms: ClasswiseNms
+    per_level: int = 1000
+    threshold: float = 0.0
+
+    def __call__(
+        self,
+        scores: Tensor,
+        boxes_px: Tensor,
+        level_sizes: tuple[int, ...],
+        quality: Tensor | None = None,
+    ) -> Detections:
+        """See ``Selection``."""
+        found, start = [], 0
+        for level in scores.split(list(level_sizes)):
+            anchor, label, score = top_pairs(level, self.per_level, self.threshold)
+            anchor = anchor + start
+            score = score if quality is None else score * quality[anchor]
+            found.append((boxes_px[anchor], score, label))
+            start += len(level)
+        boxes, score, labels = (torch.cat(part) for part in zip(*found, strict=True))
+        return self.nms(Detections(boxes_xyxy_px=boxes, scores=score, labels=labels))
+
+
+def top_pairs(scores: Tensor, limit: int, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, column and value of the ``limit`` largest entries of ``scores`` (A, K) that are above
+    ``threshold``, largest first.
+    """
+    values, index = scores.flatten().topk(min(limit, scores.numel()))
+    values, index = values[values > threshold], index[values > threshold]
+    return index // scores.shape[1], index % scores.shape[1], values
+
+
+def detect(
+    selection: Selection,
+    predictions: DensePredictions,
+    boxes_px: Tensor,
+    level_sizes: tuple[int, ...],
+    sizes: Tensor,
+) -> tuple[Detections, ...]:
+    """Detections per image, from decoded ``boxes_px`` (B, A, 4) xyxy that are clipped to the
+    images' ``sizes`` (B, 2) height, width px. Cells in an image's padding take part, as in mmdet.
+    """
+    scores = predictions.logits.sigmoid()
+    quality = None if predictions.quality is None else predictions.quality.sigmoid()
+    return tuple(
+        selection(
+            scores[image],
+            clip_xyxy(boxes_px[image], size.flip(0)),
+            level_sizes,
+            None if quality is None else quality[image],
+        )
+        for image, size in enumerate(sizes)
+    )

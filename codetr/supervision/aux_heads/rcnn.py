@@ -1,0 +1,207 @@
+"""Faster R-CNN (Ren et al. 2015) as an auxiliary head: proposals, then regions.
+
+Parameter names: ``rpn.*`` (see ``rpn``) for the official ``rpn_head.*`` and ``box_head.*`` (see
+``box_head``) for ``roi_head.*.bbox_head.*``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codetr.boxes import clip_xyxy, paired_giou
+from codetr.structures import (
+    Batch,
+    Candidates,
+    Images,
+    Losses,
+    LossTerm,
+    Pyramid,
+    Targets,
+    TensorStruct,
+)
+from codetr.supervision.assigners.max_iou import MaxIouAssigner
+from codetr.supervision.assigners.sampling import RandomSampler
+from codetr.supervision.aux_heads.box_head import BoxHead, SharedFcBoxHead
+from codetr.supervision.aux_heads.coder import DeltaCoder
+from codetr.supervision.aux_heads.detections import ClasswiseNms, Detections, top_pairs
+from codetr.supervision.aux_heads.matched import Matched, boxes_xyxy_px, candidates, match
+from codetr.supervision.aux_heads.precision import at_least_float32
+from codetr.supervision.aux_heads.protocol import AuxOutput
+from codetr.supervision.aux_heads.roi_pool import pool_rois
+from codetr.supervision.aux_heads.rpn import Rpn
+
+CODER = DeltaCoder(stds=(0.1, 0.1, 0.2, 0.2))
+ASSIGNER = MaxIouAssigner(positive=0.5, negative=0.5)
+SAMPLER = RandomSampler(size=512, positive_share=0.25)
+NMS = ClasswiseNms(iou=0.5)
+MAX_CANDIDATES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regions(TensorStruct):
+    """Sampled regions of one image, positives first: ``boxes`` (R, 4) xyxy px and what they are
+    ``matched`` with.
+    """
+
+    boxes: Tensor
+    matched: Matched
+
+    def __len__(self) -> int:
+        return self.boxes.shape[0]
+
+
+class RcnnHead(nn.Module):
+    """Region proposals on all levels, regions on all but the last (the extra, coarsest one).
+
+    ``channels`` of the maps, ``num_levels`` of the pyramid; ``rpn`` and ``box_head`` are built as
+    in Co-DETR where they are not given. ``nms`` is for detections of this branch alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        channels: int,
+        num_levels: int,
+        rpn: Rpn | None = None,
+        box_head: BoxHead | None = None,
+        cls_weight: float = 1.0,
+        bbox_weight: float = 10.0,
+        coder: DeltaCoder = CODER,
+        assigner: MaxIouAssigner = ASSIGNER,
+        sampler: RandomSampler = SAMPLER,
+        nms: Callable[[Detections], Detections] = NMS,
+    ) -> None:
+        super().__init__()
+        if num_levels < 2:
+            raise ValueError(f"rcnn needs a pyramid of 2 or more levels, got {num_levels}")
+        self.num_classes, self.num_levels = num_classes, num_levels
+        self.cls_weight, self.bbox_weight = cls_weight, bbox_weight
+        self.coder, self.assigner, self.sampler, self.nms = coder, assigner, sampler, nms
+        self.rpn = rpn or Rpn(channels=channels)
+        self.box_head = box_head or SharedFcBoxHead(num_classes=num_classes, channels=channels)
+
+    def forward(self, pyramid: Pyramid, batch: Batch) -> AuxOutput:
+        """Losses ``rpn_cls``, ``rpn_bbox``, ``cls``, ``bbox``; candidates are the sampled regions
+        (not their refinements), as many of each image as the image with fewest has.
+        """
+        # Without a graph, since the loss looks at the sampled anchors alone (``Rpn.at``). Not by
+        # ``no_grad``: autocast would keep the cast weights without a graph for that loss, too.
+        first_stage = self.rpn(pyramid.map(Tensor.detach), batch.images).map(Tensor.detach)
+        proposals = self.rpn.proposals(first_stage, batch.images.sizes, self.rpn.training_selection)
+        regions = self.sample([p.boxes for p in proposals], batch.targets)
+        features = self.pool(pyramid, [r.boxes for r in regions])
+        return AuxOutput(
+            losses=self.rpn.losses(first_stage.anchors, pyramid, batch.targets)
+            | self.losses(*self.classify(features), regions, batch.targets),
+            candidates=_candidates(regions, features.mean(dim=(2, 3)), batch.targets),
+        )
+
+    def sample(self, proposals: list[Tensor], targets: tuple[Targets, ...]) -> tuple[Regions, ...]:
+        """Assign and sample the true boxes and ``proposals`` (R, 4) xyxy px of every image."""
+        truths = [boxes_xyxy_px(target.boxes, target) for target in targets]
+        assignments = [
+            torch.cat([torch.arange(len(truth), device=boxes.device), self.assigner(boxes, truth)])
+            for boxes, truth in zip(proposals, truths, strict=True)
+        ]
+        regions = []
+        for boxes, truth, assigned, chosen, target in zip(
+            proposals, truths, assignments, self.sampler.batch(assignments), targets, strict=True
+        ):
+            index = chosen.index
+            regions.append(
+                Regions(
+                    boxes=torch.cat([truth.to(boxes.dtype), boxes])[index],
+                    matched=match(target, assigned[index], self.num_classes),
+                )
+            )
+        return tuple(regions)
+
+    def pool(self, pyramid: Pyramid, boxes: list[Tensor]) -> Tensor:
+        """(R, C, S, S) features of all images' ``boxes`` (R_b, 4) xyxy px."""
+        last = self.num_levels - 1
+        fine = replace(pyramid, maps=pyramid.maps[:last], strides=pyramid.strides[:last])
+        return pool_rois(fine, boxes, self.box_head.roi_size)
+
+    def classify(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (R, K + 1) and deltas (R, K or 1, 4), at least float32."""
+        logits, deltas = self.box_head(features)
+        return at_least_float32(logits), at_least_float32(deltas)
+
+    def losses(
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        regions: tuple[Regions, ...],
+        targets: tuple[Targets, ...],
+    ) -> Losses:
+        """Both terms are divided by the number of all sampled regions of this process."""
+        labels = torch.cat([r.matched.labels for r in regions])
+        boxes = torch.cat([r.boxes for r in regions])
+        truth = torch.cat(
+            [boxes_xyxy_px(r.matched.boxes, t) for r, t in zip(regions, targets, strict=True)]
+        )
+        positive = labels < self.num_classes
+        # Background is compared with its own region: finite, and masked below.
+        truth = torch.where(positive[:, None], truth, boxes)
+        column = labels.clamp(max=deltas.shape[1] - 1)[:, None, None].expand(-1, 1, 4)
+        chosen = deltas.gather(1, column).squeeze(1)
+        giou = paired_giou(self.coder.decode(boxes, chosen), truth)
+        divisor = max(len(labels), 1) + torch.finfo(logits.dtype).eps
+        entropy = F.cross_entropy(logits, labels, reduction="sum")
+        return {
+            "cls": LossTerm(entropy / divisor, self.cls_weight),
+            "bbox": LossTerm(((1 - giou) * positive).sum() / divisor, self.bbox_weight),
+        }
+
+    def predict(self, pyramid: Pyramid, images: Images) -> tuple[Detections, ...]:
+        """Detections per image, from the proposals of the first stage."""
+        found = self.rpn.proposals(
+            self.rpn(pyramid, images), images.sizes, self.rpn.inference_selection
+        )
+        return self.detect(pyramid, images, [p.boxes for p in found])
+
+    def detect(
+        self, pyramid: Pyramid, images: Images, proposals: list[Tensor]
+    ) -> tuple[Detections, ...]:
+        """Classify and refine given ``proposals``: per image (R_b, 4) xyxy px."""
+        logits, deltas = self.classify(self.pool(pyramid, proposals))
+        counts = [len(p) for p in proposals]
+        return tuple(
+            self._detect_image(*parts)
+            for parts in zip(
+                proposals,
+                logits.softmax(dim=1)[:, :-1].split(counts),
+                deltas.split(counts),
+                images.sizes,
+                strict=True,
+            )
+        )
+
+    def _detect_image(
+        self, rois: Tensor, scores: Tensor, deltas: Tensor, size: Tensor
+    ) -> Detections:
+        boxes = clip_xyxy(self.coder.decode(rois[:, None], deltas), size.flip(0))
+        region, label, score = top_pairs(scores, scores.numel(), 0.0)
+        column = label.clamp(max=boxes.shape[1] - 1)
+        return self.nms(Detections(boxes_xyxy_px=boxes[region, column], scores=score, labels=label))
+
+
+def _candidates(
+    regions: tuple[Regions, ...], features: Tensor, targets: tuple[Targets, ...]
+) -> tuple[Candidates, ...]:
+    count = min(MAX_CANDIDATES, *(len(r) for r in regions))
+    return tuple(
+        candidates(
+            r.boxes[:count],
+            r.matched.map(lambda tensor: tensor[:count]),
+            f[:count],
+            t,
+        )
+        for r, f, t in zip(regions, features.split([len(r) for r in regions]), targets, strict=True)
+    )

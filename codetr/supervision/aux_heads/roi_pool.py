@@ -1,0 +1,88 @@
+"""Features of regions, each from the map that fits its size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from codetr.boxes import area_xyxy
+from codetr.structures import Pyramid
+from codetr.supervision.aux_heads.precision import at_least_float32
+
+FINEST_SCALE = 14
+"""A region with sides below 2 * 14 cells of the finest map is read from that map."""
+
+
+def roi_levels(rois: Tensor, finest_stride: int, num_levels: int) -> Tensor:
+    """(R,) index of the map for ``rois`` (R, 4) xyxy px (Lin et al. 2017, FPN, eq. 1)."""
+    side = area_xyxy(rois).sqrt()
+    level = torch.log2(side / (FINEST_SCALE * finest_stride) + 1e-6).floor()
+    return level.clamp(0, num_levels - 1).long()
+
+
+def pool_rois(pyramid: Pyramid, rois: Sequence[Tensor], size: int = 7) -> Tensor:
+    """(R, C, size, size) RoIAlign features of ``rois``: per image (R_b, 4) xyxy px, in order.
+
+    Half-pixel aligned, with as many samples per bin as it has cells.
+    """
+    index = torch.cat([box.new_full((len(box), 1), image) for image, box in enumerate(rois)])
+    indexed = torch.cat([index, torch.cat(list(rois))], dim=1)
+    level = roi_levels(indexed[:, 1:], pyramid.strides[0], len(pyramid.maps))
+    # Sorting by level costs one transfer of the counts; a mask per level would cost one each.
+    order = level.argsort(stable=True)
+    numbers = torch.arange(len(pyramid.maps), device=level.device)
+    counts = (level[:, None] == numbers).sum(dim=0).tolist()
+    pooled = [
+        _roi_align(at_least_float32(features), part, size, 1 / stride)
+        for features, stride, part in zip(
+            pyramid.maps, pyramid.strides, indexed[order].split(counts), strict=True
+        )
+    ]
+    return torch.cat(pooled)[order.argsort()].to(pyramid.maps[0].dtype)
+
+
+def _roi_align(features: Tensor, rois: Tensor, size: int, scale: float) -> Tensor:
+    """(R, C, size, size) of ``rois`` (R, 5), image and xyxy px. Only on the CPU by our backward
+    pass: elsewhere torchvision has a deterministic form where that is asked for.
+    """
+    if features.device.type == "cpu":
+        found: Tensor = _RoiAlign.apply(features, rois, size, scale)
+    else:
+        found = roi_align(features, rois, size, scale, 0, aligned=True)
+    return found
+
+
+class _RoiAlign(torch.autograd.Function):
+    """torchvision's operator on the CPU, where its backward pass keeps to one thread: here every
+    thread has a share of the channels, which do not touch each other.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, rois: Tensor, size: int, scale: float) -> Tensor:
+        ctx.save_for_backward(rois)
+        ctx.shape, ctx.size, ctx.scale = features.shape, size, scale
+        return roi_align(features, rois, size, scale, 0, aligned=True)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (rois,) = ctx.saved_tensors
+        batch, _, height, width = ctx.shape
+
+        def channels(grad: Tensor) -> Tensor:
+            found: Tensor = torch.ops.torchvision._roi_align_backward(
+                grad, rois, ctx.scale, ctx.size, ctx.size,
+                batch, grad.shape[1], height, width, 0, True,
+            )  # fmt: skip
+            return found
+
+        threads = torch.get_num_threads()
+        if threads == 1:
+            return channels(grads[0]), None, None, None
+        with ThreadPoolExecutor(threads) as pool:
+            parts = list(pool.map(channels, grads[0].chunk(threads, dim=1)))
+        return torch.cat(parts, dim=1), None, None, None

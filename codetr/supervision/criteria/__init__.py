@@ -1,0 +1,27 @@
+"""Losses under a given assignment."""
+
+from codetr.supervision.criteria.federated import FederatedClassification
+from codetr.supervision.criteria.set_criterion import (
+    FocalClassification,
+    QualityClassification,
+    SetCriterion,
+    Supervised,
+    by_layer,
+    deep_supervision,
+    matched_pairs,
+    normaliser,
+    supervised,
+)
+
+__all__ = [
+    "FederatedClassification",
+    "FocalClassification",
+    "QualityClassification",
+    "SetCriterion",
+    "Supervised",
+    "by_layer",
+    "deep_supervision",
+    "matched_pairs",
+    "normaliser",
+    "supervised",
+]

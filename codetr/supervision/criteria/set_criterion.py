@@ -1,0 +1,296 @@
+"""The loss of a set of predictions under a given assignment, and its use on every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from codetr.boxes import cxcywh_to_xyxy, paired_giou, paired_iou
+from codetr.distributed import mean_over_ranks
+from codetr.structures import (
+    Assignment,
+    Batch,
+    BoxCounts,
+    Losses,
+    LossTerm,
+    Predictions,
+    Targets,
+    prefixed,
+)
+from codetr.supervision.criteria.focal import quality_focal_loss, sigmoid_focal_loss
+
+
+class Classification(Protocol):
+    """A classification loss: which targets a matched class gets, and how they are measured."""
+
+    def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
+        """Elementwise (L, B, Q, K) of L layers' ``logits`` (L, B, Q, K), ``labels`` (L, B, Q) with
+        K = background, and ``quality`` (L, B, Q), the IoU of each matched box, 0 elsewhere.
+        """
+        ...
+
+
+def _class_targets(logits: Tensor, labels: Tensor, value: Tensor) -> Tensor:
+    """(..., K) zeros with ``value`` (...) at each label; background rows stay zero."""
+    table = logits.new_zeros(*labels.shape, logits.shape[-1] + 1)
+    return table.scatter(-1, labels[..., None], value[..., None].to(table.dtype))[..., :-1]
+
+
+class FocalClassification(nn.Module):
+    """Sigmoid focal loss with hard targets (Deformable DETR, Co-Deformable-DETR)."""
+
+    def __init__(self, alpha: float = 0.25, gamma: float = 2.0) -> None:
+        super().__init__()
+        self.alpha, self.gamma = alpha, gamma
+
+    def forward(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
+        """See ``Classification``."""
+        targets = _class_targets(logits, labels, torch.ones_like(quality))
+        return sigmoid_focal_loss(logits, targets, self.alpha, self.gamma)
+
+
+class QualityClassification(nn.Module):
+    """Quality focal loss: a matched class's target is its box's IoU (GFL, Co-DINO)."""
+
+    def __init__(self, beta: float = 2.0) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def forward(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
+        """See ``Classification``."""
+        return quality_focal_loss(logits, _class_targets(logits, labels, quality), self.beta)
+
+
+def concatenated(targets: Sequence[Targets]) -> Targets:
+    """The targets of all images one after the other; ``size`` becomes (N, 2), one per box."""
+    return Targets(
+        boxes=torch.cat([t.boxes for t in targets]),
+        labels=torch.cat([t.labels for t in targets]),
+        weights=torch.cat([t.weights for t in targets]),
+        size=torch.cat([t.size.expand(len(t), 2) for t in targets]),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervised:
+    """A group of queries and what they are to find: ``layers`` from first to last, each with its
+    assignment to ``targets``; their sums are divided by ``num_boxes`` (); ``background`` weights
+    the class loss of queries without a target.
+    """
+
+    layers: Sequence[Predictions]
+    targets: Sequence[Targets]
+    assignments: Sequence[Assignment]
+    num_boxes: Tensor
+    background: float = 1.0
+
+
+class SetCriterion(nn.Module):
+    """Classification of all queries, L1 and GIoU of the matched ones (DETR, equation 2).
+
+    Each is summed and divided by ``num_boxes``. L1 is on relative cxcywh, GIoU on pixels; both
+    are weighted by the target's own weight.
+    """
+
+    def __init__(
+        self,
+        classification: Classification,
+        cls: float = 1.0,
+        l1: float = 5.0,
+        giou: float = 2.0,
+    ) -> None:
+        super().__init__()
+        self.classification = classification
+        self.cls, self.l1, self.giou = cls, l1, giou
+
+    def forward(
+        self,
+        predictions: Predictions,
+        targets: Sequence[Targets],
+        assignment: Assignment,
+        num_boxes: Tensor,
+        background: float = 1.0,
+    ) -> Losses:
+        """Losses ``cls``, ``bbox`` and ``giou`` of one layer; ``background`` weights the class
+        loss of queries without a target.
+        """
+        (losses,) = self.layers([predictions], targets, [assignment], num_boxes, background)
+        return losses
+
+    def layers(
+        self,
+        layers: Sequence[Predictions],
+        targets: Sequence[Targets],
+        assignments: Sequence[Assignment],
+        num_boxes: Tensor,
+        background: float = 1.0,
+    ) -> list[Losses]:
+        """The losses of every layer by itself; all are computed at once."""
+        group = Supervised(
+            layers=layers,
+            targets=targets,
+            assignments=assignments,
+            num_boxes=num_boxes,
+            background=background,
+        )
+        (losses,) = self.groups([group])
+        return losses
+
+    def groups(self, groups: Sequence[Supervised]) -> list[list[Losses]]:
+        """The losses of every layer of every group; all are computed at once. The groups have as
+        many layers and images, but may differ in everything else.
+        """
+        boxes, logits = _side_by_side(groups)
+        logits = logits.to(boxes.dtype)
+        place = _places(groups)
+        chosen = _chosen(groups)
+        found, wanted = boxes[place], chosen.boxes.to(boxes.dtype)
+        corners, wanted_corners = cxcywh_to_xyxy(found), cxcywh_to_xyxy(wanted)
+        size = chosen.size.repeat(1, 2).to(boxes.dtype)
+        weights = chosen.weights.to(boxes.dtype)
+
+        labels = torch.full(logits.shape[:3], logits.shape[-1], device=logits.device)
+        labels = labels.index_put(place, chosen.labels)
+        overlap = paired_iou(corners.detach(), wanted_corners)
+        quality = logits.new_zeros(logits.shape[:3]).index_put(place, overlap)
+        per_query = self.classification(logits, labels, quality).sum(-1)
+        rows = [group.layers[0].boxes.shape[1] for group in groups]
+        importance = torch.empty_like(quality)
+        for part, group in zip(importance.split(rows, dim=2), groups, strict=True):
+            part.fill_(group.background)
+        per_query = per_query * importance.index_put_(place, weights)
+
+        distance = (found - wanted).abs().sum(-1)
+        mismatch = 1 - paired_giou(corners * size, wanted_corners * size)
+        per_pair = torch.stack([distance, mismatch]) * weights
+        pairs = [sum(map(len, group.assignments)) for group in groups]
+        parts = zip(groups, per_query.split(rows, 2), per_pair.split(pairs, 1), strict=True)
+        return [self._terms(group, query, pair) for group, query, pair in parts]
+
+    def _terms(self, group: Supervised, per_query: Tensor, per_pair: Tensor) -> list[Losses]:
+        """Every layer's losses from those of a group's queries (L, B, Q) and pairs (2, P)."""
+        of_pairs = _sums(per_pair, [len(assignment) for assignment in group.assignments])
+        divisor = group.num_boxes.to(per_pair.dtype) + torch.finfo(per_pair.dtype).eps
+        cls = per_query.sum(dim=(1, 2)) / divisor
+        bbox, giou = (of_pairs / divisor).unbind()
+        weighted = {"cls": (cls, self.cls), "bbox": (bbox, self.l1), "giou": (giou, self.giou)}
+        terms = [
+            [LossTerm(value, w) for value in values.unbind()] for values, w in weighted.values()
+        ]
+        return [dict(zip(weighted, layer, strict=True)) for layer in zip(*terms, strict=True)]
+
+
+def _side_by_side(groups: Sequence[Supervised]) -> tuple[Tensor, Tensor]:
+    """Boxes (L, B, Q, 4) and logits (L, B, Q, K) of the queries of all groups."""
+    boxes = [torch.stack([layer.boxes for layer in group.layers]) for group in groups]
+    logits = [torch.stack([layer.logits for layer in group.layers]) for group in groups]
+    if len(groups) == 1:
+        return boxes[0], logits[0]
+    return torch.cat(boxes, dim=2), torch.cat(logits, dim=2)
+
+
+def _places(groups: Sequence[Supervised]) -> tuple[Tensor, Tensor, Tensor]:
+    """Layer, image and query (P,) of the pairs of all groups' layers, a group's layers one after
+    the other.
+    """
+    every = [assignment for group in groups for assignment in group.assignments]
+    layer = np.concatenate([np.arange(len(g.assignments), dtype=np.uint8) for g in groups])
+    numbers = torch.from_numpy(layer.repeat([len(assignment) for assignment in every]))
+    query, start = [], 0
+    for group in groups:
+        own = torch.cat([assignment.query for assignment in group.assignments])
+        query.append(own + start if start else own)
+        start += group.layers[0].boxes.shape[1]
+    return (
+        numbers.to(every[0].image.device, non_blocking=True).long(),
+        torch.cat([assignment.image for assignment in every]),
+        torch.cat(query) if len(query) > 1 else query[0],
+    )
+
+
+def _chosen(groups: Sequence[Supervised]) -> Targets:
+    """The target of every pair, in the order of ``_places``."""
+    index, start = [], 0
+    for group in groups:
+        own = torch.cat([assignment.target for assignment in group.assignments])
+        index.append(own + start if start else own)
+        start += sum(map(len, group.targets))
+    target = torch.cat(index) if len(index) > 1 else index[0]
+    every = concatenated([target for group in groups for target in group.targets])
+    return every.map(lambda value: value[target])
+
+
+def _sums(per_pair: Tensor, counts: Sequence[int]) -> Tensor:
+    """(2, L) sums of (2, P) over ``counts[l]`` pairs of every layer. By part, not scattered: in the
+    same order on every device.
+    """
+    if len(set(counts)) == 1:
+        return per_pair.unflatten(1, (len(counts), counts[0])).sum(2)
+    return torch.stack([part.sum(1) for part in per_pair.split(list(counts), dim=1)], dim=1)
+
+
+def matched_pairs(
+    batch: Batch, queries: int, repeats: int = 1, teacher: int | None = None
+) -> float:
+    """Number of pairs where the boxes of every image, each ``repeats`` times, are matched one to
+    one with its ``queries``: the mean over the batches of an optimiser step. The boxes are the
+    ground truth's, or a ``teacher``'s.
+    """
+
+    def pairs(counts: BoxCounts) -> int:
+        boxes = counts.targets if teacher is None else counts.teachers[teacher]
+        return sum(min(repeats * number, queries) for number in boxes)
+
+    return batch.mean_over_step(pairs)
+
+
+def normaliser(pairs: float, like: Tensor) -> Tensor:
+    """Number of ``pairs``, averaged over processes, at least 1."""
+    count = torch.full((), float(pairs), dtype=like.dtype, device=like.device)
+    return mean_over_ranks(count).clamp(min=1)
+
+
+def deep_supervision(
+    criterion: SetCriterion,
+    layers: Sequence[Predictions],
+    targets: Sequence[Targets],
+    assignments: Sequence[Assignment],
+    background: float = 1.0,
+    pairs: float | None = None,
+) -> Losses:
+    """The criterion on every layer, under ``layer0/cls`` and so on; see ``supervised``."""
+    group = supervised(layers, targets, assignments, background, pairs)
+    return by_layer(criterion.groups([group])[0])
+
+
+def supervised(
+    layers: Sequence[Predictions],
+    targets: Sequence[Targets],
+    assignments: Sequence[Assignment],
+    background: float = 1.0,
+    pairs: float | None = None,
+) -> Supervised:
+    """A group whose layers all have the same number of pairs, so that they share one normaliser:
+    ``pairs``, where it is known over all batches of an optimiser step, else their own.
+    """
+    number = len(assignments[0]) if pairs is None else pairs
+    return Supervised(
+        layers=layers,
+        targets=targets,
+        assignments=assignments,
+        num_boxes=normaliser(number, layers[0].boxes),
+        background=background,
+    )
+
+
+def by_layer(layers: Sequence[Losses]) -> Losses:
+    """Losses of layers, under ``layer0/cls`` and so on."""
+    losses: Losses = {}
+    for i, own in enumerate(layers):
+        losses |= prefixed(f"layer{i}", own)
+    return losses

@@ -1,0 +1,28 @@
+"""Training schemes: everything that exists only to train."""
+
+from codetr.supervision.schemes.collaborative import (
+    Collaborative,
+    CoordinateEmbedding,
+    CoordinateFeatureEmbedding,
+)
+from codetr.supervision.schemes.denoising import Denoising
+from codetr.supervision.schemes.group import Group
+from codetr.supervision.schemes.hybrid import Hybrid
+from codetr.supervision.schemes.mixed import Mixed
+from codetr.supervision.schemes.one_to_one import OneToOne
+from codetr.supervision.schemes.protocol import Proposal, Scheme
+from codetr.supervision.schemes.teacher import Teacher
+
+__all__ = [
+    "Collaborative",
+    "CoordinateEmbedding",
+    "CoordinateFeatureEmbedding",
+    "Denoising",
+    "Group",
+    "Hybrid",
+    "Mixed",
+    "OneToOne",
+    "Proposal",
+    "Scheme",
+    "Teacher",
+]

@@ -1,0 +1,190 @@
+"""Collaborative hybrid assignments (Co-DETR, arXiv 2211.12860).
+
+Auxiliary heads with one-to-many assignment supervise the encoder (section 3.2), and the boxes
+that they assigned become positive queries of the decoder (section 3.3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from codetr.errors import UserError
+from codetr.models.detectors.protocol import Detector
+from codetr.models.layers import sine_coordinates
+from codetr.structures import (
+    Batch,
+    Candidates,
+    Decoded,
+    Losses,
+    LossTerm,
+    Memory,
+    Pyramid,
+    QueryGroup,
+    prefixed,
+    scaled,
+)
+from codetr.supervision.criteria import SetCriterion, Supervised, by_layer, supervised
+from codetr.supervision.schemes.positives import count_positives, positive_group
+from codetr.supervision.schemes.protocol import Proposal
+
+
+class CoordinateEmbedding(nn.Module):
+    """Content of a positive query from its box alone (Co-DINO); the decoder adds the position.
+
+    Nothing in it depends on ``num_heads``, the number of auxiliary heads.
+    """
+
+    def __init__(self, dim: int = 256, num_heads: int = 1) -> None:
+        super().__init__()
+        self.dim = dim
+        self.project = nn.Linear(2 * dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        nn.init.xavier_uniform_(self.project.weight)
+
+    def forward(self, anchors: Tensor, features: Tensor) -> tuple[Tensor, None]:
+        """``anchors`` (B, Q, 4) cxcywh to content (B, Q, C); ``features`` are not used."""
+        return self.norm(self.project(sine_coordinates(anchors, self.dim // 2))), None
+
+
+class CoordinateFeatureEmbedding(nn.Module):
+    """Content and position from the box, and the head's feature added to the content
+    (Co-Deformable-DETR, equation 4).
+
+    The official code also adds a learned scalar to every channel of the position, where an
+    embedding vector per head was meant: mirrored here, since published weights contain it. It
+    starts as one row of a table (``num_heads``, 1) under Xavier's rule, with one column in.
+    """
+
+    def __init__(self, dim: int = 256, num_heads: int = 1) -> None:
+        super().__init__()
+        self.dim = dim
+        self.project = nn.Linear(2 * dim, 2 * dim)
+        self.norm = nn.LayerNorm(2 * dim)
+        self.project_feature = nn.Linear(dim, dim)
+        self.feature_norm = nn.LayerNorm(dim)
+        self.head_position = nn.Parameter(torch.empty(1))
+        bound = math.sqrt(6 / (num_heads + 1))
+        nn.init.uniform_(self.head_position, -bound, bound)
+        for projection in (self.project, self.project_feature):
+            nn.init.xavier_uniform_(projection.weight)
+
+    def forward(self, anchors: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """``anchors`` (B, Q, 4) cxcywh, ``features`` (B, Q, C) to content and position."""
+        encoded = self.norm(self.project(sine_coordinates(anchors, self.dim // 2)))
+        position, content = encoded.chunk(2, dim=-1)
+        content = content + self.feature_norm(self.project_feature(features))
+        return content, position + self.head_position
+
+
+class Collaborative(nn.Module):
+    """K auxiliary heads on the encoder's maps, and their positive queries.
+
+    Args:
+        heads: the auxiliary heads by name; with none the scheme does nothing (K = 0), and so it
+            does with both lambdas 0.
+        embedding: builds the query embedding of one of ``num_heads`` heads.
+        criterion: measures the positive queries, with the main queries' losses.
+        dim: width of the encoder's maps.
+        lambda_1: weight of the positive queries' losses (equation 6); 0: there are no such queries,
+            the heads alone train the encoder (Table 9).
+        lambda_2: weight of the heads' own losses, times the number of decoder layers; 0: the heads
+            assign positive queries as they were initialised, and learn nothing (Table 9).
+        max_queries, min_queries: bounds of the number of queries per head and image.
+
+    Raises UserError where a lambda is negative.
+    """
+
+    def __init__(
+        self,
+        heads: Mapping[str, nn.Module],
+        embedding: Callable[..., nn.Module],
+        criterion: SetCriterion,
+        dim: int = 256,
+        lambda_1: float = 1.0,
+        lambda_2: float = 2.0,
+        max_queries: int = 300,
+        min_queries: int = 9,
+    ) -> None:
+        super().__init__()
+        if min(lambda_1, lambda_2) < 0:
+            raise UserError(
+                f"scheme.collaborative has lambda_1={lambda_1}, lambda_2={lambda_2}: give 0 or more"
+            )
+        heads = heads if lambda_1 or lambda_2 else {}
+        self.heads = nn.ModuleDict(dict(heads))
+        self.embeddings = nn.ModuleDict(
+            {name: embedding(num_heads=len(heads)) for name in heads if lambda_1}
+        )
+        self.criterion = criterion
+        self.lambda_1, self.lambda_2 = lambda_1, lambda_2
+        self.max_queries, self.min_queries = max_queries, min_queries
+        if heads:
+            self.extra_level = nn.Sequential(
+                nn.Conv2d(dim, dim, 3, stride=2, padding=1), nn.GroupNorm(32, dim)
+            )
+
+    def auxiliary_pyramid(self, memory: Memory) -> Pyramid:
+        """The encoder's maps and one of half the resolution more.
+
+        In channels-last memory: so tokens lie anyway, and so convolutions are fastest.
+        """
+        pyramid = memory.pyramid()
+        maps = [m.contiguous(memory_format=torch.channels_last) for m in pyramid.maps]
+        coarse = self.extra_level(maps[-1])
+        return Pyramid(maps=(*maps, coarse), strides=(*pyramid.strides, pyramid.strides[-1] * 2))
+
+    def propose(self, detector: Detector, memory: Memory, batch: Batch) -> Proposal:
+        """The heads' losses as ``{head}/...``, and one query group per head; see the lambdas."""
+        if not self.heads:
+            return Proposal()
+        pyramid = self.auxiliary_pyramid(memory)
+        outputs = {name: head(pyramid, batch) for name, head in self.heads.items()}
+        factor = self.lambda_2 * detector.num_layers
+        losses: Losses = {}
+        if factor:
+            for name, output in outputs.items():
+                losses |= prefixed(name, scaled(factor, output.losses))
+        else:
+            losses["untrained"] = LossTerm(zero_of(self.heads, self.extra_level), 1.0)
+        candidates = {name: outputs[name].candidates for name in self.embeddings}
+        groups = self._groups(candidates, batch, detector.num_classes) if candidates else ()
+        return Proposal(groups=groups, losses=losses)
+
+    def _groups(
+        self, candidates: Mapping[str, tuple[Candidates, ...]], batch: Batch, num_classes: int
+    ) -> tuple[QueryGroup, ...]:
+        counts = count_positives(list(candidates.values()), num_classes)
+        sizes = tuple(t.size for t in batch.targets)
+        limits = (self.min_queries, self.max_queries)
+        return tuple(
+            positive_group(
+                f"positive_{name}", own, sizes, num_classes, self.embeddings[name], limits, count
+            )
+            for (name, own), count in zip(candidates.items(), counts, strict=True)
+        )
+
+    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
+        """The positive queries' losses as ``positive_{head}/layer{i}/...``."""
+        groups = {f"positive_{name}": decoded[f"positive_{name}"] for name in self.embeddings}
+        if not groups:
+            return {}
+        measured = self.criterion.groups([_supervised(answer) for answer in groups.values()])
+        losses: Losses = {}
+        for name, layers in zip(groups, measured, strict=True):
+            losses |= prefixed(name, scaled(self.lambda_1, by_layer(layers)))
+        return losses
+
+
+def _supervised(answer: Decoded) -> Supervised:
+    assert answer.group.assignment is not None
+    assignments = [answer.group.assignment] * len(answer.layers)
+    return supervised(answer.layers, answer.group.targets, assignments)
+
+
+def zero_of(*modules: nn.Module) -> Tensor:
+    """Zero, connected to every parameter: DDP waits for a gradient of each."""
+    return torch.stack([p.sum() for module in modules for p in module.parameters()]).sum() * 0.0

@@ -1,0 +1,179 @@
+"""Contrastive denoising: noisy copies of the ground truth as further queries (DINO, section 3.3).
+
+Layout of the queries, for n boxes at most in an image of the batch: ``groups`` times
+[n positive slots, n negative slots]. Image i fills its first n_i slots of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from codetr.boxes import cxcywh_to_xyxy, logit, xyxy_to_cxcywh
+from codetr.models.detectors.protocol import MAIN, Detector
+from codetr.structures import (
+    Assignment,
+    Batch,
+    BoxCounts,
+    Decoded,
+    Losses,
+    LossTerm,
+    Memory,
+    Queries,
+    QueryGroup,
+    Targets,
+)
+from codetr.supervision.criteria import SetCriterion, deep_supervision, normaliser
+from codetr.supervision.schemes.protocol import Proposal
+
+GROUP = "denoising"
+LOGIT_EPS = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """The random numbers of one batch, for B images, G groups, n slots; axis 2 is (positive,
+    negative).
+
+    ``flip`` (B, G, 2, n) uniform in [0, 1); ``labels`` (B, G, 2, n) replacement labels; ``signs``
+    (B, G, 2, n, 4) -1 or 1; ``shifts`` (B, G, 2, n, 4) uniform in [0, 1).
+    """
+
+    flip: Tensor
+    labels: Tensor
+    signs: Tensor
+    shifts: Tensor
+
+
+class Denoising(nn.Module):
+    """Queries made from noisy boxes and labels, whose targets are known without matching.
+
+    Args:
+        criterion: measures the reconstruction.
+        num_classes: size K of the label embedding.
+        dim: width of queries.
+        num_queries: how many positive queries to aim at; groups = num_queries // n, at least 1.
+        label_noise: a label is redrawn with half this probability.
+        box_noise: each side moves by up to this share of half the box; negatives by 1 to 2 times.
+    """
+
+    def __init__(
+        self,
+        criterion: SetCriterion,
+        num_classes: int,
+        dim: int = 256,
+        num_queries: int = 100,
+        label_noise: float = 0.5,
+        box_noise: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.criterion = criterion
+        self.label_embedding = nn.Embedding(num_classes, dim)
+        self.num_queries = num_queries
+        self.label_noise, self.box_noise = label_noise, box_noise
+
+    def propose(self, detector: Detector, memory: Memory, batch: Batch) -> Proposal:
+        """One group, or a zero-valued loss on the label embedding if no image has a box."""
+        most = max(len(t) for t in batch.targets)
+        if most == 0:
+            untouched = self.label_embedding.weight.sum() * 0.0
+            return Proposal(losses={"empty": LossTerm(untouched, 1.0)})
+        noise = self.draw(len(batch.targets), self._groups(most), most, like=memory.valid_ratios)
+        return Proposal(groups=(self.group(batch.targets, noise),))
+
+    def _groups(self, most: int) -> int:
+        """How many, where an image of the batch has up to ``most`` boxes."""
+        return max(1, self.num_queries // most) if most else 0
+
+    def _pairs(self, boxes: BoxCounts) -> int:
+        return self._groups(max(boxes.targets)) * sum(boxes.targets)
+
+    def draw(self, images: int, groups: int, slots: int, like: Tensor) -> Noise:
+        """Fresh random numbers on the device of ``like``."""
+        shape = (images, groups, 2, slots)
+        options: dict[str, Any] = {"device": like.device}
+        return Noise(
+            flip=torch.rand(shape, **options),
+            labels=torch.randint(self.label_embedding.num_embeddings, shape, **options),
+            signs=torch.randint(2, (*shape, 4), **options) * 2 - 1,
+            shifts=torch.rand((*shape, 4), **options, dtype=like.dtype),
+        )
+
+    def group(self, targets: Sequence[Targets], noise: Noise) -> QueryGroup:
+        """The query group for the targets of a batch under the given noise."""
+        _, groups, _, slots = noise.flip.shape
+        used, labels, boxes = _padded(targets, slots)
+        labels = torch.where(
+            noise.flip < self.label_noise * 0.5, noise.labels, labels[:, None, None]
+        )
+        boxes = self._shifted(boxes.to(noise.shifts.dtype)[:, None, None], noise)
+        used = used[:, None, None].expand_as(labels)
+        anchors = torch.where(used[..., None], logit(boxes, LOGIT_EPS), 0.0).sigmoid()
+        content = self.label_embedding(labels) * used[..., None]
+        return QueryGroup(
+            name=GROUP,
+            queries=Queries(content=content.flatten(1, 3), anchors=anchors.flatten(1, 3)),
+            targets=tuple(targets),
+            assignment=_assignment(targets, groups, slots),
+            blocked=_other_groups(groups, 2 * slots, anchors.device),
+            sees=(MAIN,),
+        )
+
+    def _shifted(self, boxes: Tensor, noise: Noise) -> Tensor:
+        """(B, G, 2, n, 4) boxes with moved sides; those of negatives move by 1 to 2 times."""
+        further = torch.arange(2, dtype=boxes.dtype, device=boxes.device)
+        reach = boxes[..., 2:].repeat(1, 1, 1, 1, 2) / 2
+        moves = noise.signs * (noise.shifts + further[:, None, None]) * reach * self.box_noise
+        return xyxy_to_cxcywh((cxcywh_to_xyxy(boxes) + moves).clamp(0, 1))
+
+    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
+        """``layer{i}/...``; every slot that is not a positive counts as background."""
+        pairs = batch.mean_over_step(self._pairs)
+        if GROUP not in decoded:
+            # Other processes may have boxes, and average their number: take part in that.
+            normaliser(pairs, decoded[MAIN].layers[0].boxes)
+            return {}
+        answer = decoded[GROUP]
+        assert answer.group.assignment is not None
+        assignments = [answer.group.assignment] * len(answer.layers)
+        return deep_supervision(
+            self.criterion, answer.layers, batch.targets, assignments, pairs=pairs
+        )
+
+
+def _padded(targets: Sequence[Targets], slots: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which slots are used (B, n), and labels (B, n), boxes (B, n, 4) with zeros in the rest."""
+    like = targets[0]
+    used = torch.zeros(len(targets), slots, dtype=torch.bool, device=like.labels.device)
+    labels = like.labels.new_zeros(len(targets), slots)
+    boxes = like.boxes.new_zeros(len(targets), slots, 4)
+    for i, target in enumerate(targets):
+        used[i, : len(target)] = True
+        labels[i, : len(target)] = target.labels
+        boxes[i, : len(target)] = target.boxes
+    return used, labels, boxes
+
+
+def _assignment(targets: Sequence[Targets], groups: int, slots: int) -> Assignment:
+    """Positive slot j of every group belongs to box j of its image."""
+    device = targets[0].labels.device
+    image, query, target = [], [], []
+    offset = 0
+    for i, boxes in enumerate(targets):
+        own = torch.arange(len(boxes), device=device)
+        starts = torch.arange(groups, device=device) * 2 * slots
+        query.append((starts[:, None] + own).flatten())
+        target.append((own + offset).repeat(groups))
+        image.append(torch.full_like(query[-1], i))
+        offset += len(boxes)
+    return Assignment(image=torch.cat(image), query=torch.cat(query), target=torch.cat(target))
+
+
+def _other_groups(groups: int, size: int, device: torch.device) -> Tensor:
+    """(G*size, G*size) True where row and column are of different groups."""
+    index = torch.arange(groups, device=device).repeat_interleave(size)
+    return index[:, None] != index

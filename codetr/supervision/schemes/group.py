@@ -1,0 +1,120 @@
+"""Group-wise one-to-many assignment (Group DETR, arXiv 2207.13085)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from codetr.errors import UserError
+from codetr.models.detectors.protocol import Detector
+from codetr.models.transformers import QueryTable
+from codetr.structures import (
+    Assignment,
+    Batch,
+    Decoded,
+    Losses,
+    Memory,
+    Predictions,
+    QueryGroup,
+    scaled,
+)
+from codetr.supervision.assigners import CostTables, HungarianMatcher, solve
+from codetr.supervision.criteria import SetCriterion, deep_supervision, matched_pairs
+from codetr.supervision.schemes.protocol import Proposal
+
+
+class Group(nn.Module):
+    """Several groups of queries, each matched one to one with all targets (section 3.2).
+
+    The main group is one of them. In a two-stage detector all groups start from the same
+    proposals and differ by their learned content.
+
+    Args:
+        matcher, criterion: match and measure every layer of every group.
+        queries: builds the rows of one group.
+        groups: how many groups there are, the main one among them.
+        weight: of each further group's losses, where the main group's have 1. (The paper takes
+            the mean over all groups: the same ratios.)
+
+    Raises UserError for numbers out of range, and for queries that learn nothing: their groups
+    would be copies of the main one.
+    """
+
+    def __init__(
+        self,
+        matcher: HungarianMatcher,
+        criterion: SetCriterion,
+        queries: Callable[[], QueryTable],
+        groups: int = 11,
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if groups < 2 or weight < 0:
+            raise UserError(
+                f"scheme.group has groups={groups}, weight={weight}: give 2 groups or more and a "
+                "weight of 0 or more"
+            )
+        self.matcher, self.criterion = matcher, criterion
+        self.tables = nn.ModuleList(queries() for _ in range(groups - 1))
+        if not any(True for _ in self.tables.parameters()):
+            raise UserError(
+                "scheme.group: all groups would be copies of the main one, since queries learn "
+                "nothing of their own here: set model.transformer.query_init.mixed=true"
+            )
+        self.weight = weight
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the further groups."""
+        return tuple(f"group{i + 1}" for i in range(len(self.tables)))
+
+    def propose(self, detector: Detector, memory: Memory, batch: Batch) -> Proposal:
+        """The further groups, each of which sees itself alone."""
+        made = detector.further_queries(memory, list(self.tables))  # type: ignore[arg-type]
+        groups = [QueryGroup(name=n, queries=q) for n, q in zip(self.names, made, strict=True)]
+        return Proposal(groups=tuple(groups))
+
+    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
+        """``layer{i}/...``, the mean over the further groups, weighted by their number."""
+        return self.measure(decoded, batch, solve(self.problems(decoded, batch)))
+
+    def problems(self, decoded: Mapping[str, Decoded], batch: Batch) -> list[CostTables]:
+        """All layers of one group after those of another."""
+        layers = [layer for name in self.names for layer in decoded[name].layers]
+        return [self.matcher.tables(layers, batch.targets)]
+
+    def measure(
+        self,
+        decoded: Mapping[str, Decoded],
+        batch: Batch,
+        matched: Sequence[tuple[Assignment, ...]],
+    ) -> Losses:
+        """See ``MatchingScheme``."""
+        answers = [decoded[name].layers for name in self.names]
+        (per_group,) = matched
+        depth = len(answers[0])
+        layers = [_side_by_side([group[i] for group in answers]) for i in range(depth)]
+        queries = answers[0][0].boxes.shape[1]
+        assignments = [_shifted(per_group[i::depth], queries) for i in range(depth)]
+        pairs = matched_pairs(batch, queries) * len(answers)
+        measured = deep_supervision(self.criterion, layers, batch.targets, assignments, pairs=pairs)
+        return scaled(self.weight * len(answers), measured)
+
+
+def _side_by_side(groups: Sequence[Predictions]) -> Predictions:
+    """One layer's predictions of G groups as (B, G*Q, ...)."""
+    return Predictions(
+        logits=torch.cat([group.logits for group in groups], dim=1),
+        boxes=torch.cat([group.boxes for group in groups], dim=1),
+    )
+
+
+def _shifted(assignments: Sequence[Assignment], queries: int) -> Assignment:
+    """The groups' pairs together, with group g's ``queries`` counted from g * ``queries``."""
+    return Assignment(
+        image=torch.cat([a.image for a in assignments]),
+        query=torch.cat([a.query + g * queries for g, a in enumerate(assignments)]),
+        target=torch.cat([a.target for a in assignments]),
+    )

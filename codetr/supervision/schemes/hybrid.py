@@ -1,0 +1,100 @@
+"""Hybrid matching: a second group of queries, each target repeated (H-DETR, arXiv 2207.13080)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from codetr.errors import UserError
+from codetr.models.detectors.protocol import Detector
+from codetr.models.transformers import QueryTable
+from codetr.structures import (
+    Assignment,
+    Batch,
+    Decoded,
+    Losses,
+    Memory,
+    QueryGroup,
+    Targets,
+    scaled,
+)
+from codetr.supervision.assigners import CostTables, HungarianMatcher, solve
+from codetr.supervision.criteria import SetCriterion, deep_supervision, matched_pairs
+from codetr.supervision.schemes.protocol import Proposal
+
+GROUP = "hybrid"
+
+
+class Hybrid(nn.Module):
+    """One-to-many supervision by repeated targets: the hybrid branch scheme (section 3).
+
+    Args:
+        matcher, criterion: match and measure the group's layers, each by itself.
+        queries: rows of the group; in a two-stage detector the proposals after the main queries'.
+        repeats: K, how often each target stands in the list that the group is matched with.
+        weight: lambda, of the group's losses.
+
+    Raises UserError where repeats or weight are out of range.
+    """
+
+    def __init__(
+        self,
+        matcher: HungarianMatcher,
+        criterion: SetCriterion,
+        queries: QueryTable,
+        repeats: int = 6,
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if repeats < 1 or weight < 0:
+            raise UserError(
+                f"scheme.hybrid has repeats={repeats}, weight={weight}: give repeats >= 1 and a "
+                "weight of 0 or more"
+            )
+        self.matcher, self.criterion = matcher, criterion
+        self.queries = queries
+        self.repeats, self.weight = repeats, weight
+
+    def propose(self, detector: Detector, memory: Memory, batch: Batch) -> Proposal:
+        """The one-to-many group, which sees itself alone."""
+        (queries,) = detector.further_queries(memory, [self.queries])
+        targets = repeated(batch.targets, self.repeats)
+        return Proposal(groups=(QueryGroup(name=GROUP, queries=queries, targets=targets),))
+
+    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
+        """``layer{i}/...``, divided by the number of repeated targets."""
+        return self.measure(decoded, batch, solve(self.problems(decoded, batch)))
+
+    def problems(self, decoded: Mapping[str, Decoded], batch: Batch) -> list[CostTables]:
+        """All layers, with the repeated targets."""
+        answer = decoded[GROUP]
+        return [self.matcher.tables(answer.layers, answer.group.targets)]
+
+    def measure(
+        self,
+        decoded: Mapping[str, Decoded],
+        batch: Batch,
+        matched: Sequence[tuple[Assignment, ...]],
+    ) -> Losses:
+        """See ``MatchingScheme``."""
+        answer = decoded[GROUP]
+        (assignments,) = matched
+        pairs = matched_pairs(batch, len(answer.group), self.repeats)
+        measured = deep_supervision(
+            self.criterion, answer.layers, answer.group.targets, assignments, pairs=pairs
+        )
+        return scaled(self.weight, measured)
+
+
+def repeated(targets: Sequence[Targets], times: int) -> tuple[Targets, ...]:
+    """Each image's whole list of boxes ``times`` times, one copy after the other."""
+    return tuple(
+        Targets(
+            boxes=t.boxes.repeat(times, 1),
+            labels=t.labels.repeat(times),
+            weights=t.weights.repeat(times),
+            size=t.size,
+        )
+        for t in targets
+    )

@@ -1,0 +1,110 @@
+"""Mixed supervision (MS-DETR, arXiv 2401.03989): one-to-many on the primary queries themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from codetr.errors import UserError
+from codetr.models.detectors.protocol import MAIN, Detector
+from codetr.models.layers import FeedForward
+from codetr.structures import (
+    CROSS_ATTENTION,
+    Assignment,
+    Batch,
+    Decoded,
+    Losses,
+    Memory,
+    Predictions,
+    Targets,
+    prefixed,
+)
+from codetr.supervision.assigners.top_k import TopKAssigner, with_best_target
+from codetr.supervision.criteria import SetCriterion, normaliser
+from codetr.supervision.schemes.protocol import Proposal
+
+
+class Branch(nn.Module):
+    """A feed-forward block with its norm, beside a decoder layer's own: (B, Q, C) to (B, Q, C)."""
+
+    def __init__(self, dim: int = 256, hidden: int = 2048, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.feed_forward = FeedForward(dim, hidden, dropout)
+        self.norm = nn.LayerNorm(dim)
+        nn.init.xavier_uniform_(self.feed_forward.expand.weight)
+        nn.init.xavier_uniform_(self.feed_forward.contract.weight)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """What the layer's heads are to read."""
+        return self.norm(self.feed_forward(hidden))
+
+
+class Mixed(nn.Module):
+    """One-to-many supervision of every decoder layer's features after cross-attention.
+
+    They are read by the layer's own class and box heads, after a branch of this scheme: the
+    detector is the same with and without it. ``CrossFirstDecoderLayer`` is the decoder layer that
+    it was published with; others have the tap too.
+
+    Args:
+        assigner: several queries per target.
+        criterion: measures them. Its sums are divided by the number of targets, not of pairs.
+        branch: builds the branch of one decoder layer.
+        num_layers: of the decoder.
+    """
+
+    def __init__(
+        self,
+        assigner: TopKAssigner,
+        criterion: SetCriterion,
+        branch: Callable[[], Branch],
+        num_layers: int = 6,
+    ) -> None:
+        super().__init__()
+        self.assigner, self.criterion = assigner, criterion
+        self.branches = nn.ModuleList(branch() for _ in range(num_layers))
+
+    def propose(self, detector: Detector, memory: Memory, batch: Batch) -> Proposal:
+        """Nothing: it is the main group that is supervised."""
+        return Proposal()
+
+    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
+        """``layer{i}/...``. Raises UserError if the decoder has no taps, or not so many layers."""
+        layers = self.predictions(decoded[MAIN])
+        boxes = batch.mean_over_step(lambda counts: sum(counts.targets))
+        num_boxes = normaliser(boxes, layers[0].boxes)
+        losses: Losses = {}
+        for i, (layer, pairs) in enumerate(
+            zip(layers, self.assigner(layers, batch.targets), strict=True)
+        ):
+            measured = self._measure(layer, batch.targets, pairs, num_boxes)
+            losses |= prefixed(f"layer{i}", measured)
+        return losses
+
+    def predictions(self, main: Decoded) -> tuple[Predictions, ...]:
+        """One-to-many predictions (B, Q, ...) of every layer."""
+        taps = main.taps.get(CROSS_ATTENTION, ())
+        if len(taps) != len(self.branches):
+            raise UserError(
+                f"scheme.mixed is made for {len(self.branches)} decoder layers with a tap after "
+                f"their cross-attention, but there are {len(taps)}: set scheme.mixed.num_layers, "
+                "or choose a deformable decoder"
+            )
+        return tuple(
+            tap.read(branch(tap.hidden), tap.anchors)
+            for branch, tap in zip(self.branches, taps, strict=True)
+        )
+
+    def _measure(
+        self,
+        layer: Predictions,
+        targets: Sequence[Targets],
+        pairs: Assignment,
+        num_boxes: Tensor,
+    ) -> Losses:
+        """Boxes count once per pair; a query has one class, that of its best target."""
+        single = with_best_target(pairs, *layer.boxes.shape[:2])
+        classes = self.criterion(layer, targets, single, num_boxes)
+        boxes = self.criterion(layer, targets, pairs, num_boxes)
+        return boxes | {"cls": classes["cls"]}

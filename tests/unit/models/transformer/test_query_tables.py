@@ -1,0 +1,71 @@
+"""Queries of further groups: the detector's own way of making them, from other learned rows."""
+
+import pytest
+import torch
+from test_queries import CLASSES, DIM, LAYERS, head, memory
+from torch.testing import assert_close
+
+from codetr.errors import UserError
+from codetr.models.heads import DetectionHead
+from codetr.models.transformers import (
+    LearnedQueries,
+    MixedQueries,
+    PositionedQueries,
+    ProposalStage,
+    QueryTable,
+)
+from codetr.structures import Queries
+
+MAIN, MORE = 3, 4
+
+
+def two_stage(kind: str) -> MixedQueries | PositionedQueries:
+    if kind == "mixed":
+        return MixedQueries(ProposalStage(MAIN, DIM), DIM).double()
+    stage = ProposalStage(MAIN, DIM, rank_by="objectness")
+    return PositionedQueries(stage, DIM, mixed=kind == "positioned").double()
+
+
+@pytest.mark.parametrize("kind", ["mixed", "positioned", "unlearned"])
+def test_ranks_go_on_where_the_main_queries_end(kind: str) -> None:
+    start, made, source = two_stage(kind), head(), memory()
+    main: Queries = start(source, made)
+    learned = kind != "unlearned"
+    table = QueryTable(MORE, DIM, content=learned, skip=MAIN).double()
+    same = QueryTable(MAIN, DIM, content=learned).double()
+    further, again = start.further(source, made, [table, same])
+    assert_close(again.anchors, main.anchors)
+    whole = two_stage(kind)
+    whole.load_state_dict({**start.state_dict()}, strict=False)
+    whole.stage.num_queries = MAIN + MORE
+    if learned:
+        whole.content = torch.nn.Parameter(torch.cat([start.content, table.content]))
+    joint = whole(source, made)
+    assert_close(torch.cat([main.anchors, further.anchors], dim=1), joint.anchors)
+    assert_close(torch.cat([main.content, further.content], dim=1), joint.content)
+    if main.position is not None:
+        assert_close(torch.cat([main.position, further.position], dim=1), joint.position)
+    assert not further.anchors.requires_grad
+    assert further.proposals is None
+
+
+def test_fewer_tokens_than_ranks_give_fewer_queries() -> None:
+    start, made, source = two_stage("mixed"), head(), memory()
+    tables = [QueryTable(9, DIM, skip=25).double(), QueryTable(9, DIM, skip=99).double()]
+    first, second = start.further(source, made, tables)
+    assert (first.content.shape[1], second.content.shape[1]) == (5, 0)
+
+
+def test_one_stage_queries_learn_content_and_position() -> None:
+    start = LearnedQueries(MAIN, DIM).double()
+    made = DetectionHead(CLASSES, DIM, LAYERS, two_stage=False).double()
+    table = QueryTable(MORE, DIM, position=True).double()
+    (further,) = start.further(memory(), made, [table])
+    assert_close(further.content, table.content.expand(2, -1, -1))
+    assert_close(further.position, table.position.expand(2, -1, -1))
+    points = start.reference_points(table.position).sigmoid()
+    assert_close(further.anchors, points.expand(2, -1, -1))
+    with pytest.raises(UserError, match="position"):
+        start.further(memory(), made, [QueryTable(MORE, DIM)])
+    with pytest.raises(UserError, match="content"):
+        two_stage("mixed").further(memory(), head(), [QueryTable(MORE, DIM, content=False)])

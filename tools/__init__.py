@@ -1,0 +1,1 @@
+"""The laboratory: parity with the official code, and benchmarks; not installed."""

@@ -1,0 +1,68 @@
+"""A compact copy of a folder of recorded numbers, small enough to be kept with the tests."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from codetr.errors import UserError
+from tools.parity.recorded import ARRAYS, INFO, KEYS, LOSSES, STRIDES
+
+VALUES = 800
+"""Numbers that are kept of a large array."""
+
+WHOLE = re.compile(r"in/(gt|.*crc).*|(eval/)?det.*|eval/topk_indices")
+"""Arrays that are kept as they are: they enter the check, or are read as tables."""
+
+
+def extract(folder: Path, root: Path) -> str:
+    """Copy ``folder`` to ``root``/name with about ``VALUES`` numbers of each array; says its size.
+
+    The strides in stats.json are multiplied accordingly. A folder without stats.json holds
+    arrays whole: it is copied, and of numbered cases (``case1/...``) those are left out that hold
+    more than 100 kB. Raises UserError if the folder holds no recorded numbers.
+    """
+    if not (folder / ARRAYS).is_file():
+        raise UserError(f"{folder} has no {ARRAYS}: nothing to extract")
+    target = root / folder.resolve().name
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (INFO, KEYS, LOSSES, "cases.json"):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
+    with np.load(folder / ARRAYS) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    if (folder / STRIDES).is_file():
+        stats = json.loads((folder / STRIDES).read_text(encoding="utf-8"))
+        arrays, strides = _thinned(arrays, {k: v.get("stride", 1) for k, v in stats.items()})
+        kept = {name: {"stride": stride} for name, stride in strides.items()}
+        (target / STRIDES).write_text(json.dumps(kept), encoding="utf-8")
+    else:
+        arrays = _without_large_cases(arrays)
+    np.savez_compressed(target / ARRAYS, **arrays)  # type: ignore[arg-type]
+    size = sum(path.stat().st_size for path in target.iterdir())
+    return f"{target}: {size / 1e6:.2f} MB"
+
+
+def _thinned(
+    arrays: dict[str, np.ndarray], strides: dict[str, int]
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Every n-th value, with an odd n, so that it does not stay in step with even widths."""
+    thin, kept = {}, {}
+    for name, values in arrays.items():
+        whole = values.size <= VALUES or WHOLE.fullmatch(name)
+        step = 1 if whole else -(-values.size // VALUES) | 1
+        thin[name] = values if whole else values.reshape(-1)[::step]
+        kept[name] = strides.get(name, 1) * step
+    return thin, kept
+
+
+def _without_large_cases(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    sizes: dict[str, int] = {}
+    for name, values in arrays.items():
+        case = name.split("/")[0]
+        sizes[case] = sizes.get(case, 0) + values.nbytes
+    return {name: v for name, v in arrays.items() if sizes[name.split("/")[0]] < 100_000}

@@ -1,0 +1,66 @@
+"""The rule by which runs of a single head made their feature maps and boxes (rule version 1).
+
+All draws are by NumPy's PCG64, one generator per image and level, and one per image for its boxes:
+what one draws does not hang on the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from tools.parity.rules import Array
+
+STRIDES = (4, 8, 16, 32, 64, 128)
+CHANNELS = 256
+BLOCK = 4
+COARSE, FINE = 0.8, 0.6
+BOX_STREAM = 999
+"""The number of the generator of boxes, where that of a map is its level."""
+
+
+def make_features(seeds: Sequence[int], size: Sequence[int]) -> list[Array]:
+    """One map (B, 256, h, w) float32 per stride, of a batch padded to ``size`` (height, width).
+
+    The whole of it holds noise of unit variance, an image's padding too: in blocks of 4 x 4 cells
+    and cell by cell.
+    """
+    height, width = size
+    return [
+        np.stack([_map(seed, level, -(-height // s), -(-width // s)) for seed in seeds])
+        for level, s in enumerate(STRIDES)
+    ]
+
+
+def make_boxes(
+    seed: int, size: Sequence[int], keep: Sequence[int], drawn: int = 60, num_classes: int = 80
+) -> tuple[Array, Array]:
+    """Corner boxes (n, 4) float32 in px of an image of ``size`` (height, width), and labels (n,)
+    int64: those of the ``drawn`` ones that ``keep`` lists, in its order.
+    """
+    height, width = size
+    rng = _generator(seed, BOX_STREAM)
+    x, y, w, h = rng.random((drawn, 4)).T
+    x, y = (0.1 + 0.8 * x) * width, (0.1 + 0.8 * y) * height
+    half_w, half_h = (0.06 + 0.8 * w**2) * width / 2, (0.06 + 0.8 * h**2) * height / 2
+    corners = np.stack([x - half_w, y - half_h, x + half_w, y + half_h], axis=1)
+    corners = corners.clip(0, [width, height, width, height]).astype(np.float32)
+    labels = np.floor(num_classes * rng.random(drawn)).astype(np.int64)
+    chosen = np.asarray(keep, dtype=np.int64)
+    return corners[chosen], labels[chosen]
+
+
+def _map(seed: int, level: int, height: int, width: int) -> Array:
+    rng = _generator(seed, level)
+    coarse = rng.random((CHANNELS, -(-height // BLOCK), -(-width // BLOCK)))
+    coarse = coarse.repeat(BLOCK, axis=1).repeat(BLOCK, axis=2)[:, :height, :width]
+    fine = rng.random((CHANNELS, height, width))
+    unit = math.sqrt(12.0)
+    noise = COARSE * ((coarse - 0.5) * unit) + FINE * ((fine - 0.5) * unit)
+    return noise.astype(np.float32)
+
+
+def _generator(seed: int, stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(1000 * seed + stream))

@@ -1,0 +1,148 @@
+"""Which of our heads an official one is: how it is built, run, looked at, and named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from codetr.errors import UserError
+from codetr.structures import Batch, Pyramid
+from codetr.supervision.aux_heads.atss import AtssHead
+from codetr.supervision.aux_heads.detections import ClasswiseNms, DenseSelection
+from codetr.supervision.aux_heads.fcos import FcosHead
+from codetr.supervision.aux_heads.gfl import GflHead
+from codetr.supervision.aux_heads.paa import PaaHead
+from codetr.supervision.aux_heads.rcnn import RcnnHead
+from codetr.supervision.aux_heads.retinanet import RetinaNetHead
+from codetr.supervision.aux_heads.voting import VotedSelection
+from tools.parity.head_inputs import STRIDES
+from tools.parity.head_values import (
+    HeadRun,
+    Values,
+    atss_values,
+    by_class,
+    dense_values,
+    fcos_values,
+    gfl_values,
+    paa_values,
+    retinanet_values,
+    run_dense,
+)
+from tools.parity.recorded import Recorded
+from tools.parity.region_values import rcnn_values, run_regions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """How the head of one official class is built, run and looked at."""
+
+    build: Callable[[dict[str, Any]], nn.Module]
+    values: Callable[[HeadRun], Values]
+    rename: Callable[[str], str]
+    run: Callable[[nn.Module, Pyramid, Batch], HeadRun] = run_dense
+
+
+def kind_of(recorded: Recorded) -> Kind:
+    """By its info.json. Raises UserError if the head is none of those known here."""
+    if "roi_head" in recorded.info:
+        return REGIONS
+    name = recorded.info.get("head_config", {}).get("type")
+    if name not in DENSE:
+        known = ", ".join(DENSE)
+        raise UserError(
+            f"{recorded.folder}/info.json: head_config.type is {name}: give a folder with a "
+            f"roi_head, or one of {known}"
+        )
+    return DENSE[name]
+
+
+def _dense_name(key: str) -> str:
+    """Our name of an official parameter of a dense head."""
+    key = key.removeprefix("bbox_head.0.").removesuffix(".scale")
+    key = re.sub(r"^(retina|conv|atss|gfl)_", "", key)
+    key = re.sub(r"^(cls|reg)_convs", r"\1_tower", key)
+    return key.replace(".gn.", ".norm.")
+
+
+def _paa_name(key: str) -> str:
+    return _dense_name(key).replace("centerness", "iou")
+
+
+def _regions_name(key: str) -> str:
+    for old, new in (
+        ("rpn_head.rpn_", "rpn."),
+        ("roi_head.0.bbox_head.", "box_head."),
+        ("shared_fcs", "fcs"),
+        ("fc_", ""),
+    ):
+        key = key.replace(old, new)
+    return key
+
+
+def _settings(info: dict[str, Any]) -> dict[str, Any]:
+    """What the constructors of dense heads have in common."""
+    config = info["head_config"]
+    test = config["test_cfg"]
+    choice = VotedSelection if config.get("score_voting") else DenseSelection
+    return {
+        "num_classes": config["num_classes"],
+        "channels": config["in_channels"],
+        "num_convs": config["stacked_convs"],
+        "selection": choice(
+            nms=ClasswiseNms(iou=test["nms"]["iou_threshold"], limit=test["max_per_img"]),
+            per_level=test["nms_pre"],
+            threshold=test["score_thr"],
+        ),
+    }
+
+
+def _scaled(head: Callable[..., nn.Module]) -> Callable[[dict[str, Any]], nn.Module]:
+    """Builds a head that has one factor per level."""
+    return lambda info: head(**_settings(info), num_levels=len(STRIDES))
+
+
+DENSE = {
+    "ATSSHead": Kind(
+        build=_scaled(AtssHead),
+        values=partial(dense_values, quality="ctr", assignments=atss_values),
+        rename=_dense_name,
+    ),
+    "RetinaHead": Kind(
+        build=lambda info: RetinaNetHead(**_settings(info)),
+        values=partial(dense_values, quality="", assignments=retinanet_values),
+        rename=_dense_name,
+    ),
+    "FCOSHead": Kind(
+        build=_scaled(FcosHead),
+        values=partial(dense_values, quality="ctr", assignments=fcos_values),
+        rename=_dense_name,
+    ),
+    "PAAHead": Kind(
+        build=_scaled(PaaHead),
+        values=partial(dense_values, quality="iou", assignments=paa_values, arrange=by_class),
+        rename=_paa_name,
+    ),
+    "GFLHead": Kind(
+        build=_scaled(GflHead),
+        values=partial(dense_values, quality="", assignments=gfl_values),
+        rename=_dense_name,
+    ),
+}
+"""Dense heads by their official class."""
+
+REGIONS = Kind(
+    build=lambda info: RcnnHead(
+        num_classes=info["roi_head"]["bbox_head"]["num_classes"],
+        channels=info["roi_head"]["bbox_head"]["in_channels"],
+        num_levels=len(STRIDES),
+    ),
+    values=rcnn_values,
+    rename=_regions_name,
+    run=run_regions,
+)
+"""The two-stage head, whose info.json has a ``roi_head``."""

@@ -1,0 +1,242 @@
+"""All quantities of one dense auxiliary head alone, under their official names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from codetr.structures import Batch, Pyramid
+from codetr.supervision.assigners.max_iou import IGNORED
+from codetr.supervision.aux_heads.dense import DensePredictions
+from codetr.supervision.aux_heads.detections import Detections
+from codetr.supervision.aux_heads.distances import centerness, centres_xyxy, encode_distances
+from codetr.supervision.aux_heads.matched import Matched, boxes_xyxy_px, dense_targets, match
+from codetr.supervision.aux_heads.protocol import AuxOutput
+
+Values = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadRun:
+    """A ``head`` in training, its inputs, what it said (None for the two-stage head) and what its
+    ``forward`` returned from that.
+    """
+
+    head: Any
+    pyramid: Pyramid
+    batch: Batch
+    predictions: Any
+    output: AuxOutput
+
+    def per_image(self, name: str, values: Iterable[Tensor]) -> Values:
+        """``name`` with the number of the image."""
+        return {name.format(b): value for b, value in enumerate(values)}
+
+
+def run_dense(head: nn.Module, pyramid: Pyramid, batch: Batch) -> HeadRun:
+    """The branches run once, their answers serve all quantities."""
+    predictions = head.predictions(pyramid)  # type: ignore[operator]
+    with mock.patch.object(head, "predictions", return_value=predictions):
+        output = head(pyramid, batch)
+    return HeadRun(head=head, pyramid=pyramid, batch=batch, predictions=predictions, output=output)
+
+
+@torch.no_grad()
+def dense_values(
+    run: HeadRun,
+    quality: str,
+    assignments: Callable[[HeadRun], Values],
+    arrange: Callable[[Detections], Detections] = lambda found: found,
+) -> Values:
+    """Raw outputs, detections and assignments; ``quality`` is the official name of the branch,
+    ``arrange`` puts detections into the official order.
+    """
+    with mock.patch.object(run.head, "predictions", return_value=run.predictions):
+        found = run.head.predict(run.pyramid, run.batch.images)
+    detections = detection_values([arrange(one) for one in found])
+    return outputs(run, quality) | detections | assignments(run)
+
+
+def by_class(found: Detections) -> Detections:
+    """Class by class, within a class best first."""
+    order = found.labels.argsort(stable=True)
+    return found.map(lambda value: value[order])
+
+
+def detection_values(found: Sequence[Detections]) -> Values:
+    """``det{b}_boxes_scores`` (n, 5) and ``det{b}_labels`` (n,)."""
+    values = {}
+    for b, one in enumerate(found):
+        values[f"det{b}_boxes_scores"] = torch.cat([one.boxes_xyxy_px, one.scores[:, None]], 1)
+        values[f"det{b}_labels"] = one.labels
+    return values
+
+
+def outputs(run: HeadRun, quality: str) -> Values:
+    """``out/cls{l}`` and so on: (B, channels, h, w) of level l."""
+    said: DensePredictions = run.predictions
+    parts = {"cls": said.logits, "reg": said.regression}
+    if said.quality is not None:
+        parts[quality] = said.quality[..., None]
+    values = {}
+    for name, flat in parts.items():
+        cells = [h * w for h, w in run.pyramid.shapes]
+        per_cell = flat.shape[1] // sum(cells)
+        levels = flat.split([n * per_cell for n in cells], dim=1)
+        for level, (shape, value) in enumerate(zip(run.pyramid.shapes, levels, strict=True)):
+            maps = value.reshape(len(run.batch), *shape, -1).permute(0, 3, 1, 2)
+            values[f"out/{name}{level}"] = maps
+    return values
+
+
+def _positives(run: HeadRun, matched: Sequence[Matched], anchors: Tensor) -> Values:
+    """Place, label, target and anchor of every positive."""
+    values = {}
+    for b, (one, target) in enumerate(zip(matched, run.batch.targets, strict=True)):
+        positive = _where(one.labels < run.head.num_classes)
+        values[f"assign{b}_pos_idx"] = positive
+        values[f"assign{b}_pos_label"] = one.labels[positive]
+        values[f"assign{b}_pos_target_box"] = boxes_xyxy_px(one.boxes[positive], target)
+        values[f"assign{b}_pos_anchor"] = anchors[positive]
+    return values
+
+
+def _at_positives(run: HeadRun, matched: Sequence[Matched], name: str, table: Tensor) -> Values:
+    """``assign{b}_pos_NAME``: the rows of ``table`` (B, A, ...) at the positives."""
+    positive = (_where(m.labels < run.head.num_classes) for m in matched)
+    rows = (table[b, index] for b, index in enumerate(positive))
+    return run.per_image(f"assign{{}}_pos_{name}", rows)
+
+
+def _where(mask: Tensor) -> Tensor:
+    return mask.nonzero().squeeze(1)
+
+
+def _anchors(run: HeadRun) -> Any:
+    return run.head.grid(run.pyramid, run.batch.images.padded_sizes)
+
+
+def _usable(anchors: Any) -> Values:
+    return {"counts/usable": anchors.usable.sum(dim=1)}
+
+
+def atss_values(run: HeadRun) -> Values:
+    """The assignment, and the centerness that it asks for."""
+    anchors = _anchors(run)
+    matched = run.head.assign(anchors, run.batch)
+    wanted = dense_targets(matched, run.batch.targets, anchors.boxes, run.head.num_classes)
+    quality = centerness(encode_distances(centres_xyxy(anchors.boxes), wanted.boxes_px))
+    return {
+        **_usable(anchors),
+        **_positives(run, matched, anchors.boxes),
+        **_at_positives(run, matched, "centerness", quality),
+    }
+
+
+def retinanet_values(run: HeadRun) -> Values:
+    """The assignment, which anchors it ignores, and the offsets that it asks for."""
+    head, anchors = run.head, _anchors(run)
+    assigned = head.assign(anchors, run.batch)
+    matched = [
+        match(t, row, head.num_classes) for t, row in zip(run.batch.targets, assigned, strict=True)
+    ]
+    wanted = dense_targets(matched, run.batch.targets, anchors.boxes, head.num_classes)
+    offsets = head.coder.encode(anchors.boxes, wanted.boxes_px)
+    ignored = (_where(row) for row in (assigned == IGNORED) & anchors.usable)
+    return {
+        **_usable(anchors),
+        **_positives(run, matched, anchors.boxes),
+        **_at_positives(run, matched, "delta_target", offsets),
+        **run.per_image("assign{}_ignored_idx", ignored),
+    }
+
+
+def fcos_values(run: HeadRun) -> Values:
+    """The assignment, the distances and centerness that it asks for, and the queries' boxes."""
+    points = run.head.grid(run.pyramid)
+    matched = run.head.assign(points, run.batch)
+    wanted = dense_targets(matched, run.batch.targets, points.boxes, run.head.num_classes)
+    sides = encode_distances(points.centres, wanted.boxes_px)
+    values = {}
+    for b, (found, target) in enumerate(zip(run.output.candidates, run.batch.targets, strict=True)):
+        positive = found.labels < run.head.num_classes
+        values[f"assign{b}_query_coords"] = boxes_xyxy_px(found.boxes[positive], target)
+        values[f"assign{b}_pos_point"] = points.centres[positive]
+    return {
+        **values,
+        **_positives(run, matched, points.boxes),
+        **_at_positives(run, matched, "ltrb", sides),
+        **_at_positives(run, matched, "centerness", centerness(sides)),
+    }
+
+
+def gfl_values(run: HeadRun) -> Values:
+    """The assignment, and the targets that depend on the predictions."""
+    head, anchors = run.head, _anchors(run)
+    matched = head.assign(anchors, run.batch)
+    wanted = dense_targets(matched, run.batch.targets, anchors.boxes, head.num_classes)
+    goals = head.goals(run.predictions, anchors, wanted)
+    centres = centres_xyxy(anchors.boxes).repeat(1, 2)
+    predicted = goals.predicted * anchors.strides[:, None] + centres
+    return {
+        **_usable(anchors),
+        **_positives(run, matched, anchors.boxes),
+        **_at_positives(run, matched, "quality", goals.quality),
+        **_at_positives(run, matched, "box_weight", goals.weight),
+        **_at_positives(run, matched, "distance_target", goals.distances),
+        **_at_positives(run, matched, "pred_box", predicted),
+        "counts/box_avg_factor": goals.weight.sum().clamp(min=1),
+    }
+
+
+def paa_values(run: HeadRun) -> Values:
+    """Both stages of the assignment, and the mixture of every box in between."""
+    head, batch, anchors = run.head, run.batch, _anchors(run)
+    proposed = head.propose(anchors, batch)
+    losses = head.candidate_losses(run.predictions, anchors, proposed, batch)
+    matched = head.assign(run.predictions, anchors, batch)
+    wanted = dense_targets(matched, batch.targets, anchors.boxes, head.num_classes)
+    iou = head.costs(run.predictions, anchors, wanted).iou
+    values = _usable(anchors)
+    iterations: list[Tensor] = []
+    for b, target in enumerate(batch.targets):
+        first = _where(proposed[b] >= 0)
+        values[f"assign{b}_initial_pos_idx"] = first
+        values[f"assign{b}_initial_gt"] = proposed[b, first]
+        values[f"assign{b}_initial_loss"] = losses[b, first]
+        found, steps = _mixtures(head, proposed[b], losses[b], anchors.level_sizes, len(target))
+        values |= {f"gmm{b}_{name}": value for name, value in found.items()}
+        iterations.append(steps)
+    return {
+        **values,
+        **_positives(run, matched, anchors.boxes),
+        **_at_positives(run, matched, "iou_target", iou),
+        "counts/gmm iterations": torch.cat(iterations),
+    }
+
+
+def _mixtures(
+    head: Any, proposed: Tensor, losses: Tensor, level_sizes: tuple[int, ...], count: int
+) -> tuple[Values, Tensor]:
+    """``{box}_candidates`` and so on for the boxes that have a mixture, and its iterations."""
+    pool = head.assigner.pools(proposed, losses, level_sizes, count)
+    mixture = head.assigner.mixture(pool.losses)
+    low, high = mixture.log_joint(pool.losses)
+    members = pool.losses.isfinite()
+    values: Values = {}
+    for box in range(count):
+        own = members[:, box]
+        parameters = (mixture.means, mixture.variances, mixture.weights)
+        values |= {
+            f"{box}_candidates": pool.anchors[own, box],
+            f"{box}_losses": pool.losses[own, box],
+            f"{box}_mean_var_weight": torch.stack([p[:, box] for p in parameters]),
+            f"{box}_component": (low < high)[own, box].long(),
+            f"{box}_log_density": torch.logaddexp(low, high)[own, box],
+        }
+    return values, mixture.iterations[members.sum(dim=0) > 1]

@@ -1,0 +1,176 @@
+"""All quantities of an evaluation pass, under their official names (``eval/...``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from codetr.boxes import logit
+from codetr.evaluation import Postprocess
+from codetr.models.detectors.protocol import MAIN
+from codetr.models.transformers.queries import grid_proposals
+from codetr.structures import Memory, Predictions, Pyramid, QueryGroup
+from codetr.supervision.aux_heads.matched import boxes_xyxy_px
+from tools.parity.case import Case
+from tools.parity.probe import probe
+
+Values = dict[str, Tensor]
+
+
+@torch.no_grad()
+def evaluation_values(case: Case) -> Values:
+    """Backbone, neck, encoder, proposals, decoder, detections and auxiliary heads."""
+    case.detector.eval()
+    case.schemes.eval()
+    encoded, memory = _encoding(case)
+    decoded, last = _decoding(case, memory)
+    values = encoded | decoded | _detections(case, last)
+    if case.heads:
+        values |= _auxiliary(case, case.schemes["collaborative"].auxiliary_pyramid(memory))
+    return {f"eval/{name}": value for name, value in values.items()}
+
+
+def numbered(name: str, values: Iterable[Tensor]) -> Values:
+    """``name0``, ``name1``, ..."""
+    return {f"{name}{i}": value for i, value in enumerate(values)}
+
+
+def _encoding(case: Case) -> tuple[Values, Memory]:
+    parts = case.detector
+    with probe({"backbone": parts.backbone, "neck": parts.neck, "layer": _first(parts)}) as seen:
+        memory = parts.encode(case.batch.images)
+    _, position, frame, padding, _ = seen.inputs["layer"][0]
+    references = frame.origin.unflatten(-1, (len(memory.shapes), -1, 2))[:, :, 0, :, 0]
+    return {
+        **numbered("backbone", seen.outputs["backbone"][0].maps),
+        **numbered("neck", seen.outputs["neck"][0].maps),
+        "mask": padding,
+        "valid_ratios": memory.valid_ratios,
+        "pos_plus_level_embed": position.expand_as(memory.tokens),
+        "enc_reference_points": references,
+        "memory": memory.tokens,
+    }, memory
+
+
+def _first(detector: Any) -> nn.Module:
+    layer: nn.Module = detector.encoder.layers[0]
+    return layer
+
+
+def _decoding(case: Case, memory: Memory) -> tuple[Values, Predictions]:
+    detector = case.detector
+    stage = detector.query_init.stage
+    with probe({"norm": stage.norm}) as first:
+        proposals, chosen = stage(memory, detector.head)
+    queries = detector.queries(memory)
+    layers = {f"layer{i}": layer for i, layer in enumerate(detector.decoder.layers)}
+    heads = {f"head{i}": detector.head.classify[i] for i in range(len(layers))}
+    with probe({**layers, **heads}) as seen:
+        decoded = detector.decode(memory, [QueryGroup(name=MAIN, queries=queries)])[MAIN]
+    scores = proposals.logits
+    selected = chosen[..., None]
+    values = {
+        "enc_output_memory": first.outputs["norm"][0],
+        "enc_output_proposals": grid_proposals(memory)[0],
+        "topk_input": scores.amax(-1) if stage.rank_by == "any_class" else scores[..., 0],
+        "topk_indices": chosen,
+        "topk_score": scores.gather(1, selected.expand(-1, -1, scores.shape[-1])),
+        "topk_anchor": proposals.boxes.gather(1, selected.expand(-1, -1, 4)).sigmoid(),
+        "enc_outputs_class": scores,
+        "enc_outputs_coord": proposals.boxes.sigmoid(),
+        "dec_in_query": queries.content,
+        "dec_in_reference": queries.anchors,
+        "dec_hidden": torch.stack([seen.inputs[name][0][0] for name in heads]),
+        "dec_references": _references(case, memory, [seen.inputs[n][0] for n in layers])
+        if detector.decoder.norm is not None
+        else torch.stack([layer.boxes for layer in decoded.layers]),
+        "all_cls_scores": torch.stack([layer.logits for layer in decoded.layers]),
+        "all_bbox_preds": torch.stack([layer.boxes for layer in decoded.layers]),
+    }
+    if queries.position is not None:
+        values["dec_in_query_pos"] = queries.position
+    return values, decoded.layers[-1]
+
+
+def _references(case: Case, memory: Memory, inputs: list[tuple[Any, ...]]) -> Tensor:
+    """The anchors before the first layer and after each: refined from un-normed outputs (DINO).
+
+    Layers see anchors times the valid ratios; the last refinement, which no layer sees, is made
+    again from the last layer's output.
+    """
+    decoder, head = case.detector.decoder, case.detector.head
+    ratios = memory.valid_ratios.repeat(1, 1, 2)[:, None, 0]
+    anchors = [references[:, :, 0] / ratios for _, _, references, *_ in inputs]
+    hidden = decoder.layers[-1](*inputs[-1]).content
+    offsets = head.regress[len(inputs) - 1](hidden)
+    return torch.stack([*anchors, torch.sigmoid(offsets + logit(anchors[-1], decoder.eps))])
+
+
+def _detections(case: Case, last: Predictions) -> Values:
+    sizes, infos = case.batch.images.sizes, case.batch.infos
+    plain = Postprocess(max_detections=case.postprocess.max_detections)
+    values = _found("det{}", case.postprocess(last, sizes, infos))
+    return values | _found("det{}_nonms", plain(last, sizes, infos))
+
+
+def _found(name: str, images: Iterable[Any]) -> Values:
+    values = {}
+    for b, found in enumerate(images):
+        values[f"{name.format(b)}_boxes_scores"] = scored(found.boxes_xyxy_px, found.scores)
+        values[f"{name.format(b)}_labels"] = found.labels
+    return values
+
+
+def scored(boxes: Tensor, scores: Tensor) -> Tensor:
+    """(n, 5) boxes with their scores."""
+    return torch.cat([boxes, scores[:, None].to(boxes)], dim=1)
+
+
+def _auxiliary(case: Case, pyramid: Pyramid) -> Values:
+    values = numbered("enc_map", pyramid.maps)
+    heads: dict[str, Any] = case.heads
+    images = case.batch.images
+    if "atss" in heads:
+        values |= atss_outputs(heads["atss"], pyramid)
+        values |= _found("atss_det{}", heads["atss"].predict(pyramid, images))
+    if "rcnn" in heads:
+        values |= _rcnn(case, heads["rcnn"], pyramid)
+    return values
+
+
+def atss_outputs(head: Any, pyramid: Pyramid) -> Values:
+    """``atss_cls0`` ... as the branches give them, offsets times the level's scale."""
+    with probe({"cls": head.cls, "reg": head.reg, "ctr": head.centerness}) as seen:
+        head.predictions(pyramid)
+    scaled = [m * s for m, s in zip(seen.outputs["reg"], head.scales, strict=True)]
+    return {
+        **numbered("atss_cls", seen.outputs["cls"]),
+        **numbered("atss_reg", scaled),
+        **numbered("atss_ctr", seen.outputs["ctr"]),
+    }
+
+
+def _rcnn(case: Case, head: Any, pyramid: Pyramid) -> Values:
+    images = case.batch.images
+    with probe({"cls": head.rpn.cls, "reg": head.rpn.reg}) as seen:
+        first = head.rpn(pyramid, images)
+    proposals = head.rpn.proposals(first, images.sizes, head.rpn.inference_selection)
+    features = head.pool(pyramid, [boxes_xyxy_px(t.boxes, t) for t in case.batch.targets])
+    logits, deltas = head.classify(features)
+    return {
+        **numbered("rpn_cls", seen.outputs["cls"]),
+        **numbered("rpn_reg", seen.outputs["reg"]),
+        **{f"rpn{b}_proposals": scored(p.boxes, p.scores) for b, p in enumerate(proposals)},
+        "gt_roi_feats": features,
+        "gt_roi_cls": logits,
+        "gt_roi_reg": deltas.flatten(1),
+        **_found("roi_det{}", head.predict(pyramid, images)),
+    }
+
+
+def outputs_of(values: Mapping[str, Tensor], prefix: str) -> Values:
+    """The same values under ``prefix/name``."""
+    return {f"{prefix}/{name}": value for name, value in values.items()}

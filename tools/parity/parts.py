@@ -1,0 +1,231 @@
+"""Recorded parts alone: deformable attention, denoising queries, soft-NMS, the test pipeline.
+
+Each function takes a folder and returns one row per compared quantity.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from torch import Tensor
+
+from codetr.boxes import xyxy_to_cxcywh
+from codetr.checkpoints.experiment import compose_experiment
+from codetr.data.collate import Collate
+from codetr.data.images import read_image
+from codetr.data.sample import BoxSet, Sample
+from codetr.errors import UserError
+from codetr.evaluation import SoftNms
+from codetr.models.detectors.grouping import attention_mask
+from codetr.models.detectors.protocol import MAIN
+from codetr.models.ops import multi_scale_deformable_attention, use_msda
+from codetr.structures import Queries, QueryGroup, Targets
+from codetr.supervision.criteria import QualityClassification, SetCriterion
+from codetr.supervision.schemes.denoising import Denoising, Noise
+from tools.parity.table import Row, Tolerance, compare
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+NUM_CLASSES = 80
+IMAGES = Path("data/coco_tiny/val2017")
+
+
+def check_msda(folder: Path) -> list[Row]:
+    """The operator and the reference: output and gradients in float64, output also in float32."""
+    arrays, rows = _arrays(folder), []
+    try:
+        for choice in ("numba", "torch"):
+            use_msda(choice, torch.device("cpu"))
+            for case in _cases(arrays):
+                recorded = {k.removeprefix(f"{case}/"): v for k, v in arrays.items() if case in k}
+                rows += _msda_rows(f"{choice}: {case}", recorded, case == "case0")
+    finally:
+        use_msda("auto", torch.device("cpu"))
+    return rows
+
+
+def _msda_rows(name: str, recorded: Arrays, one_sided: bool) -> list[Row]:
+    """``one_sided``: a location lies exactly on a pixel's centre; its gradient there may differ."""
+    given = [torch.from_numpy(recorded[key]) for key in ("value", "loc", "att")]
+    shapes = tuple((int(h), int(w)) for h, w in recorded["shapes"])
+    inputs = [tensor.clone().requires_grad_() for tensor in given]
+    out = multi_scale_deformable_attention(inputs[0], shapes, inputs[1], inputs[2])
+    gradients = torch.autograd.grad(out, inputs, torch.from_numpy(recorded["grad_out"]))
+    tight, loose = Tolerance(absolute=1e-10), Tolerance(absolute=1e-5)
+    rows = [compare(f"{name}/out", out, recorded["out"], tight)]
+    for key, ours in zip(("value", "loc", "att"), gradients, strict=True):
+        stored = recorded[f"grad_{key}"].copy()
+        if one_sided and key == "loc":
+            stored[0, 1, 1, 1, 0, 1] = ours[0, 1, 1, 1, 0, 1]
+        rows.append(compare(f"{name}/grad_{key}", ours, stored, tight))
+    value, locations, weights = (tensor.float() for tensor in given)
+    single = multi_scale_deformable_attention(value, shapes, locations, weights)
+    return [*rows, compare(f"{name}/out (float32)", single, recorded["out"], loose)]
+
+
+def check_soft_nms(folder: Path) -> list[Row]:
+    """Which boxes stay, in which order, with which scores: in float64 and in float32."""
+    arrays, rows, nms = _arrays(folder), [], SoftNms(0.8, 1e-3)
+    for case in _cases(arrays):
+        boxes, scores, labels = (
+            torch.from_numpy(arrays[f"{case}/{name}"]) for name in ("boxes", "scores", "labels")
+        )
+        keep, decayed = nms(boxes.double(), scores.double(), labels)
+        found = torch.cat([boxes.double()[keep], decayed[:, None]], dim=1)
+        rows.append(compare(f"{case}/keep", keep, arrays[f"{case}/keep"]))
+        recorded = arrays[f"{case}/dets"]
+        rows.append(compare(f"{case}/dets", found, recorded, Tolerance(absolute=1e-6)))
+        keep, decayed = nms(boxes, scores, labels)
+        rows.append(compare(f"{case}/keep (float32)", keep, arrays[f"{case}/keep"]))
+        recorded = arrays[f"{case}/scores_float32"]
+        rows.append(compare(f"{case}/scores_float32", decayed, recorded, Tolerance(absolute=1e-4)))
+    return rows
+
+
+def check_dn_query(folder: Path) -> list[Row]:
+    """Denoising queries under the recorded draws: labels, boxes, mask, number of groups."""
+    arrays, rows = _arrays(folder), []
+    for number, info in enumerate(json.loads((folder / "cases.json").read_text())):
+        case = f"case{number}"
+        scheme = Denoising(
+            SetCriterion(QualityClassification()),
+            NUM_CLASSES,
+            dim=8,
+            num_queries=info["num_dn"],
+            label_noise=info["label"],
+            box_noise=info["box"],
+        ).double()
+        recorded = {k.removeprefix(f"{case}/"): v for k, v in arrays.items() if case in k}
+        if sum(info["gts"]) == 0:
+            rows.append(compare(f"{case}/pad_size", 0, info["pad_size"]))
+            continue
+        groups = max(1, info["num_dn"] // max(info["gts"]))
+        rows.append(compare(f"{case}/num_dn_group", groups, info["num_dn_group"]))
+        group = scheme.group(_dn_targets(recorded, info["sizes"]), _dn_noise(recorded, info))
+        rows += _dn_rows(case, recorded, scheme, group, info["nq"])
+    return rows
+
+
+def _dn_rows(
+    case: str, recorded: Arrays, scheme: Denoising, group: QueryGroup, matching: int
+) -> list[Row]:
+    table = torch.cat([torch.zeros(1, 8).double(), scheme.label_embedding.weight.detach()])
+    content = table[torch.from_numpy(recorded["label_plus1"]).long()]
+    queries = Queries(
+        content=content.new_zeros(len(content), matching, 8),
+        anchors=content.new_zeros(len(content), matching, 4),
+    )
+    allowed = attention_mask([group, QueryGroup(name=MAIN, queries=queries)])
+    assert allowed is not None
+    tight = Tolerance(absolute=1e-9)
+    boxes = torch.logit(group.queries.anchors)
+    return [
+        compare(f"{case}/label_plus1 (embedded)", group.queries.content, content, tight),
+        compare(f"{case}/bbox_logit", boxes, recorded["bbox_logit"], tight),
+        compare(f"{case}/attn_mask", ~allowed, recorded["attn_mask"]),
+    ]
+
+
+def _dn_targets(recorded: Arrays, sizes: Sequence[Sequence[int]]) -> list[Targets]:
+    made = []
+    for i, (height, width) in enumerate(sizes):
+        size = torch.tensor([width, height], dtype=torch.float64)
+        boxes = torch.from_numpy(recorded[f"gt{i}_boxes"]).double().reshape(-1, 4)
+        made.append(
+            Targets(
+                boxes=xyxy_to_cxcywh(boxes / size.repeat(2)),
+                labels=torch.from_numpy(recorded[f"gt{i}_labels"]).long(),
+                weights=torch.ones(len(boxes), dtype=torch.float64),
+                size=size,
+            )
+        )
+    return made
+
+
+def _dn_noise(recorded: Arrays, info: dict[str, Any]) -> Noise:
+    """The recorded draws (group, positive | negative, box of the batch) in our layout
+    (image, group, positive | negative, slot).
+    """
+    counts = info["gts"]
+    flip = torch.from_numpy(recorded["draw_label_p"]).double()
+    groups = len(flip) // (2 * sum(counts))
+    new = torch.zeros(len(flip), dtype=torch.int64)
+    new[flip < info["label"] * 0.5] = torch.from_numpy(recorded["draw_new_label"]).long()
+
+    def laid_out(flat: Tensor) -> Tensor:
+        copies = flat.unflatten(0, (groups, 2, sum(counts)))
+        out = flat.new_zeros(len(counts), groups, 2, max(counts), *flat.shape[1:])
+        for image, own in enumerate(copies.split(counts, dim=2)):
+            out[image, :, :, : counts[image]] = own
+        return out
+
+    return Noise(
+        flip=laid_out(flip),
+        labels=laid_out(new),
+        signs=laid_out(torch.from_numpy(recorded["draw_box_sign01"]).double() * 2 - 1),
+        shifts=laid_out(torch.from_numpy(recorded["draw_box_part"]).double()),
+    )
+
+
+def check_test_pipeline(folder: Path) -> list[Row]:
+    """The tensor of each image under the experiment's evaluation: all bytes, by CRC-32.
+
+    The images are looked for in ``data/coco_tiny/val2017`` beside the folder of the recorded
+    numbers. Raises UserError if they are not there.
+    """
+    info, arrays, rows = json.loads((folder / "info.json").read_text()), _arrays(folder), []
+    images = folder.resolve().parents[1] / IMAGES
+    for case, recipe in info["cases"].items():
+        cfg = compose_experiment(Path(recipe["config"]).stem, NUM_CLASSES)
+        resize = instantiate(cfg.augmentation.eval)
+        collate = Collate(cfg.data.mean, cfg.data.std, cfg.data.size_divisor)
+        for number, (name, expected) in enumerate(recipe["images"].items()):
+            if not (images / name).is_file():
+                raise UserError(f"{folder}: the test pipeline needs the image {images / name}")
+            none = BoxSet.ground_truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+            sample = resize(
+                Sample(
+                    image=read_image(images / name),
+                    targets=none,
+                    image_id=0,
+                    original_size=(1, 1),
+                    path=name,
+                )
+            )
+            pixels = collate([sample]).images.pixels[0].numpy()
+            crc = zlib.crc32(pixels.tobytes())
+            kept = pixels.reshape(-1)[:: expected["stride"]][:5000]
+            stored = arrays[f"{case}/{number}"]
+            scale = Tolerance(relative=1e-6)
+            rows += [
+                compare(f"{case}/{name} shape", pixels.shape, expected["tensor_shape"]),
+                compare(f"{case}/{name} values", kept, stored, Tolerance(absolute=1e-6)),
+                compare(f"{case}/{name} CRC-32", crc, expected["crc32_f32"]),
+                compare(f"{case}/{name} scale", sample.scale, expected["scale_factor"][:2], scale),
+            ]
+    return rows
+
+
+PARTS: dict[str, Callable[[Path], list[Row]]] = {
+    "msda": check_msda,
+    "soft_nms": check_soft_nms,
+    "dn_query": check_dn_query,
+    "test_pipeline": check_test_pipeline,
+}
+"""Checks by the name of the folder."""
+
+
+def _arrays(folder: Path) -> Arrays:
+    with np.load(folder / "io.npz") as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def _cases(arrays: Arrays) -> list[str]:
+    return sorted({name.split("/")[0] for name in arrays})

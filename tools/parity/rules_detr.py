@@ -1,0 +1,131 @@
+"""The rules by which recorded runs of DETR's family made their weights and inputs (rule D1).
+
+As ``rules``, with other names and ranges: draws by NumPy's PCG64; a weight depends on its official
+name and shape alone; an image and its boxes on a seed. Each value is computed in float64 and
+rounded once to float32.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tools.parity.rules import Array
+
+PROPOSAL_BIAS = (0.0, 0.0, 1.2, 1.2)
+"""Middle of the proposals' last box bias: boxes larger than their anchors."""
+
+BOX_GAIN, PROPOSAL_CLASS_GAIN = 0.3, -1.0
+"""Of last box layers, and of the proposals' class layer (void tokens rank last)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """``pixels`` (B, 3, H, W) normalised and padded by zeros; ``padding`` (B, H, W) True there; per
+    image ``boxes`` (n, 4) xyxy px, ``relative`` (n, 4) cxcywh in [0, 1], ``labels`` (n,).
+    """
+
+    pixels: Array
+    padding: Array
+    boxes: list[Array]
+    relative: list[Array]
+    labels: list[Array]
+
+
+def make_tensor(
+    key: str, shape: Sequence[int], overrides: Sequence[Mapping[str, Any]] = ()
+) -> Array:
+    """The weight of an official name. The first of ``overrides`` whose ``pattern`` matches the
+    whole name replaces the rule: by ``gain``, or by ``offset`` (a number, or one for each entry of
+    the last axis) and ``scale``.
+    """
+    generator = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode())))
+    unit = 2.0 * generator.random(size=tuple(shape)) - 1.0
+    chosen = next((o for o in overrides if re.fullmatch(o["pattern"], key)), None)
+    if chosen is None:
+        middle, width = _range(key, tuple(shape))
+    elif "gain" in chosen:
+        middle, width = 0.0, chosen["gain"] * _fan(shape)
+    else:
+        middle, width = np.asarray(chosen["offset"]), chosen["scale"]
+    return np.asarray(middle + width * unit, dtype=np.float32)
+
+
+def _fan(shape: Sequence[int]) -> float:
+    """Half width that keeps the variance of a layer's inputs."""
+    return math.sqrt(3.0 / math.prod(shape[1:]))
+
+
+def _range(key: str, shape: tuple[int, ...]) -> tuple[Any, float]:
+    """Middle and half width of the values of ``key``."""
+    if key.endswith(("running_mean", "running_var")):
+        return (0.0, 0.1) if key.endswith("mean") else (1.0, 0.5)
+    if key.endswith("query_embed.weight"):
+        return 0.0, 1.0
+    if len(shape) > 1:
+        gain = 1.0
+        if re.fullmatch(r"bbox_embed\.\d+\.layers\.2\.weight", key):
+            gain = BOX_GAIN
+        elif key == "class_embed.6.weight":
+            gain = PROPOSAL_CLASS_GAIN
+        return 0.0, gain * _fan(shape)
+    if shape and key.endswith("weight"):
+        return 1.0, 0.2
+    if key.endswith("sampling_offsets.bias"):
+        return 0.0, 2.0
+    if key == "bbox_embed.6.layers.2.bias":
+        return np.asarray(PROPOSAL_BIAS), 0.1
+    if re.fullmatch(r"class_embed\.\d+\.bias", key):
+        return -2.0, 0.1
+    return (0.0, 0.1) if shape else (0.0, _fan(shape))
+
+
+def make_inputs(
+    seed: int, sizes: Sequence[Sequence[int]], num_boxes: Sequence[int], num_classes: int = 91
+) -> Inputs:
+    """A batch of images of ``sizes`` (height, width) with ``num_boxes`` boxes each."""
+    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+    pixels = np.zeros((len(sizes), 3, height, width), dtype=np.float32)
+    padding = np.ones((len(sizes), height, width), dtype=bool)
+    boxes, relative, labels = [], [], []
+    for b, ((h, w), count) in enumerate(zip(sizes, num_boxes, strict=True)):
+        generator = np.random.Generator(np.random.PCG64(1000 * seed + b))
+        pixels[b, :, :h, :w] = _image(generator, h, w)
+        padding[b, :h, :w] = False
+        corners = _boxes(generator, h, w, count)
+        boxes.append(corners)
+        relative.append(_relative(corners, h, w))
+        labels.append(np.floor(num_classes * generator.random(count)).astype(np.int64))
+    return Inputs(pixels=pixels, padding=padding, boxes=boxes, relative=relative, labels=labels)
+
+
+def _image(generator: np.random.Generator, height: int, width: int) -> Array:
+    """(3, H, W): noise of unit variance in blocks of 32, 8 and 1 pixels, weighted 4 : 2 : 1."""
+    total = np.zeros((3, height, width))
+    for block, weight in ((32, 1.0), (8, 0.5), (1, 0.25)):
+        cells = generator.random((3, -(-height // block), -(-width // block)))
+        noise = (cells - 0.5) * math.sqrt(12.0)
+        total += weight * noise.repeat(block, 1).repeat(block, 2)[:, :height, :width]
+    return total.astype(np.float32)
+
+
+def _boxes(generator: np.random.Generator, height: int, width: int, count: int) -> Array:
+    """(n, 4) xyxy px float32, clipped to the image."""
+    size = np.array([width, height])
+    drawn = generator.random((count, 4))
+    centre, half = (0.15 + 0.7 * drawn[:, :2]) * size, (0.1 + 0.5 * drawn[:, 2:]) * size / 2
+    corners = np.concatenate([centre - half, centre + half], axis=1)
+    return corners.clip(0, np.tile(size, 2)).astype(np.float32)
+
+
+def _relative(corners: Array, height: int, width: int) -> Array:
+    """(n, 4) cxcywh, all of it in float32."""
+    size = np.array([width, height], dtype=np.float32)
+    low, high = corners[:, :2], corners[:, 2:]
+    return np.concatenate([(low + high) / 2 / size, (high - low) / size], axis=1)

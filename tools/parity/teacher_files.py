@@ -1,0 +1,138 @@
+"""What the official loader of Teach-DETR makes of teacher files, against ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.transforms import v2
+
+from codetr.classes import ClassList
+from codetr.data.annotations import CocoAnnotations
+from codetr.data.augment import resize, transform, without_tiny_boxes
+from codetr.data.collate import Collate
+from codetr.data.sample import BoxSet, Sample
+from codetr.data.teachers import Suppression, TeacherBoxes
+from codetr.data.written import Written
+from codetr.errors import UserError
+from tools.parity.recorded_detr import RecordedDetr
+from tools.parity.rules import Array
+from tools.parity.table import Row, Tolerance, compare
+
+LOADER = "loader_cases.npz"
+
+BOXES = Tolerance(absolute=1e-6)
+SCORES = Tolerance(absolute=1e-7)
+
+
+class _Crop(v2.Transform):
+    def __init__(self, top: int, left: int, height: int, width: int) -> None:
+        super().__init__()
+        self.window = (top, left, height, width)
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return v2.functional.crop(inpt, *self.window)
+
+
+def check_loader(folder: Path, recorded: RecordedDetr) -> list[Row]:
+    """Ground truth and merged teachers' boxes of every recorded image and case."""
+    with np.load(folder / LOADER) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    cases = list(dict.fromkeys(tuple(name.split("/")[:2]) for name in arrays))
+    ids = sorted({int(number) for _, number in cases})
+    sizes = {i: tuple(map(int, arrays[f"plain/{i}/size"])) for i in ids}
+    annotations = _annotations(sizes, recorded.num_classes)
+    names = list(recorded.keys["ext_ann_weights"])
+    files = [folder / f"teacher_{name}.json" for name in names]
+    rows: list[Row] = []
+    for case, number in cases:
+        weights = _numbers(case, r"weights_([\d.]+)_([\d.]+)")
+        merge = Suppression(weights=weights or list(recorded.keys["ext_ann_weights"].values()))
+        index = ids.index(int(number))
+        boxes = TeacherBoxes(files, annotations, merge)(index)
+        sample = _sample(recorded, sizes[int(number)], boxes)
+        place = f"{case}/{number}"
+        moved = _moved(sample, case, arrays[f"{place}/size"])
+        rows += _rows(place, moved, arrays)
+        if case == "plain" and int(number) in recorded.keys["image_ids"]:
+            rows += _targets(recorded, recorded.keys["image_ids"].index(int(number)), moved)
+    return rows
+
+
+def _annotations(sizes: Mapping[int, tuple[int, ...]], num_classes: int) -> CocoAnnotations:
+    """The recorded images without boxes. Category ids are the classes."""
+    none = torch.zeros(0, dtype=torch.int64)
+    return CocoAnnotations(
+        path=Path(LOADER),
+        classes=ClassList(
+            names=tuple(map(str, range(num_classes))), category_ids=tuple(range(num_classes))
+        ),
+        image_ids=tuple(sizes),
+        file_names=tuple(map(str, sizes)),
+        sizes=torch.tensor(list(sizes.values())),
+        boxes=torch.zeros(0, 4),
+        labels=none,
+        crowd=none.bool(),
+        written=Written(sides=torch.zeros(0, 2), area=torch.zeros(0), ignore=none.bool()),
+        annotation_ids=(),
+        offsets=none.new_zeros(len(sizes) + 1),
+    )
+
+
+def _sample(recorded: RecordedDetr, size: tuple[int, ...], teachers: tuple[BoxSet, ...]) -> Sample:
+    """A black image with the ground truth of the recorded input of this size."""
+    number = [tuple(own) for own in recorded.keys["sizes"]].index(size)
+    inputs = recorded.inputs()
+    return Sample(
+        image=torch.zeros(3, *size, dtype=torch.uint8),
+        targets=BoxSet.ground_truth(
+            torch.from_numpy(inputs.boxes[number]), torch.from_numpy(inputs.labels[number])
+        ),
+        teachers=teachers,
+        image_id=number,
+        original_size=(size[0], size[1]),
+    )
+
+
+def _moved(sample: Sample, case: str, size: Array) -> Sample:
+    """The case's geometric operation, by our augmentation's own functions. A resize goes to the
+    recorded ``size`` (the official long side is rounded down, ours to the nearest pixel).
+    """
+    if case == "hflip":
+        return transform(sample, v2.RandomHorizontalFlip(1.0))
+    if case.startswith("resize"):
+        return resize(sample, (int(size[0]), int(size[1])))
+    window = _numbers(case, r"crop_i(\d+)_j(\d+)_h(\d+)_w(\d+)")
+    if window is not None:
+        return without_tiny_boxes(transform(sample, _Crop(*map(int, window))))
+    if case == "plain" or case.startswith("weights"):
+        return sample
+    raise UserError(f"{LOADER}: unknown case {case}: this program knows no such operation")
+
+
+def _numbers(case: str, pattern: str) -> list[float] | None:
+    match = re.fullmatch(pattern, case)
+    return None if match is None else [float(value) for value in match.groups()]
+
+
+def _rows(place: str, sample: Sample, arrays: Mapping[str, Array]) -> Iterator[Row]:
+    batch = Collate()([sample])
+    (targets,), ((teacher,),) = batch.targets, batch.teachers
+    yield compare(f"{place}/size", sample.size, arrays[f"{place}/size"])
+    yield compare(f"{place}/boxes", targets.boxes, arrays[f"{place}/boxes"], BOXES)
+    yield compare(f"{place}/labels", targets.labels, arrays[f"{place}/labels"])
+    yield compare(f"{place}/ext_boxes", teacher.boxes, arrays[f"{place}/ext_boxes"], BOXES)
+    yield compare(f"{place}/ext_labels", teacher.labels, arrays[f"{place}/ext_labels"])
+    yield compare(f"{place}/ext_scores", teacher.weights, arrays[f"{place}/ext_scores"], SCORES)
+
+
+def _targets(recorded: RecordedDetr, number: int, sample: Sample) -> Iterator[Row]:
+    """What the recorded losses saw of the teachers."""
+    ((teacher,),) = Collate()([sample]).teachers
+    yield recorded.row(f"target_ext_boxes_{number}", teacher.boxes, BOXES)
+    yield recorded.row(f"target_ext_labels_{number}", teacher.labels)
+    yield recorded.row(f"target_ext_scores_{number}", teacher.weights, SCORES)
