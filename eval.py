@@ -4,13 +4,14 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from codetr.conf_folder import conf_folder
 from codetr.training.launcher import register
 from codetr.training.shell import one_line_errors
 
 register()
 
 
-@hydra.main(config_path="conf", config_name="eval", version_base="1.3")
+@hydra.main(config_path=str(conf_folder()), config_name="eval", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
     """Evaluate; returns the AP."""
     with one_line_errors():

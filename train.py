@@ -3,13 +3,14 @@
 import hydra
 from omegaconf import DictConfig
 
+from codetr.conf_folder import conf_folder
 from codetr.training.launcher import register
 from codetr.training.shell import one_line_errors
 
 register()
 
 
-@hydra.main(config_path="conf", config_name="train", version_base="1.3")
+@hydra.main(config_path=str(conf_folder()), config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
     """Train; returns the validation AP, which sweeps look at."""
     with one_line_errors():

@@ -19,6 +19,9 @@ import torch
 from rich.console import Console
 
 from codetr.training.shell import one_line_errors
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools are not installed
+
 from tools.bench.options import add_arguments, from_arguments
 from tools.bench.report import make_report, render, write_json
 

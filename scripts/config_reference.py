@@ -16,6 +16,7 @@ from codetr.analysis.recipe_table import (
     remark_table,
     with_tables,
 )
+from codetr.conf_folder import conf_folder
 from codetr.inference.parameters import read_official_counts
 from codetr.training.shell import one_line_errors
 
@@ -30,10 +31,10 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="the folder of the pages")
     docs: Path = parser.parse_args().docs
     with one_line_errors():
-        pages = reference_pages(ROOT / "conf")
+        pages = reference_pages(conf_folder())
         folder = docs / "reference"
         write_pages(folder, pages)
-        published = publications(ROOT / "conf")
+        published = publications(conf_folder())
         recipes = [recipe(publication) for publication in published]
         counts = {n: c.parameters for n, c in read_official_counts(OFFICIAL).items()}
         page = docs / "recipes.md"

@@ -18,6 +18,9 @@ from pathlib import Path
 import torch
 
 from codetr.training.shell import one_line_errors
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools are not installed
+
 from tools.bench.gpu import device, operator, step
 from tools.bench.gpu.facts import run_parts, verdict
 from tools.bench.report import make_report, write_json

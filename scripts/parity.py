@@ -12,6 +12,9 @@ from pathlib import Path
 from rich.console import Console
 
 from codetr.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools are not installed
+
 from tools.parity.check import PRECISIONS, check, markdown
 from tools.parity.extract import extract
 from tools.parity.table import render

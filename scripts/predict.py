@@ -7,13 +7,14 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from codetr.conf_folder import conf_folder
 from codetr.training.launcher import register
 from codetr.training.shell import one_line_errors
 
 register()
 
 
-@hydra.main(config_path="../conf", config_name="predict", version_base="1.3")
+@hydra.main(config_path=str(conf_folder()), config_name="predict", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Predict, and write the results."""
     with one_line_errors():

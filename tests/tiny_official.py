@@ -12,7 +12,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+from codetr.conf_folder import conf_folder
+
+CONF = conf_folder()
 TINY = (
     "scheme=[one_to_one,denoising,collaborative]",
     "aux_heads=[rcnn,atss]",

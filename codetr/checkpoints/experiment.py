@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +16,11 @@ from torch import nn
 from codetr.checkpoints.files import RunRecord
 from codetr.checkpoints.plain import plain
 from codetr.classes import ClassList
+from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.overrides import readable
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+CONF = conf_folder()
 
 
 def compose_experiment(name: str, num_classes: int, overrides: Sequence[str] = ()) -> DictConfig:

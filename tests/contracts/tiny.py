@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -14,10 +13,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from codetr.conf_folder import conf_folder
 from codetr.structures import Batch, Images, Targets, total_loss
 from codetr.training.losses import training_losses
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+CONF = conf_folder()
 NUM_CLASSES = 3
 OVERRIDES = (
     "model.dim=32",

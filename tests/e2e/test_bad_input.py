@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
-from commands import ROOT, SMALL, Command, write_coco
+from commands import SMALL, Command, write_coco
 from hydra import compose, initialize_config_dir
 
+from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.training.app import train
 
@@ -20,7 +21,7 @@ def coco_folder(folder: Path) -> Path:
 
 def message_of(folder: Path, *overrides: str) -> str:
     """What training in this process says is wrong. It stops before there is a model to train."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         changes = [o for o in SMALL if not o.startswith("data.")]
         cfg = compose("train", [*changes, f"paths.run_dir={folder}", *overrides])
     with pytest.raises(UserError) as caught:

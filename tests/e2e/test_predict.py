@@ -15,10 +15,11 @@ from pycocotools.coco import COCO
 from tiny_checkpoint import CLASSES, save_tiny
 from tiny_official import TINY, save_official, tiny_model, to_official
 
+from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.inference.command import OF_EXPORT, OF_PREDICTION, Summary, predict, require_used
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+CONF = conf_folder()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import ROOT, write_coco
+from commands import write_coco
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from tiny_checkpoint import TINY
@@ -13,6 +13,7 @@ import codetr
 from codetr.checkpoints.experiment import build_record, compose_train
 from codetr.checkpoints.files import DetectorFile, write_detector_file
 from codetr.classes import ClassList
+from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.training.evaluate import evaluate
 
@@ -45,7 +46,7 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def evaluated(checkpoint: Path, *overrides: str) -> dict[str, float]:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         quick = ["trainer=cpu", "data.num_workers=0", f"paths.run_dir={checkpoint.parent}"]
         cfg = compose("eval", [f"checkpoint={checkpoint}", *quick, *overrides])
     return evaluate(cfg)

@@ -14,12 +14,13 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import Tensor
 
+from codetr.conf_folder import conf_folder
 from codetr.models.detectors.protocol import MAIN
 from codetr.structures import Images, QueryGroup
 
 pytestmark = pytest.mark.golden
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+CONF = conf_folder()
 OURS = (
     (r"backbone\.0\.(body\..*)", r"backbone.\1"),
     (r"input_proj\.([012])\.(.*)", r"neck.maps.\1.\2"),

@@ -9,10 +9,11 @@ import pytest
 
 from codetr.analysis.config_files import Setting, read_option_file, read_option_files
 from codetr.analysis.config_reference import as_text, page_name, reference_pages, write_pages
+from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
-CONF = ROOT / "conf"
+CONF = conf_folder()
 PAGES = ROOT / "docs/reference"
 
 EXAMPLE = """\

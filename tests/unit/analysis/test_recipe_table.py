@@ -19,6 +19,7 @@ from codetr.analysis.recipe_table import (
     remark_table,
     with_tables,
 )
+from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.inference.parameters import read_official_counts
 
@@ -40,15 +41,15 @@ def test_every_experiment_is_in_the_page_once() -> None:
 
 def test_committed_rows_say_what_the_files_say() -> None:
     rows = {ROW.match(r)[1]: r for r in PAGE.read_text("utf-8").splitlines() if ROW.match(r)}  # type: ignore[index]
-    for published in publications(ROOT / "conf"):
+    for published in publications(conf_folder()):
         assert f") | {published.result} | " in rows[published.name]
     for name in SAMPLE:
-        published = next(p for p in publications(ROOT / "conf") if p.name == name)
+        published = next(p for p in publications(conf_folder()) if p.name == name)
         assert rows[name] in recipe_tables([recipe(published)], parameters())
 
 
 def test_the_page_says_what_differs() -> None:
-    table = remark_table(publications(ROOT / "conf"))
+    table = remark_table(publications(conf_folder()))
     assert table in PAGE.read_text("utf-8")
     for path in (ROOT / "conf/experiment").glob("*.yaml"):
         assert (f"`{path.stem}`" in table) == (path.stem != "finetune")

@@ -14,9 +14,10 @@ from codetr.checkpoints.experiment import build_record
 from codetr.checkpoints.plain import MAX_DEPTH, MAX_VALUES, plain, plain_text
 from codetr.checkpoints.trusted import NAMES, build_trusted, require_trusted, targets
 from codetr.classes import ClassList
+from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
+CONF = conf_folder()
 NEVER_IN_A_RECORD = {"callbacks", "checkpointing", "hydra", "logger", "optimizer", "schedule"}
 """Groups that name classes of which nothing is built from a file."""
 OF_COMMANDS = {"eval.yaml", "predict.yaml", "trainer/auto.yaml"}

@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.testing import assert_close
 
+from codetr.conf_folder import conf_folder
 from codetr.data import augment
 from codetr.data.augment import (
     Augmentation,
@@ -28,7 +29,7 @@ from codetr.data.augment import (
 from codetr.data.resize import resize_bilinear
 from codetr.data.sample import BoxSet, Sample
 
-CONF = Path(__file__).resolve().parents[3] / "conf" / "augmentation"
+CONF = conf_folder() / "augmentation"
 
 AUGMENTATIONS: dict[str, Augmentation] = {
     "detr": DetrAugmentation([48, 56, 64], 110, [60, 70], 400, (30, 50)),

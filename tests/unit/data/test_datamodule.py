@@ -9,6 +9,7 @@ from lightning import LightningModule, Trainer
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from codetr.conf_folder import conf_folder
 from codetr.data.augment import Chain, DetrAugmentation, LsjEval, resize
 from codetr.data.datamodule import CocoDataModule
 from codetr.data.sample import Sample, SampleKey
@@ -16,7 +17,7 @@ from codetr.data.sources import CocoFolder
 from codetr.errors import UserError
 from codetr.structures import Batch, BoxCounts
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
+CONF = conf_folder()
 FOLDER = CocoFolder(
     train_annotations="train.json",
     train_images="train",

@@ -10,6 +10,7 @@ from PIL import Image
 
 from codetr.checkpoints.experiment import compose_train
 from codetr.classes import ClassList
+from codetr.conf_folder import conf_folder
 from codetr.data.annotations import CocoAnnotations, load_annotations
 from codetr.data.augment import Chain
 from codetr.data.datamodule import CocoDataModule
@@ -17,7 +18,7 @@ from codetr.data.sources import CocoFolder
 from codetr.data.written import Written
 from codetr.errors import UserError
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
+CONF = conf_folder()
 FOLDER = CocoFolder(
     train_annotations="train.json",
     train_images="train",

@@ -12,11 +12,12 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from codetr.conf_folder import conf_folder
 from codetr.data.augment import Chain
 from codetr.data.datamodule import CocoDataModule
 from codetr.errors import UserError
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
+CONF = conf_folder()
 
 
 def _module(name: str, root: Path, classes: int, **options: Any) -> CocoDataModule:

@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from torchvision.ops import box_iou
 
 from codetr.checkpoints.experiment import compose_train
+from codetr.conf_folder import conf_folder
 from codetr.data.annotations import CocoAnnotations, load_annotations
 from codetr.data.augment import Chain, DetrAugmentation, FlipOnly
 from codetr.data.datamodule import CocoDataModule
@@ -20,7 +21,7 @@ from codetr.data.sources import CocoFolder
 from codetr.data.teachers import Parallel, Suppression, TeacherBoxes, read_findings
 from codetr.errors import UserError
 
-CONF = Path(__file__).resolve().parents[3] / "conf/data"
+CONF = conf_folder() / "data"
 FOLDER = CocoFolder(
     train_annotations="train.json",
     train_images="train",

@@ -10,12 +10,13 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from codetr.classes import ClassList
+from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.evaluation import CocoEvaluator, Detections, lvis_evaluator
 from codetr.structures import ImageInfo
 from codetr.training.evaluators import build_evaluator
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
+CONF = conf_folder()
 CLASSES = ClassList(names=("ant", "bat", "cup", "dog", "elk"), category_ids=(4, 2, 9, 1, 30))
 FREQUENCIES = {4: "r", 2: "c", 9: "f", 1: "f", 30: "r"}
 ANT, BAT, CUP, DOG, ELK = range(5)

@@ -4,6 +4,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch.testing import assert_close
 
+from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess, SoftNms
 from codetr.structures import ImageInfo, Predictions
@@ -111,8 +112,8 @@ def test_bad_numbers_are_named(options, name):
 
 
 @pytest.mark.parametrize("name", ["coco", "soft_nms"])
-def test_configuration_files_build(name, request):
-    folder = request.config.rootpath / "conf" / "evaluation"
+def test_configuration_files_build(name):
+    folder = conf_folder() / "evaluation"
     config = OmegaConf.merge(
         OmegaConf.load(folder / "coco.yaml"), OmegaConf.load(folder / f"{name}.yaml")
     )

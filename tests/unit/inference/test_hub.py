@@ -1,7 +1,6 @@
 """What is published of a run: enough to use the model again, and no folder of its author."""
 
 import json
-from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -9,10 +8,11 @@ from tiny_checkpoint import CLASSES, TINY
 
 from codetr.checkpoints.experiment import build_record, compose_train
 from codetr.checkpoints.files import RunRecord
+from codetr.conf_folder import conf_folder
 from codetr.inference.hub import USED, published
 from codetr.training.evaluate import with_run
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
+CONF = conf_folder()
 SECRET = "/home/author/secret"
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -12,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from lightning.pytorch import Trainer
 from torch import nn
 
+from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.models.backbones import TimmBackbone
 from codetr.models.transformers.encoder import DeformableEncoder, DeformableEncoderLayer
@@ -21,7 +21,7 @@ from codetr.training.acceleration import compile_parts, use_channels_last, wants
 from codetr.training.branches import MainBranch
 from codetr.training.optim import adamw, can_fuse
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
+CONF = conf_folder()
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 

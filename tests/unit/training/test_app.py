@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from codetr.checkpoints.files import RunRecord
 from codetr.classes import ClassList
+from codetr.conf_folder import conf_folder
 from codetr.data.custom import CustomFolder
 from codetr.errors import UserError
 from codetr.training.app import build_callbacks, build_loggers, resume_path
@@ -15,7 +16,7 @@ from codetr.training.callbacks import BestResult
 from codetr.training.evaluate import require_known_classes, with_run, without_initial_weights
 from codetr.training.loggers import CsvLogger
 
-CONF = str(Path(__file__).resolve().parents[3] / "conf")
+CONF = str(conf_folder())
 
 
 def composed(name: str, *overrides: str) -> DictConfig:

@@ -1,14 +1,13 @@
-from pathlib import Path
-
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.training.length import EpochsBySize
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
+CONF = conf_folder()
 
 
 def finetune(*overrides: str) -> DictConfig:

@@ -7,10 +7,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from codetr.classes import ClassList
+from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.training.evaluate import evaluate, require_known_classes, with_ids_of
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
+CONF = conf_folder()
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 

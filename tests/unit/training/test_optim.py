@@ -1,15 +1,14 @@
-from pathlib import Path
-
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
+from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.training.optim import adamw, parameter_groups
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
+CONF = conf_folder()
 
 
 class Model(nn.Module):

@@ -1,15 +1,15 @@
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from lightning.pytorch.strategies import DDPStrategy
 
+from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.training.trainer import accumulation, build_trainer, pick_precision, use_tf32
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
+CONF = conf_folder()
 
 
 def test_ddp_copies_neither_buffers_nor_gradients() -> None:

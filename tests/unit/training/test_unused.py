@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from codetr.checkpoints.experiment import compose_train
+from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.overrides import is_within, key_of
 from codetr.training.evaluate import evaluate
@@ -21,7 +20,7 @@ from codetr.training.unused import (
     require_effect,
 )
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
+CONF = conf_folder()
 
 OURS = ignored_in_evaluation("runs/a/best.ckpt", "official:")
 

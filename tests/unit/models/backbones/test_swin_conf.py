@@ -11,10 +11,11 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from codetr.conf_folder import conf_folder
 from codetr.models.backbones.swin_weights import merge_at_the_end
 from codetr.models.backbones.weights import match_weights
 
-CONF = Path(__file__).resolve().parents[4] / "conf" / "model" / "backbone"
+CONF = conf_folder() / "model" / "backbone"
 
 # projects/configs/co_deformable_detr/co_deformable_detr_swin_*_1x_coco.py,
 # projects/configs/co_dino/co_dino_5scale_swin_large_1x_coco.py

@@ -1,0 +1,22 @@
+"""Where the configuration lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from codetr.errors import UserError
+
+
+def conf_folder() -> Path:
+    """The folder of all options: inside the installed package, else beside it in a clone.
+
+    Every command composes from there. Raises UserError where neither holds train.yaml.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise UserError(
+        f"{package}: has no conf folder inside or beside it: install codetr again, from its wheel "
+        "or with pip install --editable in a clone"
+    )
