@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from codetr.checkpoints.aliases import current_names
 from codetr.checkpoints.plain import plain, plain_text
 from codetr.classes import ClassList
 from codetr.errors import UserError
@@ -56,8 +57,9 @@ class RunRecord:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], source: Path) -> RunRecord:
-        """The inverse of ``as_dict``, as plain values. Raises UserError where something is missing,
-        is of another kind, or would have to be resolved (see ``plain``).
+        """The inverse of ``as_dict``, as plain values; classes have their present names, whatever
+        earlier versions called them. Raises UserError where something is missing, is of another
+        kind, or would have to be resolved (see ``plain``).
         """
         name = str(source)
         content = plain_text(content, name, "record")
@@ -67,8 +69,8 @@ class RunRecord:
                     names=tuple(content["class_names"]),
                     category_ids=tuple(content["category_ids"]),
                 ),
-                preprocessing=plain(content["preprocessing"], name, "preprocessing"),
-                config=plain(content["config"], name, "config"),
+                preprocessing=current_names(plain(content["preprocessing"], name, "preprocessing")),
+                config=current_names(plain(content["config"], name, "config")),
                 ids_known=content.get("category_ids_known", True),
             )
         except KeyError as error:

@@ -20,7 +20,7 @@ from codetr.errors import UserError
 CONF = conf_folder()
 NEVER_IN_A_RECORD = {"callbacks", "checkpointing", "hydra", "logger", "optimizer", "schedule"}
 """Groups that name classes of which nothing is built from a file."""
-OF_COMMANDS = {"eval.yaml", "predict.yaml", "trainer/auto.yaml"}
+OF_COMMANDS = {"eval.yaml", "predict.yaml", "trainer/auto.yaml", "trainer/ddp.yaml"}
 
 
 def allowed(target: str) -> bool:

@@ -1,0 +1,35 @@
+"""What earlier versions called the classes that a file's configuration names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MOVED = {
+    **{
+        f"codetr.{part}.": f"codetr.models.{part}."
+        for part in ("ops", "layers", "backbones", "necks", "transformers", "heads", "detectors")
+    },
+    **{
+        f"codetr.{part}.": f"codetr.supervision.{part}."
+        for part in ("assigners", "criteria", "aux_heads", "schemes")
+    },
+}
+"""Beginnings of names before version 0.1.0, and what stands there now."""
+
+
+def current_names(config: Any) -> Any:
+    """A copy of ``config`` (plain values) in which every ``_target_`` has its present name."""
+    if isinstance(config, dict):
+        return {
+            key: current_name(value) if key == "_target_" else current_names(value)
+            for key, value in config.items()
+        }
+    return [current_names(value) for value in config] if isinstance(config, list) else config
+
+
+def current_name(target: Any) -> Any:
+    """The present name of one class; what was never renamed stays as it is."""
+    if not isinstance(target, str):
+        return target
+    old = next((name for name in MOVED if target.startswith(name)), "")
+    return MOVED.get(old, "") + target.removeprefix(old)

@@ -1,0 +1,60 @@
+"""A run of the first layout of the package (codetr.detectors, codetr.schemes ...) still loads.
+
+``earlier_run/model.safetensors`` is the export of a tiny Co-DINO that was trained then, with its
+configuration inside; ``predictions.json`` is what it found then in the image made here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import codetr
+from codetr.checkpoints.aliases import current_name
+from codetr.checkpoints.files import read_detector_file
+
+FOLDER = Path(__file__).parent / "earlier_run"
+
+
+def picture() -> np.ndarray:
+    """The image, (96, 128, 3) uint8, made by a rule."""
+    y, x, channel = np.meshgrid(np.arange(96), np.arange(128), np.arange(3), indexing="ij")
+    return ((7 * y + 3 * x + 50 * channel) % 256).astype(np.uint8)
+
+
+def test_it_finds_what_it_found_then() -> None:
+    wanted = json.loads((FOLDER / "predictions.json").read_text())
+    found = codetr.load(FOLDER / "model.safetensors").predict(picture())
+    assert len(found) == wanted["number"]
+    best = found.take(slice(len(wanted["scores"])))
+    assert list(best.classes) == wanted["classes"]
+    assert best.labels.tolist() == wanted["labels"]
+    torch.testing.assert_close(best.scores, torch.tensor(wanted["scores"]), rtol=1e-4, atol=1e-6)
+    boxes = torch.tensor(wanted["boxes_xyxy_px"])
+    torch.testing.assert_close(best.boxes_xyxy_px, boxes, rtol=1e-4, atol=1e-2)
+
+
+def test_the_record_names_present_classes() -> None:
+    record = read_detector_file(FOLDER / "model.safetensors").record
+    detector = record.config["model"]["detector"]
+    assert detector["_target_"].startswith("codetr.models.detectors.")
+    assert detector["head"]["_target_"].startswith("codetr.models.heads.")
+
+
+@pytest.mark.parametrize(
+    ("earlier", "present"),
+    [
+        ("codetr.necks.ChannelMapper", "codetr.models.necks.ChannelMapper"),
+        ("codetr.schemes.mixed.Branch", "codetr.supervision.schemes.mixed.Branch"),
+        ("codetr.models.necks.ChannelMapper", "codetr.models.necks.ChannelMapper"),
+        ("torch.nn.LayerNorm", "torch.nn.LayerNorm"),
+        ("codetrx.necks.Neck", "codetrx.necks.Neck"),
+        ({"no": "name"}, {"no": "name"}),
+    ],
+)
+def test_only_moved_names_change(earlier: object, present: object) -> None:
+    assert current_name(earlier) == present
