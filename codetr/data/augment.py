@@ -113,6 +113,19 @@ def fitted_size(size: tuple[int, int], short: float, long: float) -> tuple[int, 
     return height, width
 
 
+def detr_size(size: tuple[int, int], short: float, long: float) -> tuple[int, int]:
+    """The (height, width) of the same shape whose short side is ``short``, or what of it keeps the
+    long one within ``long``, rounded; the long one is then cut off to whole pixels. At least 1.
+
+    As DETR's code and its descendants: 640 x 480 to a short side of 800 gives 1066 x 800, where
+    mmcv gives 1067 x 800.
+    """
+    least, most = min(size), max(size)
+    side = max(int(short if most / least * short <= long else round(long * least / most)), 1)
+    other = max(int(side * most / least), 1)
+    return (side, other) if size[0] <= size[1] else (other, side)
+
+
 @dataclass(frozen=True)
 class Chain:
     """Steps one after the other; none leaves the sample as it is."""
@@ -164,7 +177,7 @@ class Apply:
 @dataclass(frozen=True)
 class RandomShortSide:
     """Resize to one of ``shorts`` at random, the long side within ``long`` (pixels); ``antialias``
-    as in ``resize``.
+    as in ``resize``, with DETR's rounding of the size (``detr_size``).
     """
 
     shorts: Sequence[int]
@@ -174,7 +187,7 @@ class RandomShortSide:
     def target(self, size: tuple[int, int]) -> tuple[int, int]:
         """Pick a short side: the new (height, width) of an image of ``size``."""
         short = self.shorts[_randint(0, len(self.shorts) - 1)]
-        return fitted_size(size, short, self.long)
+        return (detr_size if self.antialias else fitted_size)(size, short, self.long)
 
     def __call__(self, sample: Sample) -> Sample:
         """Pick a short side and resize."""
@@ -292,7 +305,7 @@ class PadToCanvas:
 @dataclass(frozen=True)
 class EvalResize:
     """Fit into ``short`` and ``long`` sides (pixels), without chance; enlarges too. ``antialias``
-    as in ``resize``.
+    as in ``resize``, with DETR's rounding of the size (``detr_size``).
     """
 
     short: int
@@ -301,7 +314,7 @@ class EvalResize:
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """See ``KnownSize``."""
-        return fitted_size(size, self.short, self.long)
+        return (detr_size if self.antialias else fitted_size)(size, self.short, self.long)
 
     def __call__(self, sample: Sample) -> Sample:
         """Resize."""

@@ -21,6 +21,7 @@ from codetr.data.augment import (
     LsjEval,
     PadToCanvas,
     RandomCrop,
+    detr_size,
     fitted_size,
     output_size,
     resize,
@@ -160,6 +161,18 @@ def test_every_resize_of_a_recipe_is_of_one_kind(
         for part in ("train", "eval"):
             hydra.utils.instantiate(config[part])(_painted())
     assert kinds == [antialias] * 15
+
+
+def test_detr_cuts_the_long_side_off() -> None:
+    assert detr_size((480, 640), 800, 1333) == (800, 1066)
+    assert detr_size((640, 480), 800, 1333) == (1066, 800)
+    assert detr_size((427, 640), 800, 1333) == (800, 1199)
+    assert detr_size((426, 640), 800, 1200) == (799, 1200)
+    assert detr_size((100, 1000), 800, 1333) == (133, 1330)
+    assert detr_size((2, 1000), 100, 100) == (1, 500)
+    assert detr_size((300, 300), 224, 336) == (224, 224)
+    assert EvalResize(800, 1333, antialias=True).output_size((480, 640)) == (800, 1066)
+    assert EvalResize(800, 1333).output_size((480, 640)) == (800, 1067)
 
 
 def test_fitted_size_is_the_official_rounding() -> None:
