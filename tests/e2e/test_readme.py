@@ -53,7 +53,7 @@ SLIM = (
 BENCHMARKS = {
     "op": (*QUICK, "--where", "small", "--no-memory"),
     "step": (*QUICK, *SIZES, *SLIM),
-    "launches": (*QUICK, *SIZES, *SLIM),
+    "launches": (*QUICK, *SIZES, *SLIM[1:]),
     "infer": (*QUICK, *SIZES, *SLIM),
     "k": (*QUICK, *SIZES),
     "data": (*QUICK, "--count", "2", "--large", "1", "--no-memory"),
