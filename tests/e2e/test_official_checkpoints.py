@@ -15,7 +15,12 @@ from codetr.checkpoints.files import read_detector_file
 from codetr.data.shapes import SHAPES
 
 EXPERIMENT = "co_dino_5scale_r50_1x_coco"
-DATA = ("data=synthetic", "data.source.num_train=4", "data.source.num_val=2", "data.batch_size=2")
+DATA = (
+    "data=synthetic",
+    "data.source.num_train=4",
+    "data.source.num_val=2",
+    "data.eval_batch_size=2",
+)
 PLAIN = ("trainer=cpu", "evaluation=soft_nms", "augmentation=flip")
 
 

@@ -115,6 +115,8 @@ def _has_kernel(facts: Facts) -> bool:
     except UserError as error:
         facts.check("a kernel runs here", False, error)
         return False
+    finally:
+        use_msda("auto", facts.device)
     return True
 
 
