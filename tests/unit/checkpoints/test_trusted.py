@@ -18,9 +18,11 @@ from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 
 CONF = conf_folder()
-NEVER_IN_A_RECORD = {"callbacks", "checkpointing", "hydra", "logger", "optimizer", "schedule"}
+NEVER_IN_A_RECORD = {
+    *("callbacks", "checkpointing", "hydra", "logger", "optimizer", "schedule", "trainer")
+}
 """Groups that name classes of which nothing is built from a file."""
-OF_COMMANDS = {"eval.yaml", "predict.yaml", "trainer/auto.yaml", "trainer/ddp.yaml"}
+OF_COMMANDS = {"eval.yaml", "predict.yaml"}
 
 
 def allowed(target: str) -> bool:
