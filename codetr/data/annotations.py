@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from codetr.classes import ClassList
-from codetr.data.formats.found import shown
+from codetr.data.coco_json import (
+    CocoImages,
+    CocoObjects,
+    read_categories,
+    read_images,
+    read_objects,
+    require_lists,
+    unused_parents,
+)
+from codetr.data.json_columns import Flaw, refuse
 from codetr.data.sample import BoxSet
 from codetr.data.segmentation import Segmentations, read_segmentations
-from codetr.data.written import Written, is_number, read_written
 from codetr.errors import UserError
 from codetr.json_text import parse_json
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What A annotations say beside their boxes: ``sides`` (A, 2) float64, width and height in
+    pixels before they were added to a corner; ``area`` (A,) float64 in pixels, the product of both
+    where there is none; ``ignore`` (A,) bool.
+    """
+
+    sides: Tensor
+    area: Tensor
+    ignore: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,127 +134,95 @@ def load_annotations(
     Classes are its categories, sorted by id. A category without annotations that others name as
     their ``supercategory`` (the root that Roboflow exports add) is no class, unless ``classes``
     (those of the training split) has it. Raises UserError for a missing folder or file, broken
-    JSON, missing keys, and ids of images or categories that have no entry. With ``flaws``, to look
-    at data, annotations that cannot be used are left out, and said there.
+    JSON, and values that cannot be meant (``codetr.data.json_columns``). With ``flaws``, to look
+    at data, images and annotations that cannot be used are left out, and said there.
     """
     content = _read_json(path)
-    images, annotations, categories = (
-        _entries(content, key, path) for key in ("images", "annotations", "categories")
-    )
-    _require_unique_integers(_column(images, "id", "image", path), "image", path)
-    used = {a["category_id"] for a in annotations if _is_integer(a.get("category_id"))}
-    found = _class_list(categories, used, classes, path)
-    if flaws is not None:
-        annotations = _flawless(annotations, _Places.of(images, found), path, flaws)
-    arranged = partial(_arranged, path, found, name_parts)
+
+    def note(flaw: Flaw) -> None:
+        assert flaws is not None
+        flaws.append(f"{flaw}; it was left out")
+
+    report = refuse if flaws is None else note
+    names = read_categories(content, path)
+    images = read_images(content, path, report, needed=("file_name", "height", "width"))
+    objects = read_objects(content, path, images, names, report)
+    found = _class_list(content, names, objects, classes, path)
     if num_images is not None:
-        everything = arranged(images, annotations)
-        chosen = {everything.image_ids[i] for i in everything.images_with_objects(num_images)}
+        everything = _arranged(path, found, name_parts, images, objects)
+        chosen = everything.images_with_objects(num_images)
         if chosen:
-            images = [image for image in images if image["id"] in chosen]
-            annotations = [a for a in annotations if a["image_id"] in chosen]
-    return arranged(images, annotations, segmentations)
+            images, objects = _only(images, objects, chosen)
+    return _arranged(path, found, name_parts, images, objects, segmentations)
 
 
-def _flawless(
-    annotations: Sequence[Mapping[str, Any]],
-    places: _Places,
+def _class_list(
+    content: Mapping[str, list[Any]],
+    names: Mapping[int, str],
+    objects: CocoObjects,
+    required: ClassList | None,
     path: Path,
-    flaws: list[str],
-    first: int = 0,
-) -> list[Mapping[str, Any]]:
-    """The annotations that can be used; what is wrong with each other one goes to ``flaws``.
-
-    They are checked together, and by halves where that fails: large files have few flaws.
-    """
-    try:
-        places.rows(annotations, path, first)
-    except UserError as error:
-        if len(annotations) > 1:
-            half = len(annotations) // 2
-            before = _flawless(annotations[:half], places, path, flaws, first)
-            return before + _flawless(annotations[half:], places, path, flaws, first + half)
-        flaws.append(f"{error}; it was left out")
-        return []
-    return list(annotations)
+) -> ClassList:
+    used = {*objects.categories.tolist(), *(required.category_ids if required else ())}
+    parents = unused_parents([content], names, used)
+    for i in parents:
+        log.info("%s: category %d '%s' is only a parent of others, no class", path, i, names[i])
+    ids = sorted(set(names) - set(parents))
+    return ClassList(names=tuple(names[i] for i in ids), category_ids=tuple(ids))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Places:
-    """The index of every image and every category, by id."""
-
-    images: Mapping[int, int]
-    categories: Mapping[int, int]
-
-    @classmethod
-    def of(cls, images: Sequence[Mapping[str, Any]], classes: ClassList) -> _Places:
-        index = {image["id"]: i for i, image in enumerate(images)}
-        return cls(images=index, categories=classes.index())
-
-    def rows(
-        self, annotations: Sequence[Mapping[str, Any]], path: Path, first: int = 0
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(A,) images, (A,) labels and (A, 4) boxes. Raises UserError for the first annotation
-        without; ``first`` is the number of the first in the file.
-        """
-        ids = [a.get("id") for a in annotations]
-        categories = _column(annotations, "category_id", "annotation", path, first)
-        images = _column(annotations, "image_id", "annotation", path, first)
-        return (
-            _look_up(images, self.images, "image", ids, path),
-            _look_up(categories, self.categories, "category", ids, path),
-            _boxes(annotations, path, first),
-        )
+def _only(
+    images: CocoImages, objects: CocoObjects, chosen: Sequence[int]
+) -> tuple[CocoImages, CocoObjects]:
+    """The images ``chosen`` (ascending), and what is on them."""
+    place = np.full(len(images.ids), -1)
+    place[chosen] = np.arange(len(chosen))
+    kept = objects.take(np.flatnonzero(place[objects.images] >= 0))
+    return images.take(chosen), replace(kept, images=place[kept.images])
 
 
 def _arranged(
     path: Path,
     classes: ClassList,
     name_parts: int | None,
-    images: Sequence[Mapping[str, Any]],
-    annotations: Sequence[Mapping[str, Any]],
+    images: CocoImages,
+    objects: CocoObjects,
     segmentations: bool = False,
 ) -> CocoAnnotations:
-    """The entries of a file, checked and sorted."""
-    image_of_box, labels, boxes = _Places.of(images, classes).rows(annotations, path)
-    order = image_of_box.argsort(stable=True)
-    counts = torch.bincount(image_of_box, minlength=len(images))
-    sizes = _sizes(images, path)
-    by_image = [annotations[i] for i in order.tolist()]
+    """The entries of a file, sorted by image."""
+    objects = objects.take(objects.images.argsort(kind="stable"))
+    image_of_box = torch.from_numpy(objects.images)
+    counts = torch.bincount(image_of_box, minlength=len(images.ids))
+    sizes = torch.from_numpy(images.sizes)
+    index = classes.index()
+    crowd = torch.from_numpy(objects.crowd)
+    xywh = torch.from_numpy(objects.boxes_xywh_px)
+    names = images.file_names
+    if name_parts is not None:
+        names = tuple("/".join(name.split("/")[-name_parts:]) for name in names)
     return CocoAnnotations(
         path=path,
         classes=classes,
-        image_ids=tuple(image["id"] for image in images),
-        file_names=_file_names(images, name_parts, path),
+        image_ids=images.ids,
+        file_names=names,
         sizes=sizes,
-        boxes=boxes[order],
-        labels=labels[order],
-        crowd=torch.tensor([bool(a.get("iscrowd")) for a in by_image], dtype=torch.bool),
-        written=read_written(by_image, path),
-        annotation_ids=tuple(a.get("id") for a in by_image),
+        boxes=torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1).float(),
+        labels=torch.tensor([index[i] for i in objects.categories.tolist()], dtype=torch.int64),
+        crowd=crowd,
+        written=Written(
+            sides=xywh[:, 2:],
+            area=torch.from_numpy(objects.area),
+            ignore=torch.from_numpy(objects.ignore),
+        ),
+        annotation_ids=tuple(entry.get("id") for entry in objects.entries),
         offsets=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
-        segmentations=read_segmentations(by_image, sizes[image_of_box[order]], path)
+        segmentations=read_segmentations(objects.entries, crowd, sizes[image_of_box], path)
         if segmentations
         else None,
     )
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int)
-
-
-def _file_names(
-    images: Sequence[Mapping[str, Any]], name_parts: int | None, path: Path
-) -> tuple[str, ...]:
-    lvis = bool(images) and "file_name" not in images[0] and "coco_url" in images[0]
-    names = _column(images, "coco_url" if lvis else "file_name", "image", path)
-    _require_texts(names, "image file name", path)
-    if name_parts is None:
-        return tuple(names)
-    return tuple("/".join(name.split("/")[-name_parts:]) for name in names)
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
+def _read_json(path: Path) -> Mapping[str, list[Any]]:
     if not path.parent.is_dir():
         raise UserError(
             f"folder {path.parent} of annotation file {path.name} does not exist: set data.root "
@@ -246,129 +235,4 @@ def _read_json(path: Path) -> Mapping[str, Any]:
             f"cannot read annotation file {path} ({error.strerror}): check data.root and the "
             "annotation paths under data.source"
         ) from None
-    content = parse_json(text, f"annotation file {path}")
-    if not isinstance(content, dict):
-        raise UserError(
-            f"annotation file {path} holds a JSON {type(content).__name__}, not the object with "
-            "images, annotations and categories of the COCO format: export it as COCO"
-        )
-    return content
-
-
-def _entries(content: Mapping[str, Any], key: str, path: Path) -> Sequence[Mapping[str, Any]]:
-    """The list of objects under a top-level key."""
-    if key not in content:
-        raise UserError(
-            f"annotation file {path} has no key '{key}': a COCO file needs images, annotations "
-            "and categories"
-        )
-    entries = content[key]
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise UserError(f"'{key}' in annotation file {path} must be a list of objects: repair it")
-    return entries
-
-
-def _column(
-    entries: Sequence[Mapping[str, Any]], key: str, kind: str, path: Path, first: int = 0
-) -> list[Any]:
-    """The value of ``key`` in every entry, which are numbered from ``first``."""
-    try:
-        return [entry[key] for entry in entries]
-    except KeyError:
-        number = next(i for i, entry in enumerate(entries) if key not in entry)
-        raise UserError(
-            f"{kind} number {first + number} (id {shown(entries[number].get('id'))}) in {path} has "
-            f"no '{key}': add it or remove the entry"
-        ) from None
-
-
-def _require_unique_integers(ids: Sequence[Any], kind: str, path: Path) -> None:
-    seen: set[int] = set()
-    for value in ids:
-        if type(value) is not int or abs(value) >= 2**63:
-            raise UserError(
-                f"{kind} id {shown(value)} in {path} is not an integer: number them with integers"
-            )
-        if value in seen:
-            raise UserError(f"{kind} id {value} stands twice in {path}: make the ids unique")
-        seen.add(value)
-
-
-def _require_texts(values: Iterable[Any], kind: str, path: Path) -> None:
-    for value in values:
-        if not isinstance(value, str) or not value:
-            raise UserError(f"{kind} {shown(value)} in {path} is no text: correct it")
-
-
-def _class_list(
-    categories: Sequence[Mapping[str, Any]],
-    used: set[Any],
-    required: ClassList | None,
-    path: Path,
-) -> ClassList:
-    ids = _column(categories, "id", "category", path)
-    _require_unique_integers(ids, "category", path)
-    names = dict(zip(ids, _column(categories, "name", "category", path), strict=True))
-    _require_texts(names.values(), "category name", path)
-    parents = {
-        category["supercategory"]
-        for category in categories
-        if isinstance(category.get("supercategory"), str)
-        and category["supercategory"] != category["name"]
-    }
-    kept = used | set(required.category_ids if required else ())
-    dropped = [i for i in ids if i not in kept and names[i] in parents]
-    for i in dropped:
-        log.info("%s: category %d '%s' is only a parent of others, no class", path, i, names[i])
-    classes = sorted(set(ids) - set(dropped))
-    if not classes:
-        raise UserError(f"annotation file {path} has no categories: add at least one class")
-    return ClassList(names=tuple(str(names[i]) for i in classes), category_ids=tuple(classes))
-
-
-def _look_up(
-    ids: Iterable[Any],
-    index: Mapping[int, int],
-    kind: str,
-    annotation_ids: Sequence[Any],
-    path: Path,
-) -> Tensor:
-    """(A,) int64 positions of ``ids`` in ``index``; UserError for the first that has none."""
-    positions = []
-    for value, annotation_id in zip(ids, annotation_ids, strict=True):
-        position = index.get(value) if isinstance(value, int) else None
-        if position is None:
-            plural = {"category": "categories", "image": "images"}[kind]
-            raise UserError(
-                f"annotation {shown(annotation_id)} in {path} has unknown {kind} id "
-                f"{shown(value)}: add it to '{plural}' or remove the annotation"
-            )
-        positions.append(position)
-    return torch.tensor(positions, dtype=torch.int64)
-
-
-def _sizes(images: Sequence[Mapping[str, Any]], path: Path) -> Tensor:
-    """(I, 2) int64 (height, width)."""
-    heights = _column(images, "height", "image", path)
-    widths = _column(images, "width", "image", path)
-    for image, height, width in zip(images, heights, widths, strict=True):
-        whole = isinstance(height, int) and isinstance(width, int)
-        if not (whole and min(height, width) > 0 and max(height, width) < 2**31):
-            raise UserError(
-                f"image {image['id']} in {path} has height {shown(height)} and width "
-                f"{shown(width)}: both must be integers above 0, those of the file"
-            )
-    return torch.tensor([heights, widths], dtype=torch.int64).T.contiguous()
-
-
-def _boxes(annotations: Sequence[Mapping[str, Any]], path: Path, first: int) -> Tensor:
-    """(A, 4) float32 xyxy pixels, as written."""
-    rows = _column(annotations, "bbox", "annotation", path, first)
-    for annotation, row in zip(annotations, rows, strict=True):
-        if not isinstance(row, list) or len(row) != 4 or not all(map(is_number, row)):
-            raise UserError(
-                f"annotation {shown(annotation.get('id'))} in {path} has bbox {shown(row)}: it "
-                "must be four numbers [x, y, width, height] in pixels"
-            )
-    xywh = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
-    return torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1).float()
+    return require_lists(parse_json(text, f"annotation file {path}"), path)

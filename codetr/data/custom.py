@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 FORMATS = {"coco": coco, "voc": voc, "yolo": yolo}
 """Modules with FORMAT (its name), ``recognise(tree)`` and ``read(tree)``."""
 
-_VERSION = 2  # raise it when conversion changes: other annotations must not share a folder
+_VERSION = 3  # raise it when conversion changes: other annotations must not share a folder
 _SHOWN = 5  # problems in the log; the rest is in the file
 _NAMED = 12  # classes
 _ABOUT = "about.json"

@@ -83,16 +83,18 @@ class Segmentations:
 
 
 def read_segmentations(
-    annotations: Sequence[Mapping[str, Any]], sizes: Tensor, path: Path
+    annotations: Sequence[Mapping[str, Any]], crowd: Tensor, sizes: Tensor, path: Path
 ) -> Segmentations:
     """The ``segmentation`` of COCO ``annotations`` (A), whose images have ``sizes`` (A, 2) int64
-    (height, width). Raises UserError for an object (not a crowd region) without a usable one.
+    (height, width). Raises UserError for an object (not a ``crowd`` (A,) region) without a usable
+    one.
     """
     coordinates: list[NDArray[np.int32]] = []
     lengths, object_offsets = [0], [0]
     encoded: dict[int, Mapping[str, Any]] = {}
-    for row, (annotation, size) in enumerate(zip(annotations, sizes.tolist(), strict=True)):
-        if not annotation.get("iscrowd", 0):
+    rows = zip(annotations, crowd.tolist(), sizes.tolist(), strict=True)
+    for row, (annotation, of_many, size) in enumerate(rows):
+        if not of_many:
             value = annotation.get("segmentation")
             try:
                 if isinstance(value, Mapping):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from codetr.classes import ClassList
+from codetr.data.json_columns import as_integer
 from codetr.errors import UserError
 from codetr.evaluation.coco import CocoEvaluator
 from codetr.evaluation.curves import Rows, class_curves, mean
@@ -161,9 +162,10 @@ def read_lvis_measure(path: Path, classes: ClassList, max_detections: int = 300)
     try:
         for key in ("neg_category_ids", "not_exhaustive_category_ids"):
             lists[key] = {
-                image["id"]: frozenset(index[c] for c in image[key]) for image in content["images"]
+                _integer(image["id"]): frozenset(index[_integer(c)] for c in image[key])
+                for image in content["images"]
             }
-        group = {category["id"]: category["frequency"] for category in content["categories"]}
+        group = {_integer(c["id"]): c["frequency"] for c in content["categories"]}
         frequencies = tuple(group[category] for category in classes.category_ids)
     except (KeyError, TypeError) as error:
         raise UserError(
@@ -180,3 +182,10 @@ def read_lvis_measure(path: Path, classes: ClassList, max_detections: int = 300)
         not_exhaustive=lists["not_exhaustive_category_ids"],
         max_detections=max_detections,
     )
+
+
+def _integer(value: object) -> int:
+    number = as_integer(value)
+    if number is None:
+        raise TypeError(f"id {value!r}")
+    return number

@@ -59,15 +59,23 @@ def test_template_of_the_model_card_is_shown(site: Path) -> None:
 
 @cache
 def templates(path: Path) -> tuple[re.Pattern[str], ...]:
-    """The messages of all UserErrors in a module, with a group for each of their values."""
+    """The messages of a module's UserErrors and flaws of entries, with a group for each value."""
     found = []
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "UserError":
-            parts = _parts(node.args[0])
+        if isinstance(node, ast.Call) and (parts := _message(node)):
             words = re.findall(r"[a-z]{2,}", " ".join(part for part in parts if part))
             if len(words) >= FEWEST_WORDS:
                 found.append(re.compile("".join(re.escape(p) if p else "(.*)" for p in parts)))
     return tuple(found)
+
+
+def _message(call: ast.Call) -> list[str]:
+    """Texts of what a call says; "" for a value."""
+    if getattr(call.func, "id", "") == "UserError":
+        return _parts(call.args[0])
+    if getattr(call.func, "attr", "") == "flaw":  # of codetr.data.json_columns
+        return ["", " in ", "", " ", *_parts(call.args[1])]
+    return []
 
 
 def _parts(node: ast.expr) -> list[str]:

@@ -12,12 +12,11 @@ import torch
 from torchvision.transforms import v2
 
 from codetr.classes import ClassList
-from codetr.data.annotations import CocoAnnotations
+from codetr.data.annotations import CocoAnnotations, Written
 from codetr.data.augment import resize, transform, without_tiny_boxes
 from codetr.data.collate import Collate
 from codetr.data.sample import BoxSet, Sample
 from codetr.data.teachers import Suppression, TeacherBoxes
-from codetr.data.written import Written
 from codetr.errors import UserError
 from tools.parity.recorded_detr import RecordedDetr
 from tools.parity.rules import Array

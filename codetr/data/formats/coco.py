@@ -5,22 +5,30 @@ the images of every split (Roboflow), or one file for all.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any, TypeGuard
+from typing import Any
 
-from codetr.data.formats.found import UNSPLIT, Box, Found, LabelledImage, Problem, finite, shown
+from codetr.data.coco_json import (
+    LISTS,
+    CocoImages,
+    CocoObjects,
+    read_categories,
+    read_images,
+    read_objects,
+    require_lists,
+    unused_parents,
+)
+from codetr.data.formats.found import UNSPLIT, Box, Found, LabelledImage, Problem, shown
 from codetr.data.formats.tree import Tree, split_of_folders, split_of_name
+from codetr.data.json_columns import Flaw
 from codetr.errors import UserError
 from codetr.json_text import parse_json
 
 FORMAT = "COCO JSON"
-_KEYS = ("images", "annotations", "categories")
 _ROBOFLOW = "_annotations.coco.json"
-_KEPT = ("segmentation", "area")
-"""Keys of an annotation that are handed on as they are."""
 
-Content = Mapping[str, Any]
+Content = Mapping[str, list[Any]]
 
 
 def recognise(tree: Tree) -> list[str]:
@@ -32,7 +40,7 @@ def recognise(tree: Tree) -> list[str]:
         found = [file for file in files if usual(file)]
         if found:
             return found
-    return [file for file in files if all(f'"{k}"'.encode() in tree.read(file) for k in _KEYS[:2])]
+    return [file for file in files if all(f'"{k}"'.encode() in tree.read(file) for k in LISTS[:2])]
 
 
 def read(tree: Tree) -> Found:
@@ -63,7 +71,8 @@ def read(tree: Tree) -> Found:
         files[split] = file
         reader = _Reader(tree, file, categories, problems)
         splits[split], lost[split] = reader.images(content), reader.lost
-    dropped = _unused_parents(contents, splits, categories)
+    used = {b.category for images in splits.values() for image in images for b in image.boxes}
+    dropped = unused_parents(list(contents.values()), categories, used)
     return Found(
         splits=splits,
         categories={i: name for i, name in sorted(categories.items()) if i not in dropped},
@@ -86,56 +95,21 @@ def _is_roboflow(file: str) -> bool:
 
 def _read_json(tree: Tree, file: str) -> Content:
     path = tree.root / file
-    content = parse_json(tree.read(file), str(path))
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a JSON {type(content).__name__}, no object: export as COCO")
-    for key in _KEYS:
-        if not isinstance(content.get(key), list):
-            raise UserError(f"{path} has no list '{key}': a COCO file needs {', '.join(_KEYS)}")
-    return content
-
-
-def _is_id(value: Any) -> TypeGuard[int]:
-    return type(value) is int and abs(value) < 2**63
+    return require_lists(parse_json(tree.read(file), str(path)), path)
 
 
 def _categories(tree: Tree, contents: Mapping[str, Content]) -> dict[int, str]:
     """Names by id over all files."""
     found: dict[int, str] = {}
     for file, content in contents.items():
-        for entry in content["categories"]:
-            path = tree.root / file
-            number = entry.get("id") if isinstance(entry, dict) else None
-            name = entry.get("name") if isinstance(entry, dict) else None
-            if not _is_id(number) or not isinstance(name, str) or not name.strip():
-                raise UserError(
-                    f"{path} has the category {shown(entry)}: it needs an integer id and a name"
-                )
-            name = " ".join(name.split())
+        path = tree.root / file
+        for number, name in read_categories(content, path).items():
             if found.setdefault(number, name) != name:
                 raise UserError(
                     f"{path} calls category {number} {shown(name)}, elsewhere it is "
                     f"{shown(found[number])}: give every id one name"
                 )
-    if not found:
-        raise UserError(f"{tree.root} has no category in {', '.join(contents)}: add a class")
     return found
-
-
-def _unused_parents(
-    contents: Mapping[str, Content],
-    splits: Mapping[str, list[LabelledImage]],
-    categories: Mapping[int, str],
-) -> list[int]:
-    used = {b.category for images in splits.values() for image in images for b in image.boxes}
-    parents = {
-        entry["supercategory"]
-        for content in contents.values()
-        for entry in content["categories"]
-        if isinstance(entry.get("supercategory"), str) and entry["supercategory"] != entry["name"]
-    }
-    unused = [i for i in sorted(categories) if i not in used and categories[i] in parents]
-    return unused if len(unused) < len(categories) else []
 
 
 class _Reader:
@@ -152,53 +126,31 @@ class _Reader:
 
     def images(self, content: Content) -> list[LabelledImage]:
         """Images with their boxes, in the order of the file."""
-        entries = self._image_entries(content)
-        boxes: dict[int, list[Box]] = defaultdict(list)
-        seen: set[Any] = set()
-        for number, entry in enumerate(content["annotations"]):
-            where = f"annotation number {number}"
+        path = self.tree.root / self.file
+        images = read_images(content, path, self._lose, needed=("file_name",))
+        there: list[int] = []
+        files: list[str] = []
+        for i, (number, name) in enumerate(zip(images.ids, images.file_names, strict=True)):
             try:
-                if not isinstance(entry, dict):
-                    raise UserError(f"is {shown(entry)}, no object")
-                where = f"annotation {shown(entry.get('id', f'number {number}'))}"
-                image, box = self._box(entry, where, entries)
+                files.append(self._find(name))
+                there.append(i)
             except UserError as error:
-                self._report(f"{where} {error}; it was left out")
-                continue
-            if _is_id(entry.get("id")):
-                if entry["id"] in seen:
-                    self._report(f"{where} has an id that stands twice; both were kept")
-                seen.add(entry["id"])
-            boxes[image].append(box)
+                self.lost.append(self._report(f"image {number} {error}; it was left out"))
+        images = images.take(there)
+        objects = read_objects(content, path, images, self.categories, self._leave_out)
+        boxes = self._boxes(images, objects)
         return [
             LabelledImage(
-                file=file, source=self.file, boxes=tuple(boxes[i]), declared_wh=size, number=i
+                file=file,
+                source=self.file,
+                boxes=tuple(boxes[i]),
+                declared_wh=(width, height) if width and height else None,
+                number=images.ids[i],
             )
-            for i, (file, size) in entries.items()
+            for i, (file, (height, width)) in enumerate(
+                zip(files, images.sizes.tolist(), strict=True)
+            )
         ]
-
-    def _image_entries(self, content: Content) -> dict[int, tuple[str, tuple[int, int] | None]]:
-        """File and declared size by id."""
-        found: dict[int, tuple[str, tuple[int, int] | None]] = {}
-        for number, entry in enumerate(content["images"]):
-            where = f"image number {number}"
-            try:
-                if not isinstance(entry, dict):
-                    raise UserError(f"is {shown(entry)}, no object")
-                image_id, name = entry.get("id"), entry.get("file_name")
-                where = f"image {shown(image_id)}"
-                if not _is_id(image_id):
-                    raise UserError("has an id that is no integer")
-                if image_id in found:
-                    raise UserError("has an id that stands twice")
-                if not isinstance(name, str) or not name.strip():
-                    raise UserError(f"has the file_name {shown(name)}")
-                width, height = entry.get("width"), entry.get("height")
-                size = (width, height) if _is_id(width) and _is_id(height) else None
-                found[image_id] = (self._find(name), size)
-            except UserError as error:
-                self.lost.append(self._report(f"{where} {error}; it was left out"))
-        return found
 
     def _find(self, name: str) -> str:
         """The image file that is meant: one whose path ends with ``name``, or that has at least
@@ -219,25 +171,37 @@ class _Reader:
             raise UserError(f"({shown(name)}) {kind} below the root")
         return candidates[0]
 
-    def _box(
-        self, entry: Mapping[str, Any], where: str, entries: Mapping[int, Any]
-    ) -> tuple[int, Box]:
-        image, category, xywh = (entry.get(k) for k in ("image_id", "category_id", "bbox"))
-        if not _is_id(image) or image not in entries:
-            raise UserError(f"has image_id {shown(image)}, which is no usable image")
-        if not _is_id(category) or category not in self.categories:
-            raise UserError(f"has category_id {shown(category)}, which is no category")
-        if not isinstance(xywh, list) or len(xywh) != 4 or not finite(xywh):
-            raise UserError(f"has bbox {shown(xywh)}: it needs four finite numbers x, y, w, h")
-        x, y, width, height = (float(v) for v in xywh)
-        box = Box(
-            xyxy=(x, y, x + width, y + height),
-            category=category,
-            where=where,
-            ignored=entry.get("iscrowd") in (1, True),
-            extra={key: entry[key] for key in _KEPT if key in entry},
-        )
-        return image, box
+    def _boxes(self, images: CocoImages, objects: CocoObjects) -> Mapping[int, list[Box]]:
+        """By index of the image."""
+        found: dict[int, list[Box]] = defaultdict(list)
+        seen: set[Any] = set()
+        corners = objects.boxes_xywh_px.copy()
+        corners[:, 2:] += corners[:, :2]
+        columns = (objects.entries, objects.images, objects.categories, corners, objects.area)
+        values = (c if isinstance(c, Sequence) else c.tolist() for c in columns)
+        flags = zip(objects.crowd.tolist(), objects.ignore.tolist(), strict=True)
+        for (entry, image, category, xyxy, area), (crowd, ignore) in zip(
+            zip(*values, strict=True), flags, strict=True
+        ):
+            where = f"annotation {shown(entry.get('id'))}"
+            if type(entry.get("id")) is int:
+                if entry["id"] in seen:
+                    self._report(f"{where} has an id that stands twice; both were kept")
+                seen.add(entry["id"])
+            extra = {"segmentation": entry["segmentation"]} if "segmentation" in entry else {}
+            if entry.get("area") is not None:
+                extra["area"] = area
+            if ignore:
+                extra["ignore"] = 1
+            box = Box(xyxy=tuple(xyxy), category=category, where=where, ignored=crowd, extra=extra)
+            found[image].append(box)
+        return found
+
+    def _lose(self, flaw: Flaw) -> None:
+        self.lost.append(self._leave_out(flaw))
+
+    def _leave_out(self, flaw: Flaw) -> Problem:
+        return self._report(f"{flaw.entry} {flaw.text}; it was left out")
 
     def _report(self, text: str) -> Problem:
         problem = Problem(file=self.file, text=text)

@@ -111,8 +111,8 @@ def test_annotations_that_cannot_be_used_are_problems(splits: Splits) -> None:
         "annotation 'a' in ",
         "annotation 'b' in ",
         "annotation 'c' in ",
-        "annotation number 5 (id 'd') in ",
-        "annotation number 6 (id 'e') in ",
+        "annotation 'd' in ",
+        "annotation 'e' in ",
     ]
 
 

@@ -11,11 +11,10 @@ from PIL import Image
 from codetr.checkpoints.experiment import compose_train
 from codetr.classes import ClassList
 from codetr.conf_folder import conf_folder
-from codetr.data.annotations import CocoAnnotations, load_annotations
+from codetr.data.annotations import CocoAnnotations, Written, load_annotations
 from codetr.data.augment import Chain
 from codetr.data.datamodule import CocoDataModule
 from codetr.data.sources import CocoFolder
-from codetr.data.written import Written
 from codetr.errors import UserError
 
 CONF = conf_folder()
@@ -118,7 +117,9 @@ def test_an_unknown_image_is_the_same_error(root: Path) -> None:
     content["annotations"][3]["image_id"] = 4
     (root / "train.json").write_text(json.dumps(content))
     for wanted in (None, 2):
-        with pytest.raises(UserError, match=r"annotation 4 .* has unknown image id 4"):
+        with pytest.raises(
+            UserError, match=r"annotation 4 .* has image_id 4, which is no usable image"
+        ):
             load_annotations(root / "train.json", num_images=wanted)
 
 

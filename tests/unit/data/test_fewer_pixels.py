@@ -31,7 +31,10 @@ def test_objects_drawn_in_their_columns_equal_those_drawn_in_the_image(seed: int
         around = rng.uniform(-1, 1, (rng.integers(3, 9), 2)) * rng.uniform(1, 40)
         polygons.append((rng.uniform(-20, 80, 2) + around).round(2).flatten().tolist())
     found = read_segmentations(
-        [{"segmentation": polygons}], torch.tensor([[height, width]]), Path("a.json")
+        [{"segmentation": polygons}],
+        torch.tensor([False]),
+        torch.tensor([[height, width]]),
+        Path("a.json"),
     ).masks([0], (height, width))
     expected = rle.decode(rle.merge(rle.frPyObjects(polygons, height, width)))
     assert np.array_equal(found[0].numpy(), expected)

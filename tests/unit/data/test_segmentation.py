@@ -17,9 +17,12 @@ PATH = Path("a.json")
 SIZE = (20, 30)
 
 
-def _read(*segmentations: Any, **extra: Any) -> Any:
-    annotations = [{"id": i, "segmentation": s, **extra} for i, s in enumerate(segmentations)]
-    return read_segmentations(annotations, torch.tensor([SIZE] * len(annotations)), PATH)
+def _read(*segmentations: Any, crowd: bool = False) -> Any:
+    annotations = [{"id": i, "segmentation": s} for i, s in enumerate(segmentations)]
+    count = len(annotations)
+    return read_segmentations(
+        annotations, torch.full((count,), crowd), torch.tensor([SIZE] * count), PATH
+    )
 
 
 def test_every_notation_gives_its_pixels() -> None:
@@ -60,7 +63,7 @@ def test_bad_segmentations_are_named(name: str) -> None:
     good = [[2, 3, 12, 3, 12, 9]]
     with pytest.raises(UserError, match=rf"annotation 1 in a\.json .*{reason}.*mix=null"):
         _read(good, value)
-    assert len(_read(good, value, iscrowd=1).coordinates) == 0  # crowd regions need none
+    assert len(_read(good, value, crowd=True).coordinates) == 0  # crowd regions need none
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # of pycocotools with numpy 2

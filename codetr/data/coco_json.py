@@ -1,0 +1,265 @@
+"""COCO JSON, read in one way for training, evaluation and inspection: what its keys are, and which
+entries can be used. How values are taken is said in ``json_columns``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codetr.data.formats.found import shown
+from codetr.data.json_columns import (
+    Entry,
+    Field,
+    Report,
+    Table,
+    as_box,
+    as_flag,
+    as_integer,
+    as_name,
+    as_number,
+    as_side,
+    as_text,
+    pack_boxes,
+    pack_flags,
+    pack_integers,
+    pack_numbers,
+    pack_sides,
+    pack_texts,
+    refuse,
+)
+from codetr.errors import UserError
+
+LISTS = ("images", "annotations", "categories")
+"""The keys of a COCO file."""
+
+_ID = Field(key="id", read=as_integer, pack=pack_integers, needs="an integer", blank=0)
+_IMAGE_ID = replace(_ID, key="image_id")
+_CATEGORY_ID = replace(_ID, key="category_id")
+_FILE_NAME = Field(
+    key="file_name",
+    read=as_name,
+    pack=pack_texts,
+    needs="the name of a file",
+    blank="",
+    optional=True,
+    instead="coco_url",
+)
+_HEIGHT = Field(
+    key="height",
+    read=as_side,
+    pack=pack_sides,
+    needs="the number of pixels of the file",
+    blank=0,
+    optional=True,
+)
+_WIDTH = replace(_HEIGHT, key="width")
+_BBOX = Field(
+    key="bbox",
+    read=as_box,
+    pack=pack_boxes,
+    needs="four finite numbers [x, y, width, height] in pixels",
+    blank=[0.0] * 4,
+)
+_AREA = Field(
+    key="area",
+    read=as_number,
+    pack=pack_numbers,
+    needs="a finite number of pixels, or left out",
+    blank=0.0,
+    optional=True,
+)
+_CROWD = Field(
+    key="iscrowd", read=as_flag, pack=pack_flags, needs="0 or 1", blank=False, optional=True
+)
+_IGNORE = replace(_CROWD, key="ignore")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoImages:
+    """``ids`` of I images; ``file_names`` as written, ``coco_url`` where there is none (LVIS v1),
+    empty where neither is given; ``sizes`` (I, 2) int64 (height, width), 0 where not given.
+    """
+
+    ids: tuple[int, ...]
+    file_names: tuple[str, ...]
+    sizes: NDArray[np.int64]
+
+    def take(self, rows: Sequence[int]) -> CocoImages:
+        """The images ``rows``."""
+        return CocoImages(
+            ids=tuple(self.ids[i] for i in rows),
+            file_names=tuple(self.file_names[i] for i in rows),
+            sizes=self.sizes[rows],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoObjects:
+    """A annotations: the ``entries`` themselves, and what is validated of them.
+
+    ``images`` (A,) int64 indices of images; ``categories`` (A,) int64 ids; ``boxes_xywh_px`` (A, 4)
+    float64, corner and size, finite; ``area`` (A,) float64 in px^2, that of the box where none is
+    given; ``crowd`` and ``ignore`` (A,) bool.
+    """
+
+    entries: Sequence[Entry]
+    images: NDArray[np.int64]
+    categories: NDArray[np.int64]
+    boxes_xywh_px: NDArray[np.float64]
+    area: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+    ignore: NDArray[np.bool_]
+
+    def take(self, rows: NDArray[np.int64]) -> CocoObjects:
+        """The annotations ``rows``."""
+        return CocoObjects(
+            entries=[self.entries[i] for i in rows.tolist()],
+            images=self.images[rows],
+            categories=self.categories[rows],
+            boxes_xywh_px=self.boxes_xywh_px[rows],
+            area=self.area[rows],
+            crowd=self.crowd[rows],
+            ignore=self.ignore[rows],
+        )
+
+
+def require_lists(content: Any, path: Path, keys: Sequence[str] = LISTS) -> Mapping[str, list[Any]]:
+    """``content``, where it is an object with the lists ``keys``. Raises UserError otherwise."""
+    if not isinstance(content, dict):
+        raise UserError(
+            f"annotation file {path} holds a JSON {type(content).__name__}, not the object with "
+            "images, annotations and categories of the COCO format: export it as COCO"
+        )
+    for key in keys:
+        if not isinstance(content.get(key), list):
+            raise UserError(
+                f"annotation file {path} has no list '{key}': a COCO file needs "
+                f"{', '.join(keys)}: export it as COCO"
+            )
+    return content
+
+
+def read_images(
+    content: Mapping[str, list[Any]],
+    path: Path,
+    report: Report = refuse,
+    needed: Container[str] = (),
+) -> CocoImages:
+    """The images that nothing is wrong with: an integer id that stands once, and a file name and a
+    size where they are ``needed`` (``file_name``, ``height``, ``width``) or given.
+    """
+    table = Table(content["images"], "image")
+    ids = table.column(_ID).tolist()
+    columns = {field.key: table.column(field) for field in (_FILE_NAME, _HEIGHT, _WIDTH)}
+    for field in (_FILE_NAME, _HEIGHT, _WIDTH):
+        if field.key in needed:
+            table.require(field, columns[field.key])
+    if len(set(ids)) < len(ids):
+        _flaw_repeated(table, ids)
+    rows = table.usable(path, report).tolist()
+    found = CocoImages(
+        ids=tuple(ids),
+        file_names=tuple(columns["file_name"]),
+        sizes=np.stack([columns["height"], columns["width"]], axis=1),
+    )
+    return found.take(rows) if table.flaws else found
+
+
+def _flaw_repeated(table: Table, ids: Sequence[int]) -> None:
+    seen: set[int] = set()
+    for row, number in enumerate(ids):
+        if row not in table.flaws:
+            if number in seen:
+                table.flaw(row, "has an id that stands twice: make the ids unique")
+            seen.add(number)
+
+
+def read_objects(
+    content: Mapping[str, list[Any]],
+    path: Path,
+    images: CocoImages,
+    categories: Container[int],
+    report: Report = refuse,
+    unknown: str = "'categories' does not have: add it there or remove the annotation",
+) -> CocoObjects:
+    """The annotations that nothing is wrong with, of ``images`` and ``categories``; ``unknown``
+    says what to do about another category. Annotation ids may be anything: they only name.
+    """
+    table = Table(content["annotations"], "annotation")
+    image_ids, category_ids = table.column(_IMAGE_ID).tolist(), table.column(_CATEGORY_ID)
+    boxes, area = table.column(_BBOX), table.column(_AREA)
+    crowd, ignore = table.column(_CROWD), table.column(_IGNORE)
+    place = {number: i for i, number in enumerate(images.ids)}
+    indices = [place.get(number, -1) for number in image_ids]
+    if -1 in indices:
+        for row, index in enumerate(indices):
+            if index == -1:
+                table.flaw(
+                    row,
+                    f"has image_id {image_ids[row]}, which is no usable image of the file: add it "
+                    "to 'images' or remove the annotation",
+                )
+    missing = {number for number in np.unique(category_ids).tolist() if number not in categories}
+    if missing:
+        for row, number in enumerate(category_ids.tolist()):
+            if number in missing:
+                table.flaw(row, f"has category_id {number}, which {unknown}")
+    without_area = np.array([entry.get("area") is None for entry in table.entries], bool)
+    with np.errstate(over="ignore"):  # of absurd boxes, which have no area within an image
+        area = np.where(without_area, boxes[:, 2] * boxes[:, 3], area)
+    found = CocoObjects(
+        entries=table.entries,
+        images=np.array(indices, np.int64),
+        categories=category_ids,
+        boxes_xywh_px=boxes,
+        area=area,
+        crowd=crowd,
+        ignore=ignore,
+    )
+    rows = table.usable(path, report)
+    return found.take(rows) if table.flaws else found
+
+
+def read_categories(content: Mapping[str, list[Any]], path: Path) -> dict[int, str]:
+    """Names by id, each in one line, in the order of the file. Raises UserError for a category
+    without an integer id or a name, for two names of one id, and where there are none.
+    """
+    found: dict[int, str] = {}
+    for entry in content["categories"]:
+        number = as_integer(entry.get("id")) if isinstance(entry, dict) else None
+        name = as_text(entry.get("name")) if isinstance(entry, dict) else None
+        if number is None or name is None:
+            raise UserError(
+                f"category {shown(entry)} in {path} needs an integer id and a name: correct it"
+            )
+        name = " ".join(name.split())
+        if found.setdefault(number, name) != name:
+            raise UserError(
+                f"category {number} in {path} is called {shown(found[number])} and {shown(name)}: "
+                "give every id one name"
+            )
+    if not found:
+        raise UserError(f"annotation file {path} has no categories: add at least one class")
+    return found
+
+
+def unused_parents(
+    contents: Sequence[Mapping[str, list[Any]]], names: Mapping[int, str], used: Container[int]
+) -> list[int]:
+    """The categories that are not ``used`` and that others name as their ``supercategory`` (the
+    root that Roboflow's exports add): no classes, unless none would be left.
+    """
+    children: dict[Any, set[int | None]] = {}
+    for entry in chain.from_iterable(content["categories"] for content in contents):
+        parent = as_text(entry.get("supercategory"))
+        if parent is not None:
+            children.setdefault(" ".join(parent.split()), set()).add(as_integer(entry.get("id")))
+    unused = [i for i in sorted(names) if i not in used and children.get(names[i], set()) - {i}]
+    return unused if len(unused) < len(names) else []

@@ -1,0 +1,224 @@
+"""Columns of the entries of a JSON file, each value taken as what it can only mean.
+
+``1``, ``1.0`` and ``"1"`` are one id, ``"0"`` is no crowd; an entry with a value that cannot be
+meant is reported. Columns are read at once; only those with values of unexpected types are read
+value by value.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codetr.data.formats.found import shown
+from codetr.errors import UserError
+
+Entry = Mapping[str, Any]
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_INTEGER = re.compile(r"[+-]?\d{1,19}", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flaw:
+    """Why an ``entry`` of the file ``path`` cannot be used, and what to do about it."""
+
+    path: Path
+    entry: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.entry} in {self.path} {self.text}"
+
+
+Report = Callable[[Flaw], object]
+"""Takes the flaws, in the order of the file; an entry that was reported is left out."""
+
+
+def refuse(flaw: Flaw) -> None:
+    """Raise UserError: the first flaw ends the reading."""
+    raise UserError(str(flaw))
+
+
+def as_number(value: Any) -> float | None:
+    """The finite number that a number, or its text, means; None for anything else."""
+    if isinstance(value, str):
+        value = float(value) if _NUMBER.fullmatch(value.strip()) else None
+    if type(value) not in (int, float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer beyond the range of floats
+        return None
+
+
+def as_integer(value: Any) -> int | None:
+    """The 64-bit integer that 1, 1.0, "1" or "1.0" means; None for anything else."""
+    if isinstance(value, str) and _INTEGER.fullmatch(value.strip()):
+        value = int(value)
+    if type(value) is int:
+        return value if abs(value) < 2**63 else None
+    number = as_number(value)
+    exact = number is not None and number.is_integer() and abs(number) <= 2**53
+    return int(number) if number is not None and exact else None
+
+
+def as_flag(value: Any) -> bool | None:
+    """False or true as such, or as 0 and 1, number or text; None for anything else."""
+    if isinstance(value, bool):
+        return value
+    number = as_integer(value)
+    return bool(number) if number in (0, 1) else None
+
+
+def as_box(value: Any) -> list[float] | None:
+    """Four numbers in a list; None for anything else."""
+    if not isinstance(value, list) or len(value) != 4:
+        return None
+    numbers = [as_number(v) for v in value]
+    return None if None in numbers else numbers  # type: ignore[return-value]
+
+
+def as_text(value: Any) -> str | None:
+    """A text that is not blank, as it is; None for anything else."""
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def as_name(value: Any) -> str | None:
+    """An empty one says that there is none."""
+    return value if value == "" else as_text(value)
+
+
+def as_side(value: Any) -> int | None:
+    """0 says that the side is not known."""
+    side = as_integer(value)
+    return side if side is not None and 0 <= side < 2**31 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """How the values of a key are read: ``read`` gives None for one that is not what ``needs``
+    says; ``pack`` makes an array of values that all mean themselves, or None where one does not.
+    ``blank`` stands for what is missing or null, which is a flaw unless ``optional``.
+    """
+
+    key: str
+    read: Callable[[Any], Any]
+    pack: Callable[[list[Any]], Any]
+    needs: str
+    blank: Any
+    optional: bool = False
+    instead: str | None = None  # the key that counts where this one is missing
+
+
+def pack_integers(values: list[Any]) -> NDArray[np.int64] | None:
+    """(N,), where all are 64-bit integers; None otherwise. Raises OverflowError for longer ones."""
+    return np.array(values, np.int64) if {int}.issuperset(map(type, values)) else None
+
+
+def pack_sides(values: list[Any]) -> NDArray[np.int64] | None:
+    """(N,), where all are integers from 0 to 2**31; None otherwise."""
+    sides = pack_integers(values)
+    return sides if sides is not None and ((sides >= 0) & (sides < 2**31)).all() else None
+
+
+def pack_numbers(values: list[Any]) -> NDArray[np.float64] | None:
+    """(N,), where all are finite numbers; None otherwise."""
+    if not {int, float}.issuperset(map(type, values)):
+        return None
+    numbers = np.array(values, np.float64)
+    return numbers if np.isfinite(numbers).all() else None
+
+
+def pack_flags(values: list[Any]) -> NDArray[np.bool_] | None:
+    """(N,), where all are false or true, or 0 or 1; None otherwise."""
+    if not {int, bool}.issuperset(map(type, values)):
+        return None
+    flags = np.array(values, np.int64)
+    return flags.astype(bool) if ((flags == 0) | (flags == 1)).all() else None
+
+
+def pack_boxes(values: list[Any]) -> NDArray[np.float64] | None:
+    """(N, 4), where all are lists of four finite numbers; None otherwise."""
+    if not ({list}.issuperset(map(type, values)) and {4}.issuperset(map(len, values))):
+        return None
+    numbers = pack_numbers(list(chain.from_iterable(values)))
+    return None if numbers is None else numbers.reshape(-1, 4)
+
+
+def pack_texts(values: list[Any]) -> list[str] | None:
+    """The same, where all are texts, none of them blanks alone; None otherwise."""
+    texts = {str}.issuperset(map(type, values)) and not any(map(str.isspace, values))
+    return values if texts else None
+
+
+class Table:
+    """The entries of a list of the file, and by row what is wrong with the first flaw of each."""
+
+    def __init__(self, entries: list[Any], kind: str) -> None:
+        self.kind = kind
+        self.flaws: dict[int, str] = {}
+        self.entries: Sequence[Entry] = entries
+        if not {dict}.issuperset(map(type, entries)):
+            self.entries = [entry if isinstance(entry, dict) else {} for entry in entries]
+            for row, entry in enumerate(entries):
+                if not isinstance(entry, dict):
+                    self.flaws[row] = f"is {shown(entry)}, not an object: correct or remove it"
+
+    def column(self, field: Field) -> Any:
+        """The values of a key by row, ``blank`` in flawed ones."""
+        values = [entry.get(field.key) for entry in self.entries]
+        if field.instead:
+            for row, value in enumerate(values):
+                if value is None:
+                    values[row] = self.entries[row].get(field.instead)
+        try:
+            packed = field.pack(values)
+        except OverflowError:  # integers of more than 64 bits
+            packed = None
+        if packed is not None:
+            return packed
+        return field.pack([self._value(row, value, field) for row, value in enumerate(values)])
+
+    def _value(self, row: int, value: Any, field: Field) -> Any:
+        if value is None and field.optional:
+            return field.blank
+        meant = field.read(value)
+        if meant is None:
+            self._flaw_value(row, value, field)
+            return field.blank
+        return meant
+
+    def _flaw_value(self, row: int, value: Any, field: Field) -> None:
+        if field.key in self.entries[row] or value is not None:
+            self.flaw(row, f"has {field.key} {shown(value)}: it must be {field.needs}")
+        else:
+            self.flaw(row, f"has no '{field.key}': add it or remove the {self.kind}")
+
+    def require(self, field: Field, values: Sequence[Any]) -> None:
+        """Flaw the rows of an optional key's ``values`` that are blank."""
+        if not all(values):
+            for row, value in enumerate(values):
+                if not value:
+                    self._flaw_value(row, self.entries[row].get(field.key), field)
+
+    def flaw(self, row: int, text: str) -> None:
+        """Note what is wrong with a row; only the first is kept."""
+        self.flaws.setdefault(row, text)
+
+    def usable(self, path: Path, report: Report) -> NDArray[np.int64]:
+        """Report all flaws; the rows that have none."""
+        for row in sorted(self.flaws):
+            entry = self.entries[row]
+            named = shown(entry["id"]) if entry.get("id") is not None else f"number {row}"
+            report(Flaw(path=path, entry=f"{self.kind} {named}", text=self.flaws[row]))
+        rows = np.arange(len(self.entries))
+        return rows[~np.isin(rows, list(self.flaws))] if self.flaws else rows
