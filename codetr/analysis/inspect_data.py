@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from codetr.analysis.data_facts import SplitFacts, gather_facts, shared_images
 from codetr.analysis.data_plots import box_figure, class_figure, picture_grid
 from codetr.analysis.sweep_report import STYLE
 from codetr.data.annotations import CocoAnnotations, load_annotations
+from codetr.data.files import found_names
 from codetr.data.sources import Split, Splits
 from codetr.errors import UserError
 
@@ -68,7 +69,8 @@ def _load(splits: Mapping[str, Split], problems: list[str]) -> dict[str, CocoAnn
     for name, split in splits.items():
         flaws: list[str] = []
         classes = loaded["train"].classes if loaded else None
-        loaded[name] = load_annotations(split.annotations, classes, split.name_parts, flaws=flaws)
+        found = load_annotations(split.annotations, classes, split.name_parts, flaws=flaws)
+        loaded[name] = replace(found, file_names=found_names(found.file_names, split.images))
         problems += [f"{name}: {line}" for line in flaws]
     return loaded
 

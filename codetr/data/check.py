@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,7 +159,7 @@ def _require_files(annotations: CocoAnnotations, images: Path, tolerate_broken: 
             f"image folder {images} of {annotations.path} does not exist: check data.root and the "
             "image folders under data.source"
         )
-    missing = [name for name in annotations.file_names if not (images / name).is_file()]
+    missing = [name for name in annotations.file_names if not os.path.isfile(images / name)]
     if not missing:
         return
     message = (

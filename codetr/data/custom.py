@@ -18,6 +18,7 @@ from typing import Any
 from rich.progress import Progress
 
 from codetr.data.convert import CocoWriter, divide
+from codetr.data.files import counted_suffixes, is_foreign
 from codetr.data.formats import coco, voc, yolo
 from codetr.data.formats.found import UNSPLIT, Found, LabelledImage, Problem
 from codetr.data.formats.tree import Tree, list_files
@@ -122,6 +123,9 @@ class CustomFolder:
         parts, remarks = self._choose(tree, found)
         contents = _contents(tree, found, parts, problems)
         remarks = [f"recognised as {FORMATS[name].FORMAT}", *found.remarks, *remarks]
+        foreign = counted_suffixes(file for file in tree.files if is_foreign(file))
+        if foreign:
+            remarks.append(f"{foreign} are pictures that Pillow cannot open here: left out")
         remarks += [_classes(tuple(found.categories.values())), f"converted to {folder}"]
         about = {"remarks": remarks, "problems": [str(problem) for problem in problems]}
         _write(folder, {"train.json": contents[0], "val.json": contents[1], _ABOUT: about})

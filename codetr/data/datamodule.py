@@ -22,6 +22,7 @@ from codetr.data.check import check_dataset, check_split, require_class_count
 from codetr.data.coco import CocoDetection
 from codetr.data.collate import IMAGENET_MEAN, IMAGENET_STD, Collate
 from codetr.data.dataset import AugmentedDataset, Batched
+from codetr.data.files import found_names
 from codetr.data.ground_truth import DetrFilter, GroundTruthFilter
 from codetr.data.samplers import EvalSampler, TrainSampler
 from codetr.data.sources import Source, Split
@@ -279,7 +280,8 @@ class CocoDataModule(LightningDataModule):
                 self.num_images if name == "train" else None,
             )
             require_class_count(loaded, self.source(self.root).num_classes)
-            self._annotations[name] = loaded
+            names = found_names(loaded.file_names, split.images)
+            self._annotations[name] = replace(loaded, file_names=names)
         return self._annotations[name]
 
     def _detection(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import importlib.util
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from codetr.data.files import FileIndex, counted_suffixes, is_image
 from codetr.data.images import ImageError, read_image
 from codetr.errors import UserError
 
-IMAGES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+log = logging.getLogger(__name__)
+
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 
 
@@ -121,7 +124,11 @@ def open_source(name: str) -> Source:
             return Video(path)
         return ImageFiles(path.parent, (path,))
     if not glob.has_magic(name):
-        raise UserError(f"source={name}: no such file or folder")
+        near = _otherwise_spelled(path)
+        if near is None:
+            raise UserError(f"source={name}: no such file or folder")
+        log.info("source=%s: the file is called %s", name, near.name)
+        return open_source(str(near))
     found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
     plain = path.parts[:-1]
     wild = next((i for i, part in enumerate(plain) if glob.has_magic(part)), len(plain))
@@ -129,10 +136,28 @@ def open_source(name: str) -> Source:
 
 
 def _files(root: Path, paths: list[Path], name: str) -> ImageFiles:
-    images = tuple(p for p in paths if p.suffix.lower() in IMAGES and p.is_file())
+    files = [path for path in paths if path.is_file() and not path.name.startswith(".")]
+    images = tuple(path for path in files if is_image(path.name))
+    others = counted_suffixes(path.name for path in files if not is_image(path.name))
     if not images:
-        raise UserError(f"source={name}: holds no image ({', '.join(sorted(IMAGES))})")
+        only = f", only {others}" if others else ""
+        raise UserError(
+            f"source={name}: holds no image that Pillow opens{only}: give images, or convert them "
+            "to JPEG or PNG"
+        )
+    if others:
+        log.info("source=%s: skipped %s that are no images which Pillow opens", name, others)
     return ImageFiles(root, images)
+
+
+def _otherwise_spelled(path: Path) -> Path | None:
+    """The one image that is called nearly as ``path``; see ``FileIndex``."""
+    if not path.parent.is_dir():
+        return None
+    index = FileIndex(file.name for file in path.parent.iterdir() if is_image(file.name))
+    found = index.at(path.name)
+    near = path.parent / found[0] if len(found) == 1 else None
+    return near if near is not None and near.is_file() else None
 
 
 def require_av(path: Path) -> None:

@@ -4,7 +4,7 @@ the images of every split (Roboflow), or one file for all.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -61,6 +61,7 @@ def read(tree: Tree) -> Found:
     splits: dict[str, list[LabelledImage]] = {}
     lost: dict[str, list[Problem]] = {}
     files: dict[str, str] = {}
+    remarks: list[str] = []
     for file, content in contents.items():
         split = split_of_name(PurePosixPath(file).name) or split_of_folders(file) or UNSPLIT
         if split in files:
@@ -71,14 +72,23 @@ def read(tree: Tree) -> Found:
         files[split] = file
         reader = _Reader(tree, file, categories, problems)
         splits[split], lost[split] = reader.images(content), reader.lost
+        for name, found in reader.renamed[:1]:
+            remarks.append(
+                f"{file}: {len(reader.renamed)} images have other names on the disk, the first is "
+                f"{found} for {shown(name)}"
+            )
     used = {b.category for images in splits.values() for image in images for b in image.boxes}
     dropped = unused_parents(list(contents.values()), categories, used)
     return Found(
         splits=splits,
         categories={i: name for i, name in sorted(categories.items()) if i not in dropped},
         lost=lost,
-        remarks=tuple(
-            f"category {i} '{categories[i]}' is only a parent of others, no class" for i in dropped
+        remarks=(
+            *remarks,
+            *(
+                f"category {i} '{categories[i]}' is only a parent of others, no class"
+                for i in dropped
+            ),
         ),
         problems=tuple(problems),
     )
@@ -112,6 +122,10 @@ def _categories(tree: Tree, contents: Mapping[str, Content]) -> dict[int, str]:
     return found
 
 
+def _is_called(file: str, name: str) -> bool:
+    return file.rsplit("/", 1)[-1] == PurePosixPath(name.replace("\\", "/")).name
+
+
 class _Reader:
     """Reads the images of one file; what cannot be used goes to ``problems``, and where it is an
     image to ``lost`` too.
@@ -123,6 +137,7 @@ class _Reader:
         self.tree, self.file = tree, file
         self.categories, self.problems = categories, problems
         self.lost: list[Problem] = []
+        self.renamed: list[tuple[str, str]] = []  # as the annotations say, and on the disk
 
     def images(self, content: Content) -> list[LabelledImage]:
         """Images with their boxes, in the order of the file."""
@@ -130,12 +145,12 @@ class _Reader:
         images = read_images(content, path, self._lose, needed=("file_name",))
         there: list[int] = []
         files: list[str] = []
-        for i, (number, name) in enumerate(zip(images.ids, images.file_names, strict=True)):
-            try:
-                files.append(self._find(name))
+        for i, (number, file) in enumerate(zip(images.ids, self._files(images), strict=True)):
+            if isinstance(file, UserError):
+                self.lost.append(self._report(f"image {number} {file}; it was left out"))
+            else:
+                files.append(file)
                 there.append(i)
-            except UserError as error:
-                self.lost.append(self._report(f"image {number} {error}; it was left out"))
         images = images.take(there)
         objects = read_objects(content, path, images, self.categories, self._leave_out)
         boxes = self._boxes(images, objects)
@@ -152,18 +167,37 @@ class _Reader:
             )
         ]
 
+    def _files(self, images: CocoImages) -> list[str | UserError]:
+        """The file of every image, or why it has none. A file that another image names as it is
+        written belongs to that one alone.
+        """
+        found: list[str | UserError] = []
+        for name in images.file_names:
+            try:
+                found.append(self._find(name))
+            except UserError as error:
+                found.append(error)
+        pairs = list(zip(images.file_names, found, strict=True))
+        counts = Counter(file for file in found if isinstance(file, str))
+        for i, (name, file) in enumerate(pairs):
+            if isinstance(file, str) and not _is_called(file, name):
+                if counts[file] > 1:
+                    found[i] = UserError(
+                        f"({shown(name)}) is missing, and {file} belongs to another image"
+                    )
+                else:
+                    self.renamed.append((name, file))
+        return found
+
     def _find(self, name: str) -> str:
         """The image file that is meant: one whose path ends with ``name``, or that has at least
         its last part; of several the one beside the annotation file, or in its split's folder.
         """
-        wanted = PurePosixPath(name.replace("\\", "/"))
-        candidates = self.tree.images_by_name.get(wanted.name, [])
-        exact = [c for c in candidates if c == str(wanted) or c.endswith(f"/{wanted}")]
-        candidates = exact or candidates
+        candidates = self.tree.image_index.named(name)
         if len(candidates) > 1:
-            home = PurePosixPath(self.file).parent
+            home = (PurePosixPath(self.file).parent / name.replace("\\", "/")).parent
             split = split_of_name(PurePosixPath(self.file).name) or split_of_folders(self.file)
-            beside = [c for c in candidates if c == str(home / wanted)]
+            beside = [c for c in candidates if PurePosixPath(c).parent == home]
             of_split = [c for c in candidates if split and split_of_folders(c) == split]
             candidates = beside or of_split or candidates
         if len(candidates) != 1:

@@ -6,15 +6,13 @@ import hashlib
 import os
 import re
 import stat
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from codetr.data.files import FileIndex, is_image
 from codetr.errors import UserError
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
 SPLITS = {
     "train": "train",
@@ -43,15 +41,12 @@ class Tree:
     @cached_property
     def images(self) -> tuple[str, ...]:
         """Files that are images by their suffix."""
-        return tuple(file for file in self.files if suffix(file) in IMAGE_SUFFIXES)
+        return tuple(file for file in self.files if is_image(file))
 
     @cached_property
-    def images_by_name(self) -> Mapping[str, list[str]]:
-        """The images of each file name, in any folder."""
-        found: dict[str, list[str]] = defaultdict(list)
-        for image in self.images:
-            found[PurePosixPath(image).name].append(image)
-        return found
+    def image_index(self) -> FileIndex:
+        """``images`` by names that are not quite theirs."""
+        return FileIndex(self.images)
 
     @cached_property
     def members(self) -> frozenset[str]:
@@ -113,11 +108,6 @@ def _is_hidden(name: str) -> bool:
 def suffix(file: str) -> str:
     """The suffix in lower case."""
     return PurePosixPath(file).suffix.lower()
-
-
-def stem(file: str) -> str:
-    """The path without its suffix."""
-    return str(PurePosixPath(file).with_suffix(""))
 
 
 def split_of_name(name: str) -> str | None:

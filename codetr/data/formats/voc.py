@@ -13,8 +13,9 @@ from typing import TypeVar
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
+from codetr.data.files import FileIndex, as_stem, is_image, without_suffix
 from codetr.data.formats.found import UNSPLIT, Box, Found, LabelledImage, Problem, finite, shown
-from codetr.data.formats.tree import IMAGE_SUFFIXES, SPLITS, Tree, split_of_folders, stem, suffix
+from codetr.data.formats.tree import SPLITS, Tree, split_of_folders
 from codetr.errors import UserError
 
 FORMAT = "Pascal VOC XML"
@@ -52,11 +53,11 @@ def recognise(tree: Tree) -> list[str]:
     """The XML files that belong to images: those in a folder Annotations, or beside an image of
     the same name.
     """
-    stems = {stem(image) for image in tree.images}
+    stems = {as_stem(image) for image in tree.images}
     return [
         file
         for file in tree.of_type(".xml")
-        if PurePosixPath(file).parent.name.lower() == _FOLDER or stem(file) in stems
+        if PurePosixPath(file).parent.name.lower() == _FOLDER or as_stem(file) in stems
     ]
 
 
@@ -190,23 +191,16 @@ def _size(root: Element) -> tuple[int, int] | None:
 
 def _image_of(tree: Tree, file: str, filename: str) -> str:
     """The image of an annotation: the one of the same stem, in JPEGImages or beside it (of several
-    endings first the one that the file names), or else the one that the file names, wherever it
+    the one with the ending that the file names), or else the one that the file names, wherever it
     lies. Raises UserError where there is none, or several.
     """
     path = PurePosixPath(file)
     wanted = PurePosixPath(filename.replace("\\", "/")).name
-    endings = sorted(IMAGE_SUFFIXES)
-    names = [f"{path.stem}{e}" for ending in endings for e in (ending, ending.upper())]
-    names.sort(key=lambda name: name != wanted)  # stable
+    own = path.stem + (PurePosixPath(wanted).suffix if is_image(wanted) else "")
     homes = [path.parent.parent / "JPEGImages", path.parent, path.parent.parent / "images"]
-    for home in homes:
-        for name in names:
-            if str(home / name) in tree.members:
-                return str(home / name)
-    found = tree.images_by_name.get(wanted, [])
-    found = found or [
-        image for e in endings for image in tree.images_by_name.get(f"{path.stem}{e}", [])
-    ]
+    index = tree.image_index
+    found = next((hits for home in homes if (hits := index.at(str(home / own)))), [])
+    found = found or index.named(wanted) or index.named(own)
     if len(found) != 1:
         raise UserError(
             f"{'several images' if found else 'no image'} of the name {path.stem} or "
@@ -251,16 +245,22 @@ def _listed(
     """By split the images that the lists of ImageSets/Main name, and a problem for each that they
     name in vain.
     """
-    by_stem: dict[str, list[LabelledImage]] = defaultdict(list)
-    for file, image in images.items():
-        home = PurePosixPath(file).parent.parent
-        by_stem[str(home / PurePosixPath(file).stem)].append(image)
+    places = {
+        file: str(PurePosixPath(file).parent.parent / PurePosixPath(file).name) for file in images
+    }
+    index = FileIndex(places.values())
+    by_place: dict[str, list[LabelledImage]] = defaultdict(list)
+    for file, place in places.items():
+        by_place[place].append(images[file])
     found: dict[str, list[LabelledImage]] = defaultdict(list)
     lost: dict[str, list[Problem]] = defaultdict(list)
     for split, file in lists:
         home = PurePosixPath(file).parents[2]
         for name in _lines(tree, file, problems):
-            matches = by_stem.get(str(home / name)) or by_stem.get(str(home / name.split()[0]), [])
+            hits = index.at(str(home / f"{name}.xml")) or index.at(
+                str(home / f"{name.split()[0]}.xml")
+            )
+            matches = by_place[hits[0]] if len(set(hits)) == 1 else []
             if not matches:
                 text = f"{shown(name)} has no usable annotation; it was left out"
                 lost[split].append(Problem(file=file, text=text))
@@ -289,8 +289,7 @@ def _lines(tree: Tree, file: str, problems: list[Problem]) -> Sequence[str]:
         problems.append(Problem(file=file, text=f"is not UTF-8 text, byte {error.start}"))
         return ()
     names = [line.strip() for line in text.splitlines() if line.strip()]
-    endings = IMAGE_SUFFIXES | {".xml"}
-    return [stem(name) if suffix(name) in endings else name for name in dict.fromkeys(names)]
+    return [without_suffix(name) for name in dict.fromkeys(names)]
 
 
 def _remarks(

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from codetr.data.files import FileIndex
 from codetr.data.formats.found import UNSPLIT, Box, Found, LabelledImage, Problem, finite, shown
 from codetr.data.formats.tree import SPLITS, Tree, split_of_folders
 from codetr.errors import UserError
@@ -39,7 +40,7 @@ def recognise(tree: Tree) -> list[str]:
     """The label files: texts with an image of the same name beside them, or in ``images`` where
     they are in ``labels``.
     """
-    return [label for image in tree.images if (label := _label_of(image)) in tree.members]
+    return [label for label in _labels(tree).values() if label in tree.members]
 
 
 def read(tree: Tree) -> Found:
@@ -51,8 +52,11 @@ def read(tree: Tree) -> Found:
     """
     config = _read_config(tree)
     problems: list[Problem] = []
-    images = {image: _read_labels(tree, image, config, problems) for image in tree.images}
-    unlabelled = sum(_label_of(image) not in tree.members for image in images)
+    labels = _labels(tree)
+    images = {
+        image: _read_labels(tree, image, label, config, problems) for image, label in labels.items()
+    }
+    unlabelled = sum(label not in tree.members for label in labels.values())
     remarks = [f"class names from {config.file}"]
     splits, lost = _splits(tree, images, config, problems)
     problems += [problem for part in lost.values() for problem in part]
@@ -67,17 +71,34 @@ def read(tree: Tree) -> Found:
     )
 
 
+def _labels(tree: Tree) -> dict[str, str]:
+    """The label file of every image, whether it is there or not: one with another spelling only
+    where it is no other image's.
+    """
+    labels = {image: _label_of(image) for image in tree.images}
+    own = tree.members.intersection(labels.values())
+    spare = FileIndex(file for file in tree.of_type(".txt") if file not in own)
+    for image, label in labels.items():
+        found = [] if label in own else spare.at(label)
+        if len(found) == 1:
+            labels[image] = found[0]
+    return labels
+
+
 def _label_of(image: str) -> str:
-    """The label file of an image: ``labels`` for the last ``images`` of its folders."""
+    """The label file of an image as it should be called: ``labels`` for the last ``images`` of its
+    folders.
+    """
     parts = list(PurePosixPath(image).with_suffix(".txt").parts)
-    places = [i for i, part in enumerate(parts[:-1]) if part == "images"]
+    places = [i for i, part in enumerate(parts[:-1]) if part.lower() == "images"]
     if places:
         parts[places[-1]] = "labels"
     return str(PurePosixPath(*parts))
 
 
-def _read_labels(tree: Tree, image: str, config: _Config, problems: list[Problem]) -> LabelledImage:
-    file = _label_of(image)
+def _read_labels(
+    tree: Tree, image: str, file: str, config: _Config, problems: list[Problem]
+) -> LabelledImage:
     boxes = []
     if file in tree.members:
         try:
@@ -298,8 +319,10 @@ def _listed(tree: Tree, file: str, lost: list[Problem]) -> list[str]:
     found = []
     for number, line in enumerate(lines, start=1):
         parts = _parts(line.strip())
-        ends = (str(f.joinpath(*parts[i:])) for i in range(len(parts)) for f in folders)
-        image = next((end for end in ends if end in known), None)
+        ends = [str(f.joinpath(*parts[i:])) for i in range(len(parts)) for f in folders]
+        image = next((end for end in ends if end in known), None) or next(
+            (hits[0] for end in ends if len(hits := tree.image_index.at(end)) == 1), None
+        )
         if image:
             found.append(image)
         elif line.strip():

@@ -12,7 +12,7 @@ from codetr.data.annotations import CocoAnnotations, load_annotations
 from codetr.data.convert import divide
 from codetr.data.custom import CustomFolder, recognise
 from codetr.data.formats.found import LabelledImage
-from codetr.data.formats.tree import IMAGE_SUFFIXES, list_files, split_of_name
+from codetr.data.formats.tree import list_files, split_of_name
 from codetr.data.images import read_image, read_scaled, read_size
 from codetr.data.sources import Splits
 from codetr.errors import UserError
@@ -182,7 +182,7 @@ def test_division_is_seeded_whole_and_whatever_the_order() -> None:
         divide(images[:1], 0.2, 0)
 
 
-@pytest.mark.parametrize("ending", sorted(IMAGE_SUFFIXES - {".bmp"}))
+@pytest.mark.parametrize("ending", [".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
 def test_images_turned_by_exif_have_the_size_that_is_read(tmp_path: Path, ending: str) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
