@@ -208,6 +208,31 @@ class Predictions(TensorStruct):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Detections(TensorStruct):
+    """What was found in one image, best score first.
+
+    ``boxes_xyxy_px`` (n, 4) in pixels: of the original image, or of the one that the network saw
+    where an auxiliary head found them; ``scores`` (n,) in (0, 1]; ``labels`` (n,) int64, contiguous
+    class indices.
+    """
+
+    boxes_xyxy_px: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    def take(self: T, index: Tensor | slice) -> T:
+        """The detections that ``index`` (indices, a mask or a slice) picks."""
+        return self.map(lambda tensor: tensor[index])
+
+    def above(self, score: float) -> Detections:
+        """The detections whose score is greater than ``score``."""
+        return self.take(self.scores > score)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Proposals(Predictions):
     """The encoder's predictions, with the ``anchors`` (B, S, 4) cxcywh in [0, 1] that their boxes
     refine; (1, 1, 1, 1) where a token may not propose.

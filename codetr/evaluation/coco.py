@@ -18,7 +18,6 @@ from codetr.evaluation.gather import broadcast_from_first, gather_rows, is_first
 from codetr.evaluation.ground_truth import ImageTruth, read_ground_truth
 from codetr.evaluation.limits import Limit
 from codetr.evaluation.metrics import MAX_DETECTIONS, PER_CLASS, CocoMetrics, coco_metrics
-from codetr.evaluation.postprocess import Detections
 from codetr.evaluation.precision_recall import Curves
 from codetr.evaluation.report import (
     Line,
@@ -30,7 +29,7 @@ from codetr.evaluation.report import (
     summary_text,
     write_json,
 )
-from codetr.structures import ImageInfo
+from codetr.structures import Detections, ImageInfo
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,35 +11,7 @@ from torch import Tensor
 from codetr.boxes import cxcywh_to_xyxy
 from codetr.errors import UserError
 from codetr.evaluation.soft_nms import SoftNms
-from codetr.structures import ImageInfo, Predictions, TensorStruct
-
-
-@dataclass(frozen=True, kw_only=True)
-class Detections(TensorStruct):
-    """What was found in one image, best score first.
-
-    ``boxes_xyxy_px`` (n, 4) in pixels of the original image; ``scores`` (n,) in (0, 1];
-    ``labels`` (n,) int64, contiguous class indices.
-    """
-
-    boxes_xyxy_px: Tensor
-    scores: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return self.labels.shape[0]
-
-    def take(self, index: Tensor | slice) -> Detections:
-        """The detections that ``index`` (indices, a mask or a slice) picks."""
-        return Detections(
-            boxes_xyxy_px=self.boxes_xyxy_px[index],
-            scores=self.scores[index],
-            labels=self.labels[index],
-        )
-
-    def above(self, score: float) -> Detections:
-        """The detections whose score is greater than ``score``."""
-        return self.take(self.scores > score)
+from codetr.structures import Detections, ImageInfo, Predictions
 
 
 class Postprocess:

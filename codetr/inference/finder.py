@@ -12,7 +12,8 @@ from codetr.data.augment import Augmentation
 from codetr.data.collate import Collate
 from codetr.data.sample import as_sample
 from codetr.errors import UserError
-from codetr.evaluation import Detections, Postprocess
+from codetr.evaluation import Postprocess
+from codetr.structures import Detections
 
 PRECISIONS: dict[str, torch.dtype | None] = {"32": None, "bf16": torch.bfloat16}
 """What the detector computes in; None: as its weights are."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from codetr.errors import UserError
-from codetr.evaluation import Detections
+from codetr.structures import Detections
 
 
 class Suppress(Protocol):

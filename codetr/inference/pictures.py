@@ -18,9 +18,8 @@ from codetr.boxes import cxcywh_to_xyxy
 from codetr.checkpoints.files import RunRecord
 from codetr.classes import ClassList
 from codetr.data.images import ImageError, read_image
-from codetr.evaluation import Detections
 from codetr.inference.draw import denormalise, draw_boxes, grid, save_png, side_by_side
-from codetr.structures import Batch, ImageInfo, Targets
+from codetr.structures import Batch, Detections, ImageInfo, Targets
 
 log = logging.getLogger(__name__)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelHubMixin
 from omegaconf import OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
 from codetr.checkpoints.convert import OFFICIAL, open_checkpoint
 from codetr.checkpoints.experiment import compose_experiment, without_initial_weights
@@ -19,12 +19,13 @@ from codetr.checkpoints.transfer import load_weights
 from codetr.checkpoints.trusted import build_trusted
 from codetr.data.collate import Collate
 from codetr.errors import UserError
-from codetr.evaluation import Detections, Postprocess
+from codetr.evaluation import Postprocess
 from codetr.inference import hub
 from codetr.inference.finder import DetectorFinder, choose_device, choose_precision
 from codetr.inference.inputs import ImageLike, as_image, is_one_image
 from codetr.inference.views import Finder, Views
 from codetr.models.ops import avoid_cudnn_attention, use_msda
+from codetr.structures import Detections
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +43,6 @@ class Prediction(Detections):
     def names(self) -> tuple[str, ...]:
         """The class name of each detection."""
         return tuple(self.classes[label] for label in self.labels.tolist())
-
-    def take(self, index: Tensor | slice) -> Prediction:
-        """See ``Detections``."""
-        return replace(
-            self,
-            boxes_xyxy_px=self.boxes_xyxy_px[index],
-            scores=self.scores[index],
-            labels=self.labels[index],
-        )
 
 
 class Predictor(ModelHubMixin):

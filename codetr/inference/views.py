@@ -7,15 +7,15 @@ images. What stands here takes finders and is one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from codetr.errors import UserError
-from codetr.evaluation import Detections
 from codetr.inference.merge import Nms, Suppress, merged
+from codetr.structures import Detections
 
 SIDES = ("short", "long", "canvas")
 """What an evaluation's resize calls the pixels that it aims at."""
@@ -39,7 +39,7 @@ class Mirrored:
         """See ``Finder``."""
         found = self.finder([image.flip(-1) for image in images])
         return tuple(
-            moved(one, mirrored_boxes(one.boxes_xyxy_px, image.shape[-1]))
+            replace(one, boxes_xyxy_px=mirrored_boxes(one.boxes_xyxy_px, image.shape[-1]))
             for one, image in zip(found, images, strict=True)
         )
 
@@ -116,7 +116,7 @@ class Tiled:
                 whole &= boxes[:, axis] > start + self.border
             if start + self.tile < size:
                 whole &= boxes[:, axis + 2] < start + self.tile - self.border
-        return moved(found, boxes).take(whole)
+        return replace(found, boxes_xyxy_px=boxes).take(whole)
 
 
 @dataclass(frozen=True)
@@ -173,11 +173,6 @@ def mirrored_boxes(boxes_xyxy_px: Tensor, width: int) -> Tensor:
     """Boxes (n, 4) of the mirror image of an image of that width."""
     x0, y0, x1, y1 = boxes_xyxy_px.unbind(-1)
     return torch.stack([width - x1, y0, width - x0, y1], dim=-1)
-
-
-def moved(found: Detections, boxes_xyxy_px: Tensor) -> Detections:
-    """The detections with other boxes."""
-    return Detections(boxes_xyxy_px=boxes_xyxy_px, scores=found.scores, labels=found.labels)
 
 
 def scaled(resize: Mapping[str, Any], factor: float, source: str) -> Mapping[str, Any]:

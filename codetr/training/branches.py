@@ -6,17 +6,16 @@ The paper compares both in Table 11.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from codetr.errors import UserError
-from codetr.evaluation import Detections, Postprocess
+from codetr.evaluation import Postprocess
 from codetr.models.detectors.protocol import MAIN, Detector
-from codetr.structures import Batch, ImageInfo
-from codetr.supervision.aux_heads.detections import Detections as HeadDetections
+from codetr.structures import Batch, Detections, ImageInfo
 from codetr.supervision.schemes import Collaborative
 
 
@@ -114,15 +113,12 @@ class AuxiliaryBranch(nn.Module):
         return in_original(head.predict(pyramid, batch.images), batch.infos)  # type: ignore[operator]
 
 
-def in_original(
-    found: Sequence[HeadDetections], infos: Sequence[ImageInfo]
-) -> tuple[Detections, ...]:
+def in_original(found: Sequence[Detections], infos: Sequence[ImageInfo]) -> tuple[Detections, ...]:
     """Detections in the images that the network saw, brought back to the original ones."""
     return tuple(
-        Detections(
+        replace(
+            one,
             boxes_xyxy_px=one.boxes_xyxy_px / torch.tensor(info.scale * 2).to(one.boxes_xyxy_px),
-            scores=one.scores,
-            labels=one.labels,
         )
         for one, info in zip(found, infos, strict=True)
     )

@@ -28,11 +28,10 @@ from codetr.data.collate import Collate
 from codetr.data.datamodule import CocoDataModule
 from codetr.data.sample import as_sample
 from codetr.errors import UserError
-from codetr.evaluation import Detections
 from codetr.models.detectors.protocol import MAIN
 from codetr.models.ops import use_msda
 from codetr.models.ops.cpu_memory import keep_freed_memory
-from codetr.structures import Batch, ImageInfo
+from codetr.structures import Batch, Detections, ImageInfo
 from codetr.training.acceleration import accelerate
 from codetr.training.app import prepare_process
 from codetr.training.branches import Branch, MainBranch, ViewedBranch, auxiliary_branch

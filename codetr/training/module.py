@@ -15,8 +15,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from codetr.checkpoints.files import RunRecord
-from codetr.evaluation import CocoEvaluator, Detections, Postprocess
-from codetr.structures import Batch, Losses, total_loss
+from codetr.evaluation import CocoEvaluator, Postprocess
+from codetr.structures import Batch, Detections, Losses, total_loss
 from codetr.training.loss_meter import TOTAL, FiniteGuard, LossMeter
 from codetr.training.losses import training_losses
 from codetr.training.timing import logs_now, on_host

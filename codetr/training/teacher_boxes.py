@@ -13,10 +13,9 @@ from torch import Tensor
 from codetr.checkpoints.convert import OFFICIAL
 from codetr.classes import ClassList
 from codetr.errors import UserError
-from codetr.evaluation import Detections
 from codetr.evaluation.gather import gather_rows, is_first_rank
 from codetr.evaluation.report import prediction_records, write_json
-from codetr.structures import ImageInfo
+from codetr.structures import Detections, ImageInfo
 from codetr.training.evaluate import EvaluationModule, build_tester, open_branch
 from codetr.training.unused import REPORTED, ignored_in_evaluation, require_effect
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from codetr.evaluation.postprocess import Detections
+from codetr.structures import Detections
 
 _SIZE = (480, 640)
 _OBJECTS = 7.3  # of an image: COCO's mean

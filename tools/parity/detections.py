@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from codetr.evaluation.postprocess import Detections
+from codetr.structures import Detections
 from tools.parity.recorded_detr import RecordedDetr
 from tools.parity.table import Row, Tolerance, compare
 

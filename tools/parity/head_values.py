@@ -10,10 +10,9 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from codetr.structures import Batch, Pyramid
+from codetr.structures import Batch, Detections, Pyramid
 from codetr.supervision.assigners.max_iou import IGNORED
 from codetr.supervision.aux_heads.dense import DensePredictions
-from codetr.supervision.aux_heads.detections import Detections
 from codetr.supervision.aux_heads.distances import centerness, centres_xyxy, encode_distances
 from codetr.supervision.aux_heads.matched import Matched, boxes_xyxy_px, dense_targets, match
 from codetr.supervision.aux_heads.protocol import AuxOutput
@@ -64,8 +63,7 @@ def dense_values(
 
 def by_class(found: Detections) -> Detections:
     """Class by class, within a class best first."""
-    order = found.labels.argsort(stable=True)
-    return found.map(lambda value: value[order])
+    return found.take(found.labels.argsort(stable=True))
 
 
 def detection_values(found: Sequence[Detections]) -> Values:

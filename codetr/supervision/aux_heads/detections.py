@@ -10,22 +10,8 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from codetr.boxes import clip_xyxy
-from codetr.structures import TensorStruct
+from codetr.structures import Detections
 from codetr.supervision.aux_heads.dense import DensePredictions
-
-
-@dataclass(frozen=True, kw_only=True)
-class Detections(TensorStruct):
-    """Boxes found in one image, best first: ``boxes_xyxy_px`` (N, 4) in the image that the network
-    saw, ``scores`` (N,), ``labels`` (N,) int64.
-    """
-
-    boxes_xyxy_px: Tensor
-    scores: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return self.labels.shape[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +25,7 @@ class ClasswiseNms:
         """The survivors, best first."""
         kept = batched_nms(found.boxes_xyxy_px, found.scores, found.labels, self.iou)
         kept = kept[: self.limit]
-        return found.map(lambda tensor: tensor[kept])
+        return found.take(kept)
 
 
 class Selection(Protocol):

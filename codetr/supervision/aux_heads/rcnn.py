@@ -17,6 +17,7 @@ from codetr.boxes import clip_xyxy, paired_giou
 from codetr.structures import (
     Batch,
     Candidates,
+    Detections,
     Images,
     Losses,
     LossTerm,
@@ -28,7 +29,7 @@ from codetr.supervision.assigners.max_iou import MaxIouAssigner
 from codetr.supervision.assigners.sampling import RandomSampler
 from codetr.supervision.aux_heads.box_head import BoxHead, SharedFcBoxHead
 from codetr.supervision.aux_heads.coder import DeltaCoder
-from codetr.supervision.aux_heads.detections import ClasswiseNms, Detections, top_pairs
+from codetr.supervision.aux_heads.detections import ClasswiseNms, top_pairs
 from codetr.supervision.aux_heads.matched import Matched, boxes_xyxy_px, candidates, match
 from codetr.supervision.aux_heads.precision import at_least_float32
 from codetr.supervision.aux_heads.protocol import AuxOutput

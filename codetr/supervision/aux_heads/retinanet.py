@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from codetr.structures import Batch, Candidates, Images, Losses, LossTerm, Pyramid
+from codetr.structures import Batch, Candidates, Detections, Images, Losses, LossTerm, Pyramid
 from codetr.supervision.assigners.max_iou import IGNORED, MaxIouAssigner
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
 from codetr.supervision.aux_heads.coder import DeltaCoder
@@ -23,13 +23,7 @@ from codetr.supervision.aux_heads.dense import (
     join_levels,
     predictor,
 )
-from codetr.supervision.aux_heads.detections import (
-    ClasswiseNms,
-    DenseSelection,
-    Detections,
-    Selection,
-    detect,
-)
+from codetr.supervision.aux_heads.detections import ClasswiseNms, DenseSelection, Selection, detect
 from codetr.supervision.aux_heads.matched import (
     boxes_xyxy_px,
     candidates,

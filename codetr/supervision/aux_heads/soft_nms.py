@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from codetr.supervision.aux_heads.detections import Detections
+from codetr.structures import Detections
 
 Decay = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """From boxes (N, 4) xyxy, scores (N,) and labels (N,) to the indices that stay, best first, and
@@ -29,4 +29,4 @@ class ClasswiseSoftNms:
         """The survivors, best decayed score first."""
         kept, scores = self.decay(self.iou)(found.boxes_xyxy_px, found.scores, found.labels)
         kept = kept[: self.limit]
-        return replace(found.map(lambda tensor: tensor[kept]), scores=scores[: self.limit])
+        return replace(found.take(kept), scores=scores[: self.limit])

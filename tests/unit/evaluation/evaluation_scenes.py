@@ -7,8 +7,7 @@ import numpy as np
 import torch
 
 from codetr.classes import ClassList
-from codetr.evaluation import Detections
-from codetr.structures import ImageInfo
+from codetr.structures import Detections, ImageInfo
 
 CLASSES = ClassList(names=("a", "b", "c", "never seen"), category_ids=(7, 0, 90, 12))
 

@@ -13,10 +13,11 @@ from pycocotools.cocoeval import COCOeval
 
 from codetr.classes import ClassList
 from codetr.errors import UserError
-from codetr.evaluation import CocoEvaluator, Detections
+from codetr.evaluation import CocoEvaluator
 from codetr.evaluation.limits import exceeded
 from codetr.evaluation.metrics import CocoMetrics
 from codetr.evaluation.report import class_table
+from codetr.structures import Detections
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 

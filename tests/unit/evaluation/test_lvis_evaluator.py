@@ -12,8 +12,8 @@ from hydra import compose, initialize_config_dir
 from codetr.classes import ClassList
 from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
-from codetr.evaluation import CocoEvaluator, Detections, lvis_evaluator
-from codetr.structures import ImageInfo
+from codetr.evaluation import CocoEvaluator, lvis_evaluator
+from codetr.structures import Detections, ImageInfo
 from codetr.training.evaluators import build_evaluator
 
 CONF = conf_folder()

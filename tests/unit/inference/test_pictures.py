@@ -7,7 +7,6 @@ from PIL import Image
 
 from codetr.classes import ClassList
 from codetr.data.images import ImageError
-from codetr.evaluation import Detections
 from codetr.inference.draw import class_colour
 from codetr.inference.pictures import (
     EvaluationPanel,
@@ -16,7 +15,7 @@ from codetr.inference.pictures import (
     prediction_picture,
     relabelled,
 )
-from codetr.structures import Batch, ImageInfo, Images, Targets
+from codetr.structures import Batch, Detections, ImageInfo, Images, Targets
 
 MEAN, STD = (100.0, 110.0, 120.0), (50.0, 60.0, 70.0)
 GREY = torch.tensor([10, 20, 30], dtype=torch.uint8)

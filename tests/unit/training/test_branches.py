@@ -14,8 +14,7 @@ from codetr.data.sample import as_sample
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess
 from codetr.inference.views import Views, mirrored_boxes
-from codetr.structures import Batch, ImageInfo, Images, Memory, Predictions, Pyramid
-from codetr.supervision.aux_heads.detections import Detections as HeadDetections
+from codetr.structures import Batch, Detections, ImageInfo, Images, Memory, Predictions, Pyramid
 from codetr.supervision.criteria import QualityClassification, SetCriterion
 from codetr.supervision.schemes import Collaborative, CoordinateEmbedding
 from codetr.training.branches import (
@@ -39,11 +38,9 @@ class Head(nn.Module):
         self.weight = nn.Parameter(torch.ones(()))
         self.seen: Pyramid | None = None
 
-    def predict(self, pyramid: Pyramid, images: Images) -> tuple[HeadDetections, ...]:
+    def predict(self, pyramid: Pyramid, images: Images) -> tuple[Detections, ...]:
         self.seen = pyramid
-        one = HeadDetections(
-            boxes_xyxy_px=BOX, scores=torch.tensor([0.5]), labels=torch.tensor([2])
-        )
+        one = Detections(boxes_xyxy_px=BOX, scores=torch.tensor([0.5]), labels=torch.tensor([2]))
         return (one,) * len(images)
 
 
@@ -96,7 +93,7 @@ def test_main_branch_is_the_detector_and_its_postprocessing() -> None:
 
 
 def test_no_detection_stays_none() -> None:
-    empty = HeadDetections(
+    empty = Detections(
         boxes_xyxy_px=torch.zeros(0, 4),
         scores=torch.zeros(0),
         labels=torch.zeros(0, dtype=torch.int64),

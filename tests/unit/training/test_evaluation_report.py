@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from codetr.classes import ClassList
-from codetr.evaluation import CocoEvaluator, Detections, lvis_evaluator
-from codetr.structures import ImageInfo
+from codetr.evaluation import CocoEvaluator, lvis_evaluator
+from codetr.structures import Detections, ImageInfo
 from codetr.training.evaluation_report import EvaluationReport
 from codetr.training.loggers import CsvLogger
 

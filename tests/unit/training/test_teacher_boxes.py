@@ -8,8 +8,7 @@ import torch
 
 from codetr.classes import ClassList
 from codetr.errors import UserError
-from codetr.evaluation import Detections
-from codetr.structures import ImageInfo
+from codetr.structures import Detections, ImageInfo
 from codetr.training.teacher_boxes import ResultFile
 
 CLASSES = ClassList(names=("a", "b"), category_ids=(7, 3))

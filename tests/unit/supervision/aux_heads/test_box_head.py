@@ -9,11 +9,10 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from codetr.evaluation import SoftNms
-from codetr.structures import total_loss
+from codetr.structures import Detections, total_loss
 from codetr.supervision.assigners.sampling import RandomSampler
 from codetr.supervision.aux_heads.box_head import ConvFcBoxHead, SharedFcBoxHead
 from codetr.supervision.aux_heads.coder import DeltaCoder
-from codetr.supervision.aux_heads.detections import Detections
 from codetr.supervision.aux_heads.matched import Matched
 from codetr.supervision.aux_heads.rcnn import RcnnHead, Regions
 from codetr.supervision.aux_heads.rpn import ProposalSelection, Rpn

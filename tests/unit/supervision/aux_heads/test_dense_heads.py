@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from codetr.structures import Batch, Pyramid, total_loss
+from codetr.structures import Batch, Detections, Pyramid, total_loss
 from codetr.supervision.aux_heads.anchors import AnchorGrid
 from codetr.supervision.aux_heads.atss import AtssHead
-from codetr.supervision.aux_heads.detections import Detections
 from codetr.supervision.aux_heads.fcos import FcosHead
 from codetr.supervision.aux_heads.gfl import GflHead
 from codetr.supervision.aux_heads.paa import PaaHead
