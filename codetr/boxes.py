@@ -12,6 +12,13 @@ from torch import Tensor
 EPS = 1e-6
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32 if its type is narrower, else unchanged: geometry and losses need it
+    also where the network runs in less.
+    """
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     """(..., 4) centre and size to corners, same unit."""
     centre, half = boxes[..., :2], boxes[..., 2:] / 2

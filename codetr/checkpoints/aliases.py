@@ -16,6 +16,14 @@ MOVED = {
 }
 """Beginnings of names before version 0.1.0, and what stands there now."""
 
+RENAMED = {
+    "codetr.evaluation.SoftNms": "codetr.nms.SoftNms",
+    "codetr.inference.merge.Nms": "codetr.nms.Nms",
+    "codetr.supervision.aux_heads.detections.ClasswiseNms": "codetr.nms.ClasswiseNms",
+    "codetr.supervision.aux_heads.soft_nms.ClasswiseSoftNms": "codetr.nms.ClasswiseNms",
+}
+"""Whole names, once their beginnings have moved, and what they are now."""
+
 
 def current_names(config: Any) -> Any:
     """A copy of ``config`` (plain values) in which every ``_target_`` has its present name."""
@@ -32,4 +40,5 @@ def current_name(target: Any) -> Any:
     if not isinstance(target, str):
         return target
     old = next((name for name in MOVED if target.startswith(name)), "")
-    return MOVED.get(old, "") + target.removeprefix(old)
+    moved = MOVED.get(old, "") + target.removeprefix(old)
+    return RENAMED.get(moved, moved)

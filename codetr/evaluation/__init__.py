@@ -3,4 +3,3 @@
 from codetr.evaluation.coco import CocoEvaluator
 from codetr.evaluation.lvis import lvis_evaluator
 from codetr.evaluation.postprocess import Postprocess
-from codetr.evaluation.soft_nms import SoftNms

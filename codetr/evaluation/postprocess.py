@@ -10,7 +10,7 @@ from torch import Tensor
 
 from codetr.boxes import cxcywh_to_xyxy
 from codetr.errors import UserError
-from codetr.evaluation.soft_nms import SoftNms
+from codetr.nms import SoftNms
 from codetr.structures import Detections, ImageInfo, Predictions
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from codetr.errors import UserError
-from codetr.inference.merge import Nms, Suppress, merged
+from codetr.nms import Nms, Suppress
 from codetr.structures import Detections
 
 SIDES = ("short", "long", "canvas")
@@ -167,6 +167,16 @@ def tile_starts(size: int, tile: int, overlap: float) -> list[int]:
     stride = max(1, int(tile * (1 - overlap)))
     gaps = -(-(size - tile) // stride)
     return [round(i * (size - tile) / gaps) for i in range(gaps + 1)]
+
+
+def merged(views: Sequence[Detections], suppress: Suppress, limit: int) -> Detections:
+    """The best ``limit`` detections of all ``views``, each object once."""
+    boxes = torch.cat([view.boxes_xyxy_px for view in views])
+    scores = torch.cat([view.scores for view in views])
+    labels = torch.cat([view.labels for view in views])
+    keep, scores = suppress(boxes, scores, labels)
+    kept = Detections(boxes_xyxy_px=boxes[keep], scores=scores, labels=labels[keep])
+    return kept.take(slice(limit))
 
 
 def mirrored_boxes(boxes_xyxy_px: Tensor, width: int) -> Tensor:

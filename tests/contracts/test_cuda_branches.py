@@ -22,8 +22,8 @@ COVERED = {
     "codetr/supervision/aux_heads/roi_pool.py::_roi_align": (
         "tests/unit/supervision/aux_heads/test_roi_pool.py::test_our_gradient_is_for_the_cpu_alone"
     ),
-    "codetr/supervision/aux_heads/suppression.py::surviving": (
-        "tests/unit/supervision/aux_heads/test_suppression.py::test_both_ways_keep_what_torchvision_keeps"
+    "codetr/nms.py::surviving": (
+        "tests/unit/test_nms.py::test_both_ways_keep_what_torchvision_keeps"
     ),
     "codetr/models/backbones/frozen_norm.py::FrozenBatchNorm.forward": (
         "tests/unit/models/backbones/test_frozen_norm.py"

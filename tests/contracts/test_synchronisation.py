@@ -13,31 +13,32 @@ from tiny import batch, build
 from torch import Tensor, nn
 
 from codetr.data.datamodule import CocoDataModule
-from codetr.evaluation import Postprocess, SoftNms
+from codetr.evaluation import Postprocess
+from codetr.nms import SoftNms
 from codetr.structures import Batch, ImageInfo, Predictions, total_loss
 from codetr.training.ema import Average, hyperbolic
 from codetr.training.losses import training_losses
 
 CO_DINO = ("one_to_one", "denoising", "collaborative")
 COSTS = ("device to host", "host_copy.py")
-RPN_AND_REGIONS = ("device to host", "assigners/sampling.py")
-NMS = ("nms", "aux_heads/suppression.py")
-POSITIVES = ("device to host", "schemes/positives.py")
+RPN_AND_REGIONS = ("device to host", "supervision/assigners/sampling.py")
+NMS = ("nms", "nms.py")
+POSITIVES = ("device to host", "supervision/schemes/positives.py")
 HEADS = {
     (): {},
     ("atss",): {POSITIVES: 1},
     ("atss", "rcnn"): {
         POSITIVES: 1,
         RPN_AND_REGIONS: 2,
-        ("device to host", "aux_heads/rpn.py"): 1,
-        ("device to host", "aux_heads/roi_pool.py"): 1,
+        ("device to host", "supervision/aux_heads/rpn.py"): 1,
+        ("device to host", "supervision/aux_heads/roi_pool.py"): 1,
     },
 }
 OTHERS = {
     ("one_to_one", "hybrid"): {COSTS: 1},
     ("one_to_one", "group"): {COSTS: 1},
     ("one_to_one", "teacher"): {COSTS: 1},
-    ("one_to_one", "mixed"): {COSTS: 1, ("device to host", "assigners/top_k.py"): 1},
+    ("one_to_one", "mixed"): {COSTS: 1, ("device to host", "supervision/assigners/top_k.py"): 1},
 }
 
 
@@ -106,7 +107,7 @@ def test_detections_are_fetched_at_once_for_soft_nms(images: int) -> None:
         fetched = [detections.map(Tensor.cpu) for detections in found]
     files = {
         ("device to host", "evaluation/postprocess.py"): 1,
-        ("device to host", "evaluation/soft_nms.py"): 1,
+        ("device to host", "nms.py"): 1,
     }
     assert watched_waits == files
     plain = postprocess(Predictions(logits=logits, boxes=boxes), sizes, infos)

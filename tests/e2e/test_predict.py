@@ -142,7 +142,7 @@ def test_pattern_and_views(tiny: Path, photos: Path, tmp_path: Path) -> None:
         "threshold=0",
         "views.flip=true",
         "views.tile=64",
-        "views.merge._target_=codetr.evaluation.SoftNms",
+        "views.merge._target_=codetr.nms.SoftNms",
         "pictures=false",
     )
     assert plain.boxes < several.boxes <= 300

@@ -11,9 +11,10 @@ from typing import Any
 from torch import nn
 
 from codetr.errors import UserError
+from codetr.nms import ClasswiseNms
 from codetr.structures import Batch, Pyramid
 from codetr.supervision.aux_heads.atss import AtssHead
-from codetr.supervision.aux_heads.detections import ClasswiseNms, DenseSelection
+from codetr.supervision.aux_heads.detections import DenseSelection
 from codetr.supervision.aux_heads.fcos import FcosHead
 from codetr.supervision.aux_heads.gfl import GflHead
 from codetr.supervision.aux_heads.paa import PaaHead

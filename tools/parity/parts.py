@@ -22,10 +22,10 @@ from codetr.data.collate import Collate
 from codetr.data.images import read_image
 from codetr.data.sample import BoxSet, Sample
 from codetr.errors import UserError
-from codetr.evaluation import SoftNms
 from codetr.models.detectors.grouping import attention_mask
 from codetr.models.detectors.protocol import MAIN
 from codetr.models.ops import multi_scale_deformable_attention, use_msda
+from codetr.nms import SoftNms
 from codetr.structures import Queries, QueryGroup, Targets
 from codetr.supervision.criteria import QualityClassification, SetCriterion
 from codetr.supervision.schemes.denoising import Denoising, Noise

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from codetr.boxes import at_least_float32
 from codetr.structures import Pyramid, TensorStruct
-from codetr.supervision.aux_heads.precision import at_least_float32
 
 GROUPS = 32
 PRIOR_LOGIT = -math.log(99)

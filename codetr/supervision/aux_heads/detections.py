@@ -7,25 +7,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from codetr.boxes import clip_xyxy
+from codetr.nms import ClasswiseNms
 from codetr.structures import Detections
 from codetr.supervision.aux_heads.dense import DensePredictions
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClasswiseNms:
-    """Greedy suppression among boxes of one class, then the ``limit`` best of all classes."""
-
-    iou: float
-    limit: int = 100
-
-    def __call__(self, found: Detections) -> Detections:
-        """The survivors, best first."""
-        kept = batched_nms(found.boxes_xyxy_px, found.scores, found.labels, self.iou)
-        kept = kept[: self.limit]
-        return found.take(kept)
 
 
 class Selection(Protocol):

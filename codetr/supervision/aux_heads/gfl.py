@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from codetr.boxes import paired_giou, paired_iou
 from codetr.distributed import mean_over_ranks
+from codetr.nms import ClasswiseNms
 from codetr.structures import Batch, Detections, Images, Losses, LossTerm, Pyramid, TensorStruct
 from codetr.supervision.assigners.atss import AtssAssigner
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
@@ -27,7 +28,7 @@ from codetr.supervision.aux_heads.dense import (
     level_scales,
     predictor,
 )
-from codetr.supervision.aux_heads.detections import ClasswiseNms, DenseSelection, Selection, detect
+from codetr.supervision.aux_heads.detections import DenseSelection, Selection, detect
 from codetr.supervision.aux_heads.distances import centres_xyxy, decode_distances, encode_distances
 from codetr.supervision.aux_heads.matched import (
     DenseTargets,

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codetr.boxes import paired_giou, paired_iou
+from codetr.nms import ClasswiseNms
 from codetr.structures import Batch, Detections, Images, Losses, LossTerm, Pyramid, TensorStruct
 from codetr.supervision.assigners.paa import PaaAssigner
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
@@ -29,7 +30,7 @@ from codetr.supervision.aux_heads.dense import (
     level_scales,
     predictor,
 )
-from codetr.supervision.aux_heads.detections import ClasswiseNms, Selection, detect
+from codetr.supervision.aux_heads.detections import Selection, detect
 from codetr.supervision.aux_heads.matched import (
     DenseTargets,
     Matched,

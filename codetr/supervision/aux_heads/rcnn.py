@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codetr.boxes import clip_xyxy, paired_giou
+from codetr.boxes import at_least_float32, clip_xyxy, paired_giou
+from codetr.nms import ClasswiseNms
 from codetr.structures import (
     Batch,
     Candidates,
@@ -29,9 +30,8 @@ from codetr.supervision.assigners.max_iou import MaxIouAssigner
 from codetr.supervision.assigners.sampling import RandomSampler
 from codetr.supervision.aux_heads.box_head import BoxHead, SharedFcBoxHead
 from codetr.supervision.aux_heads.coder import DeltaCoder
-from codetr.supervision.aux_heads.detections import ClasswiseNms, top_pairs
+from codetr.supervision.aux_heads.detections import top_pairs
 from codetr.supervision.aux_heads.matched import Matched, boxes_xyxy_px, candidates, match
-from codetr.supervision.aux_heads.precision import at_least_float32
 from codetr.supervision.aux_heads.protocol import AuxOutput
 from codetr.supervision.aux_heads.roi_pool import pool_rois
 from codetr.supervision.aux_heads.rpn import Rpn

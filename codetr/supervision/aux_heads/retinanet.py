@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from codetr.nms import ClasswiseNms
 from codetr.structures import Batch, Candidates, Detections, Images, Losses, LossTerm, Pyramid
 from codetr.supervision.assigners.max_iou import IGNORED, MaxIouAssigner
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
@@ -23,7 +24,7 @@ from codetr.supervision.aux_heads.dense import (
     join_levels,
     predictor,
 )
-from codetr.supervision.aux_heads.detections import ClasswiseNms, DenseSelection, Selection, detect
+from codetr.supervision.aux_heads.detections import DenseSelection, Selection, detect
 from codetr.supervision.aux_heads.matched import (
     boxes_xyxy_px,
     candidates,

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from codetr.boxes import area_xyxy
+from codetr.boxes import area_xyxy, at_least_float32
 from codetr.structures import Pyramid
-from codetr.supervision.aux_heads.precision import at_least_float32
 
 FINEST_SCALE = 14
 """A region with sides below 2 * 14 cells of the finest map is read from that map."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from codetr.boxes import pairwise_iou
+from codetr.nms import ClasswiseNms
 from codetr.structures import Detections
-from codetr.supervision.aux_heads.detections import ClasswiseNms
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ from torch.testing import assert_close
 
 from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
-from codetr.evaluation import Postprocess, SoftNms
+from codetr.evaluation import Postprocess
+from codetr.nms import SoftNms
 from codetr.structures import ImageInfo, Predictions
 
 FAR = -200.0

@@ -13,10 +13,11 @@ import codetr
 from codetr.checkpoints.files import read_detector_file, write_detector_file
 from codetr.data.collate import Collate
 from codetr.errors import UserError
-from codetr.evaluation import Postprocess, SoftNms
+from codetr.evaluation import Postprocess
 from codetr.inference.finder import as_sample, choose_device
 from codetr.inference.predictor import Prediction, Predictor, build_detector
 from codetr.inference.views import Views
+from codetr.nms import SoftNms
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from codetr.errors import UserError
-from codetr.evaluation import SoftNms
-from codetr.inference.merge import Nms, merged
-from codetr.inference.views import Mirrored, Several, Tiled, Views, tile_starts
+from codetr.inference.views import Mirrored, Several, Tiled, Views, merged, tile_starts
+from codetr.nms import Nms, SoftNms
 from codetr.structures import Detections
 
 

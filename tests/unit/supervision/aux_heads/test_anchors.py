@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
+from codetr.nms import ClasswiseNms
 from codetr.structures import Pyramid, Targets
 from codetr.supervision.aux_heads import rpn
 from codetr.supervision.aux_heads.anchors import AnchorGrid, PointGrid
 from codetr.supervision.aux_heads.coder import DeltaCoder
 from codetr.supervision.aux_heads.dense import cell_features, conv_tower
-from codetr.supervision.aux_heads.detections import ClasswiseNms, DenseSelection, top_pairs
+from codetr.supervision.aux_heads.detections import DenseSelection, top_pairs
 from codetr.supervision.aux_heads.distances import (
     centerness,
     centres_xyxy,

@@ -1,22 +1,19 @@
 """Region heads: their layers by hand, and the second stage with one regression for all classes."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from codetr.evaluation import SoftNms
-from codetr.structures import Detections, total_loss
+from codetr.structures import total_loss
 from codetr.supervision.assigners.sampling import RandomSampler
 from codetr.supervision.aux_heads.box_head import ConvFcBoxHead, SharedFcBoxHead
 from codetr.supervision.aux_heads.coder import DeltaCoder
 from codetr.supervision.aux_heads.matched import Matched
 from codetr.supervision.aux_heads.rcnn import RcnnHead, Regions
 from codetr.supervision.aux_heads.rpn import ProposalSelection, Rpn
-from codetr.supervision.aux_heads.soft_nms import ClasswiseSoftNms
 
 STDS = (0.05, 0.05, 0.1, 0.1)
 
@@ -141,22 +138,6 @@ def test_inference_looks_at_as_many_proposals_as_it_is_told(small_batch) -> None
         head.predict(pyramid, batch.images)
     assert seen == [sum(len(p.boxes) for p in found)]
     assert 1000 < len(found[0].boxes) <= 2000
-
-
-def test_soft_suppression_decays_within_a_class_and_limits_the_total() -> None:
-    boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 8], [50, 50, 60, 60]]).float()
-    found = Detections(
-        boxes_xyxy_px=boxes,
-        scores=torch.tensor([0.9, 0.8, 0.7, 0.6]),
-        labels=torch.tensor([1, 1, 2, 1]),
-    )
-    decay = partial(SoftNms, min_score=1e-3)
-    kept = ClasswiseSoftNms(iou=0.5, limit=3, decay=decay)(found)
-    assert_close(kept.scores, torch.tensor([0.9, 0.7, 0.6]))
-    assert kept.labels.tolist() == [1, 2, 1]
-    assert_close(kept.boxes_xyxy_px, boxes[[0, 2, 3]])
-    every = ClasswiseSoftNms(iou=0.5, decay=decay)(found)
-    assert_close(every.scores[-1], torch.tensor(0.8 * (1 - 0.8)))
 
 
 def test_shared_layers_can_be_none() -> None:

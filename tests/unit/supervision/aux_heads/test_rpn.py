@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+from conftest import random_boxes
 from torch import Tensor
 from torch.testing import assert_close
+from torchvision.ops import batched_nms
 
 from codetr.structures import Images, Pyramid, total_loss
 from codetr.supervision.assigners.sampling import RandomSampler
 from codetr.supervision.aux_heads.box_head import SharedFcBoxHead
 from codetr.supervision.aux_heads.rcnn import RcnnHead
-from codetr.supervision.aux_heads.rpn import Rpn
+from codetr.supervision.aux_heads.rpn import ProposalSelection, Rpn
 
 SHAPES = ((5, 7), (3, 1), (1, 4), (1, 1))
 
@@ -82,3 +84,21 @@ def test_mixed_precision_trains_the_first_stage(small_batch) -> None:
     for name, parameter in head.rpn.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("limit", [5, 1000])
+def test_each_image_gets_its_own_best_proposals(limit: int) -> None:
+    """Against torchvision, image by image; boxes without area are dropped."""
+    levels = (30, 12)
+    boxes = torch.stack([random_boxes(42, (60, 60)) for _ in range(3)])
+    boxes[0, :20, 2] = boxes[0, :20, 0]
+    scores = torch.rand(3, 42)
+    found = ProposalSelection(per_level=20, limit=limit, iou=0.5)(scores, boxes, levels)
+    for own, score, one in zip(boxes, scores, found, strict=True):
+        best = [level.topk(min(20, len(level))).indices for level in score.split(levels)]
+        index = torch.cat([best[0], best[1] + 30])
+        index = index[(own[index, 2:] > own[index, :2]).all(1)]
+        kept = batched_nms(own[index], score[index], (index >= 30).long(), 0.5)[:limit]
+        assert torch.equal(one.boxes, own[index][kept])
+        assert torch.equal(one.scores, score[index][kept])
+    assert len(found[0].boxes) > 0

@@ -1,12 +1,22 @@
+"""Hard and soft suppression, alone, by class, and within sets."""
+
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
+from torchvision.ops import batched_nms, nms
 
+import codetr.nms
 from codetr.errors import UserError
-from codetr.evaluation import SoftNms, soft_nms
+from codetr.nms import ClasswiseNms, Nms, SoftNms, image_by_image, set_by_set, surviving
+from codetr.structures import Detections
+
+SIZES = (40, 0, 25, 1)
+IMAGES = 3
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +118,10 @@ def by_loops(boxes, scores, labels, threshold: float, floor: float) -> list[tupl
 def test_images_of_a_batch_do_not_see_each_other(numba: bool, monkeypatch, caplog) -> None:
     if not numba:
         monkeypatch.setitem(sys.modules, "codetr.compiled", None)
-    soft_nms._compiled_decay.cache_clear()
+    codetr.nms._compiled_decay.cache_clear()
     images = [crowd(0, 12), crowd(1, 0), crowd(2, 5)]
     found = SoftNms(0.6, 0.05).batch(images)
-    soft_nms._compiled_decay.cache_clear()
+    codetr.nms._compiled_decay.cache_clear()
     assert caplog.text.count("numba does not load") == (0 if numba else 1)
     for image, (keep, decayed) in zip(images, found, strict=True):
         expected = by_loops(*image, 0.6, 0.05)
@@ -125,3 +135,90 @@ def test_images_of_a_batch_do_not_see_each_other(numba: bool, monkeypatch, caplo
 def test_bad_numbers_are_named(options):
     with pytest.raises(UserError, match=next(iter(options))):
         SoftNms(**options)
+
+
+@pytest.mark.parametrize("iou_threshold", [0.0, 1.1])
+def test_a_threshold_of_hard_suppression_is_an_overlap(iou_threshold: float) -> None:
+    with pytest.raises(UserError, match="iou_threshold"):
+        Nms(iou_threshold)
+
+
+def test_soft_suppression_decays_within_a_class_and_limits_the_total() -> None:
+    boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 8], [50, 50, 60, 60]]).float()
+    found = Detections(
+        boxes_xyxy_px=boxes,
+        scores=torch.tensor([0.9, 0.8, 0.7, 0.6]),
+        labels=torch.tensor([1, 1, 2, 1]),
+    )
+    decay = partial(SoftNms, min_score=1e-3)
+    kept = ClasswiseNms(iou=0.5, limit=3, decay=decay)(found)
+    assert_close(kept.scores, torch.tensor([0.9, 0.7, 0.6]))
+    assert kept.labels.tolist() == [1, 2, 1]
+    assert_close(kept.boxes_xyxy_px, boxes[[0, 2, 3]])
+    every = ClasswiseNms(iou=0.5, decay=decay)(found)
+    assert_close(every.scores[-1], torch.tensor(0.8 * (1 - 0.8)))
+
+
+def test_hard_suppression_is_the_default_and_narrow_types_are_widened() -> None:
+    boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 8], [50, 50, 60, 60]])
+    found = Detections(
+        boxes_xyxy_px=boxes.half(),
+        scores=torch.tensor([0.6, 0.8, 0.7, 0.9]).half(),
+        labels=torch.tensor([1, 1, 2, 1]),
+    )
+    kept = ClasswiseNms(iou=0.5)(found)
+    assert kept.labels.tolist() == [1, 1, 2]
+    assert torch.equal(kept.scores, found.scores[[3, 1, 2]])
+    assert ClasswiseNms(iou=0.9, limit=2)(found).scores.tolist() == kept.scores[:2].tolist()
+
+
+def random_boxes(count: int) -> Tensor:
+    """(count, 4) xyxy within 60 by 60, each at least 4 wide and high."""
+    low = torch.rand(count, 2) * 52
+    return torch.cat([low, low + 4 + torch.rand(count, 2) * (56 - low)], dim=1)
+
+
+def sets_of_boxes(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes and scores of all sets of all images, and each one's set."""
+    torch.manual_seed(seed)
+    boxes = torch.stack([random_boxes(sum(SIZES)) for _ in range(IMAGES)])
+    scores = torch.rand(IMAGES, sum(SIZES))
+    return boxes, scores, torch.arange(len(SIZES)).repeat_interleave(torch.tensor(SIZES))
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("way", [set_by_set, image_by_image, surviving])
+def test_both_ways_keep_what_torchvision_keeps(way, seed: int) -> None:
+    boxes, scores, number = sets_of_boxes(seed)
+    kept = way(boxes, scores, SIZES, 0.4)
+    for own, score, found in zip(boxes, scores, kept, strict=True):
+        expected = batched_nms(own, score, number, 0.4)
+        assert found.nonzero()[:, 0].tolist() == expected.sort().values.tolist()
+        assert 4 < found.sum() < len(own)
+
+
+def test_sets_are_apart_also_far_from_the_origin() -> None:
+    boxes = torch.tensor([[3000.0, 3000, 3100, 3100]] * 3) - torch.tensor([[0.0], [0], [6000]])
+    scores = torch.tensor([[0.9, 0.8, 0.7], [0.8, 0.9, 0.7]])
+    assert image_by_image(boxes[None], scores[:1], (1, 1, 1), 0.5).all()
+    found = image_by_image(boxes.expand(2, 3, 4), scores, (2, 1), 0.5)
+    assert found.tolist() == [[1, 0, 1], [0, 1, 1]]
+
+
+def test_sets_that_are_moved_apart_keep_the_overlaps_they_had() -> None:
+    """An overlap just above the threshold; where float32 would move it, it would be below."""
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0001]])
+    far = torch.tensor([[0.0, 0.0, 1e5, 1.0]])
+    together = torch.cat([far, boxes])[None]
+    scores = torch.tensor([[0.5, 0.9, 0.8]])
+    for way in (set_by_set, image_by_image):
+        assert way(together, scores, (1, 2), 0.5).tolist() == [[1, 1, 0]]
+
+
+def test_no_call_sees_the_boxes_of_two_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of a call on a GPU grows with the square of its boxes."""
+    seen = []
+    monkeypatch.setattr(codetr.nms, "nms", lambda b, s, iou: seen.append(len(b)) or nms(b, s, iou))
+    boxes, scores, _ = sets_of_boxes(0)
+    image_by_image(boxes, scores, SIZES, 0.4)
+    assert seen == [sum(SIZES)] * IMAGES

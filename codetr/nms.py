@@ -1,7 +1,7 @@
-"""Class-wise soft-NMS: overlapping boxes of one class lose score instead of being removed.
+"""Non-maximum suppression (NMS): of boxes that overlap, which stay and with what score.
 
-Bodla et al., "Soft-NMS", ICCV 2017, linear decay (eq. 3), with the conventions of mmcv's
-``soft_nms``: a score decays where IoU >= threshold, and boxes below the smallest score are dropped.
+``Nms`` and ``SoftNms`` decide among boxes of one class; ``ClasswiseNms`` applies either to
+detections; ``surviving`` suppresses within many sets of boxes at once.
 """
 
 from __future__ import annotations
@@ -9,16 +9,19 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.ops import batched_nms, nms
 
-from codetr.boxes import EPS
+from codetr.boxes import EPS, at_least_float32
 from codetr.errors import UserError
+from codetr.structures import Detections
 
 Scored = tuple[Tensor, Tensor, Tensor]
 """Boxes (n, 4) xyxy in any one unit, scores (n,) and labels (n,) of an image."""
@@ -27,10 +30,42 @@ Floats = NDArray[np.float64]
 log = logging.getLogger(__name__)
 
 
+class Suppress(Protocol):
+    """Decides between overlapping boxes of a class: ``Nms`` or ``SoftNms``."""
+
+    def __call__(self, boxes_xyxy: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Indices (m,) of the boxes that stay, best first, and their scores (m,), from boxes
+        (n, 4), any one unit, scores and labels (n,).
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Nms:
+    """Of two boxes of a class with an IoU above ``iou_threshold`` only the better one stays.
+
+    Raises UserError where the threshold is outside (0, 1].
+    """
+
+    iou_threshold: float = 0.6
+
+    def __post_init__(self) -> None:
+        _require_threshold(self.iou_threshold)
+
+    def __call__(self, boxes_xyxy: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``Suppress``."""
+        boxes, exact = at_least_float32(boxes_xyxy), at_least_float32(scores)
+        kept = batched_nms(boxes, exact, labels, self.iou_threshold)
+        return kept, scores[kept]
+
+
 @dataclass(frozen=True)
 class SoftNms:
-    """Linear soft-NMS within each class, on the CPU in double precision.
+    """Linear soft-NMS within each class, on the CPU in double precision: overlapping boxes of one
+    class lose score instead of being removed (Bodla et al., "Soft-NMS", ICCV 2017, eq. 3).
 
+    With the conventions of mmcv's ``soft_nms``: a score decays where IoU >= threshold, and boxes
+    below the smallest score are dropped.
     ``iou_threshold``: from this IoU on, a score is multiplied by 1 - IoU; ``min_score``: boxes
     whose decayed score is below it are dropped (the best box of all always stays).
     Raises UserError where the threshold is outside (0, 1] or the smallest score is negative.
@@ -40,10 +75,9 @@ class SoftNms:
     min_score: float = 1e-3
 
     def __post_init__(self) -> None:
-        if not 0 < self.iou_threshold <= 1:
-            raise UserError(f"nms.iou_threshold is {self.iou_threshold}: choose one in (0, 1]")
+        _require_threshold(self.iou_threshold)
         if self.min_score < 0:
-            raise UserError(f"nms.min_score is {self.min_score}: choose 0 or more")
+            raise UserError(f"min_score of soft-NMS is {self.min_score}: choose 0 or more")
 
     def __call__(self, boxes_xyxy: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Decay the scores (n,) of boxes (n, 4), any one unit, with labels (n,).
@@ -59,7 +93,7 @@ class SoftNms:
         if not images:
             return []
         boxes, scores, labels = (torch.cat(part) for part in zip(*images, strict=True))
-        exact = torch.promote_types(scores.dtype, torch.float32)  # classes are below 2^24
+        exact = at_least_float32(scores).dtype  # classes are below 2^24
         columns = (boxes, scores[:, None], labels[:, None].to(exact))
         table = torch.cat(columns, dim=1).detach().cpu().double().numpy()
         edges = np.cumsum([0, *(len(own) for _, own, _ in images)])
@@ -93,6 +127,71 @@ class SoftNms:
             stays[before.argmax()] = True
         order = np.argsort(-after, kind="stable")
         return order[stays[order]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClasswiseNms:
+    """Suppression among boxes of one class, then the ``limit`` best of all classes.
+
+    ``decay`` builds the suppression from the overlap ``iou`` at which it begins.
+    """
+
+    iou: float
+    limit: int = 100
+    decay: Callable[[float], Suppress] = Nms
+
+    def __call__(self, found: Detections) -> Detections:
+        """The survivors, best first by their scores after suppression."""
+        kept, scores = self.decay(self.iou)(found.boxes_xyxy_px, found.scores, found.labels)
+        return replace(found.take(kept), scores=scores).take(slice(self.limit))
+
+
+def _require_threshold(iou_threshold: float) -> None:
+    if not 0 < iou_threshold <= 1:
+        raise UserError(f"iou_threshold of NMS is {iou_threshold}: choose one in (0, 1]")
+
+
+def surviving(boxes: Tensor, scores: Tensor, sizes: Sequence[int], iou: float) -> Tensor:
+    """(B, T) bool: which of an image's ``boxes`` (B, T, 4) xyxy with ``scores`` (B, T) are kept at
+    overlap ``iou``.
+
+    ``sizes`` are those of an image's sets, which lie one after the other. One call per set on the
+    CPU, where time grows with the square; one per image elsewhere, where every call is waited for.
+    """
+    way = set_by_set if boxes.device.type == "cpu" else image_by_image
+    return way(boxes, scores, sizes, iou)
+
+
+def set_by_set(boxes: Tensor, scores: Tensor, sizes: Sequence[int], iou: float) -> Tensor:
+    """``surviving`` by one call per set."""
+    kept = [
+        _kept(own, score, iou)
+        for own, score in zip(
+            boxes.flatten(0, 1).split(list(sizes) * len(boxes)),
+            scores.flatten().split(list(sizes) * len(boxes)),
+            strict=True,
+        )
+    ]
+    return torch.cat(kept).view_as(scores)
+
+
+def image_by_image(boxes: Tensor, scores: Tensor, sizes: Sequence[int], iou: float) -> Tensor:
+    """``surviving`` by one call per image, with its sets moved apart; the memory of a call on a
+    GPU grows with the square of its boxes.
+
+    In float64: far from the origin float32 rounds boxes so that other ones are kept.
+    """
+    steps = [torch.full((size,), number, device=boxes.device) for number, size in enumerate(sizes)]
+    apart = boxes.double()
+    apart = apart + (torch.cat(steps) * (apart.max() - apart.min() + 1))[:, None]
+    pairs = zip(apart, scores.double(), strict=True)
+    return torch.stack([_kept(own, score, iou) for own, score in pairs])
+
+
+def _kept(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
+    """(T,) bool: which of (T, 4) boxes one NMS keeps."""
+    index = nms(boxes, scores, iou)
+    return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device).index_fill(0, index, True)
 
 
 def decay(
