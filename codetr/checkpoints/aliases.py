@@ -20,6 +20,12 @@ RENAMED = {
     "codetr.evaluation.SoftNms": "codetr.nms.SoftNms",
     "codetr.inference.merge.Nms": "codetr.nms.Nms",
     "codetr.supervision.aux_heads.detections.ClasswiseNms": "codetr.nms.ClasswiseNms",
+    "codetr.supervision.aux_heads.detections.DenseSelection": (
+        "codetr.supervision.aux_heads.selection.DenseSelection"
+    ),
+    "codetr.supervision.aux_heads.voting.VotedSelection": (
+        "codetr.supervision.aux_heads.selection.VotedSelection"
+    ),
     "codetr.supervision.aux_heads.soft_nms.ClasswiseSoftNms": "codetr.nms.ClasswiseNms",
 }
 """Whole names, once their beginnings have moved, and what they are now."""

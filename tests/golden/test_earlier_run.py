@@ -54,6 +54,10 @@ def test_the_record_names_present_classes() -> None:
         ("codetr.evaluation.SoftNms", "codetr.nms.SoftNms"),
         ("codetr.aux_heads.detections.ClasswiseNms", "codetr.nms.ClasswiseNms"),
         ("codetr.supervision.aux_heads.soft_nms.ClasswiseSoftNms", "codetr.nms.ClasswiseNms"),
+        (
+            "codetr.aux_heads.voting.VotedSelection",
+            "codetr.supervision.aux_heads.selection.VotedSelection",
+        ),
         ("torch.nn.LayerNorm", "torch.nn.LayerNorm"),
         ("codetrx.necks.Neck", "codetrx.necks.Neck"),
         ({"no": "name"}, {"no": "name"}),

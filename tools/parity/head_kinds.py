@@ -14,13 +14,12 @@ from codetr.errors import UserError
 from codetr.nms import ClasswiseNms
 from codetr.structures import Batch, Pyramid
 from codetr.supervision.aux_heads.atss import AtssHead
-from codetr.supervision.aux_heads.detections import DenseSelection
 from codetr.supervision.aux_heads.fcos import FcosHead
 from codetr.supervision.aux_heads.gfl import GflHead
 from codetr.supervision.aux_heads.paa import PaaHead
 from codetr.supervision.aux_heads.rcnn import RcnnHead
 from codetr.supervision.aux_heads.retinanet import RetinaNetHead
-from codetr.supervision.aux_heads.voting import VotedSelection
+from codetr.supervision.aux_heads.selection import DenseSelection, VotedSelection
 from tools.parity.head_inputs import STRIDES
 from tools.parity.head_values import (
     HeadRun,

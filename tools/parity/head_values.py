@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from codetr.structures import Batch, Detections, Pyramid
 from codetr.supervision.assigners.max_iou import IGNORED
+from codetr.supervision.aux_heads.coder import centerness, centres_xyxy, encode_distances
 from codetr.supervision.aux_heads.dense import DensePredictions
-from codetr.supervision.aux_heads.distances import centerness, centres_xyxy, encode_distances
 from codetr.supervision.aux_heads.matched import Matched, boxes_xyxy_px, dense_targets, match
 from codetr.supervision.aux_heads.protocol import AuxOutput
 

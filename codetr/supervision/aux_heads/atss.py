@@ -17,7 +17,12 @@ from codetr.nms import ClasswiseNms
 from codetr.structures import Batch, Detections, Images, Losses, LossTerm, Pyramid
 from codetr.supervision.assigners.atss import AtssAssigner
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
-from codetr.supervision.aux_heads.coder import DeltaCoder
+from codetr.supervision.aux_heads.coder import (
+    DeltaCoder,
+    centerness,
+    centres_xyxy,
+    encode_distances,
+)
 from codetr.supervision.aux_heads.dense import (
     DensePredictions,
     cell_features,
@@ -28,17 +33,17 @@ from codetr.supervision.aux_heads.dense import (
     level_scales,
     predictor,
 )
-from codetr.supervision.aux_heads.detections import DenseSelection, Selection, detect
-from codetr.supervision.aux_heads.distances import centerness, centres_xyxy, encode_distances
 from codetr.supervision.aux_heads.matched import (
     Matched,
     anchor_candidates,
     boxes_xyxy_px,
+    count_positives,
     dense_targets,
+    divisor,
     match,
 )
-from codetr.supervision.aux_heads.normalisers import count_positives, divisor
 from codetr.supervision.aux_heads.protocol import AuxOutput
+from codetr.supervision.aux_heads.selection import DenseSelection, Selection, detect
 from codetr.supervision.criteria.focal import one_hot_labels, sigmoid_focal_loss
 
 GRID = AnchorGrid(scales=(8.0,))

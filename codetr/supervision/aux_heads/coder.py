@@ -1,4 +1,6 @@
-"""Boxes as offsets from anchors."""
+"""Boxes as offsets from anchors, and as distances from points to their four sides (Tian et al.
+2019, FCOS, eq. 1).
+"""
 
 from __future__ import annotations
 
@@ -37,6 +39,31 @@ class DeltaCoder:
         half_w = aw * dw.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp() / 2
         half_h = ah * dh.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp() / 2
         return torch.stack([x - half_w, y - half_h, x + half_w, y + half_h], dim=-1)
+
+
+def centres_xyxy(boxes: Tensor) -> Tensor:
+    """(..., 2) x and y of the centres of corner boxes (..., 4)."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
+def encode_distances(points: Tensor, boxes_xyxy: Tensor) -> Tensor:
+    """(..., 4) distances left, top, right, bottom of ``points`` (..., 2) to the sides of their
+    boxes, same unit; negative where the point is outside. Shapes broadcast.
+    """
+    return torch.cat([points - boxes_xyxy[..., :2], boxes_xyxy[..., 2:] - points], dim=-1)
+
+
+def decode_distances(points: Tensor, distances: Tensor) -> Tensor:
+    """(..., 4) corner boxes, the inverse of ``encode_distances``."""
+    return torch.cat([points - distances[..., :2], points + distances[..., 2:]], dim=-1)
+
+
+def centerness(distances: Tensor) -> Tensor:
+    """(...,) sqrt of the ratios of the near to the far side per axis (FCOS, eq. 3): 1 in the
+    middle of a box, 0 on a side. ``distances`` (..., 4) of points inside.
+    """
+    low, high = distances[..., :2], distances[..., 2:]
+    return (torch.minimum(low, high) / torch.maximum(low, high)).prod(dim=-1).sqrt()
 
 
 def _centre_size(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

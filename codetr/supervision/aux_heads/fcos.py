@@ -18,6 +18,7 @@ from codetr.nms import ClasswiseNms
 from codetr.structures import Batch, Detections, Images, Losses, LossTerm, Pyramid
 from codetr.supervision.assigners.points import PointAssigner
 from codetr.supervision.aux_heads.anchors import PointGrid, Points
+from codetr.supervision.aux_heads.coder import centerness, decode_distances, encode_distances
 from codetr.supervision.aux_heads.dense import (
     DensePredictions,
     cell_features,
@@ -28,17 +29,16 @@ from codetr.supervision.aux_heads.dense import (
     level_scales,
     predictor,
 )
-from codetr.supervision.aux_heads.detections import DenseSelection, Selection, detect
-from codetr.supervision.aux_heads.distances import centerness, decode_distances, encode_distances
 from codetr.supervision.aux_heads.matched import (
     Matched,
     boxes_xyxy_px,
     candidates,
     dense_targets,
+    divisor,
     match,
 )
-from codetr.supervision.aux_heads.normalisers import divisor
 from codetr.supervision.aux_heads.protocol import AuxOutput
+from codetr.supervision.aux_heads.selection import DenseSelection, Selection, detect
 from codetr.supervision.criteria.focal import one_hot_labels, sigmoid_focal_loss
 
 GRID = PointGrid()

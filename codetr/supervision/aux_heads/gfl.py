@@ -18,6 +18,7 @@ from codetr.nms import ClasswiseNms
 from codetr.structures import Batch, Detections, Images, Losses, LossTerm, Pyramid, TensorStruct
 from codetr.supervision.assigners.atss import AtssAssigner
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
+from codetr.supervision.aux_heads.coder import centres_xyxy, decode_distances, encode_distances
 from codetr.supervision.aux_heads.dense import (
     DensePredictions,
     cell_features,
@@ -28,18 +29,18 @@ from codetr.supervision.aux_heads.dense import (
     level_scales,
     predictor,
 )
-from codetr.supervision.aux_heads.detections import DenseSelection, Selection, detect
-from codetr.supervision.aux_heads.distances import centres_xyxy, decode_distances, encode_distances
 from codetr.supervision.aux_heads.matched import (
     DenseTargets,
     Matched,
     anchor_candidates,
     boxes_xyxy_px,
+    count_positives,
     dense_targets,
+    divisor,
     match,
 )
-from codetr.supervision.aux_heads.normalisers import count_positives, divisor
 from codetr.supervision.aux_heads.protocol import AuxOutput
+from codetr.supervision.aux_heads.selection import DenseSelection, Selection, detect
 from codetr.supervision.criteria.focal import (
     distribution_focal_loss,
     one_hot_labels,

@@ -1,4 +1,4 @@
-"""The targets that an assignment gives to anchors, and the candidates made of them."""
+"""What an assignment gives to anchors: targets, what losses are divided by, and candidates."""
 
 from __future__ import annotations
 
@@ -55,6 +55,16 @@ def dense_targets(
     boxes = torch.stack([boxes_xyxy_px(m.boxes, t) for m, t in zip(matched, targets, strict=True)])
     boxes = torch.where(positive[..., None], boxes, anchors_px)
     return DenseTargets(labels=labels, positive=positive, boxes_px=boxes)
+
+
+def count_positives(positive: Tensor) -> Tensor:
+    """() how many of ``positive`` (B, A) bool are set; an image without any counts 1."""
+    return positive.sum(dim=1).clamp(min=1).sum()
+
+
+def divisor(total: Tensor, minimum: float = 0.0) -> Tensor:
+    """``total``, at least ``minimum``, plus the epsilon of its type: 0 / 0 becomes 0 (mmdet)."""
+    return total.clamp(min=minimum) + torch.finfo(total.dtype).eps
 
 
 def boxes_xyxy_px(boxes: Tensor, targets: Targets) -> Tensor:

@@ -30,18 +30,17 @@ from codetr.supervision.aux_heads.dense import (
     level_scales,
     predictor,
 )
-from codetr.supervision.aux_heads.detections import Selection, detect
 from codetr.supervision.aux_heads.matched import (
     DenseTargets,
     Matched,
     anchor_candidates,
     boxes_xyxy_px,
     dense_targets,
+    divisor,
     match,
 )
-from codetr.supervision.aux_heads.normalisers import divisor
 from codetr.supervision.aux_heads.protocol import AuxOutput
-from codetr.supervision.aux_heads.voting import VotedSelection
+from codetr.supervision.aux_heads.selection import Selection, VotedSelection, detect
 from codetr.supervision.criteria.focal import one_hot_labels, sigmoid_focal_loss
 
 GRID = AnchorGrid(scales=(8.0,))

@@ -30,11 +30,11 @@ from codetr.supervision.assigners.max_iou import MaxIouAssigner
 from codetr.supervision.assigners.sampling import RandomSampler
 from codetr.supervision.aux_heads.box_head import BoxHead, SharedFcBoxHead
 from codetr.supervision.aux_heads.coder import DeltaCoder
-from codetr.supervision.aux_heads.detections import top_pairs
 from codetr.supervision.aux_heads.matched import Matched, boxes_xyxy_px, candidates, match
 from codetr.supervision.aux_heads.protocol import AuxOutput
 from codetr.supervision.aux_heads.roi_pool import pool_rois
 from codetr.supervision.aux_heads.rpn import Rpn
+from codetr.supervision.aux_heads.selection import top_pairs
 
 CODER = DeltaCoder(stds=(0.1, 0.1, 0.2, 0.2))
 ASSIGNER = MaxIouAssigner(positive=0.5, negative=0.5)

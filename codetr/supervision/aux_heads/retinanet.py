@@ -24,15 +24,16 @@ from codetr.supervision.aux_heads.dense import (
     join_levels,
     predictor,
 )
-from codetr.supervision.aux_heads.detections import DenseSelection, Selection, detect
 from codetr.supervision.aux_heads.matched import (
     boxes_xyxy_px,
     candidates,
+    count_positives,
     dense_targets,
+    divisor,
     match,
 )
-from codetr.supervision.aux_heads.normalisers import count_positives, divisor
 from codetr.supervision.aux_heads.protocol import AuxOutput
+from codetr.supervision.aux_heads.selection import DenseSelection, Selection, detect
 from codetr.supervision.criteria.focal import one_hot_labels, sigmoid_focal_loss
 
 GRID = AnchorGrid(scales=tuple(4 * 2 ** (octave / 3) for octave in range(3)), ratios=(0.5, 1, 2))

@@ -9,16 +9,16 @@ from codetr.nms import ClasswiseNms
 from codetr.structures import Pyramid, Targets
 from codetr.supervision.aux_heads import rpn
 from codetr.supervision.aux_heads.anchors import AnchorGrid, PointGrid
-from codetr.supervision.aux_heads.coder import DeltaCoder
-from codetr.supervision.aux_heads.dense import cell_features, conv_tower
-from codetr.supervision.aux_heads.detections import DenseSelection, top_pairs
-from codetr.supervision.aux_heads.distances import (
+from codetr.supervision.aux_heads.coder import (
+    DeltaCoder,
     centerness,
     centres_xyxy,
     decode_distances,
     encode_distances,
 )
+from codetr.supervision.aux_heads.dense import cell_features, conv_tower
 from codetr.supervision.aux_heads.matched import boxes_xyxy_px, match
+from codetr.supervision.aux_heads.selection import DenseSelection, top_pairs
 
 PYRAMID = Pyramid(maps=(torch.zeros(2, 3, 3, 4), torch.zeros(2, 3, 2, 2)), strides=(8, 16))
 SIZES = torch.tensor([[24, 32], [17, 9]])

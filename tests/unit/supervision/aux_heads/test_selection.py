@@ -7,7 +7,7 @@ import torch
 from torchvision.ops import batched_nms
 
 from codetr.nms import ClasswiseNms
-from codetr.supervision.aux_heads.voting import VotedSelection
+from codetr.supervision.aux_heads.selection import VotedSelection
 
 SELECTION = VotedSelection(nms=ClasswiseNms(iou=0.6, limit=10), per_level=30, threshold=0.3)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from codetr.boxes import clip_xyxy
+from codetr.boxes import clip_xyxy, pairwise_iou
 from codetr.nms import ClasswiseNms
 from codetr.structures import Detections
 from codetr.supervision.aux_heads.dense import DensePredictions
@@ -59,6 +59,62 @@ class DenseSelection:
             start += len(level)
         boxes, score, labels = (torch.cat(part) for part in zip(*found, strict=True))
         return self.nms(Detections(boxes_xyxy_px=boxes, scores=score, labels=labels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VotedSelection:
+    """Test-time choice of PAA (Kim and Lee 2020, section 3.2 and equation 9).
+
+    A pair's score is the root of class probability times quality. Per level the ``per_level``
+    anchors of highest score in any class; of their pairs those above ``threshold`` go through
+    ``nms``. Each kept box then becomes the mean of all these anchors' boxes that overlap it and
+    have its class, suppressed ones too, weighted by score and by ``exp(-(1 - IoU)^2 / spread)``.
+    """
+
+    nms: ClasswiseNms
+    per_level: int = 1000
+    threshold: float = 0.05
+    min_iou: float = 0.01
+    spread: float = 0.025
+
+    def __call__(
+        self,
+        scores: Tensor,
+        boxes_px: Tensor,
+        level_sizes: tuple[int, ...],
+        quality: Tensor | None = None,
+    ) -> Detections:
+        """See ``Selection``; best first."""
+        scores = (scores if quality is None else scores * quality[:, None]).sqrt()
+        index = self._best(scores, level_sizes)
+        scores, boxes = scores[index], boxes_px[index]
+        anchor, label = (scores > self.threshold).nonzero().unbind(dim=1)
+        kept = self.nms(
+            Detections(boxes_xyxy_px=boxes[anchor], scores=scores[anchor, label], labels=label)
+        )
+        return replace(kept, boxes_xyxy_px=self._vote(kept, scores, boxes))
+
+    def _best(self, scores: Tensor, level_sizes: tuple[int, ...]) -> Tensor:
+        """Indices of the anchors that are looked at."""
+        found, start = [], 0
+        for level in scores.split(list(level_sizes)):
+            index = torch.arange(len(level), device=level.device)
+            if len(level) > self.per_level:
+                index = level.amax(dim=1).topk(self.per_level).indices
+            found.append(index + start)
+            start += len(level)
+        return torch.cat(found)
+
+    def _vote(self, kept: Detections, scores: Tensor, boxes: Tensor) -> Tensor:
+        """(N, 4) boxes after the vote. A box without area overlaps nothing, itself included: it
+        stays (where the official code has NaN).
+        """
+        overlap = pairwise_iou(kept.boxes_xyxy_px, boxes)
+        votes = scores[:, kept.labels].T
+        nearness = (-(1 - overlap).square() / self.spread).exp()
+        weight = votes * nearness * ((votes > self.threshold) & (overlap > self.min_iou))
+        total = weight.sum(dim=1, keepdim=True)
+        return torch.where(total > 0, weight @ boxes / total, kept.boxes_xyxy_px)
 
 
 def top_pairs(scores: Tensor, limit: int, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
