@@ -109,8 +109,8 @@ class AuxiliaryBranch(nn.Module):
         """See ``Branch``."""
         detector: Detector = self.detector  # type: ignore[assignment]
         pyramid = self.scheme.auxiliary_pyramid(detector.encode(batch.images))
-        head = self.scheme.heads[self.name]
-        return in_original(head.predict(pyramid, batch.images), batch.infos)  # type: ignore[operator]
+        found = self.scheme.head(self.name).predict(pyramid, batch.images)
+        return in_original(found, batch.infos)
 
 
 def in_original(found: Sequence[Detections], infos: Sequence[ImageInfo]) -> tuple[Detections, ...]:

@@ -42,6 +42,22 @@ def test_every_head_reaches_every_parameter(head: str, counts: tuple[int, ...]) 
     assert without_gradient(detector, schemes) == []
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_finds_objects_by_itself(head: str) -> None:
+    """In pixels of the images, best first, whatever kind of suppression it has."""
+    detector, schemes = build(SCHEMES, (head,))
+    data, scheme = batch((3, 0)), schemes["collaborative"]
+    with torch.no_grad():
+        pyramid = scheme.auxiliary_pyramid(detector.encode(data.images))
+        found = scheme.head(key(head)).predict(pyramid, data.images)
+    for one, (height, width) in zip(found, data.images.sizes.tolist(), strict=True):
+        assert one.boxes_xyxy_px.shape == (len(one), 4)
+        assert one.scores.diff().le(0).all()
+        limits = torch.tensor([width, height]).repeat(2) + 1e-3  # means are rounded
+        assert ((one.boxes_xyxy_px >= 0) & (one.boxes_xyxy_px <= limits)).all()
+        assert ((one.labels >= 0) & (one.labels < detector.num_classes)).all()
+
+
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
 def test_every_pair_of_heads_reaches_every_parameter(pair: tuple[str, str]) -> None:
     detector, schemes = build(SCHEMES, pair)

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from codetr.structures import Batch, Detections, Pyramid
-from codetr.supervision.assigners.max_iou import IGNORED
 from codetr.supervision.aux_heads.coder import centerness, centres_xyxy, encode_distances
-from codetr.supervision.aux_heads.dense import DensePredictions
-from codetr.supervision.aux_heads.matched import Matched, boxes_xyxy_px, dense_targets, match
+from codetr.supervision.aux_heads.dense import DenseBranches, DensePredictions
+from codetr.supervision.aux_heads.matched import DenseTargets, boxes_xyxy_px
 from codetr.supervision.aux_heads.protocol import AuxOutput
 
 Values = dict[str, Tensor]
@@ -92,22 +91,21 @@ def outputs(run: HeadRun, quality: str) -> Values:
     return values
 
 
-def _positives(run: HeadRun, matched: Sequence[Matched], anchors: Tensor) -> Values:
+def _positives(run: HeadRun, wanted: DenseTargets, assigned: Tensor, anchors: Tensor) -> Values:
     """Place, label, target and anchor of every positive."""
     values = {}
-    for b, (one, target) in enumerate(zip(matched, run.batch.targets, strict=True)):
-        positive = _where(one.labels < run.head.num_classes)
+    for b, (row, target) in enumerate(zip(assigned, run.batch.targets, strict=True)):
+        positive = _where(wanted.positive[b])
         values[f"assign{b}_pos_idx"] = positive
-        values[f"assign{b}_pos_label"] = one.labels[positive]
-        values[f"assign{b}_pos_target_box"] = boxes_xyxy_px(one.boxes[positive], target)
+        values[f"assign{b}_pos_label"] = wanted.labels[b, positive]
+        values[f"assign{b}_pos_target_box"] = boxes_xyxy_px(target.boxes, target)[row[positive]]
         values[f"assign{b}_pos_anchor"] = anchors[positive]
     return values
 
 
-def _at_positives(run: HeadRun, matched: Sequence[Matched], name: str, table: Tensor) -> Values:
+def _at_positives(run: HeadRun, wanted: DenseTargets, name: str, table: Tensor) -> Values:
     """``assign{b}_pos_NAME``: the rows of ``table`` (B, A, ...) at the positives."""
-    positive = (_where(m.labels < run.head.num_classes) for m in matched)
-    rows = (table[b, index] for b, index in enumerate(positive))
+    rows = (values[positive] for values, positive in zip(table, wanted.positive, strict=True))
     return run.per_image(f"assign{{}}_pos_{name}", rows)
 
 
@@ -115,8 +113,11 @@ def _where(mask: Tensor) -> Tensor:
     return mask.nonzero().squeeze(1)
 
 
-def _anchors(run: HeadRun) -> Any:
-    return run.head.grid(run.pyramid, run.batch.images.padded_sizes)
+def _assignment(run: HeadRun) -> tuple[Any, Tensor, DenseTargets]:
+    """The head's places, which box each of them has, and what that asks for."""
+    places = run.head.grid(run.pyramid, run.batch.images.padded_sizes)
+    assigned = run.head.assign(run.predictions, places, run.batch)
+    return places, assigned, run.head.targets(assigned, places, run.batch)
 
 
 def _usable(anchors: Any) -> Values:
@@ -125,40 +126,31 @@ def _usable(anchors: Any) -> Values:
 
 def atss_values(run: HeadRun) -> Values:
     """The assignment, and the centerness that it asks for."""
-    anchors = _anchors(run)
-    matched = run.head.assign(anchors, run.batch)
-    wanted = dense_targets(matched, run.batch.targets, anchors.boxes, run.head.num_classes)
+    anchors, assigned, wanted = _assignment(run)
     quality = centerness(encode_distances(centres_xyxy(anchors.boxes), wanted.boxes_px))
     return {
         **_usable(anchors),
-        **_positives(run, matched, anchors.boxes),
-        **_at_positives(run, matched, "centerness", quality),
+        **_positives(run, wanted, assigned, anchors.boxes),
+        **_at_positives(run, wanted, "centerness", quality),
     }
 
 
 def retinanet_values(run: HeadRun) -> Values:
     """The assignment, which anchors it ignores, and the offsets that it asks for."""
-    head, anchors = run.head, _anchors(run)
-    assigned = head.assign(anchors, run.batch)
-    matched = [
-        match(t, row, head.num_classes) for t, row in zip(run.batch.targets, assigned, strict=True)
-    ]
-    wanted = dense_targets(matched, run.batch.targets, anchors.boxes, head.num_classes)
-    offsets = head.coder.encode(anchors.boxes, wanted.boxes_px)
-    ignored = (_where(row) for row in (assigned == IGNORED) & anchors.usable)
+    anchors, assigned, wanted = _assignment(run)
+    offsets = run.head.coder.encode(anchors.boxes, wanted.boxes_px)
+    ignored = (_where(row) for row in wanted.ignored & anchors.usable)
     return {
         **_usable(anchors),
-        **_positives(run, matched, anchors.boxes),
-        **_at_positives(run, matched, "delta_target", offsets),
+        **_positives(run, wanted, assigned, anchors.boxes),
+        **_at_positives(run, wanted, "delta_target", offsets),
         **run.per_image("assign{}_ignored_idx", ignored),
     }
 
 
 def fcos_values(run: HeadRun) -> Values:
     """The assignment, the distances and centerness that it asks for, and the queries' boxes."""
-    points = run.head.grid(run.pyramid)
-    matched = run.head.assign(points, run.batch)
-    wanted = dense_targets(matched, run.batch.targets, points.boxes, run.head.num_classes)
+    points, assigned, wanted = _assignment(run)
     sides = encode_distances(points.centres, wanted.boxes_px)
     values = {}
     for b, (found, target) in enumerate(zip(run.output.candidates, run.batch.targets, strict=True)):
@@ -167,38 +159,35 @@ def fcos_values(run: HeadRun) -> Values:
         values[f"assign{b}_pos_point"] = points.centres[positive]
     return {
         **values,
-        **_positives(run, matched, points.boxes),
-        **_at_positives(run, matched, "ltrb", sides),
-        **_at_positives(run, matched, "centerness", centerness(sides)),
+        **_positives(run, wanted, assigned, points.boxes),
+        **_at_positives(run, wanted, "ltrb", sides),
+        **_at_positives(run, wanted, "centerness", centerness(sides)),
     }
 
 
 def gfl_values(run: HeadRun) -> Values:
     """The assignment, and the targets that depend on the predictions."""
-    head, anchors = run.head, _anchors(run)
-    matched = head.assign(anchors, run.batch)
-    wanted = dense_targets(matched, run.batch.targets, anchors.boxes, head.num_classes)
-    goals = head.goals(run.predictions, anchors, wanted)
+    anchors, assigned, wanted = _assignment(run)
+    goals = run.head.goals(run.predictions, anchors, wanted)
     centres = centres_xyxy(anchors.boxes).repeat(1, 2)
     predicted = goals.predicted * anchors.strides[:, None] + centres
     return {
         **_usable(anchors),
-        **_positives(run, matched, anchors.boxes),
-        **_at_positives(run, matched, "quality", goals.quality),
-        **_at_positives(run, matched, "box_weight", goals.weight),
-        **_at_positives(run, matched, "distance_target", goals.distances),
-        **_at_positives(run, matched, "pred_box", predicted),
+        **_positives(run, wanted, assigned, anchors.boxes),
+        **_at_positives(run, wanted, "quality", goals.quality),
+        **_at_positives(run, wanted, "box_weight", goals.weight),
+        **_at_positives(run, wanted, "distance_target", goals.distances),
+        **_at_positives(run, wanted, "pred_box", predicted),
         "counts/box_avg_factor": goals.weight.sum().clamp(min=1),
     }
 
 
 def paa_values(run: HeadRun) -> Values:
     """Both stages of the assignment, and the mixture of every box in between."""
-    head, batch, anchors = run.head, run.batch, _anchors(run)
-    proposed = head.propose(anchors, batch)
+    head, batch = run.head, run.batch
+    anchors, assigned, wanted = _assignment(run)
+    proposed = DenseBranches.assign(head, run.predictions, anchors, batch)
     losses = head.candidate_losses(run.predictions, anchors, proposed, batch)
-    matched = head.assign(run.predictions, anchors, batch)
-    wanted = dense_targets(matched, batch.targets, anchors.boxes, head.num_classes)
     iou = head.costs(run.predictions, anchors, wanted).iou
     values = _usable(anchors)
     iterations: list[Tensor] = []
@@ -212,8 +201,8 @@ def paa_values(run: HeadRun) -> Values:
         iterations.append(steps)
     return {
         **values,
-        **_positives(run, matched, anchors.boxes),
-        **_at_positives(run, matched, "iou_target", iou),
+        **_positives(run, wanted, assigned, anchors.boxes),
+        **_at_positives(run, wanted, "iou_target", iou),
         "counts/gmm iterations": torch.cat(iterations),
     }
 

@@ -13,7 +13,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor
 
-from codetr.boxes import cxcywh_to_xyxy, logit
+from codetr.boxes import logit
 from codetr.checkpoints.official import convert_official
 from codetr.models.detectors.grouping import attention_mask
 from codetr.models.detectors.protocol import MAIN
@@ -241,13 +241,13 @@ def _rcnn(case: Case, head: Any, pyramid: Any) -> Values:
 
 def _atss(case: Case, head: Any, pyramid: Any) -> Values:
     anchors = head.grid(pyramid, case.batch.images.padded_sizes)
+    assigned = head.assign(head.predictions(pyramid), anchors, case.batch)
+    wanted = head.targets(assigned, anchors, case.batch)
     values = {}
-    assigned = head.assign(anchors, case.batch)
-    for b, (matched, target) in enumerate(zip(assigned, case.batch.targets, strict=True)):
-        positive = (matched.labels < head.num_classes).nonzero()[:, 0]
+    for b, positives in enumerate(wanted.positive):
+        positive = positives.nonzero()[:, 0]
         values[f"atss{b}_pos_idx"] = positive
-        values[f"atss{b}_pos_label"] = matched.labels[positive]
+        values[f"atss{b}_pos_label"] = wanted.labels[b, positive]
         values[f"atss{b}_pos_anchor"] = anchors.boxes[positive]
-        corners = cxcywh_to_xyxy(matched.boxes[positive]) * target.size_whwh
-        values[f"atss{b}_pos_target"] = corners
+        values[f"atss{b}_pos_target"] = wanted.boxes_px[b, positive]
     return values

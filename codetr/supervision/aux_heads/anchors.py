@@ -12,18 +12,26 @@ from codetr.structures import Pyramid, TensorStruct
 
 
 @dataclass(frozen=True, kw_only=True)
-class Anchors(TensorStruct):
-    """All anchors of a batch: level by level, row by row, column by column, shape by shape.
+class Places(TensorStruct):
+    """Where a dense head predicts, in all images of a batch: level by level, row by row, column by
+    column, shape by shape.
 
-    ``boxes`` (A, 4) xyxy px; ``strides`` (A,) px from cell to cell; ``usable`` (B, A) bool, False
-    for cells outside the image's own padded size; ``level_sizes`` how many of the A belong to
+    ``boxes`` (A, 4) xyxy px; ``usable`` (B, A) bool; ``level_sizes`` how many of the A belong to
     each level.
     """
 
     boxes: Tensor
-    strides: Tensor
     usable: Tensor
     level_sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anchors(Places):
+    """Anchor boxes. Not usable are those of cells outside the image's own padded size. ``strides``
+    (A,) px from cell to cell.
+    """
+
+    strides: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,17 +85,14 @@ def _unit(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Points(TensorStruct):
-    """The middles of all cells, level by level, row by row: ``centres`` (P, 2) x, y in px;
-    ``boxes`` (P, 4) xyxy px, a square about each; ``reach`` (P, 2) px, the smallest and largest
-    distance to the farthest side of a box that the point's level is meant for; ``level_sizes``
-    how many of the P belong to each level.
+class Points(Places):
+    """The middles of all cells, usable in images' padding, too: ``centres`` (A, 2) x, y in px, with
+    a square about each for ``boxes``; ``reach`` (A, 2) px, the smallest and largest distance to
+    the farthest side of a box that the point's level is meant for.
     """
 
     centres: Tensor
-    boxes: Tensor
     reach: Tensor
-    level_sizes: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +109,8 @@ class PointGrid:
     reach: float = 8.0
     finest_side: float = 64.0
 
-    def __call__(self, pyramid: Pyramid) -> Points:
-        """Points for ``pyramid``, in images' padding too."""
+    def __call__(self, pyramid: Pyramid, padded_sizes: Tensor) -> Points:
+        """Points for ``pyramid``; ``padded_sizes`` (B, 2) say how many images there are."""
         dtype, device = _precision(pyramid), pyramid.maps[0].device
         bounds = [0.0, *(self.reach * s for s in pyramid.strides[:-1]), torch.inf]
         centres, boxes, reach = [], [], []
@@ -118,9 +123,11 @@ class PointGrid:
             boxes.append(torch.cat([middle - half, middle + half], dim=1))
             limits = [torch.full_like(middle[:, :1], b) for b in bounds[level : level + 2]]
             reach.append(torch.cat(limits, dim=1))
+        all_boxes = torch.cat(boxes)
         return Points(
             centres=torch.cat(centres),
-            boxes=torch.cat(boxes),
+            boxes=all_boxes,
+            usable=all_boxes.new_ones(len(padded_sizes), len(all_boxes), dtype=torch.bool),
             reach=torch.cat(reach),
             level_sizes=tuple(len(level) for level in centres),
         )

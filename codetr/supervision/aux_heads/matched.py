@@ -11,6 +11,7 @@ from torch import Tensor
 
 from codetr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from codetr.structures import Candidates, Targets, TensorStruct
+from codetr.supervision.assigners.max_iou import IGNORED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,10 @@ class Matched(TensorStruct):
 
     labels: Tensor
     boxes: Tensor
+
+    def take(self, index: Tensor | slice) -> Matched:
+        """What those anchors shall predict that ``index`` picks."""
+        return self.map(lambda tensor: tensor[index])
 
 
 def match(targets: Targets, assigned: Tensor, num_classes: int) -> Matched:
@@ -35,7 +40,8 @@ def match(targets: Targets, assigned: Tensor, num_classes: int) -> Matched:
 @dataclass(frozen=True, kw_only=True)
 class DenseTargets(TensorStruct):
     """What all A anchors of all images shall predict: ``labels`` (B, A) with K = background;
-    ``positive`` (B, A) bool; ``boxes_px`` (B, A, 4) xyxy.
+    ``positive`` and ``ignored`` (B, A) bool; ``boxes_px`` (B, A, 4) xyxy; ``matched``, the same per
+    image as candidates have it.
 
     A background anchor is its own target box, so that every loss is finite everywhere; the losses
     mask it.
@@ -43,18 +49,28 @@ class DenseTargets(TensorStruct):
 
     labels: Tensor
     positive: Tensor
+    ignored: Tensor
     boxes_px: Tensor
+    matched: tuple[Matched, ...]
 
 
 def dense_targets(
-    matched: Sequence[Matched], targets: Sequence[Targets], anchors_px: Tensor, num_classes: int
+    assigned: Tensor, targets: Sequence[Targets], anchors_px: Tensor, num_classes: int
 ) -> DenseTargets:
-    """Stack the images' targets; ``anchors_px`` (A, 4) xyxy."""
+    """What the answers ``assigned`` (B, A) of an assigner stand for; ``anchors_px`` (A, 4) xyxy."""
+    rows = zip(targets, assigned, strict=True)
+    matched = tuple(match(target, row, num_classes) for target, row in rows)
     labels = torch.stack([m.labels for m in matched])
     positive = labels < num_classes
     boxes = torch.stack([boxes_xyxy_px(m.boxes, t) for m, t in zip(matched, targets, strict=True)])
     boxes = torch.where(positive[..., None], boxes, anchors_px)
-    return DenseTargets(labels=labels, positive=positive, boxes_px=boxes)
+    return DenseTargets(
+        labels=labels,
+        positive=positive,
+        ignored=assigned == IGNORED,
+        boxes_px=boxes,
+        matched=matched,
+    )
 
 
 def count_positives(positive: Tensor) -> Tensor:
@@ -72,6 +88,11 @@ def boxes_xyxy_px(boxes: Tensor, targets: Targets) -> Tensor:
     return cxcywh_to_xyxy(boxes * targets.size_whwh)
 
 
+def true_boxes(targets: Sequence[Targets]) -> list[Tensor]:
+    """The corners in pixels (N, 4) of the boxes of every image."""
+    return [boxes_xyxy_px(one.boxes, one) for one in targets]
+
+
 def candidates(
     boxes_px: Tensor, matched: Matched, features: Tensor, targets: Targets
 ) -> Candidates:
@@ -81,21 +102,4 @@ def candidates(
         labels=matched.labels,
         targets=matched.boxes,
         features=features,
-    )
-
-
-def anchor_candidates(
-    boxes_px: Tensor,
-    usable: Tensor,
-    matched: Sequence[Matched],
-    features: Tensor,
-    targets: Sequence[Targets],
-) -> tuple[Candidates, ...]:
-    """All anchors ``boxes_px`` (A, 4) of every image as candidates, with ``features`` (B, A, C).
-
-    Those that are not ``usable`` (B, A) are background with zero coordinates, as in Co-DETR.
-    """
-    return tuple(
-        candidates(boxes_px * free[:, None], *parts)
-        for free, *parts in zip(usable, matched, features, targets, strict=True)
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from codetr.structures import Batch, Candidates, Losses, Pyramid
+from codetr.structures import Batch, Candidates, Detections, Images, Losses, Pyramid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +19,14 @@ class AuxOutput:
 
 
 class AuxHead(Protocol):
-    """Owns its anchors, assigner, sampler and losses. With no boxes in a batch it still owes a
-    zero-valued loss that is connected to each of its parameters.
+    """An ``nn.Module`` that owns its anchors, assigner, sampler and losses. With no boxes in a
+    batch it still owes a zero-valued loss that is connected to each of its parameters.
     """
 
     def __call__(self, pyramid: Pyramid, batch: Batch) -> AuxOutput:
         """Losses and candidates for a batch with targets."""
+        ...
+
+    def predict(self, pyramid: Pyramid, images: Images) -> tuple[Detections, ...]:
+        """Detections per image in pixels of ``images``, by this branch alone with its own NMS."""
         ...

@@ -30,7 +30,13 @@ from codetr.supervision.assigners.max_iou import MaxIouAssigner
 from codetr.supervision.assigners.sampling import RandomSampler
 from codetr.supervision.aux_heads.box_head import BoxHead, SharedFcBoxHead
 from codetr.supervision.aux_heads.coder import DeltaCoder
-from codetr.supervision.aux_heads.matched import Matched, boxes_xyxy_px, candidates, match
+from codetr.supervision.aux_heads.matched import (
+    Matched,
+    boxes_xyxy_px,
+    candidates,
+    match,
+    true_boxes,
+)
 from codetr.supervision.aux_heads.protocol import AuxOutput
 from codetr.supervision.aux_heads.roi_pool import pool_rois
 from codetr.supervision.aux_heads.rpn import Rpn
@@ -105,7 +111,7 @@ class RcnnHead(nn.Module):
 
     def sample(self, proposals: list[Tensor], targets: tuple[Targets, ...]) -> tuple[Regions, ...]:
         """Assign and sample the true boxes and ``proposals`` (R, 4) xyxy px of every image."""
-        truths = [boxes_xyxy_px(target.boxes, target) for target in targets]
+        truths = true_boxes(targets)
         assignments = [
             torch.cat([torch.arange(len(truth), device=boxes.device), self.assigner(boxes, truth)])
             for boxes, truth in zip(proposals, truths, strict=True)
@@ -200,7 +206,7 @@ def _candidates(
     return tuple(
         candidates(
             r.boxes[:count],
-            r.matched.map(lambda tensor: tensor[:count]),
+            r.matched.take(slice(count)),
             f[:count],
             t,
         )

@@ -8,32 +8,26 @@ Official parameter names (mmdet ``RetinaHead``) and ours: ``cls_convs.i.conv`` a
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from codetr.nms import ClasswiseNms
-from codetr.structures import Batch, Candidates, Detections, Images, Losses, LossTerm, Pyramid
-from codetr.supervision.assigners.max_iou import IGNORED, MaxIouAssigner
+from codetr.structures import Batch, Candidates, Losses, LossTerm, Pyramid
+from codetr.supervision.assigners.max_iou import MaxIouAssigner
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
 from codetr.supervision.aux_heads.coder import DeltaCoder
 from codetr.supervision.aux_heads.dense import (
+    DenseBranches,
     DensePredictions,
     cell_features,
-    conv_tower,
-    flatten_level,
     init_dense,
-    join_levels,
-    predictor,
 )
 from codetr.supervision.aux_heads.matched import (
-    boxes_xyxy_px,
+    DenseTargets,
     candidates,
     count_positives,
-    dense_targets,
     divisor,
-    match,
 )
-from codetr.supervision.aux_heads.protocol import AuxOutput
-from codetr.supervision.aux_heads.selection import DenseSelection, Selection, detect
+from codetr.supervision.aux_heads.selection import DenseSelection, Selection
 from codetr.supervision.criteria.focal import one_hot_labels, sigmoid_focal_loss
 
 GRID = AnchorGrid(scales=tuple(4 * 2 ** (octave / 3) for octave in range(3)), ratios=(0.5, 1, 2))
@@ -43,10 +37,9 @@ SELECTION = DenseSelection(nms=ClasswiseNms(iou=0.5), threshold=0.05)
 MAX_CANDIDATES = 2000
 
 
-class RetinaNetHead(nn.Module):
-    """Nine anchors per cell; classes by focal loss, offsets by L1; towers without norm.
-
-    ``channels`` of the maps, ``num_convs`` in each tower.
+class RetinaNetHead(DenseBranches[Anchors]):
+    """Nine anchors per cell, towers without norm; losses ``cls`` (focal) and ``bbox`` (L1 of the
+    offsets).
     """
 
     def __init__(
@@ -62,56 +55,35 @@ class RetinaNetHead(nn.Module):
         assigner: MaxIouAssigner = ASSIGNER,
         selection: Selection = SELECTION,
     ) -> None:
-        super().__init__()
-        self.num_classes = num_classes
+        super().__init__(
+            num_classes,
+            channels,
+            num_convs,
+            grid,
+            selection,
+            per_cell=grid.per_cell,
+            normalised=False,
+        )
         self.cls_weight, self.bbox_weight = cls_weight, bbox_weight
-        self.grid, self.coder, self.assigner, self.selection = grid, coder, assigner, selection
-        self.cls_tower = conv_tower(channels, num_convs, normalised=False)
-        self.reg_tower = conv_tower(channels, num_convs, normalised=False)
-        self.cls = predictor(channels, grid.per_cell * num_classes)
-        self.reg = predictor(channels, grid.per_cell * 4)
+        self.coder, self.assigner = coder, assigner
         init_dense(self, self.cls)
 
-    def forward(self, pyramid: Pyramid, batch: Batch) -> AuxOutput:
-        """Losses ``cls``, ``bbox``; candidates are all positive anchors and some others."""
-        anchors = self.grid(pyramid, batch.images.padded_sizes)
-        assigned = self.assign(anchors, batch)
-        return AuxOutput(
-            losses=self.losses(self.predictions(pyramid), anchors, assigned, batch),
-            candidates=self.candidates(pyramid, anchors, assigned, batch),
-        )
+    def decode(self, places: Anchors, regression: Tensor) -> Tensor:
+        """From offsets from the anchors."""
+        return self.coder.decode(places.boxes, regression)
 
-    def predictions(self, pyramid: Pyramid) -> DensePredictions:
-        """``regression`` are offsets from the anchors."""
-        return join_levels(
-            DensePredictions(
-                logits=flatten_level(self.cls(self.cls_tower(features)), self.num_classes),
-                regression=flatten_level(self.reg(self.reg_tower(features)), 4),
-            )
-            for features in pyramid.maps
-        )
-
-    def assign(self, anchors: Anchors, batch: Batch) -> Tensor:
-        """(B, A) the box of every anchor, ``NEGATIVE`` or ``IGNORED``."""
-        return torch.stack(
-            [
-                self.assigner(anchors.boxes, boxes_xyxy_px(targets.boxes, targets), usable)
-                for targets, usable in zip(batch.targets, anchors.usable, strict=True)
-            ]
-        )
+    def assign_image(self, places: Anchors, boxes_px: Tensor, usable: Tensor) -> Tensor:
+        """By overlap."""
+        return self.assigner(places.boxes, boxes_px, usable)
 
     def losses(
-        self, predictions: DensePredictions, anchors: Anchors, assigned: Tensor, batch: Batch
+        self, predictions: DensePredictions, places: Anchors, wanted: DenseTargets
     ) -> Losses:
-        """Both terms are divided by the positives of this process alone, as in mmdet."""
-        matched = [
-            match(t, row, self.num_classes) for t, row in zip(batch.targets, assigned, strict=True)
-        ]
-        wanted = dense_targets(matched, batch.targets, anchors.boxes, self.num_classes)
+        """Both are divided by the positives of this process alone, as in mmdet."""
         num_pos = divisor(count_positives(wanted.positive).to(predictions.logits.dtype))
         one_hot = one_hot_labels(wanted.labels, self.num_classes, predictions.logits.dtype)
-        focal = sigmoid_focal_loss(predictions.logits, one_hot).sum(dim=2) * (assigned != IGNORED)
-        offsets = self.coder.encode(anchors.boxes, wanted.boxes_px)
+        focal = sigmoid_focal_loss(predictions.logits, one_hot).sum(dim=2) * ~wanted.ignored
+        offsets = self.coder.encode(places.boxes, wanted.boxes_px)
         distance = (predictions.regression - offsets).abs().sum(dim=2) * wanted.positive
         return {
             "cls": LossTerm(focal.sum() / num_pos, self.cls_weight),
@@ -119,7 +91,7 @@ class RetinaNetHead(nn.Module):
         }
 
     def candidates(
-        self, pyramid: Pyramid, anchors: Anchors, assigned: Tensor, batch: Batch
+        self, pyramid: Pyramid, places: Anchors, wanted: DenseTargets, batch: Batch
     ) -> tuple[Candidates, ...]:
         """The positive anchors, and background drawn at random up to ``MAX_CANDIDATES``: features
         of all anchors would be nine copies of the maps. Ignored anchors count as background here,
@@ -128,19 +100,11 @@ class RetinaNetHead(nn.Module):
         cells = cell_features(pyramid)
         found = []
         for image, targets in enumerate(batch.targets):
-            index = positives_first(assigned[image] >= 0, MAX_CANDIDATES)
-            boxes = anchors.boxes[index] * anchors.usable[image, index, None]
-            features = cells[image, index // self.grid.per_cell]
-            matched = match(targets, assigned[image, index], self.num_classes)
-            found.append(candidates(boxes, matched, features, targets))
+            index = positives_first(wanted.positive[image], MAX_CANDIDATES)
+            boxes = places.boxes[index] * places.usable[image, index, None]
+            features = cells[image, index // self.per_cell]
+            found.append(candidates(boxes, wanted.matched[image].take(index), features, targets))
         return tuple(found)
-
-    def predict(self, pyramid: Pyramid, images: Images) -> tuple[Detections, ...]:
-        """Detections per image; scores are class probabilities."""
-        anchors = self.grid(pyramid, images.padded_sizes)
-        predictions = self.predictions(pyramid)
-        boxes = self.coder.decode(anchors.boxes, predictions.regression)
-        return detect(self.selection, predictions, boxes, anchors.level_sizes, images.sizes)
 
 
 def positives_first(positive: Tensor, limit: int) -> Tensor:

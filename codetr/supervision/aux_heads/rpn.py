@@ -21,7 +21,7 @@ from codetr.supervision.assigners.sampling import RandomSampler, Sample
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
 from codetr.supervision.aux_heads.coder import DeltaCoder
 from codetr.supervision.aux_heads.dense import cell_features, flatten_level, init_convs
-from codetr.supervision.aux_heads.matched import boxes_xyxy_px
+from codetr.supervision.aux_heads.matched import true_boxes
 
 GRID = AnchorGrid(scales=tuple(4 * 2 ** (octave / 3) for octave in range(3)), ratios=(0.5, 1, 2))
 CODER = DeltaCoder(stds=(1, 1, 1, 1))
@@ -174,7 +174,7 @@ class Rpn(nn.Module):
         """``rpn_cls`` and ``rpn_bbox``, divided by the number of sampled anchors of this process
         (each kind counts at least 1 per image).
         """
-        truths = [boxes_xyxy_px(target.boxes, target) for target in targets]
+        truths = true_boxes(targets)
         assignments = [self.assign(anchors, image, boxes) for image, boxes in enumerate(truths)]
         samples = self.sampler.batch(assignments)
         found = self.at(pyramid, [chosen.index for chosen in samples])

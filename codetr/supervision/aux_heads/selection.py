@@ -8,10 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from codetr.boxes import clip_xyxy, pairwise_iou
+from codetr.boxes import pairwise_iou
 from codetr.nms import ClasswiseNms
 from codetr.structures import Detections
-from codetr.supervision.aux_heads.dense import DensePredictions
 
 
 class Selection(Protocol):
@@ -124,26 +123,3 @@ def top_pairs(scores: Tensor, limit: int, threshold: float) -> tuple[Tensor, Ten
     values, index = scores.flatten().topk(min(limit, scores.numel()))
     values, index = values[values > threshold], index[values > threshold]
     return index // scores.shape[1], index % scores.shape[1], values
-
-
-def detect(
-    selection: Selection,
-    predictions: DensePredictions,
-    boxes_px: Tensor,
-    level_sizes: tuple[int, ...],
-    sizes: Tensor,
-) -> tuple[Detections, ...]:
-    """Detections per image, from decoded ``boxes_px`` (B, A, 4) xyxy that are clipped to the
-    images' ``sizes`` (B, 2) height, width px. Cells in an image's padding take part, as in mmdet.
-    """
-    scores = predictions.logits.sigmoid()
-    quality = None if predictions.quality is None else predictions.quality.sigmoid()
-    return tuple(
-        selection(
-            scores[image],
-            clip_xyxy(boxes_px[image], size.flip(0)),
-            level_sizes,
-            None if quality is None else quality[image],
-        )
-        for image, size in enumerate(sizes)
-    )

@@ -27,6 +27,7 @@ from codetr.structures import (
     prefixed,
     scaled,
 )
+from codetr.supervision.aux_heads.protocol import AuxHead
 from codetr.supervision.criteria import SetCriterion, Supervised, by_layer, supervised
 from codetr.supervision.schemes.positives import count_positives, positive_group
 from codetr.supervision.schemes.protocol import Proposal
@@ -100,7 +101,7 @@ class Collaborative(nn.Module):
 
     def __init__(
         self,
-        heads: Mapping[str, nn.Module],
+        heads: Mapping[str, AuxHead],
         embedding: Callable[..., nn.Module],
         criterion: SetCriterion,
         dim: int = 256,
@@ -115,7 +116,7 @@ class Collaborative(nn.Module):
                 f"scheme.collaborative has lambda_1={lambda_1}, lambda_2={lambda_2}: give 0 or more"
             )
         heads = heads if lambda_1 or lambda_2 else {}
-        self.heads = nn.ModuleDict(dict(heads))
+        self.heads = nn.ModuleDict(dict(heads))  # type: ignore[arg-type]
         self.embeddings = nn.ModuleDict(
             {name: embedding(num_heads=len(heads)) for name in heads if lambda_1}
         )
@@ -126,6 +127,10 @@ class Collaborative(nn.Module):
             self.extra_level = nn.Sequential(
                 nn.Conv2d(dim, dim, 3, stride=2, padding=1), nn.GroupNorm(32, dim)
             )
+
+    def head(self, name: str) -> AuxHead:
+        """One of the heads."""
+        return self.heads[name]  # type: ignore[return-value]
 
     def auxiliary_pyramid(self, memory: Memory) -> Pyramid:
         """The encoder's maps and one of half the resolution more.
@@ -142,7 +147,7 @@ class Collaborative(nn.Module):
         if not self.heads:
             return Proposal()
         pyramid = self.auxiliary_pyramid(memory)
-        outputs = {name: head(pyramid, batch) for name, head in self.heads.items()}
+        outputs = {name: self.head(name)(pyramid, batch) for name in self.heads}
         factor = self.lambda_2 * detector.num_layers
         losses: Losses = {}
         if factor:

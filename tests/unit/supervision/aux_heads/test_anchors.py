@@ -50,7 +50,7 @@ def test_grid_equals_a_loop_over_cells() -> None:
 
 
 def test_points_equal_a_loop_over_cells() -> None:
-    points = PointGrid()(PYRAMID)
+    points = PointGrid()(PYRAMID, SIZES)
     centres, boxes = [], []
     for level, ((height, width), stride) in enumerate(
         zip(PYRAMID.shapes, PYRAMID.strides, strict=True)
@@ -65,12 +65,14 @@ def test_points_equal_a_loop_over_cells() -> None:
     assert points.boxes.tolist() == boxes
     assert points.reach.tolist() == [[0, 64]] * 12 + [[64, math.inf]] * 4
     assert points.level_sizes == (12, 4)
+    assert points.usable.shape == (2, 16)
+    assert points.usable.all(), "in padding, too"
 
 
 def test_published_reaches_of_five_levels() -> None:
     strides = (8, 16, 32, 64, 128)
     maps = tuple(torch.zeros(1, 1, 1, 1) for _ in strides)
-    reach = PointGrid()(Pyramid(maps=maps, strides=strides)).reach
+    reach = PointGrid()(Pyramid(maps=maps, strides=strides), SIZES).reach
     upper = [64, 128, 256, 512, math.inf]
     assert reach.tolist() == [list(pair) for pair in zip([0, *upper[:-1]], upper, strict=True)]
 

@@ -120,10 +120,9 @@ def test_only_fcos_learns_from_the_padding_of_an_image(name, small_batch) -> Non
     pyramid, batch = small_batch((2, 2))
     head = build(name)
     sizes = batch.images.padded_sizes
-    grid = head.grid(pyramid) if name == "fcos" else head.grid(pyramid, sizes)
-    predictions = head.predictions(pyramid)
-    assigned = head.assign(*([predictions] if name == "paa" else []), grid, batch)
-    before = head.losses(predictions, grid, assigned, batch)
+    grid, predictions = head.grid(pyramid, sizes), head.predictions(pyramid)
+    wanted = head.targets(head.assign(predictions, grid, batch), grid, batch)
+    before = head.losses(predictions, grid, wanted)
     outside = ~AnchorGrid(scales=(1.0,))(pyramid, sizes).usable
     outside = outside.repeat_interleave(9 if name == "retinanet" else 1, dim=1)
     assert outside.any()
@@ -131,7 +130,7 @@ def test_only_fcos_learns_from_the_padding_of_an_image(name, small_batch) -> Non
     for value in (changed.logits, changed.regression, changed.quality):
         if value is not None:
             value[outside] += 3
-    after = head.losses(changed, grid, assigned, batch)
+    after = head.losses(changed, grid, wanted)
     for key, term in before.items():
         same = torch.allclose(term.value, after[key].value)
         assert same == (name != "fcos" or key != "cls"), key
