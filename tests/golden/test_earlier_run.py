@@ -12,10 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra.utils import get_class
 
 import codetr
-from codetr.checkpoints.aliases import current_name
+from codetr.checkpoints.aliases import RENAMED, current_name, current_names
 from codetr.checkpoints.files import read_detector_file
+from codetr.checkpoints.trusted import NAMES, build_trusted
+from codetr.nms import SoftNms
 
 FOLDER = Path(__file__).parent / "earlier_run"
 
@@ -65,3 +68,35 @@ def test_the_record_names_present_classes() -> None:
 )
 def test_only_moved_names_change(earlier: object, present: object) -> None:
     assert current_name(earlier) == present
+
+
+@pytest.mark.parametrize("present", RENAMED.values())
+def test_renamed_classes_may_be_built(present: str) -> None:
+    assert present in NAMES
+    assert get_class(present).__module__ == present.rpartition(".")[0]
+
+
+def test_a_head_of_the_first_layout_builds_with_its_suppression() -> None:
+    earlier = {
+        "_target_": "codetr.aux_heads.atss.AtssHead",
+        "num_classes": 3,
+        "channels": 32,
+        "num_levels": 2,
+        "selection": {
+            "_target_": "codetr.aux_heads.detections.DenseSelection",
+            "threshold": 0.05,
+            "nms": {
+                "_target_": "codetr.aux_heads.soft_nms.ClasswiseSoftNms",
+                "iou": 0.6,
+                "limit": 100,
+                "decay": {
+                    "_target_": "codetr.evaluation.SoftNms",
+                    "_partial_": True,
+                    "min_score": 1e-3,
+                },
+            },
+        },
+    }
+    head = build_trusted(current_names(earlier), "earlier.ckpt")
+    assert head.selection.threshold == 0.05
+    assert head.selection.nms.decay(head.selection.nms.iou) == SoftNms(0.6, 1e-3)

@@ -97,11 +97,11 @@ class AtssHead(DenseBranches[Anchors]):
         one_hot = one_hot_labels(wanted.labels, self.num_classes, predictions.logits.dtype)
         focal = sigmoid_focal_loss(predictions.logits, one_hot).sum(dim=2) * places.usable
         boxes = self.decode(places, predictions.regression)
-        mismatch = (1 - paired_giou(boxes, wanted.boxes_px)) * quality
+        giou_loss = (1 - paired_giou(boxes, wanted.boxes_px)) * quality
         entropy = F.binary_cross_entropy_with_logits(predictions.quality, quality, reduction="none")
         entropy = entropy * wanted.positive
         return {
             "cls": LossTerm(focal.sum() / num_pos, self.cls_weight),
-            "bbox": LossTerm(mismatch.sum() / sum_quality, self.bbox_weight),
+            "bbox": LossTerm(giou_loss.sum() / sum_quality, self.bbox_weight),
             "centerness": LossTerm(entropy.sum() / num_pos, self.centerness_weight),
         }

@@ -117,6 +117,8 @@ class DenseBranches(nn.Module, ABC, Generic[AnyPlaces]):
     Such a head adds what is its own: how it decodes, assigns and measures; ``scales``, one learned
     factor per level of the regression; a branch for ``quality``. Its constructor ends with
     ``init_dense``. ``channels`` of the maps: a multiple of 32 where the towers are ``normalised``.
+    It is a base class and no part of a head, so that parameters have the names and the order that
+    checkpoints and optimiser states know them by.
     """
 
     def __init__(

@@ -94,11 +94,11 @@ class FcosHead(DenseBranches[Points]):
         one_hot = one_hot_labels(wanted.labels, self.num_classes, predictions.logits.dtype)
         focal = sigmoid_focal_loss(predictions.logits, one_hot)
         boxes = self.decode(places, predictions.regression)
-        surprise = -paired_iou(boxes, wanted.boxes_px).clamp(min=MIN_IOU).log() * quality
+        iou_loss = -paired_iou(boxes, wanted.boxes_px).clamp(min=MIN_IOU).log() * quality
         entropy = F.binary_cross_entropy_with_logits(predictions.quality, quality, reduction="none")
         entropy = entropy * wanted.positive
         return {
             "cls": LossTerm(focal.sum() / num_pos, self.cls_weight),
-            "bbox": LossTerm(surprise.sum() / divisor(sum_quality, 1e-6), self.bbox_weight),
+            "bbox": LossTerm(iou_loss.sum() / divisor(sum_quality, 1e-6), self.bbox_weight),
             "centerness": LossTerm(entropy.sum() / num_pos, self.centerness_weight),
         }

@@ -129,11 +129,11 @@ class GflHead(DenseBranches[Anchors]):
         quality = one_hot_labels(wanted.labels, self.num_classes, predictions.logits.dtype)
         quality = quality * goals.quality[..., None]
         cls = quality_focal_loss(predictions.logits, quality).sum(dim=2) * places.usable
-        mismatch = (1 - paired_giou(goals.predicted, goals.boxes)) * goals.weight
+        giou_loss = (1 - paired_giou(goals.predicted, goals.boxes)) * goals.weight
         bins = predictions.regression.unflatten(-1, (4, -1))
-        spread = distribution_focal_loss(bins, goals.distances).mean(dim=2) * goals.weight
+        dfl = distribution_focal_loss(bins, goals.distances).mean(dim=2) * goals.weight
         return {
             "cls": LossTerm(cls.sum() / num_pos, self.cls_weight),
-            "bbox": LossTerm(mismatch.sum() / sum_weight, self.bbox_weight),
-            "dfl": LossTerm(spread.sum() / sum_weight, self.dfl_weight),
+            "bbox": LossTerm(giou_loss.sum() / sum_weight, self.bbox_weight),
+            "dfl": LossTerm(dfl.sum() / sum_weight, self.dfl_weight),
         }

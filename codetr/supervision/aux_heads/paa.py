@@ -40,12 +40,12 @@ MIN_IOU = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class Costs(TensorStruct):
-    """Per anchor, (B, A), without a mask: ``focal`` loss summed over classes, ``mismatch`` =
+    """Per anchor, (B, A), without a mask: ``focal`` loss summed over classes, ``giou_loss`` =
     1 - GIoU of the decoded box, and its ``iou``, detached.
     """
 
     focal: Tensor
-    mismatch: Tensor
+    giou_loss: Tensor
     iou: Tensor
 
 
@@ -104,7 +104,7 @@ class PaaHead(DenseBranches[Anchors]):
     ) -> Tensor:
         """(B, A) what every anchor would cost with its proposed box."""
         costs = self.costs(predictions, places, self.targets(proposed, places, batch))
-        return self.cls_weight * costs.focal + self.bbox_weight * costs.mismatch
+        return self.cls_weight * costs.focal + self.bbox_weight * costs.giou_loss
 
     def costs(self, predictions: DensePredictions, places: Anchors, wanted: DenseTargets) -> Costs:
         """The parts of the losses, anchor by anchor."""
@@ -112,7 +112,7 @@ class PaaHead(DenseBranches[Anchors]):
         boxes = self.decode(places, predictions.regression)
         return Costs(
             focal=sigmoid_focal_loss(predictions.logits, one_hot).sum(dim=2),
-            mismatch=1 - paired_giou(boxes, wanted.boxes_px),
+            giou_loss=1 - paired_giou(boxes, wanted.boxes_px),
             iou=paired_iou(boxes.detach(), wanted.boxes_px),
         )
 
@@ -123,7 +123,7 @@ class PaaHead(DenseBranches[Anchors]):
         assert predictions.quality is not None
         costs = self.costs(predictions, places, wanted)
         num_pos = wanted.positive.sum().to(costs.iou.dtype)
-        mismatch = costs.mismatch * costs.iou.clamp(min=MIN_IOU) * wanted.positive
+        giou_loss = costs.giou_loss * costs.iou.clamp(min=MIN_IOU) * wanted.positive
         entropy = F.binary_cross_entropy_with_logits(
             predictions.quality, costs.iou, reduction="none"
         )
@@ -132,6 +132,6 @@ class PaaHead(DenseBranches[Anchors]):
         focal = (costs.focal * places.usable).sum() / divisor(num_pos, minimum=len(wanted.labels))
         return {
             "cls": LossTerm(focal, self.cls_weight),
-            "bbox": LossTerm(mismatch.sum() / sum_iou, self.bbox_weight),
+            "bbox": LossTerm(giou_loss.sum() / sum_iou, self.bbox_weight),
             "iou": LossTerm(entropy.sum() / divisor(num_pos), self.iou_weight),
         }

@@ -162,9 +162,9 @@ class Rpn(nn.Module):
         ]
         windows = torch.cat(parts).unflatten(0, (-1, 3, 3)).permute(0, 3, 1, 2)
         features = F.conv2d(windows, self.conv.weight, self.conv.bias).relu()
-        shape = (torch.cat(list(index)) % self.grid.per_cell)[:, None, None]
-        logits = flatten_level(self.cls(features), 1).gather(1, shape)
-        deltas = flatten_level(self.reg(features), 4).gather(1, shape.expand(-1, -1, 4))
+        anchor = (torch.cat(list(index)) % self.grid.per_cell)[:, None, None]
+        logits = flatten_level(self.cls(features), 1).gather(1, anchor)
+        deltas = flatten_level(self.reg(features), 4).gather(1, anchor.expand(-1, -1, 4))
         counts = [len(chosen) for chosen in index]
         return RpnSamples(
             logits=logits.flatten().split(counts), deltas=deltas.squeeze(1).split(counts)
