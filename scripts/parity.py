@@ -45,6 +45,7 @@ def main() -> int:
         console.print(f"error: {error}", style="red")
         return 2
     if arguments.markdown:
+        arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
         arguments.markdown.write_text(markdown(reports), encoding="utf-8")
     ok = all(report.ok for report in reports)
     console.print("all quantities hold" if ok else "[red]some quantities do not hold")

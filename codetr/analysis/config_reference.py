@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -47,15 +47,11 @@ UNLISTED = ("criterion",)
 TABLES = ("zoo",)
 """Groups whose files are read as they are, and chosen by no option."""
 
-GENERATED = "Generated from `conf/`"
-"""Every page says so."""
+HEAD = """# Configuration
 
-HEAD = f"""# Configuration
-
-{GENERATED} by `scripts/config_reference.py`: do not edit. `group=option` on the command
-line takes an option, `key=value` sets a key under its full name. `???` must be given; `${{key}}` is
-the value of another key; a class or function as a default is what is built there, from the keys
-below it.
+Generated from `conf/` when the site is built. `group=option` on the command line takes an option,
+`key=value` sets a key under its full name. `???` must be given; `${key}` is the value of another
+key; a class or function as a default is what is built there, from the keys below it.
 """
 
 
@@ -69,16 +65,6 @@ def reference_pages(conf: Path) -> dict[str, str]:
         )
     pages = {page_name(group): _page(group, found) for group, found in groups.items()}
     return {INDEX: _index(groups), **pages}
-
-
-def write_pages(folder: Path, pages: Mapping[str, str]) -> None:
-    """Write the pages, and remove those generated earlier that are no more; other files stay."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in set(folder.glob("*.md")) - {folder / name for name in pages}:
-        if GENERATED in old.read_text("utf-8"):
-            old.unlink()
-    for name, text in pages.items():
-        (folder / name).write_text(text, encoding="utf-8")
 
 
 def page_name(group: str) -> str:
@@ -99,7 +85,7 @@ def _index(groups: dict[str, list[OptionFile]]) -> str:
 
 def _page(group: str, files: Sequence[OptionFile]) -> str:
     title, about = (group, ABOUT[group]) if group else ("Commands", "One file per command.")
-    note = f"{GENERATED}: see the [index](index.md)."
+    note = "How to read this: [index](index.md)."
     sections = [_section(file) for file in files]
     return "\n\n".join([f"# {title}", f"{about} {note}", *sections]) + "\n"
 

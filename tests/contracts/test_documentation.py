@@ -10,8 +10,14 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
+
+from codetr.analysis.config_reference import page_name
+from codetr.conf_folder import conf_folder
+from tools.parity.check import Report, markdown
+from tools.parity.table import Row
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -37,9 +43,54 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def module_of(name: str) -> ModuleType:
+    """A Python file beside the pages."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_every_page_is_built(site: Path) -> None:
     pages = [page.relative_to(DOCS).with_suffix(".html") for page in DOCS.rglob("*.md")]
     assert all((site / page).is_file() for page in pages)
+
+
+def test_every_group_of_conf_has_a_page(site: Path) -> None:
+    conf = conf_folder()
+    for path in conf.rglob("*.yaml"):
+        group = path.parent.relative_to(conf).as_posix().removeprefix(".")
+        page = (site / "reference" / page_name(group)).with_suffix(".html")
+        assert f'<h2 id="{path.stem}">' in page.read_text("utf-8")
+    assert not (DOCS / "reference").exists()  # built with the site, not committed
+
+
+def test_parity_page_takes_all_quantities(site: Path) -> None:
+    hooks = module_of("hooks")
+    page = (DOCS / "parity.md").read_text("utf-8")
+    assert "<details" not in page
+    row = Row(quantity="out", absolute=0.0, relative=0.0, tolerance="equal", ok=True)
+    tables = markdown([Report(title="a record", rows=(row,))])
+    text = hooks.with_all_quantities(page, tables)
+    assert "| out | 0.0e+00 | 0.0e+00 | equal | yes |" in text
+    with pytest.raises(ValueError, match="once"):
+        hooks.with_all_quantities(text, tables)
+
+
+def test_parity_page_says_what_makes_its_tables(site: Path, tmp_path: Path) -> None:
+    hooks = module_of("hooks")
+    source = SimpleNamespace(file=SimpleNamespace(src_uri="parity.md"))
+    config = SimpleNamespace(config_file_path=str(tmp_path / "mkdocs.yml"))
+    mark = hooks.TABLES_MARK
+    assert hooks.on_page_markdown(mark, source, config, None) == hooks.NO_TABLES
+    (tmp_path / hooks.TABLES).parent.mkdir()
+    (tmp_path / hooks.TABLES).write_text("the tables")
+    assert hooks.on_page_markdown(mark, source, config, None) == "the tables"
+    other = SimpleNamespace(file=SimpleNamespace(src_uri="log.md"))
+    assert hooks.on_page_markdown(mark, other, config, None) == mark
+    assert mark not in (site / "parity.html").read_text("utf-8")
 
 
 def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
@@ -118,12 +169,7 @@ def test_quoted_errors_are_those_of_the_code() -> None:
 
 
 def test_figures_can_be_drawn_again(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("make_figures", DOCS / "make_figures.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    drawn = {path.name for path in module.draw_all(tmp_path)}
+    drawn = {path.name for path in module_of("make_figures").draw_all(tmp_path)}
     assert drawn == {path.name for path in (DOCS / "images").glob("method_*.png")}
     method = (DOCS / "method.md").read_text("utf-8")
     assert all(f"images/{name}" in method for name in drawn)

@@ -103,7 +103,7 @@ def markdown(reports: Sequence[Report]) -> str:
             f"{_largest(gradients)} |"
         )
     for report in reports:
-        lines += ["", f"<details><summary>{report.title}</summary>", ""]
+        lines += ["", f"<details markdown><summary>{report.title}</summary>", ""]
         lines += ["| quantity | absolute | relative | tolerance | ok |"]
         lines += ["| --- | --- | --- | --- | --- |"]
         lines += [

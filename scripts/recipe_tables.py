@@ -1,14 +1,10 @@
-"""Write the generated pages of the documentation: ``python scripts/config_reference.py``.
-
-A page per group of conf/ in docs/reference, and the tables of docs/recipes.md.
-"""
+"""Write the tables of docs/recipes.md from conf/experiment: python scripts/recipe_tables.py"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from codetr.analysis.config_reference import reference_pages, write_pages
 from codetr.analysis.recipe_table import (
     publications,
     recipe,
@@ -26,21 +22,17 @@ OFFICIAL = ROOT / "tests/golden/official_parameters.json"
 
 
 def main() -> None:
-    """Read conf/, and write."""
+    """Read conf/experiment, and write between the marks of the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="the folder of the pages")
-    docs: Path = parser.parse_args().docs
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/recipes.md", help="the page")
+    page: Path = parser.parse_args().page
     with one_line_errors():
-        pages = reference_pages(conf_folder())
-        folder = docs / "reference"
-        write_pages(folder, pages)
         published = publications(conf_folder())
         recipes = [recipe(publication) for publication in published]
         counts = {n: c.parameters for n, c in read_official_counts(OFFICIAL).items()}
-        page = docs / "recipes.md"
         tables = f"{recipe_tables(recipes, counts)}\n\n{HEADING}\n\n{remark_table(published)}"
         page.write_text(with_tables(page.read_text("utf-8"), tables, page), encoding="utf-8")
-        print(f"wrote {len(pages)} pages in {folder} and {len(recipes)} recipes in {page}")
+        print(f"wrote {len(recipes)} recipes in {page}")
 
 
 if __name__ == "__main__":
