@@ -63,7 +63,7 @@ class Suppression:
         weights = self.weights if self.weights is not None else [0.0] * len(found)
         if len(weights) != len(found):
             raise UserError(
-                f"data.teacher_boxes.merge.weights={list(weights)} for {len(found)} files in "
+                f"data.teacher_boxes.merge has {len(weights)} weights for {len(found)} files in "
                 "data.teachers: give one weight for each"
             )
         own = [(boxes, w) for boxes, w in zip(found, weights, strict=True) if boxes is not None]

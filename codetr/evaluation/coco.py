@@ -161,7 +161,7 @@ class CocoEvaluator:
         if not rows.isfinite().all():
             raise UserError(
                 f"{self.annotation_file}: image {image_id} has a prediction that is not finite: "
-                "check the checkpoint, or train with precision=32"
+                "check the checkpoint, or train with trainer.precision=32"
             )
         self._images.append((image_id, len(rows)))
         self._rows.append(rows)
@@ -174,7 +174,8 @@ class CocoEvaluator:
         self._gathered = self._gather()
         if not self._gathered:
             raise UserError(
-                f"{self.annotation_file}: no image was evaluated: raise limit_val_batches"
+                f"{self.annotation_file}: no image was evaluated: raise "
+                "trainer.limit_val_batches or trainer.limit_test_batches"
             )
         num_classes, names = len(self.classes), list(self.measure.lines)
         values = torch.zeros(len(names) + num_classes * len(PER_CLASS), dtype=torch.float64)

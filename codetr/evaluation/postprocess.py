@@ -27,13 +27,15 @@ class Postprocess:
         self, max_detections: int = 300, pre_nms: int | None = None, nms: SoftNms | None = None
     ) -> None:
         if max_detections < 1:
-            raise UserError(f"postprocess.max_detections is {max_detections}: choose 1 or more")
+            raise UserError(
+                f"evaluation.postprocess.max_detections={max_detections}: give 1 or more"
+            )
         if pre_nms is not None and pre_nms < 1:
-            raise UserError(f"postprocess.pre_nms is {pre_nms}: choose 1 or more, or null")
+            raise UserError(f"evaluation.postprocess.pre_nms={pre_nms}: give 1 or more, or null")
         if pre_nms is not None and nms is None:
             raise UserError(
-                f"postprocess.pre_nms={pre_nms} has no effect without postprocess.nms: "
-                "set pre_nms=null or evaluation=soft_nms"
+                f"evaluation.postprocess.pre_nms={pre_nms} has no effect without "
+                "evaluation.postprocess.nms: set pre_nms=null, or choose evaluation=soft_nms"
             )
         self.max_detections = max_detections
         self.pre_nms = pre_nms

@@ -143,12 +143,12 @@ class Eva02Trunk(nn.Module):
         super().__init__()
         if dim % (4 * heads):
             raise UserError(
-                f"backbone.body.dim={dim} with heads={heads}: each head needs a multiple of 4 "
-                "channels for its rotations"
+                f"model.backbone.body.dim={dim} with model.backbone.body.heads={heads}: each head "
+                "needs a multiple of 4 channels for its rotations"
             )
         if not set(global_blocks) <= set(range(depth)):
             raise UserError(
-                f"backbone.body.global_blocks={list(global_blocks)}: the blocks are 0 to "
+                f"model.backbone.body.global_blocks={list(global_blocks)}: give blocks from 0 to "
                 f"{depth - 1}"
             )
         self.dim, self.head_dim = dim, dim // heads
@@ -226,8 +226,8 @@ class Eva02Backbone(nn.Module):
         super().__init__()
         if pretrained and weights:
             raise UserError(
-                f"backbone {name}: pretrained=true and weights={weights} exclude each other: "
-                "drop one"
+                f"backbone {name}: model.backbone.pretrained=true and "
+                f"model.backbone.weights={weights} exclude each other: drop one"
             )
         self.mean, self.std = tuple(mean), tuple(std)
         self.channels: tuple[int, ...] = (body.dim,)

@@ -40,7 +40,8 @@ class FrozenBatchNorm(nn.Module):
         super().__init__()
         if norm.running_mean is None or norm.running_var is None:
             raise ValueError(
-                "a batch norm without statistics cannot be frozen: set frozen_norm=false"
+                "a batch norm without statistics cannot be frozen: set "
+                "model.backbone.frozen_norm=false"
             )
         mean, var = norm.running_mean.detach(), norm.running_var.detach()
         self.eps = norm.eps

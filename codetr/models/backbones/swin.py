@@ -220,8 +220,8 @@ class SwinBackbone(nn.Module):
         _check_stages(name, len(depths), indices, frozen_stages)
         if pretrained and weights:
             raise UserError(
-                f"backbone {name}: pretrained=true and weights={weights} exclude each other: "
-                "drop one"
+                f"backbone {name}: model.backbone.pretrained=true and "
+                f"model.backbone.weights={weights} exclude each other: drop one"
             )
         self.channels = tuple(embed_dim * 2**i for i in indices)
         self.strides = tuple(PATCH * 2**i for i in indices)
@@ -272,25 +272,26 @@ def _check_architecture(
 ) -> None:
     if len(depths) != len(heads):
         raise UserError(
-            f"backbone {name}: depths={list(depths)} and heads={list(heads)} differ in length: "
-            "give one number per stage in each"
+            f"backbone {name}: model.backbone.depths={list(depths)} and "
+            f"model.backbone.heads={list(heads)} differ in length: give one number "
+            "per stage in each"
         )
     for i, count in enumerate(heads):
         if embed_dim * 2**i % count:
             raise UserError(
                 f"backbone {name}: the {count} heads of stage {i} do not divide its width "
-                f"{embed_dim * 2**i}: change heads or embed_dim"
+                f"{embed_dim * 2**i}: change model.backbone.heads or model.backbone.embed_dim"
             )
 
 
 def _check_stages(name: str, stages: int, indices: tuple[int, ...], frozen_stages: int) -> None:
     if not indices or list(indices) != sorted(set(indices) & set(range(stages))):
         raise UserError(
-            f"backbone {name}: out_indices={list(indices)}: give stages from 0 to {stages - 1}, "
-            "ascending"
+            f"backbone {name}: model.backbone.out_indices={list(indices)}: give stages from 0 to "
+            f"{stages - 1}, ascending"
         )
     if frozen_stages > indices[-1] + 2:
         raise UserError(
-            f"backbone {name}: frozen_stages={frozen_stages}, but its {indices[-1] + 1} stages are "
-            f"frozen at {indices[-1] + 2}: choose at most that, or -1"
+            f"backbone {name}: model.backbone.frozen_stages={frozen_stages}, but its "
+            f"{indices[-1] + 1} stages are frozen at {indices[-1] + 2}: choose at most that, or -1"
         )

@@ -57,17 +57,18 @@ class TimmBackbone(nn.Module):
         self.mean, self.std = tuple(mean), tuple(std)
         if pretrained and weights:
             raise UserError(
-                f"backbone {name}: pretrained=true and weights={weights} exclude each other: "
-                "drop one"
+                f"backbone {name}: model.backbone.pretrained=true and "
+                f"model.backbone.weights={weights} exclude each other: drop one"
             )
         if ":" in name or "/" in name:
             raise UserError(
-                f"backbone {name}: is a place, no model of timm: give a name of "
-                "timm.list_models(), and weights=FILE"
+                f"backbone {name}: is a path, not a timm model: give a name from "
+                "timm.list_models(), and model.backbone.weights=FILE"
             )
         for key in sorted(FETCHING.intersection(model_args or {})):
             raise UserError(
-                f"backbone {name}: model_args.{key} would have timm fetch a file: give weights=FILE"
+                f"backbone {name}: model.backbone.model_args.{key} would make timm fetch a file: "
+                "give model.backbone.weights=FILE instead"
             )
         try:
             body: Any = timm.create_model(
@@ -104,7 +105,7 @@ class TimmBackbone(nn.Module):
         """
         if stages >= len(levels):
             raise UserError(
-                f"backbone.frozen_stages={stages}, but this backbone has levels 0 to "
+                f"model.backbone.frozen_stages={stages}, but this backbone has levels 0 to "
                 f"{len(levels) - 1}: choose one of them, or -1"
             )
         # features_only may flatten names: blocks.1 becomes blocks_1
@@ -114,8 +115,8 @@ class TimmBackbone(nn.Module):
         inside = [i for i, (key, _) in enumerate(modules) if f"{key}.".startswith(prefixes)]
         if not inside:
             raise UserError(
-                f"backbone.frozen_stages={stages}: level {levels[stages]} of this backbone cannot "
-                "be told apart: set backbone.frozen_stages=-1"
+                f"model.backbone.frozen_stages={stages}: where level {levels[stages]} of this "
+                "backbone ends is unknown: set model.backbone.frozen_stages=-1"
             )
         for _, module in modules[: inside[-1] + 1]:
             for parameter in module.parameters(recurse=False):

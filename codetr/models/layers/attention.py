@@ -18,7 +18,7 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         if dim % heads:
-            raise ValueError(f"dim={dim} cannot be cut into {heads} heads: make it a multiple")
+            raise ValueError(f"model.dim={dim} must be a multiple of model.heads={heads}")
         self.heads = heads
         self.in_proj = nn.Linear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)

@@ -34,8 +34,8 @@ class QueryTable(nn.Module):
         super().__init__()
         if num_queries < 1 or skip < 0:
             raise UserError(
-                f"further queries: num_queries={num_queries}, skip={skip}: give at least 1 query, "
-                "and skip 0 or more"
+                f"a table of {num_queries} further queries that skips {skip} proposals: give at "
+                "least 1 query, and skip 0 or more"
             )
         self.num_queries, self.skip = num_queries, skip
         self.content = nn.Parameter(torch.randn(num_queries, dim)) if content else None

@@ -35,8 +35,8 @@ class AnchorMatcher(nn.Module):
         for proposals in layers:
             if not isinstance(proposals, Proposals):
                 raise UserError(
-                    "proposal_matcher matches anchors, but these proposals bring none: set "
-                    "scheme.one_to_one.proposal_matcher=null, or use PositionedQueries"
+                    "scheme.one_to_one.proposal_matcher matches anchors, but these proposals have "
+                    "none: set it to null, or use PositionedQueries"
                 )
             moved.append(Predictions(logits=proposals.logits, boxes=proposals.anchors))
         return self.matcher.tables(moved, targets)

@@ -42,7 +42,7 @@ class TopKAssigner(nn.Module):
         super().__init__()
         if k < 1 or not 0 < share <= 1:
             raise UserError(
-                f"top-k assigner: k={k}, share={share}: give k of at least 1, share in (0, 1]"
+                f"scheme.mixed.assigner has k={k}, share={share}: give k >= 1 and a share in (0, 1]"
             )
         self.k, self.threshold = k, threshold
         self.overlap, self.score, self.share = overlap, score, share

@@ -22,7 +22,7 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, folder: str | Path, every_n_steps: int | None = None) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise UserError(
-                f"checkpoint.last.every_n_steps={every_n_steps}: give a positive number or null"
+                f"checkpointing.last.every_n_steps={every_n_steps}: give a positive number or null"
             )
         self.path = Path(folder) / LAST
         self.every_n_steps = every_n_steps

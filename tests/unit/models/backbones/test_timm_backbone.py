@@ -121,14 +121,14 @@ def test_unknown_names_are_user_errors(name: str) -> None:
 @pytest.mark.parametrize("name", ["hf-hub:timm/resnet10t.c3_in1k", "local-dir:here", "a/b"])
 def test_places_are_no_names(name: str) -> None:
     """A checkpoint names its backbone: it must not have timm fetch anything."""
-    with pytest.raises(UserError, match="is a place, no model of timm"):
+    with pytest.raises(UserError, match="is a path, not a timm model"):
         TimmBackbone(name)
 
 
 @pytest.mark.parametrize("key", sorted(FETCHING))
 def test_arguments_that_fetch_files_are_refused(key: str) -> None:
     assert key in inspect.signature(timm.create_model).parameters
-    with pytest.raises(UserError, match=rf"model_args\.{key} would have timm fetch"):
+    with pytest.raises(UserError, match=rf"model_args\.{key} would make timm fetch"):
         TimmBackbone("resnet10t", model_args={key: "evil.pth"})
 
 

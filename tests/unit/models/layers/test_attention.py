@@ -43,7 +43,7 @@ def test_self_attention_equals_torch(masked: bool) -> None:
 
 
 def test_heads_that_do_not_divide_the_width_are_an_error() -> None:
-    with pytest.raises(ValueError, match="dim=10 cannot be cut into 4 heads"):
+    with pytest.raises(ValueError, match=r"model\.dim=10 must be a multiple of model\.heads=4"):
         SelfAttention(10, 4)
 
 

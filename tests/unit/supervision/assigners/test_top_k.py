@@ -153,7 +153,7 @@ def test_predictions_are_not_differentiated() -> None:
 
 @pytest.mark.parametrize("wrong", [{"k": 0}, {"share": 0.0}, {"share": 1.5}])
 def test_numbers_out_of_range_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(UserError, match="top-k assigner"):
+    with pytest.raises(UserError, match=r"scheme\.mixed\.assigner has"):
         TopKAssigner(**wrong)  # type: ignore[arg-type]
 
 
