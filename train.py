@@ -14,7 +14,7 @@ register()
 def main(cfg: DictConfig) -> float | None:
     """Train; returns the validation AP, which sweeps look at."""
     with one_line_errors():
-        from codetr.training.app import train  # after hydra has answered --help and typos
+        from codetr.training.train import train  # after hydra has answered --help and typos
 
         return train(cfg).get("AP")
 

@@ -49,7 +49,7 @@ operator() {
 }
 step() {
     check syncs launches
-    bench k k --batch 2 --precision bf16
+    bench aux_heads aux_heads --batch 2 --precision bf16
     bench step_bf16 step --batch 2 --precision bf16 --profile --no-baseline
     bench step_fp32 step --batch 2 --no-baseline
     bench step_transformers step --experiment deformable_detr_two_stage_r50_1x_coco \

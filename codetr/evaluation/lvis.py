@@ -21,10 +21,10 @@ from codetr.classes import ClassList
 from codetr.data.json_columns import as_integer
 from codetr.errors import UserError
 from codetr.evaluation.coco import CocoEvaluator
-from codetr.evaluation.curves import Rows, class_curves, mean
 from codetr.evaluation.ground_truth import ImageTruth, read_json
 from codetr.evaluation.limits import Limit
 from codetr.evaluation.metrics import CocoMetrics, class_numbers
+from codetr.evaluation.per_class import Rows, class_curves, mean
 from codetr.evaluation.report import Line
 
 FREQUENCIES = {"r": "APr", "c": "APc", "f": "APf"}

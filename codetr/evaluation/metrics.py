@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from codetr.evaluation.curves import Curves, Rows, class_curves, mean
 from codetr.evaluation.ground_truth import ImageTruth
+from codetr.evaluation.per_class import Curves, Rows, class_curves, mean
 
 PER_CLASS = ("AP", "AP50", "AR")
 """What is measured of every class: AR with as many detections as AP."""

@@ -33,10 +33,10 @@ from codetr.models.ops import use_msda
 from codetr.models.ops.cpu_memory import keep_freed_memory
 from codetr.structures import Batch, Detections, ImageInfo
 from codetr.training.acceleration import accelerate
-from codetr.training.app import prepare_process
 from codetr.training.branches import Branch, MainBranch, ViewedBranch, auxiliary_branch
 from codetr.training.evaluation_report import EvaluationReport
 from codetr.training.evaluators import build_evaluator
+from codetr.training.train import prepare_process
 from codetr.training.trainer import build_trainer
 from codetr.training.unused import ignored_in_evaluation, require_effect
 

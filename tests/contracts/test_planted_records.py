@@ -21,8 +21,8 @@ from codetr.errors import UserError
 from codetr.inference import export as export_module
 from codetr.inference.command import open_chosen, predict
 from codetr.inference.export_check import Case
-from codetr.training.app import build_detector, open_checkpoint
 from codetr.training.evaluate import open_branch
+from codetr.training.train import build_detector, open_checkpoint
 
 RESOLVER = "planted"
 TEXTS = (

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 
 from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
-from codetr.training.app import train
+from codetr.training.train import train
 
 COCO = ("data=coco", "data.num_workers=0")
 

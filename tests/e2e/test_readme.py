@@ -55,7 +55,7 @@ BENCHMARKS = {
     "step": (*QUICK, *SIZES, *SLIM),
     "launches": (*QUICK, *SIZES, *SLIM[1:]),
     "infer": (*QUICK, *SIZES, *SLIM),
-    "k": (*QUICK, *SIZES),
+    "aux_heads": (*QUICK, *SIZES),
     "data": (*QUICK, "--count", "2", "--large", "1", "--no-memory"),
     "eval": (*QUICK, "--images", "20", "--baseline-images", "10", "--no-memory"),
 }

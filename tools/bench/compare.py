@@ -18,7 +18,7 @@ from tools.bench.contestant import (
     training_step,
 )
 from tools.bench.measure import in_turns
-from tools.bench.parts import PartTimer
+from tools.bench.part_times import PartTimer
 from tools.bench.report import Cell, Table
 
 ORDER = (

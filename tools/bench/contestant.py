@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tools.bench.measure import peak_memory
-from tools.bench.parts import Recorder
+from tools.bench.part_times import Recorder
 
 REST = "losses and the rest"
 """The part of a forward pass in no named module."""

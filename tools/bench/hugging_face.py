@@ -17,7 +17,7 @@ from transformers import (
 
 from codetr.checkpoints.experiment import compose_experiment
 from tools.bench.contestant import BACKWARD_BACKBONE, BACKWARD_ENCODER, settle
-from tools.bench.parts import Border, Recorder, watch
+from tools.bench.part_times import Border, Recorder, watch
 from tools.bench.workload import CLASSES, ModelOptions, make_batch
 
 NAME = f"transformers {transformers.__version__}"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tools.bench.compared_models import PairOptions, choose_models, comparison, peaks, ready
 from tools.bench.contestant import detection_memory
-from tools.bench.entrants import PairOptions, comparison, entrants, peaks, ready
 from tools.bench.measure import in_turns
 from tools.bench.report import Table
 from tools.bench.workload import settle_process
@@ -23,13 +23,13 @@ class Options(PairOptions):
 def run(options: Options) -> tuple[Table, ...]:
     """Seconds per batch, images per second and peak memory."""
     notes: tuple[str, ...] = (settle_process(options),)
-    contestants, field = ready(entrants(options), lambda made: made.detect())
+    contestants, models = ready(choose_models(options), lambda made: made.detect())
     device = options.torch_device
     times = in_turns({c.name: c.detect for c in contestants}, options.repeats, device)
     del contestants  # memory for what follows
     memory: dict[str, int] = {}
     if options.memory:
-        memory, failed = peaks(field, lambda build: detection_memory(build, device))
+        memory, failed = peaks(models, lambda build: detection_memory(build, device))
         notes += failed
     title = f"Evaluation: {options.words}"
-    return (comparison(title, "batch", times, memory, field, options.batch, notes),)
+    return (comparison(title, "batch", times, memory, models, options.batch, notes),)

@@ -19,7 +19,7 @@ from codetr.structures import total_loss
 from codetr.training.acceleration import accelerate
 from codetr.training.losses import training_losses
 from tools.bench.contestant import ASSIGNMENT, BACKWARD_BACKBONE, BACKWARD_ENCODER, settle
-from tools.bench.parts import Border, Recorder, Watched, watch, watch_methods
+from tools.bench.part_times import Border, Recorder, Watched, watch, watch_methods
 from tools.bench.workload import CLASSES, ModelOptions, make_batch, settle_process
 
 

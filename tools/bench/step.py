@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from tools.bench.compare import parts_table, time_steps
+from tools.bench.compared_models import PairOptions, choose_models, comparison, peaks, ready
 from tools.bench.contestant import Build, Silent, training_memory, training_step
-from tools.bench.entrants import PairOptions, comparison, entrants, peaks, ready
 from tools.bench.operators import Marks, operator_tables
 from tools.bench.options import option
 from tools.bench.report import Table
@@ -29,22 +29,22 @@ class Options(PairOptions):
 def run(options: Options) -> tuple[Table, ...]:
     """Seconds and peak memory, the parts of the step, and with ``profile`` its operators."""
     notes: tuple[str, ...] = (settle_process(options),)
-    contestants, field = ready(entrants(options), lambda made: training_step(made, Silent()))
+    contestants, models = ready(choose_models(options), lambda made: training_step(made, Silent()))
     times, parts = time_steps(contestants, options.repeats, options.torch_device)
     del contestants  # memory for what follows
     device = options.torch_device
     memory: dict[str, int] = {}
     if options.memory:
-        memory, failed = peaks(field, lambda build: training_memory(build, device))
+        memory, failed = peaks(models, lambda build: training_memory(build, device))
         notes += failed
     title = f"Training step: {options.words}"
     tables = (
-        comparison(title, "step", times, memory, field, options.batch, notes),
+        comparison(title, "step", times, memory, models, options.batch, notes),
         parts_table("Its parts, seconds", parts),
     )
     if not options.profile:
         return tables
-    return (*tables, *_profiled(options.experiment, field.builds[options.experiment], device))
+    return (*tables, *_profiled(options.experiment, models.builds[options.experiment], device))
 
 
 def _profiled(name: str, build: Build, device: torch.device) -> tuple[Table, ...]:

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from codetr.errors import UserError
+from tools.parity.components import COMPONENTS
 from tools.parity.heads import check_head
 from tools.parity.models import check_model, not_compared
 from tools.parity.ms_detr import check_ms_detr
-from tools.parity.parts import PARTS
 from tools.parity.recorded import ARRAYS, INFO, Recorded
 from tools.parity.table import Row
 from tools.parity.teach_detr import check_teach_detr
@@ -57,8 +57,8 @@ def check(folder: Path, precision: str | None = None) -> Report:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give one with recorded numbers (io.npz)")
     name = folder.resolve().name
-    if name in PARTS:
-        return Report(title=name, rows=tuple(PARTS[name](folder)))
+    if name in COMPONENTS:
+        return Report(title=name, rows=tuple(COMPONENTS[name](folder)))
     experiment = _experiment(folder)
     for family, check_family in FAMILIES.items():
         if experiment.startswith(family):

@@ -57,7 +57,7 @@ def test_infer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_k(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    summary, parts = bench(monkeypatch, tmp_path, "k", *SMALL, "--one-by-one").tables
+    summary, parts = bench(monkeypatch, tmp_path, "aux_heads", *SMALL, "--one-by-one").tables
     names = ["K = 0", "K = 1", "K = 2", "K = 2, groups one by one"]
     assert list(summary.rows) == list(parts.columns) == names
     assert summary.rows["K = 0"][1] == 1.0

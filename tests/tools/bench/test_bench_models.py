@@ -10,11 +10,11 @@ from tiny_bench import EXPERIMENT, PAIR, TINY, TINY_CO_DINO
 
 from codetr.errors import UserError
 from codetr.structures import TensorStruct
+from tools.bench import compared_models, ours, workload
 from tools.bench import contestant as contestant_module
-from tools.bench import entrants as entrants_module
-from tools.bench import ours, workload
 from tools.bench.baselines import NO_TRANSFORMERS
 from tools.bench.compare import ORDER, parts_table, time_steps
+from tools.bench.compared_models import PairOptions, choose_models, comparison
 from tools.bench.contestant import (
     ASSIGNMENT,
     REST,
@@ -22,8 +22,7 @@ from tools.bench.contestant import (
     Silent,
     training_step,
 )
-from tools.bench.entrants import PairOptions, comparison, entrants
-from tools.bench.parts import PartTimer
+from tools.bench.part_times import PartTimer
 
 CPU = torch.device("cpu")
 
@@ -125,12 +124,12 @@ def test_an_unknown_experiment_is_one_line() -> None:
 
 
 def test_without_transformers_ours_alone_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entrants_module, "has_transformers", lambda: False)
-    field = entrants(options())
-    assert list(field.builds) == [EXPERIMENT, PAIR]
-    assert field.pair is None
-    assert field.notes == (NO_TRANSFORMERS,)
-    table = comparison("t", "step", {EXPERIMENT: [1.0], PAIR: [2.0]}, {}, field, 4, ("first",))
+    monkeypatch.setattr(compared_models, "has_transformers", lambda: False)
+    models = choose_models(options())
+    assert list(models.builds) == [EXPERIMENT, PAIR]
+    assert models.pair is None
+    assert models.notes == (NO_TRANSFORMERS,)
+    table = comparison("t", "step", {EXPERIMENT: [1.0], PAIR: [2.0]}, {}, models, 4, ("first",))
     assert table.rows == {EXPERIMENT: (1.0, 4.0, ""), PAIR: (2.0, 2.0, "")}
     assert table.notes == ("first", NO_TRANSFORMERS)
 
@@ -138,8 +137,8 @@ def test_without_transformers_ours_alone_is_measured(monkeypatch: pytest.MonkeyP
 class Broken:
     """A baseline that fails where it says."""
 
-    def __init__(self, where: str, field: entrants_module.Field) -> None:
-        self.where, self.field = where, field
+    def __init__(self, where: str, models: compared_models.ComparedModels) -> None:
+        self.where, self.models = where, models
         assert where != "built", "for want of a wheel"
 
     def loss(self) -> torch.Tensor:
@@ -150,15 +149,15 @@ class Broken:
 @pytest.mark.parametrize("where", ["built", "run", "never"])
 def test_a_baseline_that_fails_costs_no_row_of_ours(where: str) -> None:
     mine = partial(Broken, "never", None)
-    field = entrants_module.Field(
+    models = compared_models.ComparedModels(
         builds={"ours": mine, "pair": mine, "theirs": partial(Broken, where, None)},
         pair=("pair", "theirs"),
         notes=("said",),
     )
-    made, left = entrants_module.ready(field, lambda contestant: contestant.loss())
-    found, notes = entrants_module.peaks(left, lambda build: int(build().loss()) + 7)
+    made, left = compared_models.ready(models, lambda contestant: contestant.loss())
+    found, notes = compared_models.peaks(left, lambda build: int(build().loss()) + 7)
     if where == "never":
-        assert (len(made), left, len(found), notes) == (3, field, 3, ())
+        assert (len(made), left, len(found), notes) == (3, models, 3, ())
         return
     assert list(left.builds) == list(found) == ["ours", "pair"]
     assert len(made) == 2
@@ -167,19 +166,19 @@ def test_a_baseline_that_fails_costs_no_row_of_ours(where: str) -> None:
     assert left.notes[1].startswith("theirs failed: AssertionError: ")
     if where == "built":
         with pytest.raises(AssertionError):  # where it is not the baseline
-            entrants_module.ready(replace(field, pair=None), lambda contestant: contestant.loss())
+            compared_models.ready(replace(models, pair=None), lambda contestant: contestant.loss())
 
 
 def test_memory_that_a_baseline_does_not_get_is_noted() -> None:
-    field = entrants_module.Field(
+    models = compared_models.ComparedModels(
         builds={"pair": partial(Broken, "never", None), "theirs": partial(Broken, "run", None)},
         pair=("pair", "theirs"),
         notes=(),
     )
-    found, notes = entrants_module.peaks(field, lambda build: int(build().loss()) + 2**30)
+    found, notes = compared_models.peaks(models, lambda build: int(build().loss()) + 2**30)
     assert found == {"pair": 2**30}
     assert notes[0].startswith("the memory of theirs failed: AssertionError: out of memory")
-    table = comparison("t", "step", {"pair": [1.0], "theirs": [2.0]}, found, field, 1, notes)
+    table = comparison("t", "step", {"pair": [1.0], "theirs": [2.0]}, found, models, 1, notes)
     assert table.rows["pair"][2] == 1.0
     assert table.rows["theirs"][2] == table.rows["ours / transformers"][2] == ""
 
@@ -207,16 +206,16 @@ def test_tables_name_the_precision() -> None:
 
 
 def test_without_baseline_there_is_one_model() -> None:
-    assert list(entrants(options(baseline=False)).builds) == [EXPERIMENT]
+    assert list(choose_models(options(baseline=False)).builds) == [EXPERIMENT]
 
 
 def test_the_ratio_is_of_the_pair_within_a_turn() -> None:
     pytest.importorskip("transformers")
-    field = entrants(options())
-    _, theirs = field.pair or ("", "")
+    models = choose_models(options())
+    _, theirs = models.pair or ("", "")
     times = {EXPERIMENT: [9.0, 9.0, 9.0], PAIR: [1.0, 2.0, 30.0], theirs: [2.0, 4.0, 10.0]}
     peaks = {EXPERIMENT: 2**30, PAIR: 2**30, theirs: 2**31}
-    table = comparison("t", "step", times, peaks, field, 1, ())
+    table = comparison("t", "step", times, peaks, models, 1, ())
     assert table.rows["ours / transformers"] == (0.5, 2.0, 0.5)
     assert table.rows[EXPERIMENT][2] == 1.0
 

@@ -3,9 +3,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from codetr.training.app import device_hours
 from codetr.training.callbacks import Throughput
 from codetr.training.callbacks.speed import peak_memory_gib
+from codetr.training.train import device_hours
 
 
 def test_step_time_counts_what_came_before_an_interruption() -> None:

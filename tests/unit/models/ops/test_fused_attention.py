@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from codetr.training.app import prepare_process
+from codetr.training.train import prepare_process
 from tools.bench.workload import ModelOptions, settle_process
 
 
@@ -25,8 +25,8 @@ def test_is_off_where_processes_are_prepared(
     prepare: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tools.bench.workload.keep_freed_memory", lambda: True)
-    monkeypatch.setattr("codetr.training.app.settle_logs", lambda: None)
-    monkeypatch.setattr("codetr.training.app.seed_everything", lambda *_, **__: 0)
+    monkeypatch.setattr("codetr.training.train.settle_logs", lambda: None)
+    monkeypatch.setattr("codetr.training.train.seed_everything", lambda *_, **__: 0)
     precision = torch.get_float32_matmul_precision()
     prepare()
     torch.set_float32_matmul_precision(precision)

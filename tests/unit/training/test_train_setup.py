@@ -11,10 +11,10 @@ from codetr.classes import ClassList
 from codetr.conf_folder import conf_folder
 from codetr.data.custom import CustomFolder
 from codetr.errors import UserError
-from codetr.training.app import build_callbacks, build_loggers, resume_path
 from codetr.training.callbacks import BestResult
 from codetr.training.evaluate import require_known_classes, with_run, without_initial_weights
 from codetr.training.loggers import CsvLogger
+from codetr.training.train import build_callbacks, build_loggers, resume_path
 
 CONF = str(conf_folder())
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tools.bench.parts import Border, PartTimer, Watched, watch, watch_methods
+from tools.bench.part_times import Border, PartTimer, Watched, watch, watch_methods
 
 CPU = torch.device("cpu")
 

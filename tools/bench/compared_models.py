@@ -28,7 +28,7 @@ class PairOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Field:
+class ComparedModels:
     """``builds`` by name, ours first; ``pair``: the names of ours and the baseline to compare,
     None where there is no baseline; ``notes`` about the baseline.
     """
@@ -38,37 +38,39 @@ class Field:
     notes: tuple[str, ...]
 
 
-def entrants(options: PairOptions) -> Field:
+def choose_models(options: PairOptions) -> ComparedModels:
     """The experiment, and with ``baseline`` the pair of ours and transformers."""
     names = [options.experiment, *([options.pair] if options.baseline else [])]
     builds: dict[str, Build] = {
         name: partial(ours.from_experiment, name, options) for name in names
     }
     if not options.baseline:
-        return Field(builds=builds, pair=None, notes=())
+        return ComparedModels(builds=builds, pair=None, notes=())
     if not has_transformers():
-        return Field(builds=builds, pair=None, notes=(NO_TRANSFORMERS,))
+        return ComparedModels(builds=builds, pair=None, notes=(NO_TRANSFORMERS,))
     from tools.bench import hugging_face  # an optional extra, and seconds to import
 
     builds[hugging_face.NAME] = partial(hugging_face.from_experiment, options.pair, options)
     pair = (options.pair, hugging_face.NAME)
-    return Field(builds=builds, pair=pair, notes=hugging_face.NOTES)
+    return ComparedModels(builds=builds, pair=pair, notes=hugging_face.NOTES)
 
 
-def ready(field: Field, run: Callable[[Contestant], object]) -> tuple[list[Contestant], Field]:
-    """All contestants, and the field without a baseline that cannot be built or ``run``."""
-    made, notes = [], list(field.notes)
-    for name, build in field.builds.items():
-        if field.pair is not None and name == field.pair[1]:
+def ready(
+    models: ComparedModels, run: Callable[[Contestant], object]
+) -> tuple[list[Contestant], ComparedModels]:
+    """All contestants, and the models without a baseline that cannot be built or ``run``."""
+    made, notes = [], list(models.notes)
+    for name, build in models.builds.items():
+        if models.pair is not None and name == models.pair[1]:
             baseline = attempt(name, partial(_after_a_run, build, run), notes)
             if baseline is None:
-                builds = {key: own for key, own in field.builds.items() if key != name}
-                field = Field(builds=builds, pair=None, notes=tuple(notes))
+                builds = {key: own for key, own in models.builds.items() if key != name}
+                models = ComparedModels(builds=builds, pair=None, notes=tuple(notes))
                 continue
             made.append(baseline)
         else:
             made.append(build())
-    return made, field
+    return made, models
 
 
 def _after_a_run(build: Build, run: Callable[[Contestant], object]) -> Contestant:
@@ -77,12 +79,14 @@ def _after_a_run(build: Build, run: Callable[[Contestant], object]) -> Contestan
     return contestant
 
 
-def peaks(field: Field, measured: Callable[[Build], int]) -> tuple[dict[str, int], tuple[str, ...]]:
+def peaks(
+    models: ComparedModels, measured: Callable[[Build], int]
+) -> tuple[dict[str, int], tuple[str, ...]]:
     """Bytes by name, and notes: on baselines that do not get that far."""
     found: dict[str, int] = {}
     notes: list[str] = []
-    for name, build in field.builds.items():
-        if field.pair is not None and name == field.pair[1]:
+    for name, build in models.builds.items():
+        if models.pair is not None and name == models.pair[1]:
             peak = attempt(f"the memory of {name}", partial(measured, build), notes)
         else:
             peak = measured(build)
@@ -96,7 +100,7 @@ def comparison(
     unit: str,
     times: Mapping[str, Sequence[float]],
     peaks: Mapping[str, int],
-    field: Field,
+    models: ComparedModels,
     batch: int,
     notes: tuple[str, ...],
 ) -> Table:
@@ -109,10 +113,10 @@ def comparison(
     for name, seconds in medians(times).items():
         peak = peaks[name] / GIB if name in peaks else ""
         rows[name] = (seconds, batch / seconds, peak)
-    if field.pair is not None:
-        mine, theirs = field.pair
+    if models.pair is not None:
+        mine, theirs = models.pair
         time = ratio(times, mine, theirs)
         memory = peaks[mine] / peaks[theirs] if {mine, theirs} <= peaks.keys() else ""
         rows["ours / transformers"] = (time, 1 / time, memory)
     columns = (f"seconds per {unit}", "images/s", "peak GiB")
-    return Table(title, columns, rows, (*notes, *field.notes))
+    return Table(title, columns, rows, (*notes, *models.notes))

@@ -213,7 +213,7 @@ def check_test_pipeline(folder: Path) -> list[Row]:
     return rows
 
 
-PARTS: dict[str, Callable[[Path], list[Row]]] = {
+COMPONENTS: dict[str, Callable[[Path], list[Row]]] = {
     "msda": check_msda,
     "soft_nms": check_soft_nms,
     "dn_query": check_dn_query,
