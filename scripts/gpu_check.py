@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools are not in
 from tools.bench.gpu import device, operator, step
 from tools.bench.gpu.facts import run_parts, verdict
 from tools.bench.report import make_report, write_json
-from tools.bench.workload import ModelOptions, settle_process
+from tools.bench.workload import ModelOptions, configure_process
 
 PARTS = {
     "env": device.env,
@@ -55,7 +55,7 @@ def main() -> int:
     options = ModelOptions(device=given.device)
     with one_line_errors():
         options.check()
-        settle_process(options)
+        configure_process(options)
         parts = {name: PARTS[name] for name in given.parts or PARTS}
         tables = run_parts(parts, options.torch_device)
         passed, line = verdict(tables)

@@ -15,7 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="weights to fetch; none: list all")
     parser.add_argument(
-        "--trust", action="store_true", help="also what neither a revision nor a hash vouches for"
+        "--trust", action="store_true", help="also what neither a revision nor a hash pins"
     )
     arguments = parser.parse_args()
     with one_line_errors():

@@ -112,7 +112,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path}: is no JSON ({error}): run that job again") from error
+        raise UserError(f"{path}: is not JSON ({error}): run that job again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: is not of a run: give a sweep's folder")
     return content
@@ -126,7 +126,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_bytes())
     except Exception as error:  # whatever YAML raises on foreign files
         reason = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{path}: is no configuration of a run ({reason})") from error
+        raise UserError(f"{path}: is not the configuration of a run ({reason})") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: is no configuration of a run: give a sweep's folder")
+        raise UserError(f"{path}: is not the configuration of a run: give a sweep's folder")
     return {str(key): plain_text(value, str(path), "record") for key, value in content.items()}

@@ -116,16 +116,16 @@ class RunRecord:
             found = found.get(key) if isinstance(found, dict) else None
         if not isinstance(found, dict):
             raise UserError(
-                f"{source}: says nothing of its {'.'.join(keys)}: give a file of a run or of "
-                "convert"
+                f"{source}: has no configuration of its {'.'.join(keys)}: give a file of a run or "
+                "of scripts/convert.py"
             )
         return found
 
 
 def _damaged(source: str, what: str) -> UserError:
     return UserError(
-        f"{source}: what stands beside its weights is damaged ({what}): export it anew, or get the "
-        "file again"
+        f"{source}: the metadata beside its weights is damaged ({what}): export it again, or "
+        "download the file again"
     )
 
 
@@ -179,7 +179,7 @@ def _read_safetensors(path: Path) -> DetectorFile:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{path}: not a readable safetensors file ({error}): export it anew"
+            f"{path}: not a readable safetensors file ({error}): export it again"
         ) from error
     if RunRecord.KEY not in metadata:
         raise UserError(
@@ -190,7 +190,8 @@ def _read_safetensors(path: Path) -> DetectorFile:
         about = json.loads(metadata[RunRecord.KEY])
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path}: its class list is no JSON ({error}): export it anew, or get the file again"
+            f"{path}: its class list is not JSON ({error}): export it again, or "
+            "download the file again"
         ) from None
     record = RunRecord.from_dict(about, path)
     schemes = _under(weights, SCHEMES)

@@ -105,7 +105,7 @@ def _content(path: Path) -> Mapping[Any, Any]:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"{path}: not a readable safetensors file ({error}): get it anew"
+                f"{path}: not a readable safetensors file ({error}): download it again"
             ) from error
     content = read_pickled(path)
     if not isinstance(content, Mapping):
@@ -133,7 +133,7 @@ def _tensors(path: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
     wrong = next((k for k, v in state.items() if not isinstance(v, Tensor) and k != "steps"), None)
     if wrong is not None:
         raise UserError(
-            f"{path}: '{wrong}' is no plain tensor: give an official checkpoint, or .safetensors"
+            f"{path}: '{wrong}' is not a plain tensor: give an official checkpoint, or .safetensors"
         )
     return {str(k).removeprefix(_PARALLEL): v for k, v in state.items() if isinstance(v, Tensor)}
 

@@ -80,7 +80,7 @@ class _Reader(pickle.Unpickler):
         self.storage = storage
 
     def find_class(self, module: str, name: str) -> Any:
-        """Ours in place of what the file names. Functions are made anew each time, so that a
+        """Ours in place of what the file names. Functions are made again each time, so that a
         pickle which sets attributes of what it was given changes nothing that outlives it.
         """
         if module == "torch" and name in DTYPES:
@@ -105,7 +105,7 @@ class _Reader(pickle.Unpickler):
         kind, dtype, key, _device, count, *view = pid
         whole = not any(part is not None for part in view)
         if kind != "storage" or not isinstance(dtype, torch.dtype) or not whole:
-            raise pickle.UnpicklingError(f"an object of kind '{kind}' that is no plain tensor")
+            raise pickle.UnpicklingError(f"an object of kind '{kind}' that is not a plain tensor")
         return self.storage(str(key), dtype, int(count))
 
 
@@ -123,14 +123,14 @@ def read_pickled(path: Path) -> Any:
             return _read_zip(file) if zipfile.is_zipfile(path) else _read_legacy(file)
     except _Refused as error:
         raise UserError(
-            f"{path}: wants to use '{error}', which no checkpoint needs: it may be made to run "
-            "code, and was not read further. Get it from its publisher, or as .safetensors"
+            f"{path}: refers to '{error}', which no checkpoint needs: it may have been made to "
+            "run code, and was not read further. Get it from its publisher, or as .safetensors"
         ) from None
     except Exception as error:  # foreign bytes lead to all kinds of errors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{path}: not readable as a checkpoint ({reason}): it may be cut off or of another "
-            "format; get it anew, or as .safetensors"
+            "format; download it again, or as .safetensors"
         ) from error
 
 

@@ -27,8 +27,8 @@ def plain(value: Any, source: str, what: str) -> Any:
         if isinstance(leaf, str) and INTERPOLATION in leaf:
             shown = leaf if len(leaf) <= 60 else f"{leaf[:60]}..."
             raise UserError(
-                f"{source}: {path} holds {shown!r}: what a file says is never resolved, with "
-                "trust=true neither. Write its value instead"
+                f"{source}: {path} holds {shown!r}: an interpolation in a file is never resolved, "
+                "not even with trust=true. Write its value instead"
             )
     return copied
 
@@ -50,8 +50,8 @@ def plain_text(value: Any, source: str, what: str) -> Any:
         if type(part) in _LEAVES:
             return part
         raise UserError(
-            f"{source}: its {what} holds a {type(part).__name__}, which is no plain value: export "
-            "it anew, or get the file again"
+            f"{source}: its {what} holds a {type(part).__name__}, which is not a plain value: "
+            "export it again, or download the file again"
         )
 
     return copied(value, 0)

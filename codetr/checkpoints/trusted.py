@@ -133,7 +133,7 @@ def build_part(checked: Any, source: str) -> Any:
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(
             f"{source}: describes something that cannot be built ({reason[:300]}): check what was "
-            "changed on the command line, or get the file again"
+            "changed on the command line, or download the file again"
         ) from error
 
 
@@ -150,9 +150,9 @@ def require_trusted(config: Any, source: str, chosen: DictConfig | None = None) 
             continue
         if chosen is None or _named_at(chosen, path) != target:
             raise UserError(
-                f"{source}: wants to build '{str(target)[:200]}', which is no part of codetr that "
-                "a file may name: it could run any code. Give trust=true if it is a class of your "
-                "own"
+                f"{source}: asks to build '{str(target)[:200]}', which is not a part of codetr "
+                "that a file may name: it could run any code. Give trust=true if it is a class of "
+                "your own"
             )
 
 

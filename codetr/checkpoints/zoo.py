@@ -154,11 +154,11 @@ def read_table(path: Path) -> Iterator[ZooEntry]:
 
 def _entry(where: str, name: str, value: Any, common: Mapping[str, Any]) -> ZooEntry:
     if not isinstance(value, Mapping):
-        raise UserError(f"{where} is no table of keys: see conf/zoo")
+        raise UserError(f"{where} is not a table of keys: see conf/zoo")
     own = {key: part for key, part in value.items() if key not in PLACES}
     for key, part in own.items():
         if key not in KEYS:
-            raise UserError(f"{where}.{key} is no known key: give {', '.join(KEYS)}")
+            raise UserError(f"{where}.{key} is not a known key: give {', '.join(KEYS)}")
         if not isinstance(part, KEYS[key]):
             raise UserError(f"{where}.{key} is {part!r}: give a {KEYS[key][-1].__name__}")
     if not re.fullmatch("[0-9a-f]{0,64}", own.get("sha256", "")):

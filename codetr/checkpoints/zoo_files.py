@@ -36,8 +36,8 @@ def local_file(entry: ZooEntry, trust: bool = False) -> Path:
     """The file of ``entry``, downloaded with a progress bar if it is not here yet. Several
     processes download it once.
 
-    Raises UserError where it cannot be had, is not the published one, or has changed since its
-    first use; and for an entry whose content nothing vouches for, unless ``trust``.
+    Raises UserError if it cannot be downloaded, is not the published one, or has changed since
+    its first use; and for an entry that neither a revision nor a hash pins, unless ``trust``.
     """
     folder = zoo_folder()
     path, record = folder / entry.file, folder / f"{entry.file}.sha256"
@@ -103,7 +103,7 @@ def _fetch(entry: ZooEntry, path: Path, trust: bool) -> Path:
     if isinstance(place, ByHand):
         raise UserError(
             f"{ZOO}{entry.name}: cannot be downloaded by a program: get it from {place.page} and "
-            f"put it as {path}"
+            f"save it as {path}"
         )
     if isinstance(place, HubFile):
         cached = _in_hub_cache(place)
@@ -111,8 +111,8 @@ def _fetch(entry: ZooEntry, path: Path, trust: bool) -> Path:
             return cached
         if not entry.pinned and not trust:
             raise UserError(
-                f"{ZOO}{entry.name}: nothing vouches for the content of {place.repo} on the Hub, "
-                f"neither a revision nor a hash: give trust=true, or put the file as {path}"
+                f"{ZOO}{entry.name}: its file in {place.repo} on the Hub is pinned neither by a "
+                f"revision nor by a hash: give trust=true, or save the file as {path}"
             )
         return _from_hub(entry.name, place, path)
     _download(entry, place, path)
@@ -134,7 +134,7 @@ def _from_hub(name: str, place: HubFile, path: Path) -> Path:
         get_hf_file_metadata(url, timeout=TIMEOUT)  # the download itself tries for half a minute
         return Path(hf_hub_download(place.repo, place.file, revision=place.revision))
     except Exception as error:  # also those of the HTTP client, which differs between releases
-        raise _not_to_be_had(name, url, error, path) from None
+        raise _download_failed(name, url, error, path) from None
 
 
 def _download(entry: ZooEntry, place: Url, path: Path) -> None:
@@ -154,19 +154,19 @@ def _download(entry: ZooEntry, place: Url, path: Path) -> None:
     except (OSError, HTTPException) as error:
         if isinstance(error, HTTPError):
             error.close()  # it is the server's answer, with its connection
-        raise _not_to_be_had(entry.name, place.url, error, path) from None
+        raise _download_failed(entry.name, place.url, error, path) from None
     finally:
         part.unlink(missing_ok=True)
 
 
-def _not_to_be_had(name: str, where: str, error: Exception, path: Path) -> UserError:
+def _download_failed(name: str, where: str, error: Exception, path: Path) -> UserError:
     """The error of a failed download."""
     plain = isinstance(error, URLError) and not isinstance(error, HTTPError)
     cause = getattr(error, "reason", error) if plain else error
     reason = (str(cause).strip().splitlines() or [type(error).__name__])[0]
     return UserError(
-        f"{ZOO}{name}: not to be had from {where} ({reason}): download it elsewhere and put it as "
-        f"{path}"
+        f"{ZOO}{name}: cannot be downloaded from {where} ({reason}): download it elsewhere and "
+        f"save it as {path}"
     )
 
 

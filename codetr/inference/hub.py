@@ -117,6 +117,6 @@ def fetch(
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{model}: no such folder here, and not to be had from the Hub ({reason}): give a "
+            f"{model}: no such local folder, and not available from the Hub ({reason}): give a "
             "folder of save_pretrained, or USER/MODEL with access to the network"
         ) from None

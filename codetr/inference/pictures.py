@@ -155,7 +155,7 @@ class Panel:
                 self._pictures.append(picture)
 
     def finish(self, trainer: Trainer, name: str, path: Path) -> None:
-        """Publish the panel, if there is any picture, and begin anew."""
+        """Publish the panel, if there is any picture, and begin again."""
         if self._pictures and not trainer.sanity_checking:
             publish(trainer, name, grid(self._pictures, self.columns), path)
         self._pictures = []

@@ -154,7 +154,7 @@ def load(
         postprocess: by default the one that the checkpoint was evaluated with.
         trust: build whatever classes the file names, not only those of ``codetr``: classes of your
             own. Never for files of strangers, which could run any code. Also: download published
-            weights that neither a revision nor a hash vouches for.
+            weights that neither a revision nor a hash pins.
 
     Raises UserError for whatever a user can mend.
     """
@@ -198,7 +198,7 @@ def build_predictor(
         if not callable(postprocess) or not hasattr(postprocess, "max_detections"):
             raise UserError(
                 f"{source}: its evaluation.postprocess is no Postprocess but a "
-                f"{type(postprocess).__name__}: export it anew, or get the file again"
+                f"{type(postprocess).__name__}: export it again, or download the file again"
             )
     finders = [
         DetectorFinder(
@@ -247,8 +247,8 @@ def build_detector(content: DetectorFile, source: str, trust: bool = False) -> n
     detector = build_trusted(plain_part, source, trust)
     if not isinstance(detector, nn.Module):
         raise UserError(
-            f"{source}: its model.detector is no module but a {type(detector).__name__}: export it "
-            "anew, or get the file again"
+            f"{source}: its model.detector is not a module but a {type(detector).__name__}: export "
+            "it again, or download the file again"
         )
     load_weights(content, source, detector, content.record.classes)
     return detector.eval().requires_grad_(False)

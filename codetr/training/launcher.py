@@ -47,7 +47,7 @@ class SweepLauncher(Launcher):
     in W&B, and writes a table of their results.
 
     A job that fails does not stop the others; the sweep then ends with an error that names it.
-    Given the same command again, jobs that are finished are not repeated, and the others go on
+    Given the same command again, jobs that are finished are not repeated, and the others resume
     from their last checkpoint.
     """
 

@@ -125,11 +125,11 @@ def swept_tags(swept: Mapping[str, Any]) -> list[str]:
 
 
 class SafeWandbLogger(WandbLogger):
-    """W&B that is offline where no key is set, and that never ends a run.
+    """W&B that is offline if no key is set, and that never ends a run.
 
-    If W&B cannot start online it says so and goes on offline; if it fails later it says so once,
-    and the run goes on without it (metrics.csv has the same numbers). What a sweep varied in this
-    run (``swept``) becomes tags.
+    If W&B cannot start online, a warning says so and the run is logged offline. If it fails later,
+    one warning says so and the run continues without it (metrics.csv has the same numbers). What a
+    sweep varied in this run (``swept``) becomes tags.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class SafeWandbLogger(WandbLogger):
         folder = Path(run.dir).parent
         state = "offline" if self._offline else "online"
         log.info(
-            "W&B run (%s): %s - look at it with `wandb leet %s`%s",
+            "W&B run (%s): %s - view it with `wandb leet %s`%s",
             state,
             folder,
             folder,
@@ -195,10 +195,10 @@ class SafeWandbLogger(WandbLogger):
             return
         try:
             action()
-        except Exception as error:  # whatever W&B raises, training goes on
+        except Exception as error:  # whatever W&B raises, training continues
             self._broken = True
             log.warning(
-                "W&B failed (%s): training goes on without it; the run folder has metrics.csv "
+                "W&B failed (%s): training continues without it; the run folder has metrics.csv "
                 "and pictures",
                 _one_line(error),
             )

@@ -134,7 +134,7 @@ class DetectionModule(LightningModule):
         return found
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val/AP`` and its kin; they are equal on all ranks."""
+        """Log ``val/AP`` and the other metrics; they are equal on all ranks."""
         values = {f"val/{name}": value for name, value in self.evaluator.compute().items()}
         self.log_dict(values, sync_dist=True, batch_size=1)
 

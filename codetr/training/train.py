@@ -80,11 +80,11 @@ def prepare_process(seed: int) -> None:
     """Seed everything, and settings that hold for a whole process."""
     seed_everything(seed, workers=True, verbose=False)
     avoid_cudnn_attention()
-    settle_logs()
+    configure_logging()
 
 
-def settle_logs() -> None:
-    """One voice per run: the first process, and no advice that the user cannot act on."""
+def configure_logging() -> None:
+    """Log from the first process alone, without advice that the user cannot act on."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
         logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("lightning").handlers.clear()  # it would print everything a second time
@@ -217,7 +217,7 @@ def announce(cfg: DictConfig, module: DetectionModule, trainer: Trainer) -> None
 
 
 def resume_path(ckpt_path: str | None, run_dir: Path) -> str | None:
-    """The checkpoint to go on from: that of the run folder for ``last`` (None where there is
+    """The checkpoint to resume from: that of the run folder for ``last`` (None where there is
     none yet), else the named file. Raises UserError where that does not exist.
     """
     if ckpt_path is None:
@@ -227,7 +227,7 @@ def resume_path(ckpt_path: str | None, run_dir: Path) -> str | None:
         if not last.is_file():
             log.info("ckpt_path=last: no %s yet, starting from the beginning", last)
             return None
-        log.info("going on from %s", last)
+        log.info("resuming from %s", last)
         return str(last)
     if not Path(ckpt_path).is_file():
         raise UserError(f"{ckpt_path}: no such checkpoint file: give ckpt_path=last or a .ckpt")

@@ -53,7 +53,7 @@ def accumulation(effective_batch: int | None, batch_size: int, world_size: int) 
     at_once = batch_size * world_size
     if effective_batch < 1 or effective_batch % at_once:
         raise UserError(
-            f"trainer.effective_batch={effective_batch} is no multiple of data.batch_size="
+            f"trainer.effective_batch={effective_batch} is not a multiple of data.batch_size="
             f"{batch_size} x {world_size} devices = {at_once}: change one of them"
         )
     return effective_batch // at_once

@@ -158,7 +158,7 @@ def test_a_foreign_class_anywhere_is_refused_or_ignored(
             continue
         path = file.write(tmp_path / "model.safetensors", planted(file.record, place, node))
         said = opened(entry, path)
-        refused += "wants to build" in str(said)
+        refused += "asks to build" in str(said)
         assert not canary.exists(), place
     opened(entry, file.write(tmp_path / "model.safetensors", ignored))
     assert not canary.exists()

@@ -116,7 +116,7 @@ def test_malicious_file_is_refused(command: Command, tmp_path: Path) -> None:
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
         done.stderr.strip().splitlines()[-1]
     ]
-    assert "evil.pth: wants to use 'posix.system'" in done.stderr
+    assert "evil.pth: refers to 'posix.system'" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "trace").exists()
 

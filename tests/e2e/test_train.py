@@ -77,7 +77,7 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(
     assert killed.wait() != 0
     done = command("train.py", *options, "name=cut", "ckpt_path=last")
     assert done.returncode == 0, done.stderr
-    assert "going on from" in done.stdout
+    assert "resuming from" in done.stdout
     for name in COMPARED:
         assert curve(run, name) == curve(tmp_path / "runs/whole", name), name
 

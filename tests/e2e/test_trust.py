@@ -57,7 +57,7 @@ def test_a_foreign_class_is_refused_before_it_is_imported(checkpoint: Path) -> N
     with pytest.raises(UserError) as caught:
         evaluated(checkpoint)
     message = str(caught.value)
-    assert message.startswith(f"{checkpoint}: wants to build 'of_my_own.Keep'")
+    assert message.startswith(f"{checkpoint}: asks to build 'of_my_own.Keep'")
     assert "trust=true" in message
     assert "\n" not in message
     assert "of_my_own" not in sys.modules

@@ -136,7 +136,7 @@ def test_mistakes_are_one_line(command: Command, server: Server, tmp_path: Path)
         ("eval.py", "checkpoint=zoo:tyni"): "zoo:tyni: no published weights of that name",
         ("eval.py", "checkpoint=zoo:tiny", f"experiment={EXPERIMENT}"): "brings its own model",
         ("eval.py", "checkpoint=zoo:tiny"): "data.root is not set: give data.root=FOLDER",
-        ("scripts/zoo.py", "page"): "get it from https://example.org and put it as",
+        ("scripts/zoo.py", "page"): "get it from https://example.org and save it as",
     }.items():
         done = command(*options)
         assert done.returncode == 2

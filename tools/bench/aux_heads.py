@@ -15,7 +15,7 @@ from tools.bench.contestant import Build, training_memory
 from tools.bench.measure import medians, ratio
 from tools.bench.options import option
 from tools.bench.report import Cell, Table
-from tools.bench.workload import GIB, ModelOptions, settle_process
+from tools.bench.workload import GIB, ModelOptions, configure_process
 
 GOAL, PAPER = 1.35, 1.71
 HEADS = {"K = 0": "", "K = 1": "atss", "K = 2": "atss,rcnn"}
@@ -34,7 +34,7 @@ class Options(ModelOptions):
 
 def run(options: Options) -> tuple[Table, ...]:
     """Seconds per step, as a multiple of K = 0, and peak memory; then the parts of the steps."""
-    notes = (settle_process(options), *NOTES)
+    notes = (configure_process(options), *NOTES)
     builds, device = _builds(options), options.torch_device
     contestants = [build() for build in builds.values()]
     times, parts = time_steps(contestants, options.repeats, device)

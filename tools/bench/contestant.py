@@ -71,8 +71,8 @@ def training_step(contestant: Contestant, recorder: Recorder) -> None:
     recorder.stop()
 
 
-def settle(optimizer: torch.optim.Optimizer) -> None:
-    """Make the optimiser's state, which its first step would, by gradients of zero."""
+def create_state(optimizer: torch.optim.Optimizer) -> None:
+    """Create the optimiser's state, which its first step would do, by gradients of zero."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from codetr.checkpoints.experiment import compose_experiment
-from tools.bench.contestant import BACKWARD_BACKBONE, BACKWARD_ENCODER, settle
+from tools.bench.contestant import BACKWARD_BACKBONE, BACKWARD_ENCODER, create_state
 from tools.bench.part_times import Border, Recorder, watch
 from tools.bench.workload import CLASSES, ModelOptions, make_batch
 
@@ -51,7 +51,7 @@ class HuggingFace:
             weight_decay=cfg.optimizer.weight_decay,
             fused=True,  # as ours
         )
-        settle(self.optimizer)
+        create_state(self.optimizer)
         self.postprocess: Any = DeformableDetrImageProcessor().post_process_object_detection
         self.top_k = cfg.evaluation.postprocess.max_detections
         self.inputs = {

@@ -12,7 +12,7 @@ from tools.bench.compared_models import PairOptions, choose_models, comparison, 
 from tools.bench.contestant import detection_memory
 from tools.bench.measure import in_turns
 from tools.bench.report import Table
-from tools.bench.workload import settle_process
+from tools.bench.workload import configure_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Options(PairOptions):
 
 def run(options: Options) -> tuple[Table, ...]:
     """Seconds per batch, images per second and peak memory."""
-    notes: tuple[str, ...] = (settle_process(options),)
+    notes: tuple[str, ...] = (configure_process(options),)
     contestants, models = ready(choose_models(options), lambda made: made.detect())
     device = options.torch_device
     times = in_turns({c.name: c.detect for c in contestants}, options.repeats, device)

@@ -18,9 +18,9 @@ from codetr.checkpoints.experiment import (
 from codetr.structures import total_loss
 from codetr.training.acceleration import accelerate
 from codetr.training.losses import training_losses
-from tools.bench.contestant import ASSIGNMENT, BACKWARD_BACKBONE, BACKWARD_ENCODER, settle
+from tools.bench.contestant import ASSIGNMENT, BACKWARD_BACKBONE, BACKWARD_ENCODER, create_state
 from tools.bench.part_times import Border, Recorder, Watched, watch, watch_methods
-from tools.bench.workload import CLASSES, ModelOptions, make_batch, settle_process
+from tools.bench.workload import CLASSES, ModelOptions, configure_process, make_batch
 
 
 class Ours:
@@ -30,7 +30,7 @@ class Ours:
 
     def __init__(self, name: str, cfg: DictConfig, options: ModelOptions) -> None:
         self.name, self.cfg = name, cfg
-        settle_process(options)
+        configure_process(options)
         self.batch, self.autocast = make_batch(options), options.autocast
         torch.manual_seed(0)
         schemes = {key: instantiate(part) for key, part in cfg.scheme.items()}
@@ -45,7 +45,7 @@ class Ours:
         self.optimizer: torch.optim.Optimizer = build(
             self.modules.named_parameters(), options.batch
         )
-        settle(self.optimizer)
+        create_state(self.optimizer)
         self.postprocess = instantiate(cfg.evaluation.postprocess)
 
     def loss(self) -> Tensor:

@@ -135,7 +135,7 @@ def read_json(path: Path) -> Report:
         return Report(**content, tables=tables)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is no report of scripts/bench.py ({error}): write it anew"
+            f"{path} is not a report of scripts/bench.py ({error}): write it again"
         ) from None
 
 

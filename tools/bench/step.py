@@ -16,7 +16,7 @@ from tools.bench.contestant import Build, Silent, training_memory, training_step
 from tools.bench.operators import Marks, operator_tables
 from tools.bench.options import option
 from tools.bench.report import Table
-from tools.bench.workload import settle_process
+from tools.bench.workload import configure_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Options(PairOptions):
 
 def run(options: Options) -> tuple[Table, ...]:
     """Seconds and peak memory, the parts of the step, and with ``profile`` its operators."""
-    notes: tuple[str, ...] = (settle_process(options),)
+    notes: tuple[str, ...] = (configure_process(options),)
     contestants, models = ready(choose_models(options), lambda made: training_step(made, Silent()))
     times, parts = time_steps(contestants, options.repeats, options.torch_device)
     del contestants  # memory for what follows

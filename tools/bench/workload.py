@@ -27,7 +27,7 @@ PRECISIONS = {
         "bf16": "bf16 autocast, what stays float32 with products in TF32, on CUDA",
     },
 }
-"""What the precisions mean with the settings of ``settle_process``."""
+"""What the precisions mean with the settings of ``configure_process``."""
 SIZES = {"cpu": (512, 640), "cuda": (800, 1333)}
 
 
@@ -61,9 +61,9 @@ class ModelOptions(OnDevice):
         return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def settle_process(options: ModelOptions) -> str:
-    """Settings that hold for a whole process, as train.py makes them; says who computes our
-    deformable attention.
+def configure_process(options: ModelOptions) -> str:
+    """Apply the settings that train.py applies to a whole process; returns a sentence on the
+    backend of our deformable attention.
     """
     torch.set_float32_matmul_precision("high")
     avoid_cudnn_attention()

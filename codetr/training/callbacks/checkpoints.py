@@ -16,7 +16,7 @@ LAST = "last.ckpt"
 
 class LastCheckpoint(Checkpoint):
     """Writes ``<folder>/last.ckpt`` after every epoch, every ``every_n_steps`` optimiser steps if
-    set, and when the run is stopped by SIGTERM or Ctrl-C. ``ckpt_path=last`` goes on from there.
+    set, and when the run is stopped by SIGTERM or Ctrl-C. ``ckpt_path=last`` resumes from there.
     """
 
     def __init__(self, folder: str | Path, every_n_steps: int | None = None) -> None:

@@ -37,11 +37,11 @@ class EpochLine(Callback):
         self._start = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock: an epoch that is gone on with in its middle does not start."""
+        """Start the clock here too: resuming in the middle of an epoch does not start it."""
         self._start = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock anew."""
+        """Restart the clock."""
         self._start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -52,7 +52,7 @@ class Throughput(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Start the clock anew after a validation."""
+        """Restart the clock after a validation."""
         if self._last is None:
             self._last = time.perf_counter()
 

@@ -72,7 +72,7 @@ class Job:
 
     def command(self, script: Path, config_name: str) -> list[str]:
         """The job as a command without ``-m`` (Lightning's DDP repeats it for its processes). It
-        goes on from the job's last checkpoint, if it has left one.
+        resumes from the job's last checkpoint, if it has left one.
         """
         resume = (self.folder / LAST_CHECKPOINT).is_file() and not any(
             override.startswith("ckpt_path=") for override in self.overrides
@@ -153,5 +153,5 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path}: is no JSON ({error}): delete it to do that job anew") from error
+        raise UserError(f"{path}: is not JSON ({error}): delete it to repeat that job") from error
     return content if isinstance(content, dict) else {}

@@ -36,7 +36,7 @@ def begin(start: Start, env: Mapping[str, str], *, console: bool) -> subprocess.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
-                f"{start.folder}: another process is at work on this job: wait for it, or end it"
+                f"{start.folder}: another process is running this job: wait for it, or stop it"
             ) from error
         full = {**start.env, **env}
         if console:

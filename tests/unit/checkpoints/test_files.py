@@ -122,6 +122,6 @@ def test_damaged_metadata_is_named(tmp_path: Path, about: str) -> None:
     path = tmp_path / "a.safetensors"
     save_file({"w": torch.zeros(1)}, path, metadata={RunRecord.KEY: about})
     with pytest.raises(
-        UserError, match=r"a\.safetensors: .* export it anew, or get the file again"
+        UserError, match=r"a\.safetensors: .* export it again, or download the file again"
     ):
         read_detector_file(path)

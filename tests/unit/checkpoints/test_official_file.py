@@ -112,7 +112,7 @@ def test_safetensors_are_read_too(tmp_path: Path) -> None:
     [
         ([1], "no mapping"),
         ({"state_dict": {"a": torch.ones(1)}}, f"has no {CLASS_EMBEDDING}"),
-        ({"state_dict": {"a": 3}}, "'a' is no plain tensor"),
+        ({"state_dict": {"a": 3}}, "'a' is not a plain tensor"),
     ],
 )
 def test_foreign_content_is_one_line(tmp_path: Path, content: object, message: str) -> None:

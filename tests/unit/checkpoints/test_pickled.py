@@ -128,7 +128,7 @@ def test_code_is_refused_and_does_not_run(
     evil = Call(function, *arguments)
     whole = evil if place == "root" else content | {place: {"w": evil}}
     torch.save(whole, path, _use_new_zipfile_serialization=archive)
-    with pytest.raises(UserError, match=rf"evil\.pth: wants to use '.*{name}'") as caught:
+    with pytest.raises(UserError, match=rf"evil\.pth: refers to '.*{name}'") as caught:
         read_pickled(path)
     assert "\n" not in str(caught.value)
     assert not trace.exists()

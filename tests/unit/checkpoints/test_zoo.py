@@ -80,12 +80,12 @@ def test_what_pins_an_entry(own_home: Path) -> None:
         ({"url": 3}, "give an address of http"),
         ({"hub": "user/model"}, "give repo, file"),
         ({"hub": {"repo": "u/r"}}, "give repo, file"),
-        ({"url": URL, "shasum": "ab"}, "shasum is no known key"),
+        ({"url": URL, "shasum": "ab"}, "shasum is not a known key"),
         ({"url": URL, "sha256": "AB"}, "sha256 is 'AB'"),
         ({"url": URL, "sha256": 12}, "sha256 is 12"),
         ({"url": URL, "overrides": "a=1"}, "overrides is 'a=1'"),
         ({"url": URL, "ap": "52.1"}, "ap is '52.1'"),
-        (URL, "is no table"),
+        (URL, "is not a table"),
     ],
 )
 def test_mistakes_in_a_table_are_named(own_home: Path, entry: object, said: str) -> None:

@@ -83,7 +83,7 @@ def test_several_processes_download_it_once(server: Server, folder: Path) -> Non
 def test_another_file_than_published_is_not_kept(server: Server, folder: Path) -> None:
     message = refused(entry(Url(url=server.url("dir/b.pth")), "00000000"))
     assert f"its SHA-256 begins with {DIGEST[:8]} instead of 00000000" in message
-    assert message.endswith(f"put it as {folder / 'a.pth'}")
+    assert message.endswith(f"save it as {folder / 'a.pth'}")
     assert left_over(folder) == []
 
 
@@ -101,8 +101,8 @@ def test_what_is_not_there_is_one_line(server: Server, folder: Path) -> None:
     url = server.url("c.pth")
     message = refused(entry(Url(url=url)))
     assert message == (
-        f"zoo:a: not to be had from {url} (HTTP Error 404: Not Found): download it elsewhere and "
-        f"put it as {folder / 'a.pth'}"
+        f"zoo:a: cannot be downloaded from {url} (HTTP Error 404: Not Found): download it "
+        f"elsewhere and save it as {folder / 'a.pth'}"
     )
 
 
@@ -112,7 +112,7 @@ def test_no_network_is_one_line(folder: Path) -> None:
         port = free.getsockname()[1]
     message = refused(entry(Url(url=f"http://127.0.0.1:{port}/b.pth")))
     assert "refused" in message
-    assert message.endswith(f"put it as {folder / 'a.pth'}")
+    assert message.endswith(f"save it as {folder / 'a.pth'}")
 
 
 def test_a_server_that_never_answers_is_given_up(
@@ -130,7 +130,7 @@ def test_a_file_put_there_by_hand_counts(folder: Path) -> None:
     by_hand = entry(ByHand(page="https://example.org/files"), DIGEST[:8])
     message = refused(by_hand)
     assert "get it from https://example.org/files" in message
-    assert message.endswith(f"put it as {folder / 'a.pth'}")
+    assert message.endswith(f"save it as {folder / 'a.pth'}")
     (folder / "a.pth").write_bytes(b"another")
     assert "is not the published file" in refused(by_hand)
     assert left_over(folder) == ["a.pth"]
@@ -173,7 +173,7 @@ def test_a_folder_of_the_hub(tmp_path: Path, folder: Path, revision: str | None)
     assert "has changed since its first use" in refused(entry(place))
 
 
-def test_the_hub_is_not_asked_for_what_nothing_vouches_for(
+def test_the_hub_is_not_asked_for_what_nothing_pins(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = HubFile(repo="user/model", file="weights.pth")
@@ -189,8 +189,8 @@ def test_the_hub_is_not_asked_for_what_nothing_vouches_for(
     url = "https://huggingface.co/user/model/resolve/main/weights.pth"
     message = refused(entry(place), trust=True)
     assert message == (
-        f"zoo:a: not to be had from {url} (no network): download it elsewhere and put it as "
-        f"{folder / 'a.pth'}"
+        f"zoo:a: cannot be downloaded from {url} (no network): download it elsewhere and "
+        f"save it as {folder / 'a.pth'}"
     )
     refused(entry(place, DIGEST))
     refused(entry(HubFile(repo="user/model", file="weights.pth", revision="c" * 40)))

@@ -71,7 +71,7 @@ def test_failure_of_wandb_is_reported_once_and_ends_nothing(
         logger.log_metrics({"loss": 1.0}, step=0)
         logger.log_metrics({"loss": 1.0}, step=1)
     assert [r.message for r in caplog.records] == [
-        "W&B failed (no network): training goes on without it; the run folder has metrics.csv "
+        "W&B failed (no network): training continues without it; the run folder has metrics.csv "
         "and pictures"
     ]
 

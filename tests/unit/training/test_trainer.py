@@ -30,7 +30,7 @@ def test_accumulates_up_to_the_effective_batch() -> None:
 
 @pytest.mark.parametrize("devices", [3, 5, 6, 16])
 def test_devices_that_do_not_divide_the_effective_batch_are_named(devices: int) -> None:
-    with pytest.raises(UserError, match=rf"16 is no multiple of .*=2 x {devices} devices"):
+    with pytest.raises(UserError, match=rf"16 is not a multiple of .*=2 x {devices} devices"):
         accumulation(16, 2, devices)
 
 

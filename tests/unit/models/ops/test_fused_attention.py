@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from codetr.training.train import prepare_process
-from tools.bench.workload import ModelOptions, settle_process
+from tools.bench.workload import ModelOptions, configure_process
 
 
 @pytest.fixture(autouse=True)
@@ -18,14 +18,14 @@ def _allowed() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     "prepare",
-    [lambda: prepare_process(0), lambda: settle_process(ModelOptions())],
+    [lambda: prepare_process(0), lambda: configure_process(ModelOptions())],
     ids=["train and eval", "bench"],
 )
 def test_is_off_where_processes_are_prepared(
     prepare: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tools.bench.workload.keep_freed_memory", lambda: True)
-    monkeypatch.setattr("codetr.training.train.settle_logs", lambda: None)
+    monkeypatch.setattr("codetr.training.train.configure_logging", lambda: None)
     monkeypatch.setattr("codetr.training.train.seed_everything", lambda *_, **__: 0)
     precision = torch.get_float32_matmul_precision()
     prepare()

@@ -87,5 +87,5 @@ def test_damaged_state_is_named(tmp_path: Path) -> None:
     first, _ = jobs(tmp_path)
     first.note(finished=True)
     first.state_file.write_text("{")
-    with pytest.raises(UserError, match=r"job\.json: is no JSON"):
+    with pytest.raises(UserError, match=r"job\.json: is not JSON"):
         first.finished()

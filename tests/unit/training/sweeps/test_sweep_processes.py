@@ -82,7 +82,7 @@ def test_a_job_that_still_runs_is_not_started_again(tmp_path: Path) -> None:
     slow = start(tmp_path / "0", "import time; time.sleep(60)")
     process = begin(slow, {}, console=False)
     try:
-        with pytest.raises(UserError, match="another process is at work"):
+        with pytest.raises(UserError, match="another process is running this job"):
             begin(slow, {}, console=False)
         assert run([slow, start(tmp_path / "1", "")], make_slots(1, None)) == {0: BUSY, 1: 0}
     finally:
