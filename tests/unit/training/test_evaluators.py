@@ -67,11 +67,11 @@ def test_more_objects_than_count_are_said(
 
 def test_runs_that_do_not_say_count_as_coco_does(tmp_path: Path) -> None:
     cfg = compose_train([*OPTIONS, "evaluation=coco", "~evaluation.max_detections"])
-    evaluator = build_evaluator(cfg, _write(tmp_path / "a.json", 1), CLASSES)
+    evaluator = build_evaluator(cfg, _write(tmp_path / "a.json", 1), CLASSES, "test")
     assert "AR100" in evaluator.measure.lines
 
 
 def test_lvis_counts_one_number(tmp_path: Path) -> None:
     cfg = compose_train([*OPTIONS, "evaluation=lvis", "evaluation.max_detections=[1,10,100]"])
     with pytest.raises(UserError, match=r"evaluation\.max_detections=\[1, 10, 100\]: LVIS"):
-        build_evaluator(cfg, _write(tmp_path / "a.json", 1), CLASSES)
+        build_evaluator(cfg, _write(tmp_path / "a.json", 1), CLASSES, "test")
