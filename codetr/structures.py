@@ -233,6 +233,20 @@ class Detections(TensorStruct):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RawPredictions(TensorStruct):
+    """Predictions before the sigmoid: ``logits`` (B, S, K); ``box_logits`` (B, S, 4) of cxcywh,
+    +inf where there can be no box.
+    """
+
+    logits: Tensor
+    box_logits: Tensor
+
+    def predictions(self) -> Predictions:
+        """The same with boxes."""
+        return Predictions(logits=self.logits, boxes=self.box_logits.sigmoid())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Proposals(Predictions):
     """The encoder's predictions, with the ``anchors`` (B, S, 4) cxcywh in [0, 1] that their boxes
     refine; (1, 1, 1, 1) where a token may not propose.

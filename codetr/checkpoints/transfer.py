@@ -133,7 +133,7 @@ def load_weights(
         model["schemes"] = schemes
     match = match_classes(content.record.classes.names, classes.names)
     state = model.state_dict()
-    done = transfer(weights, state, match, objectness_layer(detector, state))
+    done = transfer(weights, state, match, objectness_layer(detector))
     problems = _detector_problems(done)
     if problems:
         raise UserError(
@@ -144,14 +144,13 @@ def load_weights(
     return done
 
 
-def objectness_layer(detector: nn.Module, names: Mapping[str, Tensor]) -> str | None:
+def objectness_layer(detector: nn.Module) -> str | None:
     """Name of the class embedding that encoder proposals are ranked with, if by objectness."""
     stage = getattr(getattr(detector, "query_init", None), "stage", None)
     if getattr(stage, "rank_by", None) != "objectness":
         return None
-    prefix = f"{DETECTOR}head.classify."
-    numbers = [int(n.removeprefix(prefix).split(".")[0]) for n in names if n.startswith(prefix)]
-    return f"{prefix}{max(numbers)}"
+    ranking = detector.head.proposals.classify  # type: ignore[union-attr]
+    return DETECTOR + next(name for name, part in detector.named_modules() if part is ranking)
 
 
 def _detector_problems(done: Transfer) -> list[str]:

@@ -194,8 +194,8 @@ def test_all_layers_start_with_the_same_class_and_box_embeddings(model: str) -> 
     """The official code draws one pair and copies it, the proposals' pair included."""
     head = build(model, "one_to_one", "")[0].head
     for first, *others in (
-        [head.classify[i] for i in range(head.num_layers + 1)],
-        [head.regress[i] for i in range(head.num_layers + 1)],
+        list(head.classify),
+        list(head.regress),
     ):
         for other in others:
             for a, b in zip(first.parameters(), other.parameters(), strict=True):

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codetr.boxes import logit
 from codetr.evaluation import Postprocess
 from codetr.models.detectors.protocol import MAIN
 from codetr.models.transformers.queries import grid_proposals
@@ -67,7 +66,7 @@ def _decoding(case: Case, memory: Memory) -> tuple[Values, Predictions]:
         proposals, chosen = stage(memory, detector.head)
     queries = detector.queries(memory)
     layers = {f"layer{i}": layer for i, layer in enumerate(detector.decoder.layers)}
-    heads = {f"head{i}": detector.head.classify[i] for i in range(len(layers))}
+    heads = {f"head{i}": detector.head.layer(i).classify for i in range(len(layers))}
     with probe({**layers, **heads}) as seen:
         decoded = detector.decode(memory, [QueryGroup(name=MAIN, queries=queries)])[MAIN]
     scores = proposals.logits
@@ -78,9 +77,9 @@ def _decoding(case: Case, memory: Memory) -> tuple[Values, Predictions]:
         "topk_input": scores.amax(-1) if stage.rank_by == "any_class" else scores[..., 0],
         "topk_indices": chosen,
         "topk_score": scores.gather(1, selected.expand(-1, -1, scores.shape[-1])),
-        "topk_anchor": proposals.boxes.gather(1, selected.expand(-1, -1, 4)).sigmoid(),
+        "topk_anchor": proposals.box_logits.gather(1, selected.expand(-1, -1, 4)).sigmoid(),
         "enc_outputs_class": scores,
-        "enc_outputs_coord": proposals.boxes.sigmoid(),
+        "enc_outputs_coord": proposals.box_logits.sigmoid(),
         "dec_in_query": queries.content,
         "dec_in_reference": queries.anchors,
         "dec_hidden": torch.stack([seen.inputs[name][0][0] for name in heads]),
@@ -105,8 +104,8 @@ def _references(case: Case, memory: Memory, inputs: list[tuple[Any, ...]]) -> Te
     ratios = memory.valid_ratios.repeat(1, 1, 2)[:, None, 0]
     anchors = [references[:, :, 0] / ratios for _, _, references, *_ in inputs]
     hidden = decoder.layers[-1](*inputs[-1]).content
-    offsets = head.regress[len(inputs) - 1](hidden)
-    return torch.stack([*anchors, torch.sigmoid(offsets + logit(anchors[-1], decoder.eps))])
+    refined = head.layer(len(inputs) - 1).boxes(hidden, anchors[-1], decoder.eps)
+    return torch.stack([*anchors, refined])
 
 
 def _detections(case: Case, last: Predictions) -> Values:

@@ -1,6 +1,6 @@
 """From hidden states to predictions."""
 
-from codetr.models.heads.detection import DetectionHead
+from codetr.models.heads.detection import DetectionHead, Embeddings
 from codetr.models.heads.tied import TiedDetectionHead
 
-__all__ = ["DetectionHead", "TiedDetectionHead"]
+__all__ = ["DetectionHead", "Embeddings", "TiedDetectionHead"]

@@ -4,28 +4,79 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
+from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from codetr.boxes import logit
+from codetr.errors import UserError
 from codetr.models.layers import Mlp
+from codetr.structures import Predictions, RawPredictions
+
+
+class Embeddings(NamedTuple):
+    """The pair that reads one layer: ``classify`` (C to K logits) and ``regress`` (C to 4 offsets
+    of the logits of a box).
+    """
+
+    classify: nn.Module
+    regress: nn.Module
+
+    def __call__(self, hidden: Tensor, anchors: Tensor, eps: float = 1e-5) -> Predictions:
+        """What ``hidden`` (B, Q, C) says of ``anchors``; these and ``eps`` as in ``boxes``."""
+        boxes = self.boxes(hidden, anchors, eps)
+        return Predictions(logits=self.classify(hidden), boxes=boxes)
+
+    def boxes(self, hidden: Tensor, anchors: Tensor, eps: float = 1e-5) -> Tensor:
+        """(B, Q, 4) cxcywh in [0, 1]: ``anchors`` (B, Q, 4), or centres (B, Q, 2), refined by what
+        ``hidden`` (B, Q, C) says. ``eps`` clamps their inverse sigmoid.
+        """
+        offsets = self.regress(hidden).to(anchors.dtype)
+        start = F.pad(logit(anchors, eps), (0, 4 - anchors.shape[-1]))  # points have no size
+        return torch.sigmoid(offsets + start)
+
+    def raw(self, hidden: Tensor, anchor_logits: Tensor) -> RawPredictions:
+        """What ``hidden`` (B, S, C) says of anchors that are given as the logits (B, S, 4) of their
+        cxcywh.
+        """
+        logits = self.classify(hidden)
+        offsets = self.regress(hidden).to(anchor_logits.dtype)
+        return RawPredictions(logits=logits, box_logits=offsets + anchor_logits)
 
 
 class DetectionHead(nn.Module):
-    """``classify[i]`` (C to K logits) and ``regress[i]`` (C to 4 offsets) of decoder layer i.
+    """A pair of embeddings for each of ``num_layers`` decoder layers, and one for the encoder's
+    proposals if ``two_stage``.
 
-    Index ``num_layers`` belongs to the encoder's proposals, if ``two_stage``. Nothing is shared,
-    but all start with the same numbers, as in the official code.
+    Nothing is shared, but all start with the same numbers, as in the official code.
     """
 
     def __init__(
         self, num_classes: int, dim: int = 256, num_layers: int = 6, two_stage: bool = True
     ) -> None:
         super().__init__()
-        self.num_classes, self.num_layers = num_classes, num_layers
+        self.num_classes, self.num_layers, self.two_stage = num_classes, num_layers, two_stage
         count = num_layers + int(two_stage)
         classify, regress = _class_layer(dim, num_classes), _box_layers(dim)
         self.classify = nn.ModuleList(deepcopy(classify) for _ in range(count))
         self.regress = nn.ModuleList(deepcopy(regress) for _ in range(count))
+
+    def layer(self, index: int) -> Embeddings:
+        """The pair of decoder layer ``index``, from 0 to ``num_layers`` - 1."""
+        assert 0 <= index < self.num_layers
+        return Embeddings(self.classify[index], self.regress[index])
+
+    @property
+    def proposals(self) -> Embeddings:
+        """The pair of the encoder's proposals. Raises UserError if there is none."""
+        if not self.two_stage:
+            raise UserError(
+                "queries are selected from the encoder's proposals, but the head has no embeddings "
+                "for these: set model.query_head.head.two_stage=true"
+            )
+        return Embeddings(self.classify[-1], self.regress[-1])
 
 
 def _class_layer(dim: int, num_classes: int) -> nn.Linear:

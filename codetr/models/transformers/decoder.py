@@ -8,10 +8,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from codetr.boxes import logit
-from codetr.models.heads.detection import DetectionHead
+from codetr.models.heads.detection import DetectionHead, Embeddings
 from codetr.models.layers import (
     DeformableAttention,
     FeedForward,
@@ -116,7 +114,8 @@ class DeformableDecoder(nn.Module):
     layer's output before the heads read it, but anchors are refined from the output before it
     (DINO); None for no norm. ``look_forward_twice`` lets a layer's box loss reach the previous
     layer through the refined anchors (DINO, section 3.5). Without ``refine`` every layer predicts
-    relative to the first anchors (plain Deformable DETR). ``eps`` clamps the inverse sigmoid.
+    relative to the first anchors (plain Deformable DETR). ``eps`` clamps the inverse sigmoid of
+    anchors.
     """
 
     def __init__(
@@ -152,19 +151,19 @@ class DeformableDecoder(nn.Module):
             references = anchors[:, :, None] * ratios[:, None]  # (B, Q, L, 4 or 2)
             position = self._position(queries, references)
             content, attended = layer(content, position, references, memory, mask)
-            read = partial(self._predict, head, i)
+            embeddings = head.layer(i)
+            read = partial(self._predict, embeddings)
             predictions.append(read(content, basis))
             taps.append(Tap(hidden=attended, anchors=basis, read=read))
             if self.refine:
-                refined = self._refine(head, i, content, anchors)
+                refined = embeddings.boxes(content, anchors, self.eps)
                 anchors = refined.detach()
                 basis = refined if self.look_forward_twice else anchors
         return DecoderOutput(tuple(predictions), tuple(taps))
 
-    def _predict(self, head: DetectionHead, i: int, hidden: Tensor, anchors: Tensor) -> Predictions:
+    def _predict(self, embeddings: Embeddings, hidden: Tensor, anchors: Tensor) -> Predictions:
         normed = hidden if self.norm is None else self.norm(hidden)
-        boxes = self._refine(head, i, normed, anchors)
-        return Predictions(logits=head.classify[i](normed), boxes=boxes)
+        return embeddings(normed, anchors, self.eps)
 
     def _position(self, queries: Queries, references: Tensor) -> Tensor:
         if self.anchor_position is not None:
@@ -175,8 +174,3 @@ class DeformableDecoder(nn.Module):
                 "query initialisation that embeds positions"
             )
         return queries.position
-
-    def _refine(self, head: DetectionHead, i: int, hidden: Tensor, anchors: Tensor) -> Tensor:
-        offsets = head.regress[i](hidden).to(anchors.dtype)
-        start = F.pad(logit(anchors, self.eps), (0, 4 - anchors.shape[-1]))  # points have no size
-        return torch.sigmoid(offsets + start)

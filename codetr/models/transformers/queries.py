@@ -18,7 +18,7 @@ from codetr.errors import UserError
 from codetr.models.heads.detection import DetectionHead
 from codetr.models.layers import sine_coordinates
 from codetr.models.transformers.tables import QueryTable, first_rows
-from codetr.structures import Memory, Predictions, Proposals, Queries
+from codetr.structures import Memory, Proposals, Queries, RawPredictions
 
 TEMPERATURE = 10000.0
 
@@ -67,14 +67,14 @@ class ProposalStage(nn.Module):
         self.norm = nn.LayerNorm(dim)
         nn.init.xavier_uniform_(self.project.weight)
 
-    def forward(self, memory: Memory, head: DetectionHead) -> tuple[Predictions, Tensor]:
-        """(all proposals with boxes as **logits** (B, S, 4), indices (B, Q) of the best ones)."""
+    def forward(self, memory: Memory, head: DetectionHead) -> tuple[RawPredictions, Tensor]:
+        """(all proposals (B, S, ...), indices (B, Q) of the best ones)."""
         anchors, tokens = _usable_tokens(memory)
         proposals = self._predict(tokens, anchors, head)
         return proposals, self.select(proposals.logits)
 
-    def best(self, memory: Memory, head: DetectionHead) -> Predictions:
-        """The best proposals alone, best first: logits (B, Q, K), boxes (B, Q, 4) as logits.
+    def best(self, memory: Memory, head: DetectionHead) -> RawPredictions:
+        """The best proposals alone (B, Q, ...), best first.
 
         Their gradients are those of ``forward``'s. All tokens are ranked, but only the chosen ones
         have boxes and a graph: what the backward pass would find zeros for is left out.
@@ -96,12 +96,12 @@ class ProposalStage(nn.Module):
         """
         count = max(t.skip + t.num_queries for t in tables)
         found = self._chosen(memory, head, partial(self._best, count=count))
-        boxes = found.boxes.detach().sigmoid()
+        boxes = found.box_logits.detach().sigmoid()
         return tuple(boxes[:, t.skip : t.skip + t.num_queries] for t in tables)
 
     def _chosen(
         self, memory: Memory, head: DetectionHead, choose: Callable[[Tensor], Tensor]
-    ) -> Predictions:
+    ) -> RawPredictions:
         """The proposals of the tokens whose indices (B, Q) ``choose`` finds in class logits."""
         anchors, tokens = _usable_tokens(memory)
         chosen = choose(self._rank(tokens, head))
@@ -111,13 +111,11 @@ class ProposalStage(nn.Module):
         """Class logits (B, S, K) to select by. Not by ``no_grad``: autocast would keep the cast
         weights without a graph for the rest of the step.
         """
-        return head.classify[head.num_layers](self._hidden(tokens.detach())).detach()
+        found: Tensor = head.proposals.classify(self._hidden(tokens.detach()))
+        return found.detach()
 
-    def _predict(self, tokens: Tensor, anchors: Tensor, head: DetectionHead) -> Predictions:
-        hidden = self._hidden(tokens)
-        logits = head.classify[head.num_layers](hidden)
-        boxes = head.regress[head.num_layers](hidden).to(anchors.dtype) + anchors
-        return Predictions(logits=logits, boxes=boxes)
+    def _predict(self, tokens: Tensor, anchors: Tensor, head: DetectionHead) -> RawPredictions:
+        return head.proposals.raw(self._hidden(tokens), anchors)
 
     def _hidden(self, tokens: Tensor) -> Tensor:
         hidden: Tensor = self.norm(self.project(tokens))
@@ -153,11 +151,9 @@ class MixedQueries(nn.Module):
 
     def forward(self, memory: Memory, head: DetectionHead) -> Queries:
         """Row i of the content goes with the i-th best proposal."""
-        best = self.stage.best(memory, head)
-        boxes = best.boxes.sigmoid()
-        content = first_rows(self.content, boxes.shape[1], boxes.shape[0])
-        selected = Predictions(logits=best.logits, boxes=boxes)
-        return Queries(content=content, anchors=boxes.detach(), proposals=selected)
+        best = self.stage.best(memory, head).predictions()
+        content = first_rows(self.content, best.boxes.shape[1], best.boxes.shape[0])
+        return Queries(content=content, anchors=best.boxes.detach(), proposals=best)
 
     def further(
         self, memory: Memory, head: DetectionHead, tables: Sequence[QueryTable]
@@ -194,7 +190,7 @@ class PositionedQueries(nn.Module):
     def forward(self, memory: Memory, head: DetectionHead) -> Queries:
         """Row i of the content goes with the i-th best proposal."""
         proposals, chosen = self.stage(memory, head)
-        anchors = _gather(proposals.boxes, chosen).detach().sigmoid()
+        anchors = _gather(proposals.box_logits, chosen).detach().sigmoid()
         content, position = self._embed(anchors, self.content)
         return Queries(
             content=content,
@@ -202,7 +198,7 @@ class PositionedQueries(nn.Module):
             position=position,
             proposals=Proposals(
                 logits=proposals.logits,
-                boxes=proposals.boxes.sigmoid(),
+                boxes=proposals.box_logits.sigmoid(),
                 anchors=grid_proposals(memory)[0].sigmoid(),
             ),
         )

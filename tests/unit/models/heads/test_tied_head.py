@@ -3,6 +3,7 @@ import torch
 from safetensors.torch import save
 from torch.testing import assert_close
 
+from codetr.errors import UserError
 from codetr.models.heads import DetectionHead, TiedDetectionHead
 
 LAYERS = 3
@@ -14,9 +15,10 @@ def made(two_stage: bool = True, size_logit: float = 0.0) -> TiedDetectionHead:
 
 def test_decoder_layers_share_one_pair_and_proposals_have_their_own() -> None:
     head = made()
-    for branches in (head.classify, head.regress):
-        assert all(branches[i] is branches[0] for i in range(LAYERS))
-        assert branches[LAYERS] is not branches[0]
+    first = head.layer(0)
+    for one, shared, own in zip(head.layer(LAYERS - 1), first, head.proposals, strict=True):
+        assert one is shared
+        assert own is not shared
     single = DetectionHead(5, 8, num_layers=1, two_stage=True)
     assert sum(p.numel() for p in head.parameters()) == sum(p.numel() for p in single.parameters())
     assert (head.num_classes, head.num_layers) == (5, LAYERS)
@@ -28,13 +30,19 @@ def test_shared_weights_are_saved_once() -> None:
     assert save(state), "safetensors refuses names that share memory"
 
 
-def test_one_stage_has_nothing_for_proposals() -> None:
-    with pytest.raises(IndexError):
-        made(two_stage=False).classify[LAYERS]
+@pytest.mark.parametrize("kind", [DetectionHead, TiedDetectionHead])
+def test_no_layer_is_beyond_the_last_and_one_stage_has_no_proposals(
+    kind: type[DetectionHead],
+) -> None:
+    head = kind(5, 8, LAYERS, two_stage=False)
+    with pytest.raises(UserError, match="two_stage=true"):
+        _ = head.proposals
+    with pytest.raises(AssertionError):
+        kind(5, 8, LAYERS).layer(LAYERS)
 
 
 def test_sizes_start_where_they_are_told() -> None:
     head = made(two_stage=False, size_logit=-2.0)
     expected = torch.tensor([0.0, 0, -2, -2]).expand(4, 4)
-    assert_close(head.regress[LAYERS - 1](torch.randn(4, 8)), expected)
-    assert not made().regress[0](torch.randn(4, 8)).any()
+    assert_close(head.layer(LAYERS - 1).regress(torch.randn(4, 8)), expected)
+    assert not made().layer(0).regress(torch.randn(4, 8)).any()

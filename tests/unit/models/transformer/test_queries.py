@@ -71,11 +71,11 @@ def test_stage_predicts_from_usable_tokens_alone() -> None:
     inputs = memory()
     proposals, _ = stage(inputs, made)
     void = inputs.padding
-    assert (proposals.boxes[void] == math.inf).all()
+    assert (proposals.box_logits[void] == math.inf).all()
     anchors, usable = grid_proposals(inputs)
     hidden = stage.norm(stage.project(inputs.tokens[usable]))
-    assert_close(proposals.logits[usable], made.classify[LAYERS](hidden))
-    assert_close(proposals.boxes[usable], made.regress[LAYERS](hidden) + anchors[usable])
+    assert_close(proposals.logits[usable], made.proposals.classify(hidden))
+    assert_close(proposals.box_logits[usable], made.proposals.regress(hidden) + anchors[usable])
     constant = proposals.logits[void]
     assert_close(constant, constant[:1].expand_as(constant))
 
@@ -92,7 +92,7 @@ def selected(
 ) -> tuple[Queries, Tensor, Tensor]:
     """Queries, and the logits and boxes of all proposals."""
     proposals, _ = init.stage(inputs, made)
-    return init(inputs, made), proposals.logits, proposals.boxes.sigmoid()
+    return init(inputs, made), proposals.logits, proposals.box_logits.sigmoid()
 
 
 def test_mixed_queries_hand_on_the_selected_proposals() -> None:
@@ -113,8 +113,8 @@ def test_the_best_proposals_have_the_gradients_of_a_selection_from_all() -> None
     made, stage, inputs = head(), ProposalStage(5, DIM).double(), memory()
     tokens = inputs.tokens.clone().requires_grad_()
     inputs = replace(inputs, tokens=tokens)
-    leaves = [tokens, *stage.parameters(), *made.classify[LAYERS].parameters()]
-    leaves += made.regress[LAYERS].parameters()
+    leaves = [tokens, *stage.parameters(), *made.proposals.classify.parameters()]
+    leaves += made.proposals.regress.parameters()
 
     def gradients(logits: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
         weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
@@ -124,10 +124,12 @@ def test_the_best_proposals_have_the_gradients_of_a_selection_from_all() -> None
 
     proposals, chosen = stage(inputs, made)
     rows = torch.arange(2)[:, None]
-    expected = gradients(proposals.logits[rows, chosen], proposals.boxes[rows, chosen])
+    expected = gradients(proposals.logits[rows, chosen], proposals.box_logits[rows, chosen])
     best = stage.best(inputs, made)
-    assert_close(gradients(best.logits, best.boxes), expected)
-    assert (expected[0] != 0).any(-1).sum() == 2 * 5
+    assert_close(gradients(best.logits, best.box_logits), expected)
+    usable = ~inputs.padding.gather(1, chosen)  # others are zeroed before they are read
+    assert usable.any()
+    assert (expected[0] != 0).any(-1).sum() == usable.sum()
 
 
 def test_positioned_queries_embed_the_selected_anchors_once() -> None:
