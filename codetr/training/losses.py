@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 
 from codetr.models.detectors.protocol import MAIN, Detector
-from codetr.structures import Batch, Decoded, Losses, QueryGroup, prefixed
+from codetr.structures import Batch, Decoded, Losses, Memory, QueryGroup, prefixed
 from codetr.supervision.assigners import Matching
-from codetr.supervision.schemes.protocol import MatchingScheme, Scheme
+from codetr.supervision.schemes.protocol import MatchingScheme, Scheme, Start
 
 
 def training_losses(detector: Detector, schemes: Mapping[str, Scheme], batch: Batch) -> Losses:
     """All losses of a batch, named ``scheme/layer/name``. ``total_loss`` sums them."""
     memory = detector.encode(batch.images)
-    groups = [QueryGroup(name=MAIN, queries=detector.queries(memory))]
-    losses: Losses = {}
-    for name, scheme in schemes.items():
-        proposal = scheme.propose(detector, memory, batch)
-        groups += proposal.groups
-        losses |= prefixed(name, proposal.losses)
+    groups, losses = propose(detector, schemes, memory, batch)
     decoded = detector.decode(memory, groups)
     scores = _scores(schemes, decoded, batch)
     for name in schemes:
         losses |= prefixed(name, scores[name])
     return losses
+
+
+def propose(
+    detector: Detector, schemes: Mapping[str, Scheme], memory: Memory, batch: Batch
+) -> tuple[list[QueryGroup], Losses]:
+    """What is decoded, the main group and those that schemes add, and the losses known by then."""
+    tables = [table for scheme in schemes.values() for table in scheme.tables]
+    main, *further = detector.queries(memory, tables)
+    groups = [QueryGroup(name=MAIN, queries=main)]
+    losses: Losses = {}
+    rest = iter(further)
+    for name, scheme in schemes.items():
+        own = tuple(islice(rest, len(scheme.tables)))
+        start = Start(detector=detector, memory=memory, main=main, own=own, batch=batch)
+        proposal = scheme.propose(start)
+        groups += proposal.groups
+        losses |= prefixed(name, proposal.losses)
+    return groups, losses
 
 
 def _scores(

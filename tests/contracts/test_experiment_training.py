@@ -4,7 +4,6 @@ Recipes that are put together from the same parts are tested once, as a family.
 """
 
 import re
-from itertools import chain
 
 import pytest
 import torch
@@ -14,8 +13,7 @@ from tiny import backward, batch, composed, published, without_gradient
 from torch import nn
 
 from codetr.models.detectors.protocol import MAIN
-from codetr.structures import QueryGroup
-from codetr.training.losses import training_losses
+from codetr.training.losses import propose, training_losses
 
 EXPERIMENTS = published()
 POSITIVE_QUERIES = [
@@ -113,9 +111,7 @@ def test_main_group_is_unaffected_and_several_passes_give_the_same(experiment: s
     schemes.double()
     data = batch((3, 2)).to(torch.float64)
     memory = detector.encode(data.images)
-    main = QueryGroup(name=MAIN, queries=detector.queries(memory))
-    proposals = [scheme.propose(detector, memory, data) for scheme in schemes.values()]
-    extra = list(chain.from_iterable(proposal.groups for proposal in proposals))
+    (main, *extra), _ = propose(detector, schemes, memory, data)
     assert extra
     alone = detector.decode(memory, [main])[MAIN]
     together = detector.decode(memory, [main, *extra])

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from codetr.models.detectors.protocol import MAIN
 from codetr.structures import CROSS_ATTENTION, QueryGroup, Tap
+from codetr.training.losses import propose
 
 CROSS_FIRST = (
     "model.transformer.decoder.layer._target_=codetr.models.transformers.CrossFirstDecoderLayer"
@@ -44,9 +45,7 @@ def test_main_predictions_and_taps_do_not_change_with_the_other_groups(
     schemes.double()
     data = batch((3, 2)).to(torch.float64)
     memory = detector.encode(data.images)
-    main = QueryGroup(name=MAIN, queries=detector.queries(memory))
-    proposals = [scheme.propose(detector, memory, data) for scheme in schemes.values()]
-    extra = [group for proposal in proposals for group in proposal.groups]
+    (main, *extra), _ = propose(detector, schemes, memory, data)
     assert extra
     alone = detector.decode(memory, [main])[MAIN]
     together = detector.decode(memory, [main, *extra])[MAIN]
@@ -80,11 +79,11 @@ def test_inference_reads_no_tap() -> None:
     detector, _ = build(("one_to_one", "mixed"), (), CROSS_FIRST)
     images = batch((1, 1)).images
     memory = detector.encode(images)
-    main = QueryGroup(name=MAIN, queries=detector.queries(memory))
+    main = QueryGroup(name=MAIN, queries=detector.queries(memory)[0])
     tap = detector.decode(memory, [main])[MAIN].taps[CROSS_ATTENTION][0]
     assert isinstance(tap, Tap)
     calls = []
-    detector.head.classify[0].register_forward_hook(lambda *given: calls.append(given))
+    detector.head.layer(0).classify.register_forward_hook(lambda *given: calls.append(given))
     detector(images)
     assert len(calls) == 1  # the layer's own predictions
     tap.read(tap.hidden, tap.anchors)

@@ -6,8 +6,7 @@ from tiny import backward, batch, build, without_gradient
 from torch.utils.flop_counter import FlopCounterMode
 
 from codetr.models.detectors.protocol import MAIN
-from codetr.structures import QueryGroup
-from codetr.training.losses import training_losses
+from codetr.training.losses import propose, training_losses
 
 BASE = "one_to_one"
 COMBINATIONS = [
@@ -38,10 +37,7 @@ def test_the_main_group_and_every_scheme_are_undisturbed(schemes: tuple[str, ...
     parts.double().eval()
     data = batch((3, 2)).to(torch.float64)
     memory = detector.encode(data.images)
-    main = QueryGroup(name=MAIN, queries=detector.queries(memory))
-    groups = [main]
-    for scheme in parts.values():
-        groups += scheme.propose(detector, memory, data).groups
+    groups, _ = propose(detector, parts, memory, data)
     together = detector.decode(memory, groups)
     assert len(together) == len(groups)
     alone = detector(data.images)

@@ -5,7 +5,7 @@ import torch
 from tiny import backward, batch, build, options, without_gradient
 
 from codetr.models.detectors.protocol import MAIN
-from codetr.structures import QueryGroup
+from codetr.training.losses import propose
 
 BASE = "one_to_one"
 SCHEMES = [(BASE, s) if s != BASE else (BASE,) for s in options("scheme")]
@@ -39,10 +39,8 @@ def test_main_group_is_unaffected_and_one_pass_equals_several(
     data = data.to(torch.float64)
     with torch.no_grad():
         memory = detector.encode(data.images)
-        main = QueryGroup(name=MAIN, queries=detector.queries(memory))
-        proposed = [s.propose(detector, memory, data) for s in schemes.values()]
-        groups = [main, *(group for proposal in proposed for group in proposal.groups)]
-        alone = detector.decode(memory, [main])[MAIN]
+        groups, _ = propose(detector, schemes, memory, data)
+        alone = detector.decode(memory, groups[:1])[MAIN]
         together = detector.decode(memory, groups)
         detector.one_pass = False
         apart = detector.decode(memory, groups)

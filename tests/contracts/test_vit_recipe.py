@@ -8,8 +8,8 @@ from tiny import backward, batch, composed, without_gradient
 from torch import Tensor, nn
 
 from codetr.models.detectors.protocol import MAIN
-from codetr.structures import QueryGroup
 from codetr.supervision.aux_heads.box_head import ConvFcBoxHead, SharedFcBoxHead
+from codetr.training.losses import propose
 
 COCO = (
     "model=co_dino_vit",
@@ -71,8 +71,7 @@ def test_main_group_is_unaffected_by_training_parts() -> None:
     memory = detector.encode(data.images)
     assert memory.shapes == ((16, 16), (8, 8), (4, 4), (2, 2), (1, 1))
     assert memory.strides == (4, 8, 16, 32, 64)
-    main = QueryGroup(name=MAIN, queries=detector.queries(memory))
-    extra = [g for s in schemes.values() for g in s.propose(detector, memory, data).groups]
+    (main, *extra), _ = propose(detector, schemes, memory, data)
     assert len(extra) == 3
     alone = detector.decode(memory, [main])[MAIN].layers[-1]
     together = detector.decode(memory, [main, *extra])[MAIN].layers[-1]

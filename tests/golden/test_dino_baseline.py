@@ -107,7 +107,7 @@ def test_baseline_equals_the_official_code(shared: Path) -> None:
         padded_sizes=sizes,
     )
     memory = detector.encode(images)
-    main = QueryGroup(name=MAIN, queries=detector.queries(memory))
+    main = QueryGroup(name=MAIN, queries=detector.queries(memory)[0])
     layers = detector.decode(memory, [main])[MAIN].layers
 
     recorded = np.load(folder / "io.npz")

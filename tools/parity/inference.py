@@ -64,7 +64,7 @@ def _decoding(case: Case, memory: Memory) -> tuple[Values, Predictions]:
     stage = detector.query_init.stage
     with probe({"norm": stage.norm}) as first:
         proposals, chosen = stage(memory, detector.head)
-    queries = detector.queries(memory)
+    (queries,) = detector.queries(memory)
     layers = {f"layer{i}": layer for i, layer in enumerate(detector.decoder.layers)}
     heads = {f"head{i}": detector.head.layer(i).classify for i in range(len(layers))}
     with probe({**layers, **heads}) as seen:

@@ -68,13 +68,9 @@ class DeformableDetr(nn.Module):
         """Images to memory."""
         return self.encoder(self.neck(self.backbone(images.pixels)), images.padding)
 
-    def queries(self, memory: Memory) -> Queries:
-        """The main group's queries."""
-        return self.query_init(memory, self.head)
-
-    def further_queries(self, memory: Memory, tables: Sequence[QueryTable]) -> tuple[Queries, ...]:
-        """Queries of groups beside the main one, one group per table."""
-        made: tuple[Queries, ...] = self.query_init.further(memory, self.head, tables)  # type: ignore[operator]
+    def queries(self, memory: Memory, tables: Sequence[QueryTable] = ()) -> tuple[Queries, ...]:
+        """The main group's queries, then those of each table, from one ranking of the memory."""
+        made: tuple[Queries, ...] = self.query_init(memory, self.head, tables)
         return made
 
     def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> Mapping[str, Decoded]:
@@ -90,5 +86,6 @@ class DeformableDetr(nn.Module):
     def forward(self, images: Images) -> Predictions:
         """The last layer's predictions of the main queries."""
         memory = self.encode(images)
-        main = QueryGroup(name=MAIN, queries=self.queries(memory))
-        return self.decode(memory, [main])[MAIN].layers[-1]
+        (main,) = self.queries(memory)
+        group = QueryGroup(name=MAIN, queries=main)
+        return self.decode(memory, [group])[MAIN].layers[-1]

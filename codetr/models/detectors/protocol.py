@@ -22,13 +22,9 @@ class Detector(Protocol):
         """Backbone, neck and encoder."""
         ...
 
-    def queries(self, memory: Memory) -> Queries:
-        """The main group's queries."""
-        ...
-
-    def further_queries(self, memory: Memory, tables: Sequence[QueryTable]) -> tuple[Queries, ...]:
-        """Queries of groups beside the main one, made as the main one's but from the learned rows
-        of a table each.
+    def queries(self, memory: Memory, tables: Sequence[QueryTable] = ()) -> tuple[Queries, ...]:
+        """The main group's queries, then one group per table: made as the main one's, in one
+        selection, but from the learned rows of the table.
         """
         ...
 

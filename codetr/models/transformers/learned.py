@@ -28,25 +28,22 @@ class LearnedQueries(nn.Module):
         nn.init.xavier_uniform_(self.reference_points.weight)
         nn.init.zeros_(self.reference_points.bias)
 
-    def forward(self, memory: Memory, head: DetectionHead) -> Queries:
-        """The same queries for every image, with anchors (B, Q, 2): centres in [0, 1], with
-        gradient. ``head`` is not used.
-        """
-        return self._queries(memory, self.content, self.position)
-
-    def further(
-        self, memory: Memory, head: DetectionHead, tables: Sequence[QueryTable]
+    def forward(
+        self, memory: Memory, head: DetectionHead, tables: Sequence[QueryTable] = ()
     ) -> tuple[Queries, ...]:
-        """The queries of each table. Raises UserError for one that lacks content or position."""
-        made = []
+        """The main queries, then those of each table: the same for every image, with anchors
+        (B, Q, 2): centres in [0, 1], with gradient. ``head`` is not used. Raises UserError for a
+        table that lacks content or position.
+        """
+        groups = [(self.content, self.position)]
         for table in tables:
             if table.content is None or table.position is None:
                 raise UserError(
                     "these queries learn content and position: set "
                     "model.transformer.per_query.content=true and position=true"
                 )
-            made.append(self._queries(memory, table.content, table.position))
-        return tuple(made)
+            groups.append((table.content, table.position))
+        return tuple(self._queries(memory, content, position) for content, position in groups)
 
     def _queries(self, memory: Memory, content: Tensor, position: Tensor) -> Queries:
         images = memory.tokens.shape[0]  # len() would fix it in an exported program

@@ -7,8 +7,8 @@ best ones become anchors. Mixed selection (DINO, section 3.4): their content is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -67,45 +67,40 @@ class ProposalStage(nn.Module):
         self.norm = nn.LayerNorm(dim)
         nn.init.xavier_uniform_(self.project.weight)
 
-    def forward(self, memory: Memory, head: DetectionHead) -> tuple[RawPredictions, Tensor]:
-        """(all proposals (B, S, ...), indices (B, Q) of the best ones)."""
+    def forward(
+        self, memory: Memory, head: DetectionHead, tables: Sequence[QueryTable] = ()
+    ) -> tuple[RawPredictions, Tensor]:
+        """(all proposals (B, S, ...), indices (B, R) of the best ones, best first): as many as the
+        main queries and those of all ``tables`` reach.
+        """
         anchors, tokens = _usable_tokens(memory)
         proposals = self._predict(tokens, anchors, head)
-        return proposals, self.select(proposals.logits)
+        return proposals, self.select(proposals.logits, self._reach(tables))
 
-    def best(self, memory: Memory, head: DetectionHead) -> RawPredictions:
-        """The best proposals alone (B, Q, ...), best first.
+    def best(
+        self, memory: Memory, head: DetectionHead, tables: Sequence[QueryTable] = ()
+    ) -> RawPredictions:
+        """The best proposals alone (B, R, ...), best first.
 
         Their gradients are those of ``forward``'s. All tokens are ranked, but only the chosen ones
         have boxes and a graph: what the backward pass would find zeros for is left out.
         """
-        return self._chosen(memory, head, self.select)
-
-    def select(self, logits: Tensor) -> Tensor:
-        """(B, Q) indices of the best tokens, best first; all of them if there are fewer."""
-        return self._best(logits, self.num_queries)
-
-    def further_anchors(
-        self, memory: Memory, head: DetectionHead, tables: Sequence[QueryTable]
-    ) -> tuple[Tensor, ...]:
-        """Per table (B, Q, 4) cxcywh, detached: the proposals of the ranks that it asks for, fewer
-        where there are fewer tokens.
-
-        Ranks are those of one joint selection. Tokens are ranked once more than for the main
-        queries, since schemes are not handed what those were selected from.
-        """
-        count = max(t.skip + t.num_queries for t in tables)
-        found = self._chosen(memory, head, partial(self._best, count=count))
-        boxes = found.box_logits.detach().sigmoid()
-        return tuple(boxes[:, t.skip : t.skip + t.num_queries] for t in tables)
-
-    def _chosen(
-        self, memory: Memory, head: DetectionHead, choose: Callable[[Tensor], Tensor]
-    ) -> RawPredictions:
-        """The proposals of the tokens whose indices (B, Q) ``choose`` finds in class logits."""
         anchors, tokens = _usable_tokens(memory)
-        chosen = choose(self._rank(tokens, head))
+        chosen = self.select(self._rank(tokens, head), self._reach(tables))
         return self._predict(_gather(tokens, chosen), _gather(anchors, chosen), head)
+
+    def select(self, logits: Tensor, count: int) -> Tensor:
+        """(B, R) indices of the best ``count`` tokens by their class logits (B, S, K), best first;
+        all of them if there are fewer.
+        """
+        scores = logits.amax(-1) if self.rank_by == "any_class" else logits[..., 0]
+        tokens = scores.shape[1]
+        # Not min(): torch.export would carry that as an unknown through all that follows.
+        return scores.topk(count if count <= tokens else tokens, dim=1).indices
+
+    def _reach(self, tables: Sequence[QueryTable]) -> int:
+        """How many ranks there are queries for."""
+        return max([self.num_queries, *(t.skip + t.num_queries for t in tables)])
 
     def _rank(self, tokens: Tensor, head: DetectionHead) -> Tensor:
         """Class logits (B, S, K) to select by. Not by ``no_grad``: autocast would keep the cast
@@ -120,12 +115,6 @@ class ProposalStage(nn.Module):
     def _hidden(self, tokens: Tensor) -> Tensor:
         hidden: Tensor = self.norm(self.project(tokens))
         return hidden
-
-    def _best(self, logits: Tensor, count: int) -> Tensor:
-        scores = logits.amax(-1) if self.rank_by == "any_class" else logits[..., 0]
-        tokens = scores.shape[1]
-        # Not min(): torch.export would carry that as an unknown through all that follows.
-        return scores.topk(count if count <= tokens else tokens, dim=1).indices
 
 
 def _usable_tokens(memory: Memory) -> tuple[Tensor, Tensor]:
@@ -149,27 +138,28 @@ class MixedQueries(nn.Module):
         self.stage = stage
         self.content = nn.Parameter(torch.randn(stage.num_queries, dim))
 
-    def forward(self, memory: Memory, head: DetectionHead) -> Queries:
-        """Row i of the content goes with the i-th best proposal."""
-        best = self.stage.best(memory, head).predictions()
-        content = first_rows(self.content, best.boxes.shape[1], best.boxes.shape[0])
-        return Queries(content=content, anchors=best.boxes.detach(), proposals=best)
-
-    def further(
-        self, memory: Memory, head: DetectionHead, tables: Sequence[QueryTable]
+    def forward(
+        self, memory: Memory, head: DetectionHead, tables: Sequence[QueryTable] = ()
     ) -> tuple[Queries, ...]:
-        """The queries of each table. Raises UserError for one without learned content."""
-        made = []
-        anchors = self.stage.further_anchors(memory, head, tables)
-        for table, boxes in zip(tables, anchors, strict=True):
-            if table.content is None:
-                raise UserError(
-                    "these queries learn their content: set "
-                    "model.transformer.per_query.content=true"
-                )
-            content = first_rows(table.content, boxes.shape[1], boxes.shape[0])
-            made.append(Queries(content=content, anchors=boxes))
-        return tuple(made)
+        """The main queries, then those of each table: row i of a content goes with the i-th best
+        proposal, counted from the table's first rank. Raises UserError for a table without content.
+        """
+        if any(table.content is None for table in tables):
+            raise UserError(
+                "these queries learn their content: set model.transformer.per_query.content=true"
+            )
+        best = self.stage.best(memory, head, tables).predictions()
+        anchors = best.boxes.detach()
+        selected = best.map(lambda ranked: ranked[:, : self.stage.num_queries])
+        main = self._queries(anchors[:, : self.stage.num_queries], self.content)
+        return (
+            replace(main, proposals=selected),
+            *(self._queries(table.ranked(anchors), table.content) for table in tables),
+        )
+
+    def _queries(self, anchors: Tensor, learned: Tensor | None) -> Queries:
+        assert learned is not None
+        return Queries(content=first_rows(learned, anchors), anchors=anchors)
 
 
 class PositionedQueries(nn.Module):
@@ -187,32 +177,28 @@ class PositionedQueries(nn.Module):
         self.position_norm = nn.LayerNorm(2 * dim)
         nn.init.xavier_uniform_(self.position.weight)
 
-    def forward(self, memory: Memory, head: DetectionHead) -> Queries:
-        """Row i of the content goes with the i-th best proposal."""
-        proposals, chosen = self.stage(memory, head)
-        anchors = _gather(proposals.box_logits, chosen).detach().sigmoid()
-        content, position = self._embed(anchors, self.content)
-        return Queries(
-            content=content,
-            anchors=anchors,
-            position=position,
-            proposals=Proposals(
-                logits=proposals.logits,
-                boxes=proposals.box_logits.sigmoid(),
-                anchors=grid_proposals(memory)[0].sigmoid(),
-            ),
+    def forward(
+        self, memory: Memory, head: DetectionHead, tables: Sequence[QueryTable] = ()
+    ) -> tuple[Queries, ...]:
+        """The main queries, then those of each table, without proposals: row i of a content goes
+        with the i-th best proposal, counted from the table's first rank.
+        """
+        found, chosen = self.stage(memory, head, tables)
+        anchors = _gather(found.box_logits, chosen).detach().sigmoid()
+        proposals = Proposals(
+            logits=found.logits,
+            boxes=found.box_logits.sigmoid(),
+            anchors=grid_proposals(memory)[0].sigmoid(),
+        )
+        main = self._queries(anchors[:, : self.stage.num_queries], self.content)
+        return (
+            replace(main, proposals=proposals),
+            *(self._queries(table.ranked(anchors), table.content) for table in tables),
         )
 
-    def further(
-        self, memory: Memory, head: DetectionHead, tables: Sequence[QueryTable]
-    ) -> tuple[Queries, ...]:
-        """The queries of each table, without proposals."""
-        made = []
-        anchors = self.stage.further_anchors(memory, head, tables)
-        for table, boxes in zip(tables, anchors, strict=True):
-            content, position = self._embed(boxes, table.content)
-            made.append(Queries(content=content, anchors=boxes, position=position))
-        return tuple(made)
+    def _queries(self, anchors: Tensor, learned: Tensor | None) -> Queries:
+        content, position = self._embed(anchors, learned)
+        return Queries(content=content, anchors=anchors, position=position)
 
     def _embed(self, anchors: Tensor, learned: Tensor | None) -> tuple[Tensor, Tensor]:
         """Content and position (B, Q, C) each, content from ``learned`` (Q, C) where there is."""
@@ -221,5 +207,5 @@ class PositionedQueries(nn.Module):
         embedded = self.position_norm(self.position(encoding))
         position, content = embedded[..., :dim], embedded[..., dim:]
         if learned is not None:
-            content = first_rows(learned, anchors.shape[1], anchors.shape[0])
+            content = first_rows(learned, anchors)
         return content, position

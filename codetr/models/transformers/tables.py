@@ -41,7 +41,15 @@ class QueryTable(nn.Module):
         self.content = nn.Parameter(torch.randn(num_queries, dim)) if content else None
         self.position = nn.Parameter(torch.randn(num_queries, dim)) if position else None
 
+    def ranked(self, values: Tensor) -> Tensor:
+        """Of ``values`` (B, R, C), best rank first, those of the table's ranks: (B, Q, C), fewer
+        where there are fewer ranks.
+        """
+        return values[:, self.skip : self.skip + self.num_queries]
 
-def first_rows(table: Tensor, count: int, images: int) -> Tensor:
-    """(B, count, C): the first rows of ``table`` (Q, C), the same for every image."""
-    return table[:count].expand(images, -1, -1)
+
+def first_rows(learned: Tensor, anchors: Tensor) -> Tensor:
+    """The first rows of ``learned`` (R, C), one for each of the ``anchors`` (B, Q, 4), Q <= R, and
+    the same for every image: (B, Q, C).
+    """
+    return learned[: anchors.shape[1]].expand(anchors.shape[0], -1, -1)

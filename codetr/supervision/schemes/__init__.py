@@ -10,7 +10,7 @@ from codetr.supervision.schemes.group import Group
 from codetr.supervision.schemes.hybrid import Hybrid
 from codetr.supervision.schemes.mixed import Mixed
 from codetr.supervision.schemes.one_to_one import OneToOne
-from codetr.supervision.schemes.protocol import Proposal, Scheme
+from codetr.supervision.schemes.protocol import MatchingScheme, Proposal, Scheme, Start
 from codetr.supervision.schemes.teacher import Teacher
 
 __all__ = [
@@ -20,9 +20,11 @@ __all__ = [
     "Denoising",
     "Group",
     "Hybrid",
+    "MatchingScheme",
     "Mixed",
     "OneToOne",
     "Proposal",
     "Scheme",
+    "Start",
     "Teacher",
 ]

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from codetr.errors import UserError
-from codetr.models.detectors.protocol import Detector
 from codetr.models.layers import sine_coordinates
 from codetr.structures import (
     Batch,
@@ -30,7 +29,7 @@ from codetr.structures import (
 from codetr.supervision.aux_heads.protocol import AuxHead
 from codetr.supervision.criteria import SetCriterion, Supervised, by_layer, supervised
 from codetr.supervision.schemes.positives import count_positives, positive_group
-from codetr.supervision.schemes.protocol import Proposal
+from codetr.supervision.schemes.protocol import Proposal, Scheme, Start
 
 
 class CoordinateEmbedding(nn.Module):
@@ -81,7 +80,7 @@ class CoordinateFeatureEmbedding(nn.Module):
         return content, position + self.head_position
 
 
-class Collaborative(nn.Module):
+class Collaborative(Scheme):
     """K auxiliary heads on the encoder's maps, and their positive queries.
 
     Args:
@@ -142,11 +141,12 @@ class Collaborative(nn.Module):
         coarse = self.extra_level(maps[-1])
         return Pyramid(maps=(*maps, coarse), strides=(*pyramid.strides, pyramid.strides[-1] * 2))
 
-    def propose(self, detector: Detector, memory: Memory, batch: Batch) -> Proposal:
+    def propose(self, start: Start) -> Proposal:
         """The heads' losses as ``{head}/...``, and one query group per head; see the lambdas."""
         if not self.heads:
             return Proposal()
-        pyramid = self.auxiliary_pyramid(memory)
+        detector, batch = start.detector, start.batch
+        pyramid = self.auxiliary_pyramid(start.memory)
         outputs = {name: self.head(name)(pyramid, batch) for name in self.heads}
         factor = self.lambda_2 * detector.num_layers
         losses: Losses = {}

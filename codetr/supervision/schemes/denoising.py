@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from codetr.boxes import cxcywh_to_xyxy, logit, xyxy_to_cxcywh
-from codetr.models.detectors.protocol import MAIN, Detector
+from codetr.models.detectors.protocol import MAIN
 from codetr.structures import (
     Assignment,
     Batch,
@@ -22,13 +22,12 @@ from codetr.structures import (
     Decoded,
     Losses,
     LossTerm,
-    Memory,
     Queries,
     QueryGroup,
     Targets,
 )
 from codetr.supervision.criteria import SetCriterion, deep_supervision, normaliser
-from codetr.supervision.schemes.protocol import Proposal
+from codetr.supervision.schemes.protocol import Proposal, Scheme, Start
 
 GROUP = "denoising"
 LOGIT_EPS = 1e-3
@@ -49,7 +48,7 @@ class Noise:
     shifts: Tensor
 
 
-class Denoising(nn.Module):
+class Denoising(Scheme):
     """Queries made from noisy boxes and labels, whose targets are known without matching.
 
     Args:
@@ -76,14 +75,15 @@ class Denoising(nn.Module):
         self.num_queries = num_queries
         self.label_noise, self.box_noise = label_noise, box_noise
 
-    def propose(self, detector: Detector, memory: Memory, batch: Batch) -> Proposal:
+    def propose(self, start: Start) -> Proposal:
         """One group, or a zero-valued loss on the label embedding if no image has a box."""
-        most = max(len(t) for t in batch.targets)
+        targets, like = start.batch.targets, start.memory.valid_ratios
+        most = max(len(t) for t in targets)
         if most == 0:
             untouched = self.label_embedding.weight.sum() * 0.0
             return Proposal(losses={"empty": LossTerm(untouched, 1.0)})
-        noise = self.draw(len(batch.targets), self._groups(most), most, like=memory.valid_ratios)
-        return Proposal(groups=(self.group(batch.targets, noise),))
+        noise = self.draw(len(targets), self._groups(most), most, like)
+        return Proposal(groups=(self.group(targets, noise),))
 
     def _groups(self, most: int) -> int:
         """How many, where an image of the batch has up to ``most`` boxes."""

@@ -8,24 +8,22 @@ import torch
 from torch import nn
 
 from codetr.errors import UserError
-from codetr.models.detectors.protocol import Detector
 from codetr.models.transformers import QueryTable
 from codetr.structures import (
     Assignment,
     Batch,
     Decoded,
     Losses,
-    Memory,
     Predictions,
     QueryGroup,
     scaled,
 )
-from codetr.supervision.assigners import CostTables, HungarianMatcher, solve
+from codetr.supervision.assigners import CostTables, HungarianMatcher
 from codetr.supervision.criteria import SetCriterion, deep_supervision, matched_pairs
-from codetr.supervision.schemes.protocol import Proposal
+from codetr.supervision.schemes.protocol import MatchingScheme, Proposal, Start
 
 
-class Group(nn.Module):
+class Group(MatchingScheme):
     """Several groups of queries, each matched one to one with all targets (section 3.2).
 
     The main group is one of them. In a two-stage detector all groups start from the same
@@ -57,8 +55,9 @@ class Group(nn.Module):
                 "weight of 0 or more"
             )
         self.matcher, self.criterion = matcher, criterion
-        self.tables = nn.ModuleList(queries() for _ in range(groups - 1))
-        if not any(True for _ in self.tables.parameters()):
+        rows = nn.ModuleList(queries() for _ in range(groups - 1))
+        self.tables = rows  # type: ignore[assignment]
+        if not any(True for _ in rows.parameters()):
             raise UserError(
                 "scheme.group: all groups would be copies of the main one, since queries learn "
                 "nothing of their own here: set model.transformer.query_init.mixed=true"
@@ -70,15 +69,11 @@ class Group(nn.Module):
         """Names of the further groups."""
         return tuple(f"group{i + 1}" for i in range(len(self.tables)))
 
-    def propose(self, detector: Detector, memory: Memory, batch: Batch) -> Proposal:
+    def propose(self, start: Start) -> Proposal:
         """The further groups, each of which sees itself alone."""
-        made = detector.further_queries(memory, list(self.tables))  # type: ignore[arg-type]
-        groups = [QueryGroup(name=n, queries=q) for n, q in zip(self.names, made, strict=True)]
+        pairs = zip(self.names, start.own, strict=True)
+        groups = [QueryGroup(name=name, queries=queries) for name, queries in pairs]
         return Proposal(groups=tuple(groups))
-
-    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
-        """``layer{i}/...``, the mean over the further groups, weighted by their number."""
-        return self.measure(decoded, batch, solve(self.problems(decoded, batch)))
 
     def problems(self, decoded: Mapping[str, Decoded], batch: Batch) -> list[CostTables]:
         """All layers of one group after those of another."""
@@ -91,7 +86,7 @@ class Group(nn.Module):
         batch: Batch,
         matched: Sequence[tuple[Assignment, ...]],
     ) -> Losses:
-        """See ``MatchingScheme``."""
+        """``layer{i}/...``, the mean over the further groups, weighted by their number."""
         answers = [decoded[name].layers for name in self.names]
         (per_group,) = matched
         depth = len(answers[0])

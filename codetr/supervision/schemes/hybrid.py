@@ -4,29 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from torch import nn
-
 from codetr.errors import UserError
-from codetr.models.detectors.protocol import Detector
 from codetr.models.transformers import QueryTable
 from codetr.structures import (
     Assignment,
     Batch,
     Decoded,
     Losses,
-    Memory,
     QueryGroup,
     Targets,
     scaled,
 )
-from codetr.supervision.assigners import CostTables, HungarianMatcher, solve
+from codetr.supervision.assigners import CostTables, HungarianMatcher
 from codetr.supervision.criteria import SetCriterion, deep_supervision, matched_pairs
-from codetr.supervision.schemes.protocol import Proposal
+from codetr.supervision.schemes.protocol import MatchingScheme, Proposal, Start
 
 GROUP = "hybrid"
 
 
-class Hybrid(nn.Module):
+class Hybrid(MatchingScheme):
     """One-to-many supervision by repeated targets: the hybrid branch scheme (section 3).
 
     Args:
@@ -54,17 +50,14 @@ class Hybrid(nn.Module):
             )
         self.matcher, self.criterion = matcher, criterion
         self.queries = queries
+        self.tables = (queries,)
         self.repeats, self.weight = repeats, weight
 
-    def propose(self, detector: Detector, memory: Memory, batch: Batch) -> Proposal:
+    def propose(self, start: Start) -> Proposal:
         """The one-to-many group, which sees itself alone."""
-        (queries,) = detector.further_queries(memory, [self.queries])
-        targets = repeated(batch.targets, self.repeats)
+        (queries,) = start.own
+        targets = repeated(start.batch.targets, self.repeats)
         return Proposal(groups=(QueryGroup(name=GROUP, queries=queries, targets=targets),))
-
-    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
-        """``layer{i}/...``, divided by the number of repeated targets."""
-        return self.measure(decoded, batch, solve(self.problems(decoded, batch)))
 
     def problems(self, decoded: Mapping[str, Decoded], batch: Batch) -> list[CostTables]:
         """All layers, with the repeated targets."""
@@ -77,7 +70,7 @@ class Hybrid(nn.Module):
         batch: Batch,
         matched: Sequence[tuple[Assignment, ...]],
     ) -> Losses:
-        """See ``MatchingScheme``."""
+        """``layer{i}/...``, divided by the number of repeated targets."""
         answer = decoded[GROUP]
         (assignments,) = matched
         pairs = matched_pairs(batch, len(answer.group), self.repeats)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor, nn
 
 from codetr.errors import UserError
-from codetr.models.detectors.protocol import MAIN, Detector
+from codetr.models.detectors.protocol import MAIN
 from codetr.models.layers import FeedForward
 from codetr.structures import (
     CROSS_ATTENTION,
@@ -15,14 +15,13 @@ from codetr.structures import (
     Batch,
     Decoded,
     Losses,
-    Memory,
     Predictions,
     Targets,
     prefixed,
 )
 from codetr.supervision.assigners.top_k import TopKAssigner, with_best_target
 from codetr.supervision.criteria import SetCriterion, normaliser
-from codetr.supervision.schemes.protocol import Proposal
+from codetr.supervision.schemes.protocol import Scheme
 
 
 class Branch(nn.Module):
@@ -40,7 +39,7 @@ class Branch(nn.Module):
         return self.norm(self.feed_forward(hidden))
 
 
-class Mixed(nn.Module):
+class Mixed(Scheme):
     """One-to-many supervision of every decoder layer's features after cross-attention.
 
     They are read by the layer's own class and box heads, after a branch of this scheme: the
@@ -64,10 +63,6 @@ class Mixed(nn.Module):
         super().__init__()
         self.assigner, self.criterion = assigner, criterion
         self.branches = nn.ModuleList(branch() for _ in range(num_layers))
-
-    def propose(self, detector: Detector, memory: Memory, batch: Batch) -> Proposal:
-        """Nothing: it is the main group that is supervised."""
-        return Proposal()
 
     def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
         """``layer{i}/...``. Raises UserError if the decoder has no taps, or not so many layers."""

@@ -7,19 +7,18 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from torch import nn
 
-from codetr.models.detectors.protocol import MAIN, Detector
-from codetr.structures import Assignment, Batch, Decoded, Losses, Memory, Targets, prefixed
-from codetr.supervision.assigners import AnchorMatcher, CostTables, HungarianMatcher, solve
+from codetr.models.detectors.protocol import MAIN
+from codetr.structures import Assignment, Batch, Decoded, Losses, Targets, prefixed
+from codetr.supervision.assigners import AnchorMatcher, CostTables, HungarianMatcher
 from codetr.supervision.criteria import SetCriterion, deep_supervision, matched_pairs, normaliser
-from codetr.supervision.schemes.protocol import Proposal
+from codetr.supervision.schemes.protocol import MatchingScheme
 
 ProposalLabels = Literal["classes", "objectness"]
 """What the encoder's proposals are measured with: the true labels, or class 0 for every object."""
 
 
-class OneToOne(nn.Module):
+class OneToOne(MatchingScheme):
     """Hungarian matching of the main queries, and of the encoder's proposals if there are any.
 
     ``proposal_labels``: ``classes`` measures proposals with the true labels (DINO); ``objectness``
@@ -41,14 +40,6 @@ class OneToOne(nn.Module):
         self.proposal_criterion = criterion if proposal_criterion is None else proposal_criterion
         self.proposal_labels = proposal_labels
 
-    def propose(self, detector: Detector, memory: Memory, batch: Batch) -> Proposal:
-        """Nothing: the main group is there anyway."""
-        return Proposal()
-
-    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
-        """``layer{i}/...`` for decoder layers and ``encoder/...`` for proposals."""
-        return self.measure(decoded, batch, solve(self.problems(decoded, batch)))
-
     def problems(self, decoded: Mapping[str, Decoded], batch: Batch) -> list[CostTables]:
         """The layers, and the proposals if there are any."""
         main = decoded[MAIN]
@@ -64,7 +55,7 @@ class OneToOne(nn.Module):
         batch: Batch,
         matched: Sequence[tuple[Assignment, ...]],
     ) -> Losses:
-        """See ``MatchingScheme``."""
+        """``layer{i}/...`` for decoder layers and ``encoder/...`` for proposals."""
         main = decoded[MAIN]
         layers, *proposed = matched
         queries = main.layers[0].boxes.shape[1]

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+
+from torch import nn
 
 from codetr.models.detectors.protocol import Detector
-from codetr.structures import Assignment, Batch, Decoded, Losses, Memory, QueryGroup
-from codetr.supervision.assigners import CostTables
+from codetr.models.transformers import QueryTable
+from codetr.structures import Assignment, Batch, Decoded, Losses, Memory, Queries, QueryGroup
+from codetr.supervision.assigners import CostTables, solve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What there is before decoding: the ``memory`` of a batch, the ``main`` queries, and ``own``,
+    the queries of the scheme's own tables, one group each.
+    """
+
+    detector: Detector
+    memory: Memory
+    main: Queries
+    own: tuple[Queries, ...]
+    batch: Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,29 +35,38 @@ class Proposal:
     losses: Losses = field(default_factory=dict)
 
 
-class Scheme(Protocol):
-    """A training scheme: an ``nn.Module`` with no hidden state between the two calls."""
+class Scheme(nn.Module, ABC):
+    """A training scheme, with no hidden state between the two calls.
 
-    def propose(self, detector: Detector, memory: Memory, batch: Batch) -> Proposal:
-        """Before decoding: extra query groups and losses on the encoder's output."""
-        ...
-
-    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
-        """After decoding: assign targets to the decoded groups and measure them."""
-        ...
-
-
-@runtime_checkable
-class MatchingScheme(Protocol):
-    """What a scheme is besides that scores after matching on the host: the two halves of its
-    ``score``, so that a step can match for all schemes at once and give the device other work
-    meanwhile.
+    ``tables`` are the learned rows of its own query groups, which the detector makes queries of
+    together with the main ones.
     """
 
+    tables: Sequence[QueryTable]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = ()
+
+    def propose(self, start: Start) -> Proposal:
+        """Before decoding: further query groups, and losses on the encoder's output. Here: none."""
+        return Proposal()
+
+    @abstractmethod
+    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
+        """After decoding: assign targets to the decoded groups and measure them."""
+
+
+class MatchingScheme(Scheme):
+    """A scheme that scores in two halves, before and after matching on the host, so that a step can
+    match for all schemes at once and give the device other work meanwhile.
+    """
+
+    @abstractmethod
     def problems(self, decoded: Mapping[str, Decoded], batch: Batch) -> Sequence[CostTables]:
         """What has to be matched."""
-        ...
 
+    @abstractmethod
     def measure(
         self,
         decoded: Mapping[str, Decoded],
@@ -49,4 +74,7 @@ class MatchingScheme(Protocol):
         matched: Sequence[tuple[Assignment, ...]],
     ) -> Losses:
         """The losses, under what every problem's layers were matched with."""
-        ...
+
+    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
+        """Both halves, one after the other."""
+        return self.measure(decoded, batch, solve(self.problems(decoded, batch)))

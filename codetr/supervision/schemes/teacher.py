@@ -7,18 +7,17 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import nn
 
 from codetr.errors import UserError
-from codetr.models.detectors.protocol import MAIN, Detector
-from codetr.structures import Assignment, Batch, Decoded, Losses, Memory, Targets, prefixed, scaled
-from codetr.supervision.assigners import CostTables, HungarianMatcher, solve
+from codetr.models.detectors.protocol import MAIN
+from codetr.structures import Assignment, Batch, Decoded, Losses, Targets, prefixed, scaled
+from codetr.supervision.assigners import CostTables, HungarianMatcher
 from codetr.supervision.criteria import SetCriterion, deep_supervision, matched_pairs, normaliser
 from codetr.supervision.schemes.one_to_one import ProposalLabels, proposal_targets
-from codetr.supervision.schemes.protocol import Proposal
+from codetr.supervision.schemes.protocol import MatchingScheme
 
 
-class Teacher(nn.Module):
+class Teacher(MatchingScheme):
     """The main queries, matched with each teacher's boxes by themselves.
 
     A matched query's losses are weighted by the score of its box. The encoder's proposals are
@@ -53,17 +52,6 @@ class Teacher(nn.Module):
         self.proposal_labels: ProposalLabels = proposal_labels
         self.background, self.weight = background, weight
 
-    def propose(self, detector: Detector, memory: Memory, batch: Batch) -> Proposal:
-        """Nothing: the main group is there anyway."""
-        return Proposal()
-
-    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
-        """``{teacher}/layer{i}/...`` and ``{teacher}/encoder/...``, teachers counted from 0.
-
-        Raises UserError if the batch has no teachers.
-        """
-        return self.measure(decoded, batch, solve(self.problems(decoded, batch)))
-
     def problems(self, decoded: Mapping[str, Decoded], batch: Batch) -> list[CostTables]:
         """Each teacher's. Raises UserError if the batch has no teachers."""
         if not batch.teachers:
@@ -76,7 +64,10 @@ class Teacher(nn.Module):
         batch: Batch,
         matched: Sequence[tuple[Assignment, ...]],
     ) -> Losses:
-        """See ``MatchingScheme``."""
+        """``{teacher}/layer{i}/...`` and ``{teacher}/encoder/...``, teachers counted from 0.
+
+        Raises UserError if the batch has no teachers.
+        """
         main = decoded[MAIN]
         per_teacher = len(matched) // len(batch.teachers)
         losses: Losses = {}

@@ -7,31 +7,35 @@ import torch
 
 from codetr.structures import LossTerm
 from codetr.supervision.assigners import CostTables, Matching
-from codetr.supervision.schemes.protocol import Proposal
+from codetr.supervision.schemes.protocol import MatchingScheme, Proposal, Scheme, Start
 from codetr.training import losses as losses_module
-from codetr.training.losses import training_losses
+from codetr.training.losses import propose, training_losses
+
+DETECTOR = SimpleNamespace(
+    encode=lambda images: None,
+    queries=lambda memory, tables: (None,),
+    decode=lambda memory, groups: {},
+)
 
 
-class Known:
+class Known(Scheme):
     """A scheme with a known assignment."""
 
     def __init__(self, log: list[str]) -> None:
+        super().__init__()
         self.log = log
-
-    def propose(self, *_: object) -> Proposal:
-        return Proposal()
 
     def score(self, *_: object) -> dict[str, LossTerm]:
         self.log.append("score")
         return {"known": LossTerm(torch.ones(()), 1.0)}
 
 
-class Matched(Known):
+class Matched(MatchingScheme):
     """One that matches ``layers`` layers."""
 
     def __init__(self, log: list[str], layers: int) -> None:
-        super().__init__(log)
-        self.layers = layers
+        super().__init__()
+        self.log, self.layers = log, layers
 
     def problems(self, *_: object) -> list[CostTables]:
         self.log.append("problems")
@@ -59,11 +63,8 @@ def test_costs_leave_together_before_and_are_solved_after_the_other_losses(
             return super().result()
 
     monkeypatch.setattr(losses_module, "Matching", Logged)
-    detector = SimpleNamespace(
-        encode=lambda images: None, queries=lambda memory: None, decode=lambda memory, groups: {}
-    )
     schemes = {"first": Matched(log, 1), "known": Known(log), "second": Matched(log, 2)}
-    found = training_losses(detector, schemes, SimpleNamespace(images=None))  # type: ignore[arg-type]
+    found = training_losses(DETECTOR, schemes, SimpleNamespace(images=None))  # type: ignore[arg-type]
     assert list(found) == ["first/matched", "known/known", "second/matched"]
     expected = ["problems", "problems", "2 leave", "score", "solve", "measure", "measure"]
     assert log == expected
@@ -71,8 +72,38 @@ def test_costs_leave_together_before_and_are_solved_after_the_other_losses(
 
 def test_without_matching_nothing_is_solved() -> None:
     log: list[str] = []
-    detector = SimpleNamespace(
-        encode=lambda images: None, queries=lambda memory: None, decode=lambda memory, groups: {}
-    )
-    training_losses(detector, {"known": Known(log)}, SimpleNamespace(images=None))  # type: ignore[arg-type]
+    training_losses(DETECTOR, {"known": Known(log)}, SimpleNamespace(images=None))  # type: ignore[arg-type]
     assert log == ["score"]
+
+
+class Tabled(Scheme):
+    """One with queries of its own."""
+
+    def __init__(self, *tables: object) -> None:
+        super().__init__()
+        self.tables = tables
+
+    def propose(self, start: Start) -> Proposal:
+        self.start = start
+        return Proposal(losses={"own": LossTerm(torch.zeros(()), 1.0)})
+
+    def score(self, *_: object) -> dict[str, LossTerm]:
+        return {}
+
+
+def test_every_scheme_starts_from_the_queries_of_its_own_tables_and_one_selection() -> None:
+    calls = []
+
+    def queries(memory: object, tables: list[str]) -> tuple[str, ...]:
+        calls.append(tables)
+        return ("main", *(f"queries of {table}" for table in tables))
+
+    schemes = {"one": Tabled("a", "b"), "none": Known([]), "two": Tabled("c")}
+    detector, batch = SimpleNamespace(queries=queries), object()
+    groups, losses = propose(detector, schemes, "memory", batch)  # type: ignore[arg-type]
+    assert calls == [["a", "b", "c"]]
+    assert [group.name for group in groups] == ["main"]
+    assert list(losses) == ["one/own", "two/own"]
+    for name, own in (("one", ("queries of a", "queries of b")), ("two", ("queries of c",))):
+        start = schemes[name].start
+        assert (start.main, start.memory, start.own, start.batch) == ("main", "memory", own, batch)

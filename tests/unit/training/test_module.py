@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from codetr.checkpoints.files import RunRecord, read_detector_file
 from codetr.classes import ClassList
 from codetr.errors import UserError
+from codetr.models.transformers import QueryTable
 from codetr.structures import (
     Batch,
     Decoded,
@@ -28,7 +29,7 @@ from codetr.structures import (
     QueryGroup,
     Targets,
 )
-from codetr.supervision.schemes.protocol import Proposal
+from codetr.supervision.schemes import Scheme
 from codetr.training.callbacks import (
     BestResult,
     GradientNorm,
@@ -69,8 +70,8 @@ class OneWeight(nn.Module):
             valid_ratios=torch.ones(len(images), 1, 2),
         )
 
-    def queries(self, memory: Memory) -> Queries:
-        return Queries(content=memory.tokens, anchors=torch.zeros(len(memory.tokens), 1, 4))
+    def queries(self, memory: Memory, tables: Sequence[QueryTable] = ()) -> tuple[Queries, ...]:
+        return (Queries(content=memory.tokens, anchors=torch.zeros(len(memory.tokens), 1, 4)),)
 
     def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> Mapping[str, Decoded]:
         return {
@@ -85,16 +86,13 @@ class OneWeight(nn.Module):
         return self.predict(self.encode(images).tokens)
 
 
-class NoisyScheme(nn.Module):
+class NoisyScheme(Scheme):
     """Pulls the prediction to a random number; ``broken`` gives the value to add at a step."""
 
     def __init__(self, action: Callable[[int], float] = lambda step: 0.0) -> None:
         super().__init__()
         self.action = action
         self.step = 0
-
-    def propose(self, detector: OneWeight, memory: Memory, batch: Batch) -> Proposal:
-        return Proposal()
 
     def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
         prediction = decoded["main"].layers[0].logits
@@ -363,15 +361,12 @@ def test_run_stopped_in_validation_saves_the_trained_weights(tmp_path: Path) -> 
     assert float(current) == pytest.approx(spy.trained[-1])
 
 
-class Slope(nn.Module):
+class Slope(Scheme):
     """A scheme of its own two weights, whose gradient is (3, -4) everywhere."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(2))
-
-    def propose(self, detector: OneWeight, memory: Memory, batch: Batch) -> Proposal:
-        return Proposal()
 
     def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
         own = (self.weight * torch.tensor([3.0, -4.0])).sum()

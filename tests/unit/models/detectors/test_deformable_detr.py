@@ -78,7 +78,7 @@ def extra_groups() -> list[QueryGroup]:
 def prepared() -> tuple[DeformableDetr, Memory, QueryGroup]:
     made = detector().double().eval()
     memory = made.encode(images())
-    return made, memory, QueryGroup(name=MAIN, queries=made.queries(memory))
+    return made, memory, QueryGroup(name=MAIN, queries=made.queries(memory)[0])
 
 
 def assert_equal(one: Decoded, other: Decoded) -> None:
@@ -91,7 +91,7 @@ def test_forward_is_encode_queries_and_decode_of_the_main_group() -> None:
     made = detector().double().eval()
     inputs = images()
     memory = made.encode(inputs)
-    main = QueryGroup(name=MAIN, queries=made.queries(memory))
+    main = QueryGroup(name=MAIN, queries=made.queries(memory)[0])
     last = made.decode(memory, [main])[MAIN].layers[-1]
     found = made(inputs)
     assert_close(found.logits, last.logits)

@@ -39,7 +39,7 @@ def parts(refine: bool) -> tuple[LearnedQueries, DeformableDecoder, TiedDetectio
 
 def test_queries_do_not_depend_on_the_memory() -> None:
     init, _, head = parts(refine=False)
-    one, other = init(memory(), head), init(memory(), head)
+    (one,), (other,) = init(memory(), head), init(memory(), head)
     for name in ("content", "position", "anchors"):
         assert_close(getattr(one, name), getattr(other, name))
         assert len(getattr(one, name)) == 2
@@ -68,7 +68,7 @@ def by_hand(
 def test_without_refinement_every_layer_starts_from_the_points() -> None:
     init, decoder, head = parts(refine=False)
     inputs = memory()
-    queries = init(inputs, head)
+    (queries,) = init(inputs, head)
     found = decoder(queries, inputs, head, None).layers
     boxes, hidden = by_hand(decoder, head, queries, inputs)
     assert len(found) == LAYERS
@@ -80,7 +80,7 @@ def test_without_refinement_every_layer_starts_from_the_points() -> None:
 def test_with_refinement_points_become_boxes() -> None:
     init, decoder, head = parts(refine=True)
     inputs = memory()
-    queries = init(inputs, head)
+    (queries,) = init(inputs, head)
     found = decoder(queries, inputs, head, None).layers
     single, _ = by_hand(decoder, head, queries, inputs)
     assert_close(found[0].boxes, single[0])
@@ -91,7 +91,7 @@ def test_with_refinement_points_become_boxes() -> None:
 def test_points_are_learned_from_every_layer() -> None:
     init, decoder, head = parts(refine=False)
     inputs = memory()
-    found = decoder(init(inputs, head), inputs, head, None).layers
+    found = decoder(init(inputs, head)[0], inputs, head, None).layers
     for layer in found:
         weight = init.reference_points.weight
         (gradient,) = torch.autograd.grad(layer.boxes.sum(), weight, retain_graph=True)

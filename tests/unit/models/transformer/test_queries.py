@@ -82,9 +82,9 @@ def test_stage_predicts_from_usable_tokens_alone() -> None:
 
 def test_ranking_is_by_the_best_class_or_by_class_zero() -> None:
     logits = torch.tensor([[[0.0, 9, 0], [3, 0, 0], [1, 1, 7], [2, 0, 8]]])
-    assert ProposalStage(3, DIM).select(logits).tolist() == [[0, 3, 2]]
-    assert ProposalStage(3, DIM, rank_by="objectness").select(logits).tolist() == [[1, 3, 2]]
-    assert ProposalStage(9, DIM).select(logits).shape == (1, 4), "all of them if there are fewer"
+    assert ProposalStage(3, DIM).select(logits, 3).tolist() == [[0, 3, 2]]
+    assert ProposalStage(3, DIM, rank_by="objectness").select(logits, 3).tolist() == [[1, 3, 2]]
+    assert ProposalStage(3, DIM).select(logits, 9).shape == (1, 4), "all of them if there are fewer"
 
 
 def selected(
@@ -92,7 +92,7 @@ def selected(
 ) -> tuple[Queries, Tensor, Tensor]:
     """Queries, and the logits and boxes of all proposals."""
     proposals, _ = init.stage(inputs, made)
-    return init(inputs, made), proposals.logits, proposals.box_logits.sigmoid()
+    return init(inputs, made)[0], proposals.logits, proposals.box_logits.sigmoid()
 
 
 def test_mixed_queries_hand_on_the_selected_proposals() -> None:
@@ -150,7 +150,7 @@ def test_positioned_queries_embed_the_selected_anchors_once() -> None:
 def test_without_mixed_selection_the_content_is_the_embeddings_other_half() -> None:
     made, inputs = head(), memory()
     init = PositionedQueries(ProposalStage(5, DIM), DIM, mixed=False).double()
-    queries = init(inputs, made)
+    (queries,) = init(inputs, made)
     encoded = init.position_norm(init.position(sine_coordinates(queries.anchors, DIM // 2)))
     assert_close(torch.cat([queries.position, queries.content], dim=-1), encoded)
     assert init.content is None
@@ -158,7 +158,7 @@ def test_without_mixed_selection_the_content_is_the_embeddings_other_half() -> N
 
 @pytest.mark.parametrize("kind", [MixedQueries, PositionedQueries])
 def test_a_small_memory_gives_fewer_queries(kind: type[nn.Module]) -> None:
-    queries = kind(ProposalStage(50, DIM), DIM).double()(memory(), head())
+    (queries,) = kind(ProposalStage(50, DIM), DIM).double()(memory(), head())
     assert queries.content.shape == (2, 30, DIM)
     assert queries.anchors.shape == (2, 30, 4)
     assert queries.anchors.isfinite().all()

@@ -14,7 +14,6 @@ from codetr.models.transformers import (
     ProposalStage,
     QueryTable,
 )
-from codetr.structures import Queries
 
 MAIN, MORE = 3, 4
 
@@ -29,18 +28,21 @@ def two_stage(kind: str) -> MixedQueries | PositionedQueries:
 @pytest.mark.parametrize("kind", ["mixed", "positioned", "unlearned"])
 def test_ranks_go_on_where_the_main_queries_end(kind: str) -> None:
     start, made, source = two_stage(kind), head(), memory()
-    main: Queries = start(source, made)
     learned = kind != "unlearned"
     table = QueryTable(MORE, DIM, content=learned, skip=MAIN).double()
     same = QueryTable(MAIN, DIM, content=learned).double()
-    further, again = start.further(source, made, [table, same])
-    assert_close(again.anchors, main.anchors)
+    main, further, again = start(source, made, [table, same])
+    (alone,) = start(source, made)
+    for one, other in ((alone.anchors, again.anchors), (alone.content, main.content)):
+        assert_close(one, other)
+    assert_close(alone.anchors, main.anchors)
+    assert_close(alone.proposals.boxes, main.proposals.boxes)
     whole = two_stage(kind)
     whole.load_state_dict({**start.state_dict()}, strict=False)
     whole.stage.num_queries = MAIN + MORE
     if learned:
         whole.content = torch.nn.Parameter(torch.cat([start.content, table.content]))
-    joint = whole(source, made)
+    (joint,) = whole(source, made)
     assert_close(torch.cat([main.anchors, further.anchors], dim=1), joint.anchors)
     assert_close(torch.cat([main.content, further.content], dim=1), joint.content)
     if main.position is not None:
@@ -52,7 +54,7 @@ def test_ranks_go_on_where_the_main_queries_end(kind: str) -> None:
 def test_fewer_tokens_than_ranks_give_fewer_queries() -> None:
     start, made, source = two_stage("mixed"), head(), memory()
     tables = [QueryTable(9, DIM, skip=25).double(), QueryTable(9, DIM, skip=99).double()]
-    first, second = start.further(source, made, tables)
+    _, first, second = start(source, made, tables)
     assert (first.content.shape[1], second.content.shape[1]) == (5, 0)
 
 
@@ -60,12 +62,12 @@ def test_one_stage_queries_learn_content_and_position() -> None:
     start = LearnedQueries(MAIN, DIM).double()
     made = DetectionHead(CLASSES, DIM, LAYERS, two_stage=False).double()
     table = QueryTable(MORE, DIM, position=True).double()
-    (further,) = start.further(memory(), made, [table])
+    _, further = start(memory(), made, [table])
     assert_close(further.content, table.content.expand(2, -1, -1))
     assert_close(further.position, table.position.expand(2, -1, -1))
     points = start.reference_points(table.position).sigmoid()
     assert_close(further.anchors, points.expand(2, -1, -1))
     with pytest.raises(UserError, match="position"):
-        start.further(memory(), made, [QueryTable(MORE, DIM)])
+        start(memory(), made, [QueryTable(MORE, DIM)])
     with pytest.raises(UserError, match="content"):
-        two_stage("mixed").further(memory(), head(), [QueryTable(MORE, DIM, content=False)])
+        two_stage("mixed")(memory(), head(), [QueryTable(MORE, DIM, content=False)])

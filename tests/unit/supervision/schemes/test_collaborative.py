@@ -26,6 +26,7 @@ from codetr.supervision.schemes import (
     Collaborative,
     CoordinateEmbedding,
     CoordinateFeatureEmbedding,
+    Start,
 )
 
 DIM, CLASSES = 32, 3
@@ -51,6 +52,10 @@ class RecordingHead(nn.Module):
         )
         losses = {"cls": LossTerm(self.scale * 3, 1.0), "bbox": LossTerm(self.scale * 4, 2.0)}
         return AuxOutput(losses=losses, candidates=(one,) * len(batch))
+
+
+def start(source: Memory, data: Batch) -> Start:
+    return Start(detector=DETECTOR, memory=source, main=None, own=(), batch=data)
 
 
 def memory() -> Memory:
@@ -88,7 +93,7 @@ def scheme(*names: str, **options: float) -> Collaborative:
 
 def test_without_heads_it_has_no_parameters_and_does_nothing() -> None:
     part = scheme()
-    proposal = part.propose(DETECTOR, memory(), batch())
+    proposal = part.propose(start(memory(), batch()))
     assert (proposal.groups, proposal.losses) == ((), {})
     assert part.score({}, batch()) == {}
     assert list(part.parameters()) == []
@@ -96,7 +101,7 @@ def test_without_heads_it_has_no_parameters_and_does_nothing() -> None:
 
 def test_heads_see_the_encoders_maps_and_one_more_level() -> None:
     part, inputs = scheme("a"), memory()
-    part.propose(DETECTOR, inputs, batch())
+    part.propose(start(inputs, batch()))
     seen = part.heads["a"].seen
     assert seen.shapes == ((4, 6), (2, 3), (1, 2))
     assert seen.strides == (8, 16, 32)
@@ -106,7 +111,7 @@ def test_heads_see_the_encoders_maps_and_one_more_level() -> None:
 
 
 def test_each_heads_losses_weigh_lambda_2_times_the_decoder_layers() -> None:
-    losses = scheme("a", "b", lambda_2=2.0).propose(DETECTOR, memory(), batch()).losses
+    losses = scheme("a", "b", lambda_2=2.0).propose(start(memory(), batch())).losses
     weights = {name: (term.value.item(), term.weight) for name, term in losses.items()}
     assert weights == {
         "a/cls": (3.0, 12.0),
@@ -118,7 +123,7 @@ def test_each_heads_losses_weigh_lambda_2_times_the_decoder_layers() -> None:
 
 def test_each_head_gives_a_group_of_queries_in_order() -> None:
     part = scheme("b", "a", min_queries=5, max_queries=7)
-    groups = part.propose(DETECTOR, memory(), batch()).groups
+    groups = part.propose(start(memory(), batch())).groups
     assert [group.name for group in groups] == ["positive_b", "positive_a"]
     assert [len(group) for group in groups] == [5, 5]
     assert [len(group.assignment) for group in groups] == [4, 4]
@@ -131,7 +136,7 @@ def test_each_head_gives_a_group_of_queries_in_order() -> None:
 @pytest.mark.parametrize("lambda_1", [1.0, 0.5])
 def test_positive_queries_are_measured_against_their_own_targets(lambda_1: float) -> None:
     part, data = scheme("a", lambda_1=lambda_1), batch()
-    (group,) = part.propose(DETECTOR, memory(), data).groups
+    (group,) = part.propose(start(memory(), data)).groups
     layer = Predictions(
         logits=torch.zeros(2, len(group), CLASSES), boxes=group.queries.anchors * 0.9
     )

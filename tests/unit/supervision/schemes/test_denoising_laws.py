@@ -20,7 +20,7 @@ from codetr.structures import (
     total_loss,
 )
 from codetr.supervision.criteria import QualityClassification, SetCriterion
-from codetr.supervision.schemes import Denoising
+from codetr.supervision.schemes import Denoising, Start
 from codetr.supervision.schemes.denoising import GROUP
 
 CLASSES, DIM = 7, 4
@@ -61,8 +61,12 @@ def memory(images: int) -> Memory:
     )
 
 
+def start(source: Memory, data: Batch) -> Start:
+    return Start(detector=None, memory=source, main=None, own=(), batch=data)
+
+
 def proposed(part: Denoising, data: Batch) -> QueryGroup:
-    (group,) = part.propose(None, memory(len(data)), data).groups
+    (group,) = part.propose(start(memory(len(data)), data)).groups
     return group
 
 
@@ -132,7 +136,7 @@ def test_groups_do_not_see_each_other() -> None:
 
 def test_no_box_at_all_adds_no_group_but_a_gradient() -> None:
     part, data = scheme(), batch(0, 0)
-    proposal = part.propose(None, memory(2), data)
+    proposal = part.propose(start(memory(2), data))
     assert proposal.groups == ()
     loss = total_loss(proposal.losses)
     assert loss.item() == 0

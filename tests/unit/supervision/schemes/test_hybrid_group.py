@@ -1,6 +1,7 @@
 """Further query groups: repeated targets (H-DETR), and groups matched one to one (Group DETR)."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from codetr.structures import (
 )
 from codetr.supervision.assigners import HungarianMatcher
 from codetr.supervision.criteria import FocalClassification, SetCriterion
-from codetr.supervision.schemes import Group, Hybrid
+from codetr.supervision.schemes import Group, Hybrid, Scheme, Start
 from codetr.supervision.schemes.hybrid import repeated
 
 CLASSES, QUERIES, DIM = 3, 12, 4
@@ -63,14 +64,10 @@ def criterion() -> SetCriterion:
     return SetCriterion(FocalClassification(), cls=2.0)
 
 
-class Further:
-    """A detector that makes queries of tables, and remembers them."""
-
-    tables: Sequence[QueryTable] = ()
-
-    def further_queries(self, memory: object, tables: Sequence[QueryTable]) -> tuple[Queries, ...]:
-        self.tables = tables
-        return tuple(queries() for _ in tables)
+def started(scheme: Scheme, data: Batch) -> Start:
+    """What a scheme is handed: as many groups as it has tables."""
+    own = tuple(queries() for _ in scheme.tables)
+    return Start(detector=None, memory=None, main=queries(), own=own, batch=data)
 
 
 def hybrid(repeats: int = 3, weight: float = 0.5) -> Hybrid:
@@ -90,9 +87,11 @@ def test_targets_are_repeated_list_by_list() -> None:
 
 
 def test_the_group_takes_the_queries_after_the_main_ones_and_sees_nobody() -> None:
-    detector, scheme, data = Further(), hybrid(), batch()
-    (group,) = scheme.propose(detector, None, data).groups
-    assert list(detector.tables) == [scheme.queries]
+    scheme = hybrid()
+    start = started(scheme, batch())
+    (group,) = scheme.propose(start).groups
+    assert list(scheme.tables) == [scheme.queries]
+    assert group.queries is start.own[0]
     assert scheme.queries.skip == 7
     assert (group.name, group.sees, group.blocked) == ("hybrid", (), None)
     assert [len(t) for t in group.targets] == [6, 3]
@@ -150,16 +149,27 @@ def test_every_target_has_as_many_queries_as_copies() -> None:
     assert (pairs.target[pairs.image == 0] % 2).bincount().tolist() == [3, 3]
 
 
+def test_tables_are_held_once_and_stay_the_schemes_own_in_a_copy() -> None:
+    for scheme in (hybrid(), group()):
+        copy = deepcopy(scheme)
+        held = {id(p) for p in copy.parameters()}
+        assert all(id(p) in held for table in copy.tables for p in table.parameters())
+    assert set(hybrid().state_dict()) == {"queries.content"}
+    assert set(group().state_dict()) == {"tables.0.content", "tables.1.content"}
+
+
 def group(groups: int = 3) -> Group:
     return Group(HungarianMatcher(), criterion(), lambda: QueryTable(QUERIES, DIM), groups, 0.5)
 
 
 def test_groups_have_their_own_rows_and_the_same_proposals() -> None:
-    detector, scheme = Further(), group()
-    made = scheme.propose(detector, None, batch()).groups
+    scheme = group()
+    start = started(scheme, batch())
+    made = scheme.propose(start).groups
+    assert all(g.queries is own for g, own in zip(made, start.own, strict=True))
     assert [g.name for g in made] == ["group1", "group2"]
     assert all(g.sees == () and g.targets == () for g in made)
-    first, second = detector.tables
+    first, second = scheme.tables
     assert first.skip == second.skip == 0
     assert not torch.equal(first.content, second.content)
 

@@ -87,7 +87,7 @@ def decoded(taps: int = LAYERS) -> dict[str, Decoded]:
 
 
 def test_proposes_nothing() -> None:
-    proposal = scheme().propose(None, None, batch())  # type: ignore[arg-type]
+    proposal = scheme().propose(None)  # type: ignore[arg-type]
     assert (proposal.groups, proposal.losses) == ((), {})
 
 

@@ -52,7 +52,7 @@ def scheme(labels: str = "classes") -> OneToOne:
 
 
 def test_proposes_nothing() -> None:
-    proposal = scheme().propose(None, None, batch())
+    proposal = scheme().propose(None)
     assert (proposal.groups, proposal.losses) == ((), {})
 
 
