@@ -101,7 +101,8 @@ class Memory(TensorStruct):
 
     ``tokens`` (B, S, C); ``padding`` (B, S) bool, True = no image there; ``shapes`` the (H, W) of
     each level, S = sum of H*W; ``strides`` pixels per cell of each level; ``valid_ratios``
-    (B, L, 2), the share (x, y) of each level's width and height that is image.
+    (B, L, 2), the share (x, y) of each level's width and height that is image; ``position``
+    (B, S, C) what attention adds to its keys, None where the decoder needs none.
     """
 
     tokens: Tensor
@@ -109,6 +110,7 @@ class Memory(TensorStruct):
     shapes: tuple[tuple[int, int], ...]
     strides: tuple[int, ...]
     valid_ratios: Tensor
+    position: Tensor | None = None
 
     def pyramid(self) -> Pyramid:
         """The tokens cut back into maps (B, C, H_l, W_l)."""

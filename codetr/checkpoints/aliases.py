@@ -15,6 +15,8 @@ MOVED = {
     },
 }
 """Beginnings of names before version 0.1.0, and what stands there now."""
+RENAMED = {"codetr.models.detectors.DeformableDetr": "codetr.models.detectors.Detr"}
+"""Names whose beginning is present, and what they are called now."""
 
 RENAMED = {
     "codetr.evaluation.SoftNms": "codetr.nms.SoftNms",

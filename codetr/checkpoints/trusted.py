@@ -61,7 +61,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "codetr.data.sources": ("CocoFolder",),
     "codetr.data.synthetic": ("SyntheticScenes",),
     "codetr.data.teachers": ("Parallel", "Suppression", "TeacherBoxes"),
-    "codetr.models.detectors": ("DeformableDetr",),
+    "codetr.models.detectors": ("Detr",),
     "codetr.evaluation": ("CocoEvaluator", "Postprocess", "lvis_evaluator"),
     "codetr.nms": ("ClasswiseNms", "Nms", "SoftNms"),
     "codetr.models.heads": ("DetectionHead", "TiedDetectionHead"),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from codetr.checkpoints.files import RunRecord
 from codetr.evaluation import CocoEvaluator, Postprocess
 from codetr.structures import Batch, Detections, Losses, total_loss
+from codetr.supervision.schemes.protocol import require_fit
 from codetr.training.loss_meter import TOTAL, FiniteGuard, LossMeter
 from codetr.training.losses import training_losses
 from codetr.training.timing import logs_now, on_host
@@ -41,6 +42,8 @@ class DetectionModule(LightningModule):
         effective_batch: images per optimiser step over all devices.
         seed: random draws depend on it, the epoch, the batch and the rank alone, so that a
             resumed run repeats those of an uninterrupted one.
+
+    Raises UserError where the detector cannot be trained by a scheme.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class DetectionModule(LightningModule):
         seed: int,
     ) -> None:
         super().__init__()
+        require_fit(detector, schemes)  # type: ignore[arg-type]
         self.detector = detector
         self.schemes = nn.ModuleDict(schemes)
         self.build_optimizer, self.build_schedule = optimizer, schedule

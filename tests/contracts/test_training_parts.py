@@ -40,6 +40,7 @@ def test_main_group_is_unaffected_and_one_pass_equals_several(
     with torch.no_grad():
         memory = detector.encode(data.images)
         groups, _ = propose(detector, schemes, memory, data)
+        assert any(part.adds_groups for part in schemes.values()) == (len(groups) > 1)
         alone = detector.decode(memory, groups[:1])[MAIN]
         together = detector.decode(memory, groups)
         detector.one_pass = False

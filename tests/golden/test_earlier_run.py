@@ -61,6 +61,8 @@ def test_the_record_names_present_classes() -> None:
             "codetr.aux_heads.voting.VotedSelection",
             "codetr.supervision.aux_heads.selection.VotedSelection",
         ),
+        ("codetr.detectors.DeformableDetr", "codetr.models.detectors.Detr"),
+        ("codetr.models.detectors.DeformableDetr", "codetr.models.detectors.Detr"),
         ("torch.nn.LayerNorm", "torch.nn.LayerNorm"),
         ("codetrx.necks.Neck", "codetrx.necks.Neck"),
         ({"no": "name"}, {"no": "name"}),

@@ -13,10 +13,15 @@ MAIN = "main"
 
 
 class Detector(Protocol):
-    """``forward`` is encode, queries and decode for the main group alone."""
+    """``forward`` is encode, queries and decode for the main group alone.
+
+    ``num_classes`` K; ``num_layers`` how many predictions ``decode`` gives per query; ``groups``
+    whether it decodes further groups beside the main one.
+    """
 
     num_classes: int
     num_layers: int
+    groups: bool
 
     def encode(self, images: Images) -> Memory:
         """Backbone, neck and encoder."""

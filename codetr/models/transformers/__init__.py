@@ -8,19 +8,23 @@ from codetr.models.transformers.decoder import (
 from codetr.models.transformers.encoder import DeformableEncoder, DeformableEncoderLayer
 from codetr.models.transformers.learned import LearnedQueries
 from codetr.models.transformers.mixed_layer import CrossFirstDecoderLayer
+from codetr.models.transformers.protocol import Decoder, Encoder, QueryInit
 from codetr.models.transformers.queries import MixedQueries, PositionedQueries, ProposalStage
 from codetr.models.transformers.tables import QueryTable
 
 __all__ = [
     "AnchorPosition",
     "CrossFirstDecoderLayer",
+    "Decoder",
     "DeformableDecoder",
     "DeformableDecoderLayer",
     "DeformableEncoder",
     "DeformableEncoderLayer",
+    "Encoder",
     "LearnedQueries",
     "MixedQueries",
     "PositionedQueries",
     "ProposalStage",
+    "QueryInit",
     "QueryTable",
 ]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from codetr.models.heads.detection import DetectionHead, Embeddings
+from codetr.models.heads import Embeddings, Head
 from codetr.models.layers import (
     DeformableAttention,
     FeedForward,
@@ -17,7 +17,8 @@ from codetr.models.layers import (
     SelfAttention,
     sine_coordinates,
 )
-from codetr.structures import Memory, Predictions, Queries, Tap
+from codetr.models.transformers.protocol import DecoderOutput
+from codetr.structures import CROSS_ATTENTION, Memory, Predictions, Queries, Tap
 
 
 class LayerOutput(NamedTuple):
@@ -27,13 +28,6 @@ class LayerOutput(NamedTuple):
 
     content: Tensor
     attended: Tensor
-
-
-class DecoderOutput(NamedTuple):
-    """Predictions of every layer, and a tap after every layer's cross-attention."""
-
-    layers: tuple[Predictions, ...]
-    taps: tuple[Tap, ...]
 
 
 class DeformableDecoderLayer(nn.Module):
@@ -115,8 +109,10 @@ class DeformableDecoder(nn.Module):
     (DINO); None for no norm. ``look_forward_twice`` lets a layer's box loss reach the previous
     layer through the refined anchors (DINO, section 3.5). Without ``refine`` every layer predicts
     relative to the first anchors (plain Deformable DETR). ``eps`` clamps the inverse sigmoid of
-    anchors.
+    anchors. Its taps are called ``CROSS_ATTENTION``.
     """
+
+    groups = True
 
     def __init__(
         self,
@@ -129,6 +125,7 @@ class DeformableDecoder(nn.Module):
         refine: bool = True,
     ) -> None:
         super().__init__()
+        self.num_layers = num_layers
         self.layers = nn.ModuleList(layer() for _ in range(num_layers))
         self.anchor_position = anchor_position
         self.norm = norm
@@ -137,7 +134,7 @@ class DeformableDecoder(nn.Module):
         self.refine = refine
 
     def forward(
-        self, queries: Queries, memory: Memory, head: DetectionHead, mask: Tensor | None
+        self, queries: Queries, memory: Memory, head: Head, mask: Tensor | None
     ) -> DecoderOutput:
         """Every layer's answer for ``queries``, whose anchors are boxes (B, Q, 4) or points
         (B, Q, 2); ``mask`` as in ``SelfAttention``.
@@ -159,7 +156,7 @@ class DeformableDecoder(nn.Module):
                 refined = embeddings.boxes(content, anchors, self.eps)
                 anchors = refined.detach()
                 basis = refined if self.look_forward_twice else anchors
-        return DecoderOutput(tuple(predictions), tuple(taps))
+        return DecoderOutput(layers=tuple(predictions), taps={CROSS_ATTENTION: tuple(taps)})
 
     def _predict(self, embeddings: Embeddings, hidden: Tensor, anchors: Tensor) -> Predictions:
         normed = hidden if self.norm is None else self.norm(hidden)

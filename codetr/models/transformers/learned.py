@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from codetr.errors import UserError
-from codetr.models.heads.detection import DetectionHead
+from codetr.models.heads.protocol import Head
 from codetr.models.transformers.tables import QueryTable
 from codetr.structures import Memory, Queries
 
@@ -29,7 +29,7 @@ class LearnedQueries(nn.Module):
         nn.init.zeros_(self.reference_points.bias)
 
     def forward(
-        self, memory: Memory, head: DetectionHead, tables: Sequence[QueryTable] = ()
+        self, memory: Memory, head: Head, tables: Sequence[QueryTable] = ()
     ) -> tuple[Queries, ...]:
         """The main queries, then those of each table: the same for every image, with anchors
         (B, Q, 2): centres in [0, 1], with gradient. ``head`` is not used. Raises UserError for a

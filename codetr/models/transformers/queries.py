@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from codetr.errors import UserError
-from codetr.models.heads.detection import DetectionHead
+from codetr.models.heads.protocol import Head
 from codetr.models.layers import sine_coordinates
 from codetr.models.transformers.tables import QueryTable, first_rows
 from codetr.structures import Memory, Proposals, Queries, RawPredictions
@@ -68,7 +68,7 @@ class ProposalStage(nn.Module):
         nn.init.xavier_uniform_(self.project.weight)
 
     def forward(
-        self, memory: Memory, head: DetectionHead, tables: Sequence[QueryTable] = ()
+        self, memory: Memory, head: Head, tables: Sequence[QueryTable] = ()
     ) -> tuple[RawPredictions, Tensor]:
         """(all proposals (B, S, ...), indices (B, R) of the best ones, best first): as many as the
         main queries and those of all ``tables`` reach.
@@ -77,9 +77,7 @@ class ProposalStage(nn.Module):
         proposals = self._predict(tokens, anchors, head)
         return proposals, self.select(proposals.logits, self._reach(tables))
 
-    def best(
-        self, memory: Memory, head: DetectionHead, tables: Sequence[QueryTable] = ()
-    ) -> RawPredictions:
+    def best(self, memory: Memory, head: Head, tables: Sequence[QueryTable] = ()) -> RawPredictions:
         """The best proposals alone (B, R, ...), best first.
 
         Their gradients are those of ``forward``'s. All tokens are ranked, but only the chosen ones
@@ -102,14 +100,14 @@ class ProposalStage(nn.Module):
         """How many ranks there are queries for."""
         return max([self.num_queries, *(t.skip + t.num_queries for t in tables)])
 
-    def _rank(self, tokens: Tensor, head: DetectionHead) -> Tensor:
+    def _rank(self, tokens: Tensor, head: Head) -> Tensor:
         """Class logits (B, S, K) to select by. Not by ``no_grad``: autocast would keep the cast
         weights without a graph for the rest of the step.
         """
         found: Tensor = head.proposals.classify(self._hidden(tokens.detach()))
         return found.detach()
 
-    def _predict(self, tokens: Tensor, anchors: Tensor, head: DetectionHead) -> RawPredictions:
+    def _predict(self, tokens: Tensor, anchors: Tensor, head: Head) -> RawPredictions:
         return head.proposals.raw(self._hidden(tokens), anchors)
 
     def _hidden(self, tokens: Tensor) -> Tensor:
@@ -139,7 +137,7 @@ class MixedQueries(nn.Module):
         self.content = nn.Parameter(torch.randn(stage.num_queries, dim))
 
     def forward(
-        self, memory: Memory, head: DetectionHead, tables: Sequence[QueryTable] = ()
+        self, memory: Memory, head: Head, tables: Sequence[QueryTable] = ()
     ) -> tuple[Queries, ...]:
         """The main queries, then those of each table: row i of a content goes with the i-th best
         proposal, counted from the table's first rank. Raises UserError for a table without content.
@@ -178,7 +176,7 @@ class PositionedQueries(nn.Module):
         nn.init.xavier_uniform_(self.position.weight)
 
     def forward(
-        self, memory: Memory, head: DetectionHead, tables: Sequence[QueryTable] = ()
+        self, memory: Memory, head: Head, tables: Sequence[QueryTable] = ()
     ) -> tuple[Queries, ...]:
         """The main queries, then those of each table, without proposals: row i of a content goes
         with the i-th best proposal, counted from the table's first rank.

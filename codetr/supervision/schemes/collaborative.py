@@ -119,6 +119,7 @@ class Collaborative(Scheme):
         self.embeddings = nn.ModuleDict(
             {name: embedding(num_heads=len(heads)) for name in heads if lambda_1}
         )
+        self.adds_groups = len(self.embeddings) > 0
         self.criterion = criterion
         self.lambda_1, self.lambda_2 = lambda_1, lambda_2
         self.max_queries, self.min_queries = max_queries, min_queries

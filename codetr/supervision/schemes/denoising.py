@@ -60,6 +60,8 @@ class Denoising(Scheme):
         box_noise: each side moves by up to this share of half the box; negatives by 1 to 2 times.
     """
 
+    adds_groups = True
+
     def __init__(
         self,
         criterion: SetCriterion,

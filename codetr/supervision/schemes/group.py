@@ -40,6 +40,8 @@ class Group(MatchingScheme):
     would be copies of the main one.
     """
 
+    adds_groups = True
+
     def __init__(
         self,
         matcher: HungarianMatcher,

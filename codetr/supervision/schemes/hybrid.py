@@ -34,6 +34,8 @@ class Hybrid(MatchingScheme):
     Raises UserError where repeats or weight are out of range.
     """
 
+    adds_groups = True
+
     def __init__(
         self,
         matcher: HungarianMatcher,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from codetr.errors import UserError
 from codetr.models.detectors.protocol import Detector
 from codetr.models.transformers import QueryTable
 from codetr.structures import Assignment, Batch, Decoded, Losses, Memory, Queries, QueryGroup
@@ -39,10 +40,12 @@ class Scheme(nn.Module, ABC):
     """A training scheme, with no hidden state between the two calls.
 
     ``tables`` are the learned rows of its own query groups, which the detector makes queries of
-    together with the main ones.
+    together with the main ones. ``adds_groups`` says whether it adds query groups, which not
+    every detector can decode.
     """
 
     tables: Sequence[QueryTable]
+    adds_groups: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,3 +81,13 @@ class MatchingScheme(Scheme):
     def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
         """Both halves, one after the other."""
         return self.measure(decoded, batch, solve(self.problems(decoded, batch)))
+
+
+def require_fit(detector: Detector, schemes: Mapping[str, Scheme]) -> None:
+    """Raises UserError where a scheme adds query groups that ``detector`` cannot decode."""
+    adding = [name for name, scheme in schemes.items() if scheme.adds_groups]
+    if adding and not detector.groups:
+        raise UserError(
+            f"this detector decodes its main queries alone, but scheme=[{','.join(adding)}] trains "
+            "with further ones: leave that out, or choose another model"
+        )

@@ -29,7 +29,7 @@ from codetr.structures import (
     QueryGroup,
     Targets,
 )
-from codetr.supervision.schemes import Scheme
+from codetr.supervision.schemes.protocol import Scheme, require_fit
 from codetr.training.callbacks import (
     BestResult,
     GradientNorm,
@@ -54,7 +54,7 @@ LR = 0.1
 class OneWeight(nn.Module):
     """Predicts the same box everywhere; its one weight is the box's centre."""
 
-    num_classes, num_layers = 1, 1
+    num_classes, num_layers, groups = 1, 1, False
 
     def __init__(self) -> None:
         super().__init__()
@@ -371,6 +371,20 @@ class Slope(Scheme):
     def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
         own = (self.weight * torch.tensor([3.0, -4.0])).sum()
         return {"slope": LossTerm(own + 0 * decoded["main"].layers[0].logits.sum(), 1.0)}
+
+
+class Grouped(Slope):
+    """One that would add query groups."""
+
+    adds_groups = True
+
+
+def test_a_scheme_that_the_detector_cannot_train_with_is_named_at_composition() -> None:
+    with pytest.raises(UserError, match=r"scheme=\[noisy\] trains with further ones"):
+        module(Grouped())
+    able = OneWeight()
+    able.groups = True
+    require_fit(able, {"noisy": Grouped()})
 
 
 class StepGradients(Callback):

@@ -1,4 +1,4 @@
-"""DETR-like detectors with a deformable transformer, by composition."""
+"""DETR-like detectors, by composition."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import nn
 from codetr.models.backbones import Backbone
 from codetr.models.detectors.grouping import additive, attention_mask, joined, separable, split
 from codetr.models.detectors.protocol import MAIN
-from codetr.models.heads import DetectionHead
-from codetr.models.transformers import DeformableDecoder, DeformableEncoder, QueryTable
+from codetr.models.heads import Head
+from codetr.models.necks import Neck
+from codetr.models.transformers import Decoder, Encoder, QueryInit, QueryTable
 from codetr.structures import (
-    CROSS_ATTENTION,
     Decoded,
     Images,
     Memory,
@@ -22,7 +22,7 @@ from codetr.structures import (
 )
 
 
-class DeformableDetr(nn.Module):
+class Detr(nn.Module):
     """Backbone, neck, encoder, query initialisation, decoder and head: no training inside.
 
     ``neck`` builds the neck from the backbone's channels and strides. With ``one_pass`` all query
@@ -33,11 +33,11 @@ class DeformableDetr(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
-        neck: Callable[[tuple[int, ...], tuple[int, ...]], nn.Module],
-        encoder: DeformableEncoder,
-        query_init: nn.Module,
-        decoder: DeformableDecoder,
-        head: DetectionHead,
+        neck: Callable[[tuple[int, ...], tuple[int, ...]], Neck],
+        encoder: Encoder,
+        query_init: QueryInit,
+        decoder: Decoder,
+        head: Head,
         one_pass: bool = True,
     ) -> None:
         super().__init__()
@@ -48,10 +48,10 @@ class DeformableDetr(nn.Module):
         self.decoder = decoder
         self.head = head
         self.one_pass = one_pass
-        if head.num_layers != len(decoder.layers):
+        if head.num_layers != decoder.num_layers:
             raise ValueError(
                 f"the head is made for {head.num_layers} decoder layers but there are "
-                f"{len(decoder.layers)}: set both to the same number"
+                f"{decoder.num_layers}: set both to the same number"
             )
 
     @property
@@ -64,14 +64,18 @@ class DeformableDetr(nn.Module):
         """Number of decoder layers."""
         return self.head.num_layers
 
+    @property
+    def groups(self) -> bool:
+        """Whether further query groups can be decoded beside the main one."""
+        return self.decoder.groups
+
     def encode(self, images: Images) -> Memory:
         """Images to memory."""
         return self.encoder(self.neck(self.backbone(images.pixels)), images.padding)
 
     def queries(self, memory: Memory, tables: Sequence[QueryTable] = ()) -> tuple[Queries, ...]:
         """The main group's queries, then those of each table, from one ranking of the memory."""
-        made: tuple[Queries, ...] = self.query_init(memory, self.head, tables)
-        return made
+        return self.query_init(memory, self.head, tables)
 
     def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> Mapping[str, Decoded]:
         """Predictions of every layer for every group, by the group's name."""
@@ -80,7 +84,7 @@ class DeformableDetr(nn.Module):
             queries = joined(together)
             mask = additive(attention_mask(together), queries.content)
             answer = self.decoder(queries, memory, self.head, mask)
-            decoded |= split(together, answer.layers, {CROSS_ATTENTION: answer.taps})
+            decoded |= split(together, answer.layers, answer.taps)
         return decoded
 
     def forward(self, images: Images) -> Predictions:

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import codetr.models.layers.attention as attention_module
 from codetr.models.backbones import TimmBackbone
-from codetr.models.detectors import MAIN, DeformableDetr
+from codetr.models.detectors import MAIN, Detr
 from codetr.models.heads import DetectionHead
 from codetr.models.necks import ChannelMapper
 from codetr.models.transformers import (
@@ -28,11 +28,11 @@ DIM, CLASSES, LAYERS, QUERIES = 32, 3, 2, 6
 OPTIONS = {"dim": DIM, "heads": 2, "levels": 2, "points": 2, "hidden": DIM}
 
 
-def detector(head_layers: int = LAYERS) -> DeformableDetr:
+def detector(head_layers: int = LAYERS) -> Detr:
     backbone = TimmBackbone(
         "resnet10t", out_indices=(3,), model_args={"channels": (16, 16, 16, 16), "stem_width": 8}
     )
-    made = DeformableDetr(
+    made = Detr(
         backbone,
         partial(ChannelMapper, dim=DIM, extra=1),
         DeformableEncoder(partial(DeformableEncoderLayer, **OPTIONS), 1, DIM, levels=2),
@@ -75,7 +75,7 @@ def extra_groups() -> list[QueryGroup]:
     ]
 
 
-def prepared() -> tuple[DeformableDetr, Memory, QueryGroup]:
+def prepared() -> tuple[Detr, Memory, QueryGroup]:
     made = detector().double().eval()
     memory = made.encode(images())
     return made, memory, QueryGroup(name=MAIN, queries=made.queries(memory)[0])

@@ -1,0 +1,63 @@
+"""What the parts of a transformer are to a detector. Each is an ``nn.Module``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from codetr.models.heads.protocol import Head
+from codetr.models.transformers.tables import QueryTable
+from codetr.structures import Memory, Predictions, Pyramid, Queries, Tap
+
+
+class Encoder(Protocol):
+    """Maps to one memory of tokens."""
+
+    def __call__(self, pyramid: Pyramid, padding: Tensor) -> Memory:
+        """``pyramid`` of maps (B, C, H_l, W_l); ``padding`` (B, H, W) bool of the images, True =
+        no image there.
+        """
+        ...
+
+
+class QueryInit(Protocol):
+    """What a decoder starts from."""
+
+    def __call__(
+        self, memory: Memory, head: Head, tables: Sequence[QueryTable] = ()
+    ) -> tuple[Queries, ...]:
+        """The main queries, then one group for each of the ``tables``, from its learned rows. Where
+        queries are selected from the memory, that is done once for all of them. Raises UserError
+        for a table that lacks what these queries learn.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderOutput:
+    """``layers``: the predictions (B, Q, ...) of every layer, first to last; ``taps`` into the
+    layers by name, one per layer, where the decoder has such.
+    """
+
+    layers: tuple[Predictions, ...]
+    taps: Mapping[str, tuple[Tap, ...]] = field(default_factory=dict)
+
+
+class Decoder(Protocol):
+    """Queries to predictions. ``num_layers`` is how many it gives per query; ``groups`` whether it
+    can decode other queries than the main ones.
+    """
+
+    num_layers: int
+    groups: bool
+
+    def __call__(
+        self, queries: Queries, memory: Memory, head: Head, mask: Tensor | None
+    ) -> DecoderOutput:
+        """``mask`` (Q, Q) or (B, 1, Q, Q) is added to the scores of attention among queries: 0
+        where a query (row) may see another (column), -inf where not; None: all may.
+        """
+        ...
