@@ -5,13 +5,13 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 import codetr.models.layers.attention as attention_module
 from codetr.models.backbones import TimmBackbone
 from codetr.models.detectors import MAIN, Detr
-from codetr.models.heads import DetectionHead
+from codetr.models.heads import DetectionHead, Head, TiedDetectionHead
 from codetr.models.necks import ChannelMapper
 from codetr.models.transformers import (
     AnchorPosition,
@@ -19,9 +19,11 @@ from codetr.models.transformers import (
     DeformableDecoderLayer,
     DeformableEncoder,
     DeformableEncoderLayer,
+    LearnedQueries,
     MixedQueries,
     ProposalStage,
 )
+from codetr.models.transformers.protocol import DecoderOutput
 from codetr.structures import Decoded, Images, Memory, Queries, QueryGroup
 
 DIM, CLASSES, LAYERS, QUERIES = 32, 3, 2, 6
@@ -196,3 +198,42 @@ def test_every_sampling_location_is_float32_under_autocast(
         found = made(inputs)
     assert seen == [(torch.bfloat16, torch.float32)] * (1 + LAYERS)
     assert found.boxes.dtype == torch.float32
+
+
+class OneLook(nn.Module):
+    """A decoder of one layer that attends to all tokens and decodes the main queries alone."""
+
+    num_layers, groups = 1, False
+
+    def forward(
+        self, queries: Queries, memory: Memory, head: Head, mask: Tensor | None
+    ) -> DecoderOutput:
+        assert mask is None
+        scores = queries.content @ memory.tokens.mT
+        weights = scores.masked_fill(memory.padding[:, None], -torch.inf).softmax(-1)
+        hidden = queries.content + weights @ memory.tokens
+        return DecoderOutput(layers=(head.layer(0)(hidden, queries.anchors),))
+
+
+@torch.no_grad()
+def test_parts_are_known_by_their_protocols_alone() -> None:
+    made = detector()
+    other = Detr(
+        made.backbone,
+        lambda channels, strides: made.neck,
+        made.encoder,
+        LearnedQueries(QUERIES, DIM),
+        OneLook(),
+        TiedDetectionHead(CLASSES, DIM, num_layers=1, two_stage=False),
+    )
+    other.double().eval()
+    assert made.groups
+    assert not other.groups
+    memory = other.encode(images())
+    (main,) = other.queries(memory)
+    answer = other.decode(memory, [QueryGroup(name=MAIN, queries=main)])[MAIN]
+    assert answer.taps == {}
+    assert answer.layers[0].boxes.shape == (2, QUERIES, 4)
+    noise = torch.randn_like(memory.tokens) * memory.padding[..., None]
+    noisy = replace(memory, tokens=memory.tokens + noise)
+    assert_equal(other.decode(noisy, [answer.group])[MAIN], answer)
