@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from codetr.classification import SIGMOID, Classification
+
 T = TypeVar("T", bound="TensorStruct")
 
 
@@ -203,10 +205,23 @@ class Batch(TensorStruct):
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions(TensorStruct):
-    """``logits`` (B, Q, K) before the sigmoid; ``boxes`` (B, Q, 4) cxcywh in [0, 1]."""
+    """``logits`` (B, Q, K), or as many as ``classification`` says for K classes; ``boxes``
+    (B, Q, 4) cxcywh in [0, 1].
+    """
 
     logits: Tensor
     boxes: Tensor
+    classification: Classification = SIGMOID
+
+    @property
+    def num_classes(self) -> int:
+        """K, without background."""
+        return self.classification.num_classes(self.logits)
+
+    def scores(self, dtype: torch.dtype | None = None) -> Tensor:
+        """(B, Q, K) probabilities, computed in ``dtype`` (None: that of the logits)."""
+        logits = self.logits if dtype is None else self.logits.to(dtype)
+        return self.classification.scores(logits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,16 +251,21 @@ class Detections(TensorStruct):
 
 @dataclass(frozen=True, kw_only=True)
 class RawPredictions(TensorStruct):
-    """Predictions before the sigmoid: ``logits`` (B, S, K); ``box_logits`` (B, S, 4) of cxcywh,
-    +inf where there can be no box.
+    """Predictions with ``box_logits`` (B, S, 4) of cxcywh, +inf where there can be no box;
+    ``logits`` (B, S, K) and ``classification`` as there.
     """
 
     logits: Tensor
     box_logits: Tensor
+    classification: Classification = SIGMOID
 
     def predictions(self) -> Predictions:
         """The same with boxes."""
-        return Predictions(logits=self.logits, boxes=self.box_logits.sigmoid())
+        return Predictions(
+            logits=self.logits,
+            boxes=self.box_logits.sigmoid(),
+            classification=self.classification,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from codetr.checkpoints.plain import plain
 from codetr.errors import UserError, user_error
 
 PARTS: Mapping[str, tuple[str, ...]] = {
+    "codetr.classification": ("Sigmoid", "Softmax"),
     "codetr.supervision.assigners": ("AnchorMatcher", "HungarianMatcher", "TopKAssigner"),
     "codetr.supervision.assigners.atss": ("AtssAssigner",),
     "codetr.supervision.assigners.max_iou": ("MaxIouAssigner",),

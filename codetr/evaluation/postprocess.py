@@ -64,10 +64,10 @@ class Postprocess:
     def _top(self, predictions: Predictions) -> tuple[Tensor, Tensor, Tensor]:
         """The best k of all (query, class) pairs: boxes (B, k, 4), scores and labels (B, k)."""
         dtype = torch.promote_types(predictions.logits.dtype, torch.float32)
-        probability = predictions.logits.to(dtype).sigmoid().flatten(1)
+        probability = predictions.scores(dtype).flatten(1)
         k = min(self.pre_nms or self.max_detections, probability.shape[1])
         scores, pair = probability.topk(k, dim=1)
-        num_classes = predictions.logits.shape[-1]
+        num_classes = predictions.num_classes
         query = pair // num_classes
         boxes = predictions.boxes.to(dtype).gather(1, query[..., None].expand(-1, -1, 4))
         return boxes, scores, pair % num_classes

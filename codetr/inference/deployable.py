@@ -61,7 +61,7 @@ class Deployable(nn.Module):
         )
         if self.top_k is None:
             return found.logits, found.boxes
-        return self._top(found.logits.sigmoid(), found.boxes, sizes)
+        return self._top(found.scores(), found.boxes, sizes)
 
     def _top(self, scores: Tensor, boxes: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best pairs of query and class, as ``codetr.evaluation.Postprocess`` without NMS."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -99,7 +100,8 @@ def split(
         group.name: Decoded(
             group=group,
             layers=tuple(
-                Predictions(logits=logits[i][g], boxes=boxes[i][g]) for i in range(len(layers))
+                replace(layer, logits=logits[i][g], boxes=boxes[i][g])
+                for i, layer in enumerate(layers)
             ),
             taps={name: tuple(tap[g] for tap in chain) for name, chain in parts.items()},
         )

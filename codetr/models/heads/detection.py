@@ -11,23 +11,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codetr.boxes import logit
+from codetr.classification import SIGMOID, Classification, Sigmoid
 from codetr.errors import UserError
 from codetr.models.layers import Mlp
 from codetr.structures import Predictions, RawPredictions
 
 
 class Embeddings(NamedTuple):
-    """The pair that reads one layer: ``classify`` (C to K logits) and ``regress`` (C to 4 offsets
-    of the logits of a box).
+    """The pair that reads one layer: ``classify`` (C to logits of K classes, which
+    ``classification`` explains) and ``regress`` (C to 4 offsets of the logits of a box).
     """
 
     classify: nn.Module
     regress: nn.Module
+    classification: Classification = SIGMOID
 
     def __call__(self, hidden: Tensor, anchors: Tensor, eps: float = 1e-5) -> Predictions:
         """What ``hidden`` (B, Q, C) says of ``anchors``; these and ``eps`` as in ``boxes``."""
         boxes = self.boxes(hidden, anchors, eps)
-        return Predictions(logits=self.classify(hidden), boxes=boxes)
+        return Predictions(
+            logits=self.classify(hidden), boxes=boxes, classification=self.classification
+        )
 
     def boxes(self, hidden: Tensor, anchors: Tensor, eps: float = 1e-5) -> Tensor:
         """(B, Q, 4) cxcywh in [0, 1]: ``anchors`` (B, Q, 4), or centres (B, Q, 2), refined by what
@@ -43,30 +47,39 @@ class Embeddings(NamedTuple):
         """
         logits = self.classify(hidden)
         offsets = self.regress(hidden).to(anchor_logits.dtype)
-        return RawPredictions(logits=logits, box_logits=offsets + anchor_logits)
+        return RawPredictions(
+            logits=logits, box_logits=offsets + anchor_logits, classification=self.classification
+        )
 
 
 class DetectionHead(nn.Module):
     """A pair of embeddings for each of ``num_layers`` decoder layers, and one for the encoder's
     proposals if ``two_stage``.
 
-    Nothing is shared, but all start with the same numbers, as in the official code.
+    Nothing is shared, but all start with the same numbers, as in the official code. The number of
+    logits is what ``classification`` says for ``num_classes``.
     """
 
     def __init__(
-        self, num_classes: int, dim: int = 256, num_layers: int = 6, two_stage: bool = True
+        self,
+        num_classes: int,
+        dim: int = 256,
+        num_layers: int = 6,
+        two_stage: bool = True,
+        classification: Classification = SIGMOID,
     ) -> None:
         super().__init__()
+        self.classification = classification
         self.num_classes, self.num_layers, self.two_stage = num_classes, num_layers, two_stage
         count = num_layers + int(two_stage)
-        classify, regress = _class_layer(dim, num_classes), _box_layers(dim)
+        classify, regress = _class_layer(dim, num_classes, classification), _box_layers(dim)
         self.classify = nn.ModuleList(deepcopy(classify) for _ in range(count))
         self.regress = nn.ModuleList(deepcopy(regress) for _ in range(count))
 
     def layer(self, index: int) -> Embeddings:
         """The pair of decoder layer ``index``, from 0 to ``num_layers`` - 1."""
         assert 0 <= index < self.num_layers
-        return Embeddings(self.classify[index], self.regress[index])
+        return self._pair(index)
 
     @property
     def proposals(self) -> Embeddings:
@@ -76,12 +89,16 @@ class DetectionHead(nn.Module):
                 "queries are selected from the encoder's proposals, but the head has no embeddings "
                 "for these: set model.query_head.head.two_stage=true"
             )
-        return Embeddings(self.classify[-1], self.regress[-1])
+        return self._pair(-1)
+
+    def _pair(self, index: int) -> Embeddings:
+        return Embeddings(self.classify[index], self.regress[index], self.classification)
 
 
-def _class_layer(dim: int, num_classes: int) -> nn.Linear:
-    layer = nn.Linear(dim, num_classes)
-    nn.init.constant_(layer.bias, -math.log(99.0))  # prior probability 0.01
+def _class_layer(dim: int, num_classes: int, classification: Classification) -> nn.Linear:
+    layer = nn.Linear(dim, classification.width(num_classes))
+    if isinstance(classification, Sigmoid):
+        nn.init.constant_(layer.bias, -math.log(99.0))  # prior probability 0.01
     return layer
 
 

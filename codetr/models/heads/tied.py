@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from codetr.classification import SIGMOID, Classification
 from codetr.models.heads.detection import DetectionHead, Embeddings
 
 
@@ -23,8 +24,9 @@ class TiedDetectionHead(DetectionHead):
         num_layers: int = 6,
         two_stage: bool = True,
         size_logit: float = 0.0,
+        classification: Classification = SIGMOID,
     ) -> None:
-        super().__init__(num_classes, dim, 1, two_stage)
+        super().__init__(num_classes, dim, 1, two_stage, classification)
         self.num_layers = num_layers
         with torch.no_grad():
             self.regress[0][-1].bias[2:] = size_logit  # type: ignore[index, operator]
@@ -32,4 +34,4 @@ class TiedDetectionHead(DetectionHead):
     def layer(self, index: int) -> Embeddings:
         """The pair of all decoder layers."""
         assert 0 <= index < self.num_layers
-        return Embeddings(self.classify[0], self.regress[0])
+        return self._pair(0)

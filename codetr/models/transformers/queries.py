@@ -186,6 +186,7 @@ class PositionedQueries(nn.Module):
         proposals = Proposals(
             logits=found.logits,
             boxes=found.box_logits.sigmoid(),
+            classification=found.classification,
             anchors=grid_proposals(memory)[0].sigmoid(),
         )
         main = self._queries(anchors[:, : self.stage.num_queries], self.content)

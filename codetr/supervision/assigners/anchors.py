@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -38,5 +39,5 @@ class AnchorMatcher(nn.Module):
                     "scheme.one_to_one.proposal_matcher matches anchors, but these proposals have "
                     "none: set it to null, or use PositionedQueries"
                 )
-            moved.append(Predictions(logits=proposals.logits, boxes=proposals.anchors))
+            moved.append(replace(proposals, boxes=proposals.anchors))
         return self.matcher.tables(moved, targets)

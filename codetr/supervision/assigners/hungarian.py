@@ -11,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from codetr.boxes import cxcywh_to_xyxy, paired_giou
+from codetr.classification import Sigmoid
 from codetr.host_copy import HostCopy
 from codetr.structures import Assignment, Predictions, Targets, TensorStruct
 
@@ -58,6 +59,7 @@ class HungarianMatcher(nn.Module):
         """What ``solve`` needs to match every layer's predictions (B, Q, ...); all layers have the
         same Q. Everything stays on the device: nothing is waited for.
         """
+        assert all(isinstance(layer.classification, Sigmoid) for layer in layers)
         boxes = torch.stack([layer.boxes for layer in layers])
         logits = torch.stack([layer.logits for layer in layers])
         # Image by image: what a pair's cost is made of takes many times the memory of the cost.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from codetr.boxes import cxcywh_to_xyxy, pairwise_iou
+from codetr.classification import Sigmoid
 from codetr.errors import UserError
 from codetr.structures import Assignment, Predictions, Targets
 
@@ -55,6 +56,7 @@ class TopKAssigner(nn.Module):
 
         An image's pairs come by ascending quality.
         """
+        assert all(isinstance(layer.classification, Sigmoid) for layer in layers)
         logits = torch.stack([layer.logits for layer in layers])
         boxes = torch.stack([layer.boxes for layer in layers])
         parts, offset = [], 0

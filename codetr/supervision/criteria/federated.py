@@ -37,6 +37,11 @@ class FederatedClassification(nn.Module):
         weights[torch.tensor(list(counts)) == 0] = 0
         self.register_buffer("weights", weights, persistent=False)
 
+    @property
+    def reads(self) -> type:
+        """As the inner loss."""
+        return self.inner.reads
+
     def forward(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
         """See ``Classification``."""
         judged = self.judged(labels, logits.shape[-1])[..., None, None, :]

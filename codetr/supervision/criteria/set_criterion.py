@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from codetr.boxes import cxcywh_to_xyxy, paired_giou, paired_iou
+from codetr.classification import Sigmoid
 from codetr.distributed import mean_over_ranks
 from codetr.structures import (
     Assignment,
@@ -28,6 +29,11 @@ from codetr.supervision.criteria.focal import quality_focal_loss, sigmoid_focal_
 class Classification(Protocol):
     """A classification loss: which targets a matched class gets, and how they are measured."""
 
+    @property
+    def reads(self) -> type:
+        """The kind of ``codetr.classification`` whose logits it measures."""
+        ...
+
     def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
         """Elementwise (L, B, Q, K) of L layers' ``logits`` (L, B, Q, K), ``labels`` (L, B, Q) with
         K = background, and ``quality`` (L, B, Q), the IoU of each matched box, 0 elsewhere.
@@ -44,6 +50,8 @@ def _class_targets(logits: Tensor, labels: Tensor, value: Tensor) -> Tensor:
 class FocalClassification(nn.Module):
     """Sigmoid focal loss with hard targets (Deformable DETR, Co-Deformable-DETR)."""
 
+    reads = Sigmoid
+
     def __init__(self, alpha: float = 0.25, gamma: float = 2.0) -> None:
         super().__init__()
         self.alpha, self.gamma = alpha, gamma
@@ -56,6 +64,8 @@ class FocalClassification(nn.Module):
 
 class QualityClassification(nn.Module):
     """Quality focal loss: a matched class's target is its box's IoU (GFL, Co-DINO)."""
+
+    reads = Sigmoid
 
     def __init__(self, beta: float = 2.0) -> None:
         super().__init__()
@@ -145,6 +155,8 @@ class SetCriterion(nn.Module):
         """The losses of every layer of every group; all are computed at once. The groups have as
         many layers and images, but may differ in everything else.
         """
+        said = groups[0].layers[0].classification
+        assert isinstance(said, self.classification.reads), f"{self.classification} of {said}"
         boxes, logits = _side_by_side(groups)
         logits = logits.to(boxes.dtype)
         place = _places(groups)
@@ -154,7 +166,8 @@ class SetCriterion(nn.Module):
         size = chosen.size.repeat(1, 2).to(boxes.dtype)
         weights = chosen.weights.to(boxes.dtype)
 
-        labels = torch.full(logits.shape[:3], logits.shape[-1], device=logits.device)
+        background = groups[0].layers[0].num_classes
+        labels = torch.full(logits.shape[:3], background, device=logits.device)
         labels = labels.index_put(place, chosen.labels)
         overlap = paired_iou(corners.detach(), wanted_corners)
         quality = logits.new_zeros(logits.shape[:3]).index_put(place, overlap)

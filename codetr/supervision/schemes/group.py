@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -102,7 +103,8 @@ class Group(MatchingScheme):
 
 def _side_by_side(groups: Sequence[Predictions]) -> Predictions:
     """One layer's predictions of G groups as (B, G*Q, ...)."""
-    return Predictions(
+    return replace(
+        groups[0],
         logits=torch.cat([group.logits for group in groups], dim=1),
         boxes=torch.cat([group.boxes for group in groups], dim=1),
     )

@@ -16,7 +16,8 @@ def made(two_stage: bool = True, size_logit: float = 0.0) -> TiedDetectionHead:
 def test_decoder_layers_share_one_pair_and_proposals_have_their_own() -> None:
     head = made()
     first = head.layer(0)
-    for one, shared, own in zip(head.layer(LAYERS - 1), first, head.proposals, strict=True):
+    pairs = (head.layer(LAYERS - 1), first, head.proposals)
+    for one, shared, own in zip(*(pair[:2] for pair in pairs), strict=True):
         assert one is shared
         assert own is not shared
     single = DetectionHead(5, 8, num_layers=1, two_stage=True)
