@@ -15,10 +15,9 @@ MOVED = {
     },
 }
 """Beginnings of names before version 0.1.0, and what stands there now."""
-RENAMED = {"codetr.models.detectors.DeformableDetr": "codetr.models.detectors.Detr"}
-"""Names whose beginning is present, and what they are called now."""
 
 RENAMED = {
+    "codetr.models.detectors.DeformableDetr": "codetr.models.detectors.Detr",
     "codetr.evaluation.SoftNms": "codetr.nms.SoftNms",
     "codetr.inference.merge.Nms": "codetr.nms.Nms",
     "codetr.supervision.aux_heads.detections.ClasswiseNms": "codetr.nms.ClasswiseNms",
