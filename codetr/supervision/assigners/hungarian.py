@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from codetr.boxes import cxcywh_to_xyxy, paired_giou
 from codetr.classification import Sigmoid
 from codetr.host_copy import HostCopy
-from codetr.structures import Assignment, Predictions, Targets, TensorStruct
+from codetr.structures import Assignment, Predictions, Targets
+from codetr.tensor_struct import TensorStruct
 
 FORBIDDEN = 1e6
 """Cost that stands for a value that is not finite. The loss check reports the cause."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from codetr.structures import TensorStruct
+from codetr.tensor_struct import TensorStruct
 
 
 @dataclass(frozen=True, kw_only=True)

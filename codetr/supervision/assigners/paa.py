@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from codetr.structures import TensorStruct
 from codetr.supervision.assigners.max_iou import NEGATIVE, MaxIouAssigner
 from codetr.supervision.assigners.mixture import MixtureFit
+from codetr.tensor_struct import TensorStruct
 
 PROPOSAL = MaxIouAssigner(positive=0.1, negative=0.1, low_quality=0.0)
 MIXTURE = MixtureFit()

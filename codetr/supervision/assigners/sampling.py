@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from codetr.structures import TensorStruct
 from codetr.supervision.assigners.max_iou import NEGATIVE
+from codetr.tensor_struct import TensorStruct
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from codetr.structures import Pyramid, TensorStruct
+from codetr.structures import Pyramid
+from codetr.tensor_struct import TensorStruct
 
 
 @dataclass(frozen=True, kw_only=True)

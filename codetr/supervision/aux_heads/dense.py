@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from codetr.boxes import at_least_float32, clip_xyxy
-from codetr.structures import Batch, Candidates, Detections, Images, Losses, Pyramid, TensorStruct
+from codetr.structures import Batch, Candidates, Detections, Images, Losses, Pyramid
 from codetr.supervision.aux_heads.anchors import Places
 from codetr.supervision.aux_heads.matched import (
     DenseTargets,
@@ -22,6 +22,7 @@ from codetr.supervision.aux_heads.matched import (
 )
 from codetr.supervision.aux_heads.protocol import AuxOutput
 from codetr.supervision.aux_heads.selection import Selection
+from codetr.tensor_struct import TensorStruct
 
 GROUPS = 32
 PRIOR_LOGIT = -math.log(99)

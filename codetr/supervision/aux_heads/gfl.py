@@ -15,7 +15,7 @@ from torch import Tensor
 from codetr.boxes import paired_giou, paired_iou
 from codetr.distributed import mean_over_ranks
 from codetr.nms import ClasswiseNms
-from codetr.structures import Losses, LossTerm, TensorStruct
+from codetr.structures import Losses, LossTerm
 from codetr.supervision.assigners.atss import AtssAssigner
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
 from codetr.supervision.aux_heads.coder import centres_xyxy, decode_distances, encode_distances
@@ -36,6 +36,7 @@ from codetr.supervision.criteria.focal import (
     one_hot_labels,
     quality_focal_loss,
 )
+from codetr.tensor_struct import TensorStruct
 
 GRID = AnchorGrid(scales=(8.0,))
 ASSIGNER = AtssAssigner()

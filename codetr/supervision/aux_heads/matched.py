@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codetr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from codetr.structures import Candidates, Targets, TensorStruct
+from codetr.structures import Candidates, Targets
 from codetr.supervision.assigners.max_iou import IGNORED
+from codetr.tensor_struct import TensorStruct
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from codetr.boxes import paired_giou, paired_iou
 from codetr.nms import ClasswiseNms
-from codetr.structures import Batch, Losses, LossTerm, TensorStruct
+from codetr.structures import Batch, Losses, LossTerm
 from codetr.supervision.assigners.paa import PaaAssigner
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
 from codetr.supervision.aux_heads.coder import DeltaCoder
@@ -29,6 +29,7 @@ from codetr.supervision.aux_heads.dense import (
 from codetr.supervision.aux_heads.matched import DenseTargets, divisor
 from codetr.supervision.aux_heads.selection import Selection, VotedSelection
 from codetr.supervision.criteria.focal import one_hot_labels, sigmoid_focal_loss
+from codetr.tensor_struct import TensorStruct
 
 GRID = AnchorGrid(scales=(8.0,))
 CODER = DeltaCoder(stds=(0.1, 0.1, 0.2, 0.2))

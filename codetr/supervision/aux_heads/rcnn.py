@@ -24,7 +24,6 @@ from codetr.structures import (
     LossTerm,
     Pyramid,
     Targets,
-    TensorStruct,
 )
 from codetr.supervision.assigners.max_iou import MaxIouAssigner
 from codetr.supervision.assigners.sampling import RandomSampler
@@ -41,6 +40,7 @@ from codetr.supervision.aux_heads.protocol import AuxOutput
 from codetr.supervision.aux_heads.roi_pool import pool_rois
 from codetr.supervision.aux_heads.rpn import Rpn
 from codetr.supervision.aux_heads.selection import top_pairs
+from codetr.tensor_struct import TensorStruct
 
 CODER = DeltaCoder(stds=(0.1, 0.1, 0.2, 0.2))
 ASSIGNER = MaxIouAssigner(positive=0.5, negative=0.5)

@@ -9,7 +9,7 @@ import torch
 from tiny_bench import EXPERIMENT, PAIR, TINY, TINY_CO_DINO
 
 from codetr.errors import UserError
-from codetr.structures import TensorStruct
+from codetr.tensor_struct import TensorStruct
 from tools.bench import compared_models, ours, workload
 from tools.bench import contestant as contestant_module
 from tools.bench.baselines import NO_TRANSFORMERS
