@@ -18,7 +18,13 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from codetr.data.coco import GREY
-from codetr.data.resize import Window, resize_bilinear, resize_nearest
+from codetr.data.resize import (
+    Window,
+    detr_size,
+    fitted_size,
+    resize_bilinear,
+    resize_nearest,
+)
 from codetr.data.sample import Sample
 
 Augmentation = Callable[[Sample], Sample]
@@ -101,29 +107,6 @@ def without_tiny_boxes(sample: Sample, min_size_px: float = 0.0) -> Sample:
         for s in sample.box_sets
     )
     return sample.with_box_sets(kept)
-
-
-def fitted_size(size: tuple[int, int], short: float, long: float) -> tuple[int, int]:
-    """The largest (height, width) of the same shape within ``short`` and ``long`` sides.
-
-    Rounds half up, as the official code (mmcv ``imrescale``); enlarges too; at least 1.
-    """
-    scale = min(long / max(size), short / min(size))
-    height, width = (max(int(side * scale + 0.5), 1) for side in size)
-    return height, width
-
-
-def detr_size(size: tuple[int, int], short: float, long: float) -> tuple[int, int]:
-    """The (height, width) of the same shape whose short side is ``short``, or what of it keeps the
-    long one within ``long``, rounded; the long one is then cut off to whole pixels. At least 1.
-
-    As DETR's code and its descendants: 640 x 480 to a short side of 800 gives 1066 x 800, where
-    mmcv gives 1067 x 800.
-    """
-    least, most = min(size), max(size)
-    side = max(int(short if most / least * short <= long else round(long * least / most)), 1)
-    other = max(int(side * most / least), 1)
-    return (side, other) if size[0] <= size[1] else (other, side)
 
 
 @dataclass(frozen=True)

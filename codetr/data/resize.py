@@ -1,4 +1,5 @@
-"""Bilinear resizing of uint8 images as OpenCV does it or as Pillow does it, and the nearest pixel.
+"""Sizes to resize to; bilinear resizing of uint8 images as OpenCV or as Pillow does it, and by the
+nearest pixel.
 
 OpenCV takes the four nearest pixels alone, also where it shrinks, and its fixed-point rounding
 differs from everyone else's by up to one grey level in about every fifth value. Pillow averages
@@ -18,6 +19,29 @@ Window = tuple[int, int, int, int]
 """Top, left, height and width of a part of an image, pixels."""
 
 _WEIGHT_ONE = 2048  # OpenCV's 11-bit interpolation weights
+
+
+def fitted_size(size: tuple[int, int], short: float, long: float) -> tuple[int, int]:
+    """The largest (height, width) of the same shape within ``short`` and ``long`` sides.
+
+    Rounds half up, as the official code (mmcv ``imrescale``); enlarges too; at least 1.
+    """
+    scale = min(long / max(size), short / min(size))
+    height, width = (max(int(side * scale + 0.5), 1) for side in size)
+    return height, width
+
+
+def detr_size(size: tuple[int, int], short: float, long: float) -> tuple[int, int]:
+    """The (height, width) of the same shape whose short side is ``short``, or what of it keeps the
+    long one within ``long``, rounded; the long one is then cut off to whole pixels. At least 1.
+
+    As DETR's code and its descendants: 640 x 480 to a short side of 800 gives 1066 x 800, where
+    mmcv gives 1067 x 800.
+    """
+    least, most = min(size), max(size)
+    side = max(int(short if most / least * short <= long else round(long * least / most)), 1)
+    other = max(int(side * most / least), 1)
+    return (side, other) if size[0] <= size[1] else (other, side)
 
 
 def resize_bilinear(

@@ -21,13 +21,11 @@ from codetr.data.augment import (
     LsjEval,
     PadToCanvas,
     RandomCrop,
-    detr_size,
-    fitted_size,
     output_size,
     resize,
     without_tiny_boxes,
 )
-from codetr.data.resize import resize_bilinear
+from codetr.data.resize import detr_size, fitted_size, resize_bilinear
 from codetr.data.sample import BoxSet, Sample
 
 CONF = conf_folder() / "augmentation"
