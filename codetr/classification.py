@@ -58,7 +58,7 @@ class Softmax:
         if num_classes != self.background:
             raise UserError(
                 f"softmax over {num_classes} classes has its background at index {num_classes}, "
-                f"not {self.background}: set background=${{num_classes}}"
+                f"not {self.background}: give Softmax the number of classes"
             )
         return num_classes + 1
 

@@ -60,7 +60,7 @@ COVERED = {
     "codetr/models/ops/fused_attention.py::avoid_cudnn_attention": (
         "tests/unit/models/ops/test_fused_attention.py::test_is_off_where_processes_are_prepared"
     ),
-    "codetr/structures.py::TensorStruct.pin_memory": (
+    "codetr/tensor_struct.py::TensorStruct.pin_memory": (
         "tests/unit/test_structures.py::test_pinned_memory_is_asked_for_every_tensor"
     ),
     "codetr/training/acceleration.py::wants_channels_last": (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import Command
+from commands import SMALL, Command
 
 import codetr
 from codetr.inference.views import Views
@@ -20,10 +20,10 @@ def records(folder: Path) -> dict[int, list[dict]]:
     return found
 
 
-def test_views_and_another_resize(
-    command: Command, small: tuple[str, ...], data_root: Path, tmp_path: Path
-) -> None:
-    done = command("train.py", *small, "debug=fast", "augmentation=small", "name=a")
+def test_views_and_another_resize(command: Command, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    own_data = (*SMALL, f"data.root={data}")
+    done = command("train.py", *own_data, "debug=fast", "augmentation=small", "name=a")
     assert done.returncode == 0, done.stderr[-2000:]
     model = tmp_path / "runs/a/best.ckpt"
     told = (f"checkpoint={model}", "trainer=cpu")
@@ -34,7 +34,7 @@ def test_views_and_another_resize(
 
     views = Views(flip=True, scales=(1.0, 1.5), tile=96)
     predictor = codetr.load(model, device="cpu", views=views)
-    (annotations,) = (p for p in data_root.rglob("val.json") if len(_images(p)) == 2)
+    (annotations,) = data.rglob("val.json")
     for image in _images(annotations):
         own = found[image["id"]]
         (path,) = annotations.parent.rglob(f"val/**/{image['file_name']}")
