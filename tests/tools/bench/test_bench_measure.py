@@ -167,7 +167,7 @@ def test_cores_are_counted_where_linux_names_no_model(monkeypatch: pytest.Monkey
 
 def test_files_that_are_no_report_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("[]")
-    with pytest.raises(UserError, match=r"x\.json is no report"):
+    with pytest.raises(UserError, match=r"x\.json is not a report"):
         read_json(tmp_path / "x.json")
     with pytest.raises(UserError, match="give --json another place"):
         write_json(make_report("op", CPU, {}, ()), tmp_path / "absent" / "r.json")

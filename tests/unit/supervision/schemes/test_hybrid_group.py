@@ -193,7 +193,7 @@ def test_bad_numbers_are_named() -> None:
         hybrid(repeats=0)
     with pytest.raises(UserError, match="groups=1"):
         group(1)
-    with pytest.raises(UserError, match="num_queries=0"):
+    with pytest.raises(UserError, match="a table of 0 further queries"):
         QueryTable(0)
     with pytest.raises(UserError, match="copies of the main one"):
         Group(HungarianMatcher(), criterion(), lambda: QueryTable(3, DIM, content=False), 3)
