@@ -36,6 +36,11 @@ def before_background(classes: int, rows: int) -> Tensor | None:
     return torch.arange(classes)[:, None] if rows == classes + 1 else None
 
 
+def per_score(classes: int, rows: int) -> Tensor | None:
+    """One row per class; after a softmax, the background's at the end."""
+    return before_background(classes, rows) if rows == classes + 1 else per_anchor(classes, rows)
+
+
 def per_coordinate(classes: int, rows: int) -> Tensor | None:
     """Four rows per class, class by class."""
     return torch.arange(rows).view(-1, 4) if rows == 4 * classes else None
@@ -49,7 +54,7 @@ def objectness(classes: int, rows: int) -> Tensor | None:
 _HEADS = r"schemes\.collaborative\.heads\.\w+\."
 
 CLASS_ROWS: tuple[tuple[str, RowLayout], ...] = (
-    (r"detector\.head\.classify\.\d+\.(weight|bias)", per_anchor),
+    (r"detector\.head\.classify\.\d+\.(weight|bias)", per_score),
     (r"schemes\.denoising\.label_embedding\.weight", per_anchor),
     (_HEADS + r"cls\.(weight|bias)", per_anchor),
     (_HEADS + r"box_head\.cls\.(weight|bias)", before_background),

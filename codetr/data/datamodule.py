@@ -238,6 +238,12 @@ class CocoDataModule(LightningDataModule):
 
     def _eval_sampler(self) -> EvalSampler:
         batch_size, mixed = self.eval_batch_size, self.eval_batches == PADDED
+        images, (rank, ranks) = len(self.eval_dataset), self._rank()
+        if images < ranks:
+            raise UserError(
+                f"{self.val_annotations}: has {images} images for {ranks} devices, each of which "
+                f"must evaluate one: give trainer.devices={max(images, 1)} or fewer"
+            )
         annotated = self.eval_dataset.source.annotations.sizes.tolist()
         known = [output_size(self.eval_augmentation, (h, w)) for h, w in annotated]
         if None in known and batch_size > 1 and not mixed:
@@ -255,7 +261,7 @@ class CocoDataModule(LightningDataModule):
                 "AP depends on data.eval_batch_size and on the number of devices; with "
                 f"data.eval_batches={EQUAL_SIZE} it does not"
             )
-        return EvalSampler(padded, batch_size, *self._rank(), mixed)
+        return EvalSampler(padded, batch_size, rank, ranks, mixed)
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int

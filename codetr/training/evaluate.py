@@ -94,6 +94,8 @@ def evaluate(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, float]:
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     trainer.test(module, datamodule=datamodule, verbose=False)
+    if not report.metrics:  # no batch was run, and so no hook of the report
+        evaluator.compute()
     return report.metrics
 
 

@@ -45,11 +45,11 @@ def model_limits(cfg: DictConfig) -> list[Limit]:
     """Of the postprocessing and of the queries, as far as the configuration names them."""
     limits = []
     kept = cfg.evaluation.postprocess.get("max_detections")
-    if kept is not None:
+    if isinstance(kept, int):
         key = "evaluation.postprocess.max_detections"
         limits.append(Limit(key=key, most=kept, remedy="raise it"))
     queries = cfg.model.get("num_queries")
-    if queries is not None:
+    if isinstance(queries, int):
         remedy = "train with more queries"
         limits.append(Limit(key="model.num_queries", most=queries, remedy=remedy))
     return limits

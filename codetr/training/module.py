@@ -40,8 +40,8 @@ class DetectionModule(LightningModule):
         evaluator: measures the detections of the evaluated split.
         record: classes, preprocessing and configuration, kept in every checkpoint.
         effective_batch: images per optimiser step over all devices.
-        seed: random draws depend on it, the epoch, the batch and the rank alone, so that a
-            resumed run repeats those of an uninterrupted one.
+        seed: random draws depend on it, the epoch, the batch and the rank alone, so that a run
+            resumed at the end of an epoch repeats those of an uninterrupted one.
 
     Raises UserError where the detector cannot be trained by a scheme.
     """

@@ -50,6 +50,10 @@ def test_views_and_another_resize(command: Command, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "evaluation.branch=atss: auxiliary heads are evaluated on one view" in done.stderr
 
+    done = command("eval.py", *told, "trainer.limit_test_batches=0")
+    assert done.returncode == 2
+    assert "no image was evaluated" in done.stderr
+
     for name, more in (("plain", ()), ("resized", ("augmentation=detr_224",))):
         done = command("eval.py", *told, *more, "panel=null", f"name={name}")
         assert done.returncode == 0, done.stderr[-2000:]

@@ -10,6 +10,7 @@ from codetr.checkpoints.class_rows import (
     objectness,
     per_anchor,
     per_coordinate,
+    per_score,
 )
 
 OLD = ("cat", "dog", "cow")
@@ -50,6 +51,8 @@ def numbered(rows: int) -> Tensor:
         (per_anchor, 3, 4, [2, -1, 0, -1]),
         (per_anchor, 6, 8, [2, -1, 0, -1, 5, -1, 3, -1]),
         (before_background, 4, 5, [2, -1, 0, -1, 3]),
+        (per_score, 3, 4, [2, -1, 0, -1]),
+        (per_score, 4, 5, [2, -1, 0, -1, 3]),  # after a softmax
         (per_coordinate, 12, 16, [8, 9, 10, 11, *[-1] * 4, 0, 1, 2, 3, *[-1] * 4]),
         (per_coordinate, 4, 4, [0, 1, 2, 3]),  # shared by all classes
         (objectness, 3, 4, [0, -1, -1, -1]),
@@ -77,7 +80,7 @@ def test_rows_that_do_not_fit_are_nothing(layout, old: int, new: int) -> None:  
 
 def test_which_tensors_have_class_rows() -> None:
     heads = "schemes.collaborative.heads."
-    assert class_layout("detector.head.classify.6.bias") is per_anchor
+    assert class_layout("detector.head.classify.6.bias") is per_score
     assert class_layout(heads + "retinanet.cls.weight") is per_anchor
     assert class_layout(heads + "rcnn.box_head.cls.bias") is before_background
     assert class_layout(heads + "rcnn.box_head.reg.bias") is per_coordinate
@@ -85,4 +88,4 @@ def test_which_tensors_have_class_rows() -> None:
         assert class_layout(heads + name) is None
     layer = "detector.head.classify.6"
     assert class_layout(layer + ".weight", layer) is objectness
-    assert class_layout("detector.head.classify.5.weight", layer) is per_anchor
+    assert class_layout("detector.head.classify.5.weight", layer) is per_score

@@ -101,6 +101,16 @@ def test_evaluation_depends_on_the_batch_only_where_that_is_said(
     assert (said in caplog.text) if said else (caplog.text == "")
 
 
+def test_every_device_needs_an_image(make_root: MakeRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = _module(make_root())
+    module.setup("validate")
+    monkeypatch.setattr(module, "_rank", lambda: (0, 6))
+    with pytest.raises(UserError, match=r"has 5 images for 6 devices.*trainer\.devices=5"):
+        module.val_dataloader()
+    monkeypatch.setattr(module, "_rank", lambda: (4, 5))
+    assert len(list(module.val_dataloader())) == 1
+
+
 def test_report_is_printed_once(make_root: MakeRoot, capsys: pytest.CaptureFixture[str]) -> None:
     module = _module(make_root())
     module.setup("fit")
