@@ -26,12 +26,19 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def resized_wh(width: int, height: int, rule: dict[str, int]) -> tuple[int, int]:
-    """The image's size in the model: within short and long sides, or a square canvas."""
+def resized_wh(width: int, height: int, rule: dict[str, int], antialias: bool) -> tuple[int, int]:
+    """The image's size in the model: within short and long sides, or a square canvas. With
+    ``antialias`` the short side is rounded and the long one cut off, as in DETR's code.
+    """
     if not rule:
         return width, height
     short, long = (rule.get(side, rule.get("canvas")) for side in ("short", "long"))
-    scale = min(long / max(width, height), short / min(width, height))
+    least, most = min(width, height), max(width, height)
+    if antialias and "canvas" not in rule:
+        least_px = max(short if most / least * short <= long else round(long * least / most), 1)
+        most_px = max(int(least_px * most / least), 1)
+        return (least_px, most_px) if width <= height else (most_px, least_px)
+    scale = min(long / most, short / least)
     return max(int(width * scale + 0.5), 1), max(int(height * scale + 0.5), 1)
 
 
@@ -47,7 +54,7 @@ def resized(image: Image.Image, size_wh: tuple[int, int], antialias: bool) -> Im
 def prepare(image: Image.Image, about: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``images`` (1, 3, H, W) uint8 and ``sizes`` (1, 2) for the model, and the scale (x, y)."""
     rule = about["resize"]
-    width, height = resized_wh(*image.size, rule)
+    width, height = resized_wh(*image.size, rule, about["antialias"])
     pixels = np.asarray(resized(image, (width, height), about["antialias"]))
     scale = np.array([width / image.width, height / image.height], dtype=np.float32)
     if "canvas" in rule:  # grey around it, which counts as image

@@ -152,7 +152,8 @@ def describe(record: RunRecord, outputs: Sequence[str]) -> dict[str, Any]:
 
     ``resize``: fit the image within ``short`` and ``long`` sides (pixels), or into a square
     ``canvas`` whose rest is grey (114) and counts as image; empty: as it is. ``antialias``: whether
-    shrinking averages, as Pillow's does, or takes the nearest pixels alone, as OpenCV's. Frames are
+    shrinking averages, as Pillow's does, or takes the nearest pixels alone, as OpenCV's; with it,
+    outside a canvas, sizes are rounded by ``detr_size``, else by ``fitted_size``. Frames are
     multiples of ``size_divisor``. Normalisation is inside the model.
     """
     preprocessing = record.preprocessing

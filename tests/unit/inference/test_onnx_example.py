@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import resize
 
+from codetr.data.augment import EvalResize
 from codetr.data.images import as_rgb
 from codetr.data.resize import resize_bilinear_opencv
 
@@ -27,6 +28,17 @@ def test_resize_is_that_of_the_evaluation(antialias: bool, size_wh: tuple[int, i
         expected = resize_bilinear_opencv(image, size_wh[::-1])
     difference = np.abs(found.astype(int) - expected.permute(1, 2, 0).numpy())
     assert difference.max() <= 1, "Pillow rounds down where OpenCV rounds to nearest"
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+def test_sizes_are_those_of_the_evaluation(antialias: bool) -> None:
+    rule, evaluation = {"short": 128, "long": 213}, EvalResize(128, 213, antialias)
+    sizes = np.random.default_rng(0).integers(20, 900, (200, 2)).tolist()
+    for height, width in [(480, 640), (640, 480), (128, 128), *sizes]:
+        found = EXAMPLE["resized_wh"](width, height, rule, antialias)
+        assert found[::-1] == evaluation.output_size((height, width))
+    assert EXAMPLE["resized_wh"](640, 480, {"canvas": 100}, antialias) == (100, 75)
+    assert EXAMPLE["resized_wh"](640, 480, {}, antialias) == (640, 480)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK", "1", "I;16", "I"])
