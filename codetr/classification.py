@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from codetr.errors import UserError
@@ -27,6 +28,10 @@ class Classification(Protocol):
         """(..., K) in [0, 1], the probability of every class, of ``logits`` (..., width)."""
         ...
 
+    def detection_scores(self, logits: Tensor) -> Tensor:
+        """(..., K) ``scores`` of what may become detections, 0 for what may not."""
+        ...
+
 
 @dataclass(frozen=True)
 class Sigmoid:
@@ -43,6 +48,10 @@ class Sigmoid:
     def scores(self, logits: Tensor) -> Tensor:
         """(..., K) of ``logits`` (..., K)."""
         return logits.sigmoid()
+
+    def detection_scores(self, logits: Tensor) -> Tensor:
+        """All of them: a query may detect several classes."""
+        return self.scores(logits)
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,12 @@ class Softmax:
     def scores(self, logits: Tensor) -> Tensor:
         """(..., K) of ``logits`` (..., K + 1)."""
         return logits.softmax(-1)[..., : self.background]
+
+    def detection_scores(self, logits: Tensor) -> Tensor:
+        """Those of the best class of every query, which detects one object."""
+        scores = self.scores(logits)
+        classes = torch.arange(self.background, device=logits.device)
+        return scores.where(scores.argmax(-1, keepdim=True) == classes, 0.0)
 
 
 SIGMOID = Sigmoid()

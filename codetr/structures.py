@@ -177,9 +177,11 @@ class Predictions(TensorStruct):
         return self.classification.num_classes(self.logits)
 
     def scores(self, dtype: torch.dtype | None = None) -> Tensor:
-        """(B, Q, K) probabilities, computed in ``dtype`` (None: that of the logits)."""
+        """(B, Q, K) probabilities of what may become detections, 0 elsewhere; computed in ``dtype``
+        (None: that of the logits).
+        """
         logits = self.logits if dtype is None else self.logits.to(dtype)
-        return self.classification.scores(logits)
+        return self.classification.detection_scores(logits)
 
 
 @dataclass(frozen=True, kw_only=True)

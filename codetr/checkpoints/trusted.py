@@ -14,7 +14,13 @@ from codetr.errors import UserError, user_error
 
 PARTS: Mapping[str, tuple[str, ...]] = {
     "codetr.classification": ("Sigmoid", "Softmax"),
-    "codetr.supervision.assigners": ("AnchorMatcher", "HungarianMatcher", "TopKAssigner"),
+    "codetr.supervision.assigners": (
+        "AnchorMatcher",
+        "FocalCost",
+        "HungarianMatcher",
+        "ProbabilityCost",
+        "TopKAssigner",
+    ),
     "codetr.supervision.assigners.atss": ("AtssAssigner",),
     "codetr.supervision.assigners.max_iou": ("MaxIouAssigner",),
     "codetr.supervision.assigners.paa": ("PaaAssigner",),
@@ -37,6 +43,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
         "FocalClassification",
         "QualityClassification",
         "SetCriterion",
+        "SoftmaxClassification",
     ),
     "codetr.data.augment": (
         "Apply",

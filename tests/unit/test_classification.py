@@ -1,5 +1,7 @@
 """What logits mean travels with them, from the head to losses and detections."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -48,14 +50,21 @@ def test_predictions_of_a_softmax_head_say_so_wherever_they_go(kind: type[Detect
         assert one.scores().shape[-1] == K
 
 
-def test_background_is_no_detection() -> None:
+def test_a_softmax_detects_one_object_per_query_and_never_background() -> None:
     logits = torch.tensor([[[0.0, 2.0, 1.0, 9.0], [4.0, 0.0, 0.0, 1.0]]])
     found = Predictions(logits=logits, boxes=torch.rand(1, 2, 4), classification=Softmax(K))
     info = ImageInfo(image_id=1, original_size=(10, 10), scale=(1.0, 1.0))
     (image,) = Postprocess(6)(found, torch.tensor([[10, 10]]), (info,))
-    assert image.labels.tolist()[0] == 0
-    assert set(image.labels.tolist()) == {0, 1, 2}
-    assert_close(image.scores[0], logits[0, 1].softmax(0)[0])
+    assert image.labels.tolist() == [0, 1]
+    assert_close(
+        image.scores, torch.stack([logits[0, 1].softmax(0)[0], logits[0, 0].softmax(0)[1]])
+    )
+    again = replace(found, logits=logits[..., :K], classification=Sigmoid())
+    assert len(Postprocess(6)(again, torch.tensor([[10, 10]]), (info,))[0]) == 2 * K
+
+
+def test_equal_scores_of_a_query_are_one_detection() -> None:
+    assert Softmax(K).detection_scores(torch.zeros(1, 2, K + 1)).tolist() == [[[0.25, 0, 0]] * 2]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +86,7 @@ def test_what_is_made_for_sigmoids_refuses_others(loss: torch.nn.Module) -> None
         weights=torch.ones(1),
         size=torch.tensor([9.0, 9.0]),
     )
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=r"FocalCost.* of Softmax"):
         HungarianMatcher()([found], [target])
     (pairs,) = HungarianMatcher()([Predictions(logits=found.logits, boxes=found.boxes)], [target])
     with pytest.raises(AssertionError, match="Softmax"):

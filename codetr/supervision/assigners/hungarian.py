@@ -11,9 +11,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from codetr.boxes import cxcywh_to_xyxy, paired_giou
-from codetr.classification import Sigmoid
 from codetr.host_copy import HostCopy
 from codetr.structures import Assignment, Predictions, Targets
+from codetr.supervision.assigners.class_costs import FOCAL, ClassCost
 from codetr.tensor_struct import TensorStruct
 
 FORBIDDEN = 1e6
@@ -31,9 +31,11 @@ class CostTables(TensorStruct):
 
 
 class HungarianMatcher(nn.Module):
-    """Bipartite matching with class, L1 and GIoU costs (DETR; focal cost of Deformable DETR).
+    """Bipartite matching with class, L1 and GIoU costs (DETR).
 
-    L1 is measured on relative cxcywh, GIoU on boxes in pixels, as the official Co-DETR does.
+    ``class_cost`` belongs to what logits mean: ``FocalCost`` (Deformable DETR) or
+    ``ProbabilityCost``. L1 is measured on relative cxcywh, GIoU on boxes in pixels, as the official
+    Co-DETR does.
     """
 
     def __init__(
@@ -41,12 +43,11 @@ class HungarianMatcher(nn.Module):
         cls: float = 2.0,
         l1: float = 5.0,
         giou: float = 2.0,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
+        class_cost: ClassCost = FOCAL,
     ) -> None:
         super().__init__()
         self.cls, self.l1, self.giou = cls, l1, giou
-        self.alpha, self.gamma = alpha, gamma
+        self.class_cost = class_cost
 
     def forward(
         self, layers: Sequence[Predictions], targets: Sequence[Targets]
@@ -60,7 +61,8 @@ class HungarianMatcher(nn.Module):
         """What ``solve`` needs to match every layer's predictions (B, Q, ...); all layers have the
         same Q. Everything stays on the device: nothing is waited for.
         """
-        assert all(isinstance(layer.classification, Sigmoid) for layer in layers)
+        said = layers[0].classification
+        assert isinstance(said, self.class_cost.reads), f"{self.class_cost} of {said}"
         boxes = torch.stack([layer.boxes for layer in layers])
         logits = torch.stack([layer.logits for layer in layers])
         # Image by image: what a pair's cost is made of takes many times the memory of the cost.
@@ -69,14 +71,12 @@ class HungarianMatcher(nn.Module):
 
     def _cost(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
         """Costs (L, N, Q) of one image's predictions (L, Q, K), (L, Q, 4) for its N targets."""
-        p = logits[..., targets.labels].mT.to(boxes.dtype).sigmoid()
-        positive = -torch.log(p + 1e-12) * self.alpha * (1 - p) ** self.gamma
-        negative = -torch.log(1 - p + 1e-12) * (1 - self.alpha) * p**self.gamma
+        cls = self.class_cost(logits.to(boxes.dtype), targets.labels)
         wanted, size = targets.boxes.to(boxes.dtype), targets.size_whwh.to(boxes.dtype)
         distance = (boxes[:, None] - wanted[:, None]).abs().sum(-1)
         corners, wanted_corners = cxcywh_to_xyxy(boxes) * size, cxcywh_to_xyxy(wanted) * size
         overlap = paired_giou(corners[:, None], wanted_corners[:, None])
-        return self.cls * (positive - negative) + self.l1 * distance - self.giou * overlap
+        return self.cls * cls + self.l1 * distance - self.giou * overlap
 
 
 class Matching:

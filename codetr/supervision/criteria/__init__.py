@@ -12,12 +12,14 @@ from codetr.supervision.criteria.set_criterion import (
     normaliser,
     supervised,
 )
+from codetr.supervision.criteria.softmax import SoftmaxClassification
 
 __all__ = [
     "FederatedClassification",
     "FocalClassification",
     "QualityClassification",
     "SetCriterion",
+    "SoftmaxClassification",
     "Supervised",
     "by_layer",
     "deep_supervision",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from codetr.classification import Sigmoid
 from codetr.supervision.criteria.set_criterion import Classification
 
 
@@ -32,6 +33,8 @@ class FederatedClassification(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"federated loss on {num_classes} classes: give num_classes >= 1")
+        if inner.reads is not Sigmoid:
+            raise ValueError(f"federated loss of {inner}: a softmax cannot leave classes out")
         self.inner, self.num_classes = inner, num_classes
         weights = torch.tensor(list(counts), dtype=torch.float32).pow(power)
         weights[torch.tensor(list(counts)) == 0] = 0
@@ -41,6 +44,10 @@ class FederatedClassification(nn.Module):
     def reads(self) -> type:
         """As the inner loss."""
         return self.inner.reads
+
+    def divisor(self, matched: Tensor, num_boxes: Tensor) -> Tensor:
+        """As the inner loss."""
+        return self.inner.divisor(matched, num_boxes)
 
     def forward(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
         """See ``Classification``."""

@@ -27,7 +27,9 @@ from codetr.supervision.criteria.focal import quality_focal_loss, sigmoid_focal_
 
 
 class Classification(Protocol):
-    """A classification loss: which targets a matched class gets, and how they are measured."""
+    """A classification loss: which targets a matched class gets, how they are measured, and what
+    their sum is divided by.
+    """
 
     @property
     def reads(self) -> type:
@@ -36,7 +38,14 @@ class Classification(Protocol):
 
     def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
         """Elementwise (L, B, Q, K) of L layers' ``logits`` (L, B, Q, K), ``labels`` (L, B, Q) with
-        K = background, and ``quality`` (L, B, Q), the IoU of each matched box, 0 elsewhere.
+        K = background, and ``quality`` (L, B, Q), the IoU of each matched box, 0 elsewhere. (With
+        softmax, the last dimension is K + 1.)
+        """
+        ...
+
+    def divisor(self, matched: Tensor, num_boxes: Tensor) -> Tensor:
+        """() or (L,): what the sum over a layer is divided by. ``matched`` (L, B, Q) is False for
+        background; ``num_boxes`` () is the divisor of the losses of boxes.
         """
         ...
 
@@ -47,10 +56,18 @@ def _class_targets(logits: Tensor, labels: Tensor, value: Tensor) -> Tensor:
     return table.scatter(-1, labels[..., None], value[..., None].to(table.dtype))[..., :-1]
 
 
-class FocalClassification(nn.Module):
-    """Sigmoid focal loss with hard targets (Deformable DETR, Co-Deformable-DETR)."""
+class _PerBox(nn.Module):
+    """What is divided by the number of boxes, as the losses of boxes are."""
 
     reads = Sigmoid
+
+    def divisor(self, matched: Tensor, num_boxes: Tensor) -> Tensor:
+        """See ``Classification``."""
+        return num_boxes
+
+
+class FocalClassification(_PerBox):
+    """Sigmoid focal loss with hard targets (Deformable DETR, Co-Deformable-DETR)."""
 
     def __init__(self, alpha: float = 0.25, gamma: float = 2.0) -> None:
         super().__init__()
@@ -62,10 +79,8 @@ class FocalClassification(nn.Module):
         return sigmoid_focal_loss(logits, targets, self.alpha, self.gamma)
 
 
-class QualityClassification(nn.Module):
+class QualityClassification(_PerBox):
     """Quality focal loss: a matched class's target is its box's IoU (GFL, Co-DINO)."""
-
-    reads = Sigmoid
 
     def __init__(self, beta: float = 2.0) -> None:
         super().__init__()
@@ -103,8 +118,8 @@ class Supervised:
 class SetCriterion(nn.Module):
     """Classification of all queries, L1 and GIoU of the matched ones (DETR, equation 2).
 
-    Each is summed and divided by ``num_boxes``. L1 is on relative cxcywh, GIoU on pixels; both
-    are weighted by the target's own weight.
+    Each is summed and divided by ``num_boxes`` (classification: by its own ``divisor``). L1 is on
+    relative cxcywh, GIoU on pixels; both are weighted by the target's own weight.
     """
 
     def __init__(
@@ -182,14 +197,24 @@ class SetCriterion(nn.Module):
         mismatch = 1 - paired_giou(corners * size, wanted_corners * size)
         per_pair = torch.stack([distance, mismatch]) * weights
         pairs = [sum(map(len, group.assignments)) for group in groups]
-        parts = zip(groups, per_query.split(rows, 2), per_pair.split(pairs, 1), strict=True)
-        return [self._terms(group, query, pair) for group, query, pair in parts]
+        parts = zip(
+            groups,
+            per_query.split(rows, 2),
+            (labels < background).split(rows, 2),
+            per_pair.split(pairs, 1),
+            strict=True,
+        )
+        return [self._terms(*part) for part in parts]
 
-    def _terms(self, group: Supervised, per_query: Tensor, per_pair: Tensor) -> list[Losses]:
-        """Every layer's losses from those of a group's queries (L, B, Q) and pairs (2, P)."""
+    def _terms(
+        self, group: Supervised, per_query: Tensor, matched: Tensor, per_pair: Tensor
+    ) -> list[Losses]:
+        """Every layer's losses from those of a group's queries (L, B, Q), ``matched`` or not, and
+        pairs (2, P).
+        """
         of_pairs = _sums(per_pair, [len(assignment) for assignment in group.assignments])
         divisor = group.num_boxes.to(per_pair.dtype) + torch.finfo(per_pair.dtype).eps
-        cls = per_query.sum(dim=(1, 2)) / divisor
+        cls = per_query.sum(dim=(1, 2)) / self.classification.divisor(matched, divisor)
         bbox, giou = (of_pairs / divisor).unbind()
         weighted = {"cls": (cls, self.cls), "bbox": (bbox, self.l1), "giou": (giou, self.giou)}
         terms = [

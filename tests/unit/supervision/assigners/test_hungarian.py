@@ -11,8 +11,9 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import box_convert, generalized_box_iou
 
+from codetr.classification import Softmax
 from codetr.structures import Predictions, Targets
-from codetr.supervision.assigners import HungarianMatcher, solve
+from codetr.supervision.assigners import HungarianMatcher, ProbabilityCost, solve
 
 CLASSES = 3
 
@@ -83,6 +84,18 @@ def test_each_layer_is_matched_by_itself() -> None:
         (alone,) = HungarianMatcher()([layer], targets)
         assert torch.equal(found.query, alone.query)
         assert torch.equal(found.target, alone.target)
+
+
+def test_after_a_softmax_a_class_costs_minus_its_probability() -> None:
+    (targets,) = random_targets([2])
+    logits = torch.randn(1, 4, CLASSES + 1, dtype=torch.float64)
+    found = Predictions(logits=logits, boxes=random_boxes(1, 4), classification=Softmax(CLASSES))
+    matcher = HungarianMatcher(cls=1.0, l1=0.0, giou=0.0, class_cost=ProbabilityCost())
+    tables = matcher.tables([found], [targets])
+    probability = logits[0].exp() / logits[0].exp().sum(-1, keepdim=True)
+    assert_close(tables.costs[0], -torch.stack([probability[:, n] for n in targets.labels]))
+    with pytest.raises(AssertionError, match=r"ProbabilityCost.* of Sigmoid"):
+        matcher([random_predictions(1, 4)], [targets])
 
 
 def test_a_perfect_prediction_is_found() -> None:

@@ -1,0 +1,54 @@
+"""What it costs to match a query with a target, as far as the target's class is concerned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from codetr.classification import Sigmoid, Softmax
+
+
+class ClassCost(Protocol):
+    """How much, as a value."""
+
+    @property
+    def reads(self) -> type:
+        """The kind of ``codetr.classification`` whose logits it takes."""
+        ...
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Costs (L, N, Q) of ``labels`` (N,) for queries with ``logits`` (L, Q, width)."""
+        ...
+
+
+@dataclass(frozen=True)
+class FocalCost:
+    """How the focal loss of a class changes where a query is matched (Deformable DETR)."""
+
+    alpha: float = 0.25
+    gamma: float = 2.0
+    reads = Sigmoid
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See ``ClassCost``."""
+        p = logits[..., labels].mT.sigmoid()
+        positive = -torch.log(p + 1e-12) * self.alpha * (1 - p) ** self.gamma
+        negative = -torch.log(1 - p + 1e-12) * (1 - self.alpha) * p**self.gamma
+        return positive - negative
+
+
+FOCAL = FocalCost()
+
+
+@dataclass(frozen=True)
+class ProbabilityCost:
+    """Minus the probability of the class, after a softmax (DETR, section 3.1; YOLOS)."""
+
+    reads = Softmax
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See ``ClassCost``."""
+        return -logits.softmax(-1)[..., labels].mT
