@@ -12,6 +12,7 @@ from codetr.errors import UserError
 from codetr.models.ops import avoid_cudnn_attention, use_msda
 from codetr.models.ops.cpu_memory import keep_freed_memory
 from codetr.structures import Batch, ImageInfo, Images, Targets
+from codetr.training.trainer import use_tf32
 from tools.bench.options import OnDevice, option
 from tools.parity.rules import make_inputs
 
@@ -65,7 +66,7 @@ def configure_process(options: ModelOptions) -> str:
     """Apply the settings that train.py applies to a whole process; returns a sentence on the
     backend of our deformable attention.
     """
-    torch.set_float32_matmul_precision("high")
+    use_tf32("auto")
     avoid_cudnn_attention()
     if options.device == "cpu":
         keep_freed_memory()  # as train.py and eval.py do
