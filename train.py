@@ -1,23 +1,6 @@
 """Train a detector: ``python train.py [group=option ...] [key=value ...]``; see conf/train.yaml."""
 
-import hydra
-from omegaconf import DictConfig
-
-from codetr.conf_folder import conf_folder
-from codetr.training.launcher import register
-from codetr.training.shell import one_line_errors
-
-register()
-
-
-@hydra.main(config_path=str(conf_folder()), config_name="train", version_base="1.3")
-def main(cfg: DictConfig) -> float | None:
-    """Train; returns the validation AP, which sweeps look at."""
-    with one_line_errors():
-        from codetr.training.train import train  # after hydra has answered --help and typos
-
-        return train(cfg).get("AP")
-
+from codetr.commands.train import main
 
 if __name__ == "__main__":
     main()

@@ -6,6 +6,8 @@
 import os as _os
 from importlib import import_module as _import_module
 
+__version__ = "0.1.0"
+
 # Large CPU tensors on huge pages (Linux): a fresh tensor costs a fifth of the page faults. Torch
 # asks once, at its first tensor.
 _os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -4,61 +4,7 @@ Takes the words of train.py that choose data. Writes one HTML page with counts, 
 pictures, and a text report beside it, which is printed too.
 """
 
-from __future__ import annotations
-
-import argparse
-import logging
-from collections.abc import Sequence
-from pathlib import Path
-
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
-
-from codetr.analysis.inspect_data import as_text, inspect_data, write_page
-from codetr.checkpoints.experiment import compose_train
-from codetr.errors import UserError
-from codetr.overrides import is_within, key_of
-from codetr.training.shell import one_line_errors, print_any_name
-
-LOOKED_AT = ("data.root", "data.source", "experiment", "paths")
-
-
-def require_data(overrides: Sequence[str]) -> None:
-    """Raise UserError for an override that says nothing of which data is looked at."""
-    for override in overrides:
-        key = key_of(override)
-        if key != "data" and not is_within(key, LOOKED_AT):
-            raise UserError(
-                f"{override}: changes nothing here, where only data=, data.root= and data.source "
-                "count: leave it out"
-            )
-
-
-def main() -> None:
-    """Inspect and write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "overrides",
-        nargs="+",
-        metavar="KEY=VALUE",
-        help="of data, as for train.py",
-    )
-    parser.add_argument("--out", type=Path, metavar="FILE.html", help="default: inspect_NAME.html")
-    parser.add_argument("--pictures", type=int, default=16, metavar="N", help="images per split")
-    options = parser.parse_intermixed_args()
-    print_any_name()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    with one_line_errors():
-        require_data(options.overrides)
-        cfg = compose_train(options.overrides)
-        if OmegaConf.is_missing(cfg.data, "root"):
-            raise UserError("data.root is not set: give data.root=FOLDER")
-        root = Path(cfg.data.root).expanduser()
-        page = inspect_data(str(root), instantiate(cfg.data.source)(root), options.pictures)
-        print(as_text(page))
-        name = options.out or Path(f"inspect_{root.resolve().name}.html")
-        print("wrote " + " and ".join(str(path) for path in write_page(page, name)))
-
+from codetr.commands.inspect_data import main
 
 if __name__ == "__main__":
     main()

@@ -3,25 +3,7 @@
 ``python scripts/predict.py checkpoint=runs/NAME/best.ckpt source=FOLDER``
 """
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-
-from codetr.conf_folder import conf_folder
-from codetr.training.launcher import register
-from codetr.training.shell import one_line_errors
-
-register()
-
-
-@hydra.main(config_path=str(conf_folder()), config_name="predict", version_base="1.3")
-def main(cfg: DictConfig) -> None:
-    """Predict, and write the results."""
-    with one_line_errors():
-        from codetr.inference.command import predict  # after hydra has answered --help and typos
-
-        predict(cfg, HydraConfig.get().overrides.task)
-
+from codetr.commands.predict import main
 
 if __name__ == "__main__":
     main()

@@ -4,38 +4,7 @@ DIR is a sweep's folder (runs/sweeps/NAME) or any folder of runs; no network is 
 report.md with its plots, and report.html, which is one file.
 """
 
-from __future__ import annotations
-
-import argparse
-from pathlib import Path
-
-from codetr.analysis.runs import read_runs
-from codetr.analysis.sweep_report import make_page, write_report
-from codetr.analysis.variants import group_runs
-from codetr.analysis.wandb_report import push_report
-from codetr.errors import UserError
-from codetr.training.shell import one_line_errors
-
-
-def main() -> None:
-    """Write the page, and push it if asked for."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--push", metavar="PROJECT", help="also as a W&B report in that project")
-    parser.add_argument("--entity", default="", help="W&B user or team of the project")
-    options = parser.parse_args()
-    with one_line_errors():
-        for path in write_report(options.folder):
-            print(f"wrote {path}")
-        if options.push:
-            from codetr.training.loggers import has_wandb_key  # seconds, for a push alone
-
-            if not has_wandb_key():
-                raise UserError("--push: no W&B key: set WANDB_API_KEY or run `wandb login`")
-            name = options.folder.absolute().name
-            page = make_page(name, group_runs(read_runs(options.folder)))
-            print(f"pushed {push_report(page, name, options.push, options.entity)}")
-
+from codetr.commands.sweep_report import main
 
 if __name__ == "__main__":
     main()

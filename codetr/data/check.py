@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -57,7 +58,7 @@ class DataReport:
         table = Table(title="data", title_justify="left")
         table.add_column("")
         for split in self.splits:
-            table.add_column(split.path.name, overflow="fold")
+            table.add_column(escape(split.path.name), overflow="fold")
         rows = [
             ("images", [str(s.images) for s in self.splits]),
             ("… without boxes", [str(s.images_without_boxes) for s in self.splits]),
@@ -69,7 +70,7 @@ class DataReport:
             ("… without boxes", [_names(s.classes_without_boxes) for s in self.splits]),
         ]
         for name, cells in rows:
-            table.add_row(name, *cells)
+            table.add_row(name, *map(escape, cells))
         return table
 
 

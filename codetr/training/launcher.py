@@ -78,24 +78,23 @@ class SweepLauncher(Launcher):
         jobs = plan(own, initial_job_idx, folder)
         with one_line_errors():
             require_own_folders(jobs)
-            results = self._run(
-                [j for j in jobs if not j.finished()], folder, hydra.job.config_name
-            )
+            results = self._run([j for j in jobs if not j.finished()], folder, hydra)
         results |= {j.number: read_result(j, 0) for j in jobs if j.number not in results}
         in_order = [results[job.number] for job in jobs]
         write_table(in_order, folder)
         return [_as_return(r, o) for r, o in zip(in_order, job_overrides, strict=True)]
 
-    def _run(self, jobs: Sequence[Job], folder: Path, config_name: str) -> dict[int, JobResult]:
+    def _run(self, jobs: Sequence[Job], folder: Path, hydra: DictConfig) -> dict[int, JobResult]:
         """Results by job number."""
         script = Path(sys.argv[0]).absolute()
+        options = [f"--config-name={hydra.job.config_name}", *_own_folders(hydra)]
         env = {**os.environ, "WANDB_RUN_GROUP": folder.name}
         starts = []
         for job in jobs:
             log.info("job %d: %s", job.number, job.label)
             (job.folder / METRICS_FILE).unlink(missing_ok=True)
             job.note(finished=False)
-            command = tuple(job.command(script, config_name))
+            command = tuple(job.command(script, options))
             starts.append(Start(command=command, folder=job.folder, env=env))
         results: dict[int, JobResult] = {}
 
@@ -137,6 +136,12 @@ class SubmititLauncher(SweepLauncher):
     def runner(self, folder: Path) -> Runner:
         """See ``SweepLauncher``."""
         return SubmititRunner(self.cluster, self.parameters, folder / "submitit")
+
+
+def _own_folders(hydra: DictConfig) -> list[str]:
+    """The ``--config-dir`` of the command line, if it has one."""
+    sources = hydra.runtime.config_sources if "runtime" in hydra else []
+    return [f"--config-dir={s.path}" for s in sources if s.provider == "command-line"]
 
 
 def _as_return(result: JobResult, overrides: Sequence[str]) -> JobReturn:

@@ -100,7 +100,7 @@ def unknown_keys(text: str, *, of_error: bool, commands: Sequence[str] = COMMAND
 
 def commands_of(path: Path) -> Sequence[str]:
     """Whose keys a module may name."""
-    of_inference = path.is_relative_to(ROOT / "codetr/inference") or path.parent.name == "scripts"
+    of_inference = path.is_relative_to(ROOT / "codetr/inference") or path.parent.name == "commands"
     return COMMANDS + INFERENCE * of_inference
 
 

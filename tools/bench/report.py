@@ -15,6 +15,7 @@ from typing import Any
 
 import rich.table
 import torch
+from rich.markup import escape
 
 from codetr.errors import UserError
 
@@ -92,13 +93,15 @@ def versions() -> dict[str, str]:
 
 def render(table: Table) -> rich.table.Table:
     """The table for a terminal, its notes below it."""
-    shown = rich.table.Table(title=table.title, caption="\n".join(table.notes) or None)
+    shown = rich.table.Table(
+        title=escape(table.title), caption=escape("\n".join(table.notes)) or None
+    )
     shown.title_justify = shown.caption_justify = "left"
     shown.add_column("")
     for column in table.columns:
-        shown.add_column(column, justify="right")
+        shown.add_column(escape(column), justify="right")
     for name, row in table.rows.items():
-        shown.add_row(name, *map(_text, row))
+        shown.add_row(escape(name), *(escape(_text(cell)) for cell in row))
     return shown
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -34,12 +35,12 @@ class LoadReport:
 
     def table(self, title: str) -> Table:
         """The report for the terminal."""
-        table = Table("", "tensors", "such as", title=title)
+        table = Table("", "tensors", "such as", title=escape(title))
         dropped = [f"{name} ({reason})" for name, reason in self.dropped.items()]
         rows = {"loaded": self.loaded, "new": self.new, "dropped": dropped}
         for kind, names in rows.items():
             shown = ", ".join(list(names)[:3]) + (", ..." if len(names) > 3 else "")
-            table.add_row(kind, str(len(names)), shown)
+            table.add_row(kind, str(len(names)), escape(shown))
         return table
 
 

@@ -70,9 +70,9 @@ class Job:
         part.write_text(json.dumps(content, indent=2) + "\n")
         part.replace(self.state_file)
 
-    def command(self, script: Path, config_name: str) -> list[str]:
-        """The job as a command without ``-m`` (Lightning's DDP repeats it for its processes). It
-        resumes from the job's last checkpoint, if it has left one.
+    def command(self, script: Path, options: Sequence[str]) -> list[str]:
+        """The job as a command without ``-m`` (Lightning's DDP repeats it for its processes), with
+        hydra's ``options``. It resumes from the job's last checkpoint, if it has left one.
         """
         resume = (self.folder / LAST_CHECKPOINT).is_file() and not any(
             override.startswith("ckpt_path=") for override in self.overrides
@@ -80,7 +80,7 @@ class Job:
         return [
             sys.executable,
             str(script),
-            f"--config-name={config_name}",
+            *options,
             *self.overrides,
             f"name={self.folder.parent.name}_{self.number}",
             f"+swept={_literal(swept_values(self.swept))}",

@@ -51,7 +51,7 @@ def table_rows(results: Sequence[JobResult]) -> list[list[str]]:
 def write_table(results: Sequence[JobResult], folder: Path) -> None:
     """Print the table, and write it as sweep.md and sweep.csv."""
     heading, *rows = table_rows(results)
-    table = Table(*heading, title=f"sweep {folder.name}")
+    table = Table(*heading, title=escape(f"sweep {folder.name}"))
     for row in rows:
         table.add_row(*map(escape, row))  # [atss] is no markup
     Console().print(table)

@@ -133,14 +133,17 @@ def test_peak_memory_on_a_gpu_is_without_what_the_last_run_left(
 
 def table() -> Table:
     return Table(
-        "Time", ("ms", "what"), {"ours": (1.2345, "x"), "theirs": (1200.4, "")}, ("a note",)
+        "Time",
+        ("ms", "what"),
+        {"ours": (1.2345, "x"), "theirs": (1200.4, "")},
+        ("a [bench] note",),
     )
 
 
 def test_table_renders(capsys: pytest.CaptureFixture[str]) -> None:
     Console(width=80).print(render(table()))
     text = capsys.readouterr().out
-    for part in ("Time", "ms", "ours", "1.23", "1200", "a note"):
+    for part in ("Time", "ms", "ours", "1.23", "1200", "a [bench] note"):
         assert part in text
     with pytest.raises(ValueError, match="'b' has 1 cells for 2"):
         Table("t", ("x", "y"), {"b": (1.0,)})

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,10 @@ def test_counts_and_examples(content: Any, make_root: MakeRoot) -> None:
     assert report.outside.examples[0].startswith("0.png: annotation 100")
     assert report.classes_without_boxes == ("ant", "bat")
     console = Console(file=StringIO(), width=120)
-    console.print(DataReport(splits=(report,)))
-    assert "annotation 101" in console.file.getvalue()  # type: ignore[attr-defined]
+    console.print(DataReport(splits=(replace(report, classes_without_boxes=("[red]ant",)),)))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "annotation 101" in shown
+    assert "[red]ant" in shown, "a name is no markup"
 
 
 def test_good_data_has_no_findings(make_root: MakeRoot) -> None:

@@ -18,7 +18,7 @@ def jobs(tmp_path: Path) -> list[Job]:
 
 
 def test_job_is_a_plain_command_in_its_own_folder(tmp_path: Path) -> None:
-    command = jobs(tmp_path)[1].command(Path("train.py"), "train")
+    command = jobs(tmp_path)[1].command(Path("train.py"), ["--config-name=train"])
     assert command[:2] == [sys.executable, "train.py"]
     assert "-m" not in command
     assert command[2:] == [
@@ -35,9 +35,9 @@ def test_job_goes_on_from_its_checkpoint_unless_told_otherwise(tmp_path: Path) -
     job = jobs(tmp_path)[0]
     job.folder.mkdir(parents=True)
     (job.folder / "last.ckpt").touch()
-    assert "ckpt_path=last" in job.command(Path("train.py"), "train")
+    assert "ckpt_path=last" in job.command(Path("train.py"), ["--config-name=train"])
     (told,) = plan([["ckpt_path=other.ckpt"]], 0, tmp_path / "k")
-    assert "ckpt_path=last" not in told.command(Path("train.py"), "train")
+    assert "ckpt_path=last" not in told.command(Path("train.py"), ["--config-name=train"])
 
 
 def test_only_what_differs_between_jobs_is_swept(tmp_path: Path) -> None:

@@ -1,0 +1,23 @@
+"""Train a detector: ``python train.py [group=option ...] [key=value ...]``; see conf/train.yaml."""
+
+import hydra
+from omegaconf import DictConfig
+
+from codetr.conf_folder import conf_folder
+from codetr.training.launcher import register
+from codetr.training.shell import one_line_errors
+
+
+@hydra.main(config_path=str(conf_folder()), config_name="train", version_base="1.3")
+def _run(cfg: DictConfig) -> float | None:
+    """Train; returns the validation AP, which sweeps look at."""
+    with one_line_errors():
+        from codetr.training.train import train  # after hydra has answered --help and typos
+
+        return train(cfg).get("AP")
+
+
+def main() -> None:
+    """Compose from the command line, and run."""
+    register()
+    _run()
