@@ -1,9 +1,14 @@
-"""The few collective operations that losses need."""
+"""What processes ask each other."""
 
 from __future__ import annotations
 
 import torch.distributed as dist
 from torch import Tensor
+
+
+def is_first_rank() -> bool:
+    """True on rank 0 and in a single process."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:

@@ -13,11 +13,12 @@ from rich.table import Table
 from torch import Tensor
 
 from codetr.classes import ClassList
+from codetr.distributed import is_first_rank
 from codetr.errors import UserError
-from codetr.evaluation.gather import broadcast_from_first, gather_rows, is_first_rank
+from codetr.evaluation.detection_metric import DetectionMetric
 from codetr.evaluation.ground_truth import ImageTruth, read_ground_truth
 from codetr.evaluation.limits import Limit
-from codetr.evaluation.metrics import MAX_DETECTIONS, PER_CLASS, CocoMetrics, coco_metrics
+from codetr.evaluation.metrics import MAX_DETECTIONS, CocoMetrics, coco_metrics
 from codetr.evaluation.precision_recall import Curves
 from codetr.evaluation.report import (
     Line,
@@ -25,7 +26,6 @@ from codetr.evaluation.report import (
     class_table,
     coco_lines,
     prediction_records,
-    read_predictions,
     summary_text,
     write_json,
 )
@@ -99,7 +99,7 @@ class CocoMeasure:
         return coco_metrics(detections, truth, num_classes, self.max_detections)
 
 
-class CocoEvaluator:
+class CocoEvaluator(DetectionMetric):
     """Collects detections, then measures them against a COCO annotation file.
 
     Exactly the images that were given to ``update`` are evaluated, each once, however often and
@@ -116,93 +116,60 @@ class CocoEvaluator:
         measure: Measure | None = None,
         max_detections: Sequence[int] = MAX_DETECTIONS,
     ) -> None:
+        super().__init__()
         self.annotation_file = Path(annotation_file)
         self.classes = classes
         self.measure = measure or CocoMeasure(max_detections)
         self.truth = read_ground_truth(self.annotation_file, classes)
-        self.reset()
 
     def reset(self) -> None:
         """Forget all detections and results."""
-        self._images: list[tuple[int, int]] = []  # image id, number of rows
-        self._rows: list[Tensor] = []  # (n, 6) label, score, x, y, w, h, float64 on the CPU
-        self._gathered: dict[int, Tensor] = {}
+        super().reset()
+        self._detections: dict[int, Tensor] = {}
         self._metrics: CocoMetrics | None = None
 
     def update(self, detections: Sequence[Detections], infos: Sequence[ImageInfo]) -> None:
         """Add the detections of some images. Raises UserError for an image that is not in the
-        annotation file and for a label that is not a class.
+        annotation file, for a label that is not a class and for a value that is not finite.
         """
         for found, info in zip(detections, infos, strict=True):
-            boxes = found.boxes_xyxy_px.detach().cpu().double()
-            low, high = boxes[:, :2], boxes[:, 2:]
-            columns = [found.labels[:, None].cpu().double(), found.scores[:, None].cpu().double()]
-            self._add(info.image_id, torch.cat([*columns, low, high - low], dim=1))
+            on_host = found.to("cpu")
+            self._require_valid(on_host, info)
+            self.add(on_host, info)
 
-    def load_predictions(self, path: str | Path) -> None:
-        """Add all images of the annotation file, with the boxes of a COCO predictions file; an
-        image without a record there counts as one in which nothing was found.
-        """
-        found = read_predictions(Path(path), self.classes)
-        for image_id in [*self.truth, *(i for i in found if i not in self.truth)]:
-            self._add(image_id, found.get(image_id, torch.zeros(0, 6, dtype=torch.float64)))
-
-    def _add(self, image_id: int, rows: Tensor) -> None:
-        if image_id not in self.truth:
+    def _require_valid(self, found: Detections, info: ImageInfo) -> None:
+        if info.image_id not in self.truth:
             raise UserError(
-                f"{self.annotation_file}: has no image {image_id}, which predictions are for: "
+                f"{self.annotation_file}: has no image {info.image_id}, which predictions are for: "
                 "evaluate with the annotation file of the same split"
             )
-        if len(rows) and not rows[:, 0].max() < len(self.classes):
+        if len(found) and not found.labels.max() < len(self.classes):
             raise UserError(
                 f"{self.annotation_file}: has {len(self.classes)} classes but class "
-                f"{int(rows[:, 0].max())} was predicted: set num_classes={len(self.classes)}"
+                f"{int(found.labels.max())} was predicted: set num_classes={len(self.classes)}"
             )
-        if not rows.isfinite().all():
+        if not (found.boxes_xyxy_px.isfinite().all() and found.scores.isfinite().all()):
             raise UserError(
-                f"{self.annotation_file}: image {image_id} has a prediction that is not finite: "
-                "check the checkpoint, or train with trainer.precision=32"
+                f"{self.annotation_file}: image {info.image_id} has a prediction that is not "
+                "finite: check the checkpoint, or train with trainer.precision=32"
             )
-        self._images.append((image_id, len(rows)))
-        self._rows.append(rows)
 
     def compute(self) -> dict[str, float]:
         """The numbers of the measure by name (COCO: AP, AP50, AP75, APs, APm, APl, AR1, AR10,
         AR100, ARs, ARm, ARl), on every rank. All ranks must call it. Raises UserError without any
         image.
         """
-        self._gathered = self._gather()
-        if not self._gathered:
+        self._detections = self.rows_by_image()
+        if not self._detections:
             raise UserError(
                 f"{self.annotation_file}: no image was evaluated: raise "
                 "trainer.limit_val_batches or trainer.limit_test_batches"
             )
-        num_classes, names = len(self.classes), list(self.measure.lines)
-        values = torch.zeros(len(names) + num_classes * len(PER_CLASS), dtype=torch.float64)
         if is_first_rank():
-            seen, total = len(self._gathered), len(self.truth)
+            seen, total = len(self._detections), len(self.truth)
             log.info("evaluating %d of %d images of %s", seen, total, self.annotation_file.name)
-            metrics = self.measure(self._gathered, self.truth, num_classes)
-            own = [one[name] for one in metrics.per_class for name in PER_CLASS]
-            numbers = [*(metrics.summary[name] for name in names), *own]
-            values = torch.tensor(numbers, dtype=torch.float64)
-        values = broadcast_from_first(values)
-        per_class = values[len(names) :].view(num_classes, len(PER_CLASS))
-        self._metrics = CocoMetrics(
-            summary=dict(zip(names, values[: len(names)].tolist(), strict=True)),
-            per_class=tuple(dict(zip(PER_CLASS, row, strict=True)) for row in per_class.tolist()),
-        )
+        self._metrics = self.measure(self._detections, self.truth, len(self.classes))
         return dict(self._metrics.summary)
-
-    def _gather(self) -> dict[int, Tensor]:
-        """The rows of each image of all ranks by image id; the first of repeated images counts."""
-        images = gather_rows(torch.tensor(self._images, dtype=torch.int64).reshape(-1, 2))
-        rows = gather_rows(torch.cat([torch.zeros(0, 6, dtype=torch.float64), *self._rows]))
-        merged: dict[int, Tensor] = {}
-        parts = rows.split(images[:, 1].tolist())
-        for image_id, part in zip(images[:, 0].tolist(), parts, strict=True):
-            merged.setdefault(image_id, part)
-        return merged
 
     @property
     def metrics(self) -> CocoMetrics:
@@ -228,11 +195,11 @@ class CocoEvaluator:
         """What the last ``compute`` measured, of all ranks: by image id, rows (n, 6) float64 of
         label, score and x, y, w, h in pixels.
         """
-        return self._gathered
+        return self._detections
 
     def class_table(self, curves: Curves | None = None) -> Table:
         """Numbers and boxes of every class, as a rich table; see ``report.class_table``."""
-        truth = [self.truth[image_id] for image_id in self._gathered]
+        truth = [self.truth[image_id] for image_id in self._detections]
         labels = torch.cat([image.labels[image.crowd == 0] for image in truth])
         num_boxes = labels.bincount(minlength=len(self.classes)).tolist()
         return class_table(self.metrics, self.classes, num_boxes, curves)
@@ -242,7 +209,7 @@ class CocoEvaluator:
         content = {
             **self.metrics.summary,
             "per_class": self.per_class,
-            "images": len(self._gathered),
+            "images": len(self._detections),
             "images_in_split": len(self.truth),
             "annotation_file": self.annotation_file.name,
         }
@@ -256,4 +223,4 @@ class CocoEvaluator:
         if self._metrics is None:
             raise RuntimeError("call compute() first")
         if is_first_rank():
-            write_json(Path(path), prediction_records(self._gathered, self.classes))
+            write_json(Path(path), prediction_records(self._detections, self.classes))

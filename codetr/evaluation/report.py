@@ -7,14 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
 from codetr.classes import ClassList
-from codetr.errors import UserError
-from codetr.evaluation.ground_truth import read_json
 from codetr.evaluation.metrics import PER_CLASS, CocoMetrics
 from codetr.evaluation.precision_recall import Curves
 
@@ -109,26 +106,6 @@ def prediction_records(
         for image_id, rows in detections.items()
         for label, score, *box in rows.tolist()
     ]
-
-
-def read_predictions(path: Path, classes: ClassList) -> dict[int, Tensor]:
-    """The inverse: rows (n, 6) by image id, float64. Raises UserError on malformed records."""
-    records, index = read_json(path), classes.index()
-    if not isinstance(records, list):
-        raise UserError(f"{path}: is not a list of records: give a COCO predictions.json")
-    rows: dict[int, list[list[float]]] = {}
-    for position, record in enumerate(records):
-        try:
-            image_id, box = record["image_id"], record["bbox"]
-            label, score = index[record["category_id"]], record["score"]
-            x, y, w, h = box
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path}: record {position} is malformed ({error!r}): it needs 'image_id', a "
-                "known 'category_id', 'bbox' [x, y, width, height] and 'score'"
-            ) from error
-        rows.setdefault(image_id, []).append([label, score, x, y, w, h])
-    return {key: torch.tensor(value, dtype=torch.float64) for key, value in rows.items()}
 
 
 def write_json(path: Path, content: Any) -> None:

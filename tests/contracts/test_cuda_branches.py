@@ -33,8 +33,8 @@ COVERED = {
         "tests/contracts/test_synchronisation.py"
         "::test_a_co_dino_step_waits_as_often_at_any_batch_size_but_for_one_nms_per_image"
     ),
-    "codetr/evaluation/gather.py::_device": (
-        "tests/unit/evaluation/test_gather.py::test_nccl_takes_tensors_of_the_device_of_its_process"
+    "codetr/evaluation/detection_metric.py::gather_by_way_of_the_device": (
+        "tests/unit/evaluation/test_detection_metric.py::test_nccl_takes_tensors_of_the_device_of_its_process"
     ),
     "codetr/host_copy.py::HostCopy.__init__": (
         "tests/unit/test_host_copy.py::test_on_cuda_it_begins_at_once_and_is_waited_for_at_the_end"

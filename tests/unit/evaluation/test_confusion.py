@@ -21,7 +21,7 @@ def iou(a: list[float], b: list[float], over: str = "union") -> float:
 
 def brute_force(evaluator: CocoEvaluator, threshold: float, num_classes: int) -> np.ndarray:
     counts = np.zeros((num_classes + 1, num_classes + 1), dtype=int)
-    for image, detections in evaluator._gathered.items():
+    for image, detections in evaluator.detections.items():
         true = evaluator.truth[image]
         kinds = zip(
             true.labels.tolist(), true.boxes_xywh_px.tolist(), true.crowd.tolist(), strict=True
@@ -54,7 +54,7 @@ def test_equals_brute_force(tmp_path: Path, seed: int, threshold: float) -> None
     for image, found in scenes.detections(path, seed=seed + 5).items():
         evaluator.update([found], [scenes.info(image)])
     evaluator.compute()
-    made = make_scenes(evaluator._gathered, evaluator.truth, 10_000)
+    made = make_scenes(evaluator.detections, evaluator.truth, 10_000)
     seen = confusion(made, len(scenes.CLASSES), threshold)
     expected = brute_force(evaluator, threshold, len(scenes.CLASSES))
     np.testing.assert_array_equal(seen.counts, expected)

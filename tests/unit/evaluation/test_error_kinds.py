@@ -182,7 +182,7 @@ def test_random_scenes_equal_the_definitions(tmp_path: Path, seed: int) -> None:
             [random_scenes.info(image)],
         )
     ap50 = evaluator.compute()["AP50"]
-    detections, true = evaluator._gathered, evaluator.truth
+    detections, true = evaluator.detections, evaluator.truth
     seen = find_errors(make_scenes(detections, true, 10_000), len(random_scenes.CLASSES))
     expected = dict.fromkeys(Kind, 0)
     for image in detections:

@@ -22,6 +22,7 @@ from codetr.evaluation.precision_recall import (
     precision_at_recalls,
     rank,
 )
+from codetr.structures import Detections
 
 
 def reference_precision(path: Path, evaluator: CocoEvaluator, records: Path) -> np.ndarray:
@@ -47,7 +48,7 @@ def test_precision_equals_pycocotools(tmp_path: Path, seed: int) -> None:
     for image, found in scenes.detections(path, seed=seed + 100).items():
         evaluator.update([found], [scenes.info(image)])
     ap50 = evaluator.compute()["AP50"]
-    made = make_scenes(evaluator._gathered, evaluator.truth, 100)
+    made = make_scenes(evaluator.detections, evaluator.truth, 100)
     assert max(np.bincount(scene.labels, minlength=1).max() for scene in made) == 100
     seen = curves(rank(made, len(scenes.CLASSES)))
     expected = reference_precision(path, evaluator, tmp_path / "predictions.json")
@@ -85,12 +86,16 @@ def test_best_threshold_separates_right_from_wrong(tmp_path: Path) -> None:
     path.write_text(json.dumps(content))
     evaluator = CocoEvaluator(path, scenes.CLASSES)
     for image, true in evaluator.truth.items():
-        n = len(true.labels)
-        right = torch.cat([true.labels[:, None].double(), torch.full((n, 1), 0.6)], 1)
-        wrong = torch.tensor([[1.0, 0.4, 5000, 5000, 9, 9]], dtype=torch.float64)
-        evaluator._add(image, torch.cat([torch.cat([right, true.boxes_xywh_px], 1), wrong]))
+        low, size = true.boxes_xywh_px.split(2, dim=1)
+        wrong = torch.tensor([[5000.0, 5000, 5009, 5009]])
+        found = Detections(
+            boxes_xyxy_px=torch.cat([torch.cat([low, low + size], dim=1), wrong]),
+            scores=torch.tensor([0.6] * len(true.labels) + [0.4]),
+            labels=torch.cat([true.labels, torch.tensor([1])]),
+        )
+        evaluator.update([found], [scenes.info(image)])
     evaluator.compute()
-    made = make_scenes(evaluator._gathered, evaluator.truth, 100)
+    made = make_scenes(evaluator.detections, evaluator.truth, 100)
     best = curves(rank(made, len(scenes.CLASSES))).best()
     assert best.threshold == pytest.approx(0.5, abs=0.01)
     assert (best.precision, best.recall, best.f1) == (1, 1, 1)
