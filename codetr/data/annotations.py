@@ -147,6 +147,8 @@ def load_annotations(
     names = read_categories(content, path)
     images = read_images(content, path, report, needed=("file_name", "height", "width"))
     objects = read_objects(content, path, images, names, report)
+    if objects.outlined:
+        log.info("%s: %d objects have no box but that of their outline", path, objects.outlined)
     found = _class_list(content, names, objects, classes, path)
     if num_images is not None:
         everything = _arranged(path, found, name_parts, images, objects)

@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from codetr.data.annotations import CocoAnnotations
+from codetr.data.sources import MAX_LOST, share_above
 from codetr.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -85,19 +86,18 @@ def _names(names: tuple[str, ...]) -> str:
 
 
 def check_split(
-    annotations: CocoAnnotations, images: Path, tolerate_broken: bool = False
+    annotations: CocoAnnotations,
+    images: Path,
+    tolerate_broken: bool = False,
+    max_lost: float = MAX_LOST,
 ) -> SplitReport:
-    """Count what is in a split. Raises UserError for no boxes, and for missing image files, which
-    are only named in the log with ``tolerate_broken``.
+    """Count what is in a split. Raises UserError for no boxes, for more than the share ``max_lost``
+    without area in their images, and for missing image files, which are only named in the log with
+    ``tolerate_broken``.
     """
     _require_files(annotations, images, tolerate_broken)
+    _require_boxes(annotations, max_lost)
     boxes, usable = annotations.boxes, annotations.usable
-    if not usable.any():
-        raise UserError(
-            f"annotation file {annotations.path} has no usable box among "
-            f"{len(boxes)} annotations of {len(annotations)} images: nothing can be learned or "
-            "measured, annotate some images"
-        )
     beyond = (boxes - annotations.clipped).abs().amax(dim=1) > _OUTSIDE_PX
     counts = torch.bincount(annotations.labels[usable], minlength=len(annotations.classes))
     with_boxes = annotations.image_of_box[usable].unique()
@@ -122,13 +122,14 @@ def check_dataset(
     train: tuple[CocoAnnotations, Path],
     val: tuple[CocoAnnotations, Path],
     tolerate_broken: bool = False,
+    max_lost: float = MAX_LOST,
 ) -> DataReport:
     """Check both splits, each given as annotations and image folder, as ``check_split`` does.
 
     Raises UserError for missing image files, splits without boxes, and differing class lists.
     """
     require_same_classes(train[0], val[0])
-    reports = (check_split(*train, tolerate_broken), check_split(*val, tolerate_broken))
+    reports = tuple(check_split(*part, tolerate_broken, max_lost) for part in (train, val))
     return DataReport(splits=reports)
 
 
@@ -152,6 +153,27 @@ def require_same_classes(train: CocoAnnotations, val: CocoAnnotations) -> None:
                 f"class lists differ: category {i} is {ours.get(i, 'missing')!r} in {train.path} "
                 f"and {theirs.get(i, 'missing')!r} in {val.path}: give both the same categories"
             )
+
+
+def _require_boxes(annotations: CocoAnnotations, max_lost: float) -> None:
+    count, crowd = len(annotations.boxes), int(annotations.crowd.sum())
+    flaws = _finding(annotations, annotations.degenerate & ~annotations.crowd)
+    if not annotations.usable.any():
+        reason = "nothing is annotated: annotate some images"
+        if count:
+            reason = f"{crowd} are crowd regions, {flaws.count} have no area within their image"
+            reason += f", such as {flaws.examples[0]}" if flaws.count else ""
+            reason += ": correct them, nothing can be learned or measured"
+        raise UserError(
+            f"annotation file {annotations.path} has no usable box among {count} annotations of "
+            f"{len(annotations)} images: {reason}"
+        )
+    if flaws.count > max_lost * (count - crowd):
+        raise UserError(
+            f"{flaws.count} of {count - crowd} boxes of {annotations.path} have no area within "
+            f"their image, such as {flaws.examples[0]}: correct them, or accept the loss with "
+            f"data.source.max_lost={share_above(flaws.count, count - crowd)}"
+        )
 
 
 def _require_files(annotations: CocoAnnotations, images: Path, tolerate_broken: bool) -> None:

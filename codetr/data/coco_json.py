@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codetr.data.formats.found import shown
+from codetr.data.formats.found import one_line, shown
 from codetr.data.json_columns import (
     Entry,
     Field,
@@ -22,10 +22,10 @@ from codetr.data.json_columns import (
     as_box,
     as_flag,
     as_integer,
+    as_label,
     as_name,
     as_number,
     as_side,
-    as_text,
     pack_boxes,
     pack_flags,
     pack_integers,
@@ -34,10 +34,14 @@ from codetr.data.json_columns import (
     pack_texts,
     refuse,
 )
+from codetr.data.outlines import area_of, box_of
 from codetr.errors import UserError
 
 LISTS = ("images", "annotations", "categories")
 """The keys of a COCO file."""
+
+_OTHER_KINDS = {"segments_info": "COCO's panoptic segments", "caption": "COCO's captions"}
+"""Keys of annotations that others of COCO's own files have."""
 
 _ID = Field(key="id", read=as_integer, pack=pack_integers, needs="an integer", blank=0)
 _IMAGE_ID = replace(_ID, key="image_id")
@@ -49,7 +53,7 @@ _FILE_NAME = Field(
     needs="the name of a file",
     blank="",
     optional=True,
-    instead="coco_url",
+    otherwise=lambda entry: entry.get("coco_url"),
 )
 _HEIGHT = Field(
     key="height",
@@ -66,6 +70,7 @@ _BBOX = Field(
     pack=pack_boxes,
     needs="four finite numbers [x, y, width, height] in pixels",
     blank=[0.0] * 4,
+    otherwise=lambda entry: box_of(entry.get("segmentation")),
 )
 _AREA = Field(
     key="area",
@@ -74,6 +79,7 @@ _AREA = Field(
     needs="a finite number of pixels, or left out",
     blank=0.0,
     optional=True,
+    otherwise=lambda entry: None if entry.get("bbox") else area_of(entry.get("segmentation")),
 )
 _CROWD = Field(
     key="iscrowd", read=as_flag, pack=pack_flags, needs="0 or 1", blank=False, optional=True
@@ -105,8 +111,9 @@ class CocoObjects:
     """A annotations: the ``entries`` themselves, and what is validated of them.
 
     ``images`` (A,) int64 indices of images; ``categories`` (A,) int64 ids; ``boxes_xywh_px`` (A, 4)
-    float64, corner and size, finite; ``area`` (A,) float64 in px^2, that of the box where none is
-    given; ``crowd`` and ``ignore`` (A,) bool.
+    float64, corner and size, finite, around the segmentation where no box is given; ``area`` (A,)
+    float64 in px^2, that of the segmentation or else of the box where none is given; ``crowd`` and
+    ``ignore`` (A,) bool.
     """
 
     entries: Sequence[Entry]
@@ -116,6 +123,11 @@ class CocoObjects:
     area: NDArray[np.float64]
     crowd: NDArray[np.bool_]
     ignore: NDArray[np.bool_]
+
+    @property
+    def outlined(self) -> int:
+        """How many have no box but that of their segmentation."""
+        return sum(not entry.get("bbox") for entry in self.entries)
 
     def take(self, rows: NDArray[np.int64]) -> CocoObjects:
         """The annotations ``rows``."""
@@ -142,6 +154,12 @@ def require_lists(content: Any, path: Path, keys: Sequence[str] = LISTS) -> Mapp
             raise UserError(
                 f"annotation file {path} has no list '{key}': a COCO file needs "
                 f"{', '.join(keys)}: export it as COCO"
+            )
+    for key, kind in _OTHER_KINDS.items():
+        if any(isinstance(a, dict) and key in a for a in content["annotations"]):
+            raise UserError(
+                f"annotation file {path} holds {kind} ('{key}'), no boxes of objects: give the "
+                "file of the instances, such as instances_train2017.json"
             )
     return content
 
@@ -211,7 +229,9 @@ def read_objects(
         for row, number in enumerate(category_ids.tolist()):
             if number in missing:
                 table.flaw(row, f"has category_id {number}, which {unknown}")
-    without_area = np.array([entry.get("area") is None for entry in table.entries], bool)
+    without_area = np.array(
+        [entry.get("area") is None and bool(entry.get("bbox")) for entry in table.entries], bool
+    )
     with np.errstate(over="ignore"):  # of absurd boxes, which have no area within an image
         area = np.where(without_area, boxes[:, 2] * boxes[:, 3], area)
     found = CocoObjects(
@@ -234,12 +254,12 @@ def read_categories(content: Mapping[str, list[Any]], path: Path) -> dict[int, s
     found: dict[int, str] = {}
     for entry in content["categories"]:
         number = as_integer(entry.get("id")) if isinstance(entry, dict) else None
-        name = as_text(entry.get("name")) if isinstance(entry, dict) else None
+        name = as_label(entry.get("name")) if isinstance(entry, dict) else None
         if number is None or name is None:
             raise UserError(
                 f"category {shown(entry)} in {path} needs an integer id and a name: correct it"
             )
-        name = " ".join(name.split())
+        name = one_line(name)
         if found.setdefault(number, name) != name:
             raise UserError(
                 f"category {number} in {path} is called {shown(found[number])} and {shown(name)}: "
@@ -258,8 +278,8 @@ def unused_parents(
     """
     children: dict[Any, set[int | None]] = {}
     for entry in chain.from_iterable(content["categories"] for content in contents):
-        parent = as_text(entry.get("supercategory"))
+        parent = as_label(entry.get("supercategory"))
         if parent is not None:
-            children.setdefault(" ".join(parent.split()), set()).add(as_integer(entry.get("id")))
+            children.setdefault(one_line(parent), set()).add(as_integer(entry.get("id")))
     unused = [i for i in sorted(names) if i not in used and children.get(names[i], set()) - {i}]
     return unused if len(unused) < len(names) else []

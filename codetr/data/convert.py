@@ -28,7 +28,7 @@ def divide(
     if len(images) < 2:
         raise UserError(
             f"{len(images)} annotated images cannot be divided into train and val: add images, or "
-            "a folder or list for each split"
+            "a folder or list for each split, or validate on them too with data.source.val=train"
         )
     shuffled = sorted(images, key=lambda image: image.file)
     random.Random(seed).shuffle(shuffled)

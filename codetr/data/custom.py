@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from codetr.data.files import counted_suffixes, is_foreign
 from codetr.data.formats import coco, voc, yolo
 from codetr.data.formats.found import UNSPLIT, Found, LabelledImage, Problem
 from codetr.data.formats.tree import Tree, list_files
-from codetr.data.sources import Split, Splits
+from codetr.data.sources import MAX_LOST, Split, Splits, require_share, share_above
 from codetr.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ log = logging.getLogger(__name__)
 FORMATS = {"coco": coco, "voc": voc, "yolo": yolo}
 """Modules with FORMAT (its name), ``recognise(tree)`` and ``read(tree)``."""
 
-_VERSION = 3  # raise it when conversion changes: other annotations must not share a folder
+_VERSION = 4  # raise it when conversion changes: other annotations must not share a folder
 _SHOWN = 5  # problems in the log; the rest is in the file
 _NAMED = 12  # classes
 _ABOUT = "about.json"
@@ -45,6 +44,7 @@ class Options:
     val: str
     val_share: float
     seed: int
+    max_lost: float
 
 
 class CustomFolder:
@@ -52,7 +52,8 @@ class CustomFolder:
 
     ``format`` is coco, voc, yolo, or auto: what is there. Splits are those of the data; where it
     has none, ``val_share`` of the images become val, at random by ``seed``. ``train`` and ``val``
-    name the splits to use.
+    name the splits to use. Where more than the share ``max_lost`` of the images of a split, or of
+    its boxes, cannot be used, it is an error.
 
     The root is only read. The folder below ``cache`` is named by a hash of the names, sizes and
     times of all files, so that a change converts anew; it is written beside its place and moved
@@ -68,13 +69,25 @@ class CustomFolder:
         val: str = "val",
         val_share: float = 0.2,
         seed: int = 0,
+        max_lost: float = MAX_LOST,
     ) -> None:
         if format not in ("auto", *FORMATS):
             raise UserError(f"data.source.format={format}: choose auto, {', '.join(FORMATS)}")
         if not 0 < val_share < 1:
-            raise UserError(f"data.source.val_share={val_share}: give a share between 0 and 1")
+            raise UserError(
+                f"data.source.val_share={val_share}: give a share between 0 and 1; "
+                "data.source.val=train trains on all images, and validates on them"
+            )
         self.cache = Path(cache).expanduser()
-        self.options = Options(format=format, train=train, val=val, val_share=val_share, seed=seed)
+        require_share(max_lost)
+        self.options = Options(
+            format=format,
+            train=train,
+            val=val,
+            val_share=val_share,
+            seed=seed,
+            max_lost=max_lost,
+        )
         self._done: dict[Path, Splits] = {}
 
     def __call__(self, root: Path) -> Splits:
@@ -99,6 +112,7 @@ class CustomFolder:
         return Splits(
             train=Split(annotations=folder / "train.json", images=root),
             val=Split(annotations=folder / "val.json", images=root),
+            max_lost=self.options.max_lost,
             remarks=tuple(about["remarks"]),
             problems=tuple(about["problems"]),
         )
@@ -121,7 +135,7 @@ class CustomFolder:
         if not found.categories:
             raise UserError(f"{tree.root} has no annotated object, so no class: annotate images")
         parts, remarks = self._choose(tree, found)
-        contents = _contents(tree, found, parts, problems)
+        contents = _contents(tree, found, parts, problems, self.options.max_lost)
         remarks = [f"recognised as {FORMATS[name].FORMAT}", *found.remarks, *remarks]
         foreign = counted_suffixes(file for file in tree.files if is_foreign(file))
         if foreign:
@@ -133,16 +147,20 @@ class CustomFolder:
     def _choose(self, tree: Tree, found: Found) -> tuple[tuple[_Part, _Part], list[str]]:
         """Training and validation images, and what to say about them."""
         options, splits, lost = self.options, dict(found.splits), dict(found.lost)
+        flawed = dict(found.flawed)
         share, remarks = options.val_share, []
-        if "val" in splits and "train" not in splits and UNSPLIT in splits:
+        if "train" not in splits and UNSPLIT in splits:
             splits["train"], lost["train"] = splits.pop(UNSPLIT), lost.pop(UNSPLIT, ())
-        undivided = UNSPLIT if "train" not in splits else "train"
-        if "val" not in splits and undivided in splits:
-            count = len(splits[undivided])
-            splits |= divide(splits.pop(undivided), share, options.seed)
-            without = lost.pop(undivided, ())  # counted with each part by its share
-            place = round(len(without) * len(splits["train"]) / count)
+            flawed["train"] = flawed.pop(UNSPLIT, 0)
+        if "val" in (options.train, options.val) and "val" not in splits and "train" in splits:
+            count = len(splits["train"])
+            splits |= divide(splits["train"], share, options.seed)
+            without = lost.pop("train", ())  # counted with each part by its share
+            part = len(splits["train"]) / count
+            place = round(len(without) * part)
             lost |= {"train": without[:place], "val": without[place:]}
+            flawed["val"] = flawed.get("train", 0) - round(flawed.get("train", 0) * part)
+            flawed["train"] = flawed.get("train", 0) - flawed["val"]
             remarks.append(
                 f"made splits of {count} images, {share:.0%} for val, by data.source.seed="
                 f"{options.seed}"
@@ -159,10 +177,12 @@ class CustomFolder:
         )
         train, val = splits[options.train], splits[options.val]
         shared = {image.file for image in train} & {image.file for image in val}
-        if shared and options.train != options.val:
+        if options.train == options.val:
+            remarks.append("validating on the images that are trained on: results are too good")
+        elif shared:
             remarks.append(f"{len(shared)} images are in both splits: results will be too good")
         parts = (
-            _Part(images=splits[name], lost=lost.get(name, ()))
+            _Part(images=splits[name], lost=lost.get(name, ()), flawed=flawed.get(name, 0))
             for name in (options.train, options.val)
         )
         return (next(parts), next(parts)), remarks
@@ -170,10 +190,13 @@ class CustomFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """The usable images of a split, and a problem for each other one that the data names."""
+    """The usable images of a split, a problem for each other one that the data names, and how many
+    boxes cannot be read beside the ``flawed`` ones of the images.
+    """
 
     images: Sequence[LabelledImage]
     lost: Sequence[Problem]
+    flawed: int
 
 
 def recognise(tree: Tree) -> str:
@@ -195,26 +218,46 @@ def recognise(tree: Tree) -> str:
 
 
 def _contents(
-    tree: Tree, found: Found, parts: Sequence[_Part], problems: list[Problem]
+    tree: Tree,
+    found: Found,
+    parts: Sequence[_Part],
+    problems: list[Problem],
+    max_lost: float,
 ) -> list[dict[str, Any]]:
-    """The COCO content of each part. Raises UserError where one loses most of its images."""
+    """The COCO content of each part. Raises UserError where one loses more than the share
+    ``max_lost`` of its images, or of its boxes.
+    """
     writer = CocoWriter(root=tree.root, categories=found.categories, problems=problems)
     contents = []
     with Progress(transient=True) as progress:
         for part in parts:
             task = progress.add_task("reading image sizes", total=len(part.images))
-            contents.append(writer.content(part.images, partial(progress.advance, task)))
+            content = writer.content(part.images, partial(progress.advance, task))
+            read = {entry["file_name"] for entry in content["images"]}
+            unread = {image.file for image in part.images} - read
+            no_image = [*part.lost, *(p for p in problems if p.file in unread)]
             named = len(part.images) + len(part.lost)
-            lost = named - len(contents[-1]["images"])
-            if 2 * lost > named:
-                read = {entry["file_name"] for entry in contents[-1]["images"]}
-                unread = {image.file for image in part.images} - read
-                first = next(chain(part.lost, (p for p in problems if p.file in unread)))
-                raise UserError(
-                    f"{lost} of {named} images of a split of {tree.root} cannot be used; "
-                    f"the first one: {first}"
-                )
+            lost = named - len(content["images"])
+            _require_most(tree, "images", lost, named, no_image, max_lost)
+            images = [image for image in part.images if image.file in read]
+            named = part.flawed + sum(len(image.boxes) + image.flawed for image in images)
+            of_images = set(no_image)
+            no_box = [p for p in problems if p not in of_images]
+            lost = named - len(content["annotations"])
+            _require_most(tree, "boxes", lost, named, no_box, max_lost)
+            contents.append(content)
     return contents
+
+
+def _require_most(
+    tree: Tree, kind: str, lost: int, named: int, problems: Sequence[Problem], max_lost: float
+) -> None:
+    if lost > max_lost * named:
+        share = share_above(lost, named)
+        raise UserError(
+            f"{lost} of {named} {kind} of a split of {tree.root} cannot be used; the first one: "
+            f"{problems[0]}; to accept the loss, set data.source.max_lost={share}"
+        )
 
 
 def _classes(names: Sequence[str]) -> str:

@@ -176,6 +176,7 @@ class CocoDataModule(LightningDataModule):
                 (train, self.split("train").images),
                 (val, self.split("val").images),
                 self.tolerate_broken,
+                self.source(self.root).max_lost,
             )
             rank_zero_only(rich_print)(report)
             teachers = self.teacher_boxes(self.teachers, train) if self.teachers else None
@@ -190,7 +191,12 @@ class CocoDataModule(LightningDataModule):
         if self._eval is None:
             if self._train is None:
                 evaluated = self._load(self.eval_split, None)
-                check_split(evaluated, self.split(self.eval_split).images, self.tolerate_broken)
+                check_split(
+                    evaluated,
+                    self.split(self.eval_split).images,
+                    self.tolerate_broken,
+                    self.source(self.root).max_lost,
+                )
             source = self._detection(self.eval_split, self._annotations[self.eval_split])
             self._eval = AugmentedDataset(source, self.eval_augmentation, self.seed)
 

@@ -7,6 +7,7 @@ value by value.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -92,6 +93,13 @@ def as_text(value: Any) -> str | None:
     return value if isinstance(value, str) and value.strip() else None
 
 
+def as_label(value: Any) -> str | None:
+    """The name of a class: a text that is not blank, or a number or flag as JSON writes it."""
+    if isinstance(value, bool | int | float):
+        value = json.dumps(value)
+    return as_text(value)
+
+
 def as_name(value: Any) -> str | None:
     """An empty one says that there is none."""
     return value if value == "" else as_text(value)
@@ -107,7 +115,8 @@ def as_side(value: Any) -> int | None:
 class Field:
     """How the values of a key are read: ``read`` gives None for one that is not what ``needs``
     says; ``pack`` makes an array of values that all mean themselves, or None where one does not.
-    ``blank`` stands for what is missing or null, which is a flaw unless ``optional``.
+    ``blank`` stands for what is missing or null, which is a flaw unless ``optional``; ``otherwise``
+    may find a value elsewhere in an entry that has none.
     """
 
     key: str
@@ -116,7 +125,7 @@ class Field:
     needs: str
     blank: Any
     optional: bool = False
-    instead: str | None = None  # the key that counts where this one is missing
+    otherwise: Callable[[Entry], Any] | None = None
 
 
 def pack_integers(values: list[Any]) -> NDArray[np.int64] | None:
@@ -176,10 +185,11 @@ class Table:
     def column(self, field: Field) -> Any:
         """The values of a key by row, ``blank`` in flawed ones."""
         values = [entry.get(field.key) for entry in self.entries]
-        if field.instead:
+        if field.otherwise:
             for row, value in enumerate(values):
-                if value is None:
-                    values[row] = self.entries[row].get(field.instead)
+                if value is None or value == []:
+                    found = field.otherwise(self.entries[row])
+                    values[row] = value if found is None else found
         try:
             packed = field.pack(values)
         except OverflowError:  # integers of more than 64 bits

@@ -6,6 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from codetr.errors import UserError
+
+MAX_LOST = 0.5
+
+
+def require_share(max_lost: float) -> None:
+    """Raises UserError for a ``max_lost`` that is no share."""
+    if not 0 <= max_lost <= 1:
+        raise UserError(f"data.source.max_lost={max_lost}: give a share from 0 to 1")
+
+
+def share_above(part: int, whole: int) -> float:
+    """``part`` of ``whole`` in hundredths, rounded up."""
+    return -(-100 * part // whole) / 100
+
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
@@ -21,7 +36,8 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """The two splits that training takes; ``num_classes`` is what they must have (None: any).
+    """The two splits that training takes; ``num_classes`` is what they must have (None: any), and
+    ``max_lost`` the share of the boxes of a split that may be of no use.
 
     ``remarks`` say what was recognised, ``problems`` what was wrong with it, each with its file.
     """
@@ -29,6 +45,7 @@ class Splits:
     train: Split
     val: Split
     num_classes: int | None = None
+    max_lost: float = MAX_LOST
     remarks: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -42,7 +59,7 @@ safe to call from several processes at once."""
 class CocoFolder:
     """Data that is there already. Paths are relative to the root, or absolute.
 
-    ``name_parts`` and ``num_classes`` are those of ``Split`` and ``Splits``.
+    ``name_parts`` is that of ``Split``; ``num_classes`` and ``max_lost`` are those of ``Splits``.
     """
 
     train_annotations: str = "annotations/instances_train2017.json"
@@ -51,6 +68,10 @@ class CocoFolder:
     val_images: str = "val2017"
     name_parts: int | None = None
     num_classes: int | None = None
+    max_lost: float = MAX_LOST
+
+    def __post_init__(self) -> None:
+        require_share(self.max_lost)
 
     def __call__(self, root: Path) -> Splits:
         """The two splits; whether they exist is seen when they are read."""
@@ -58,6 +79,7 @@ class CocoFolder:
             train=self._split(root, self.train_annotations, self.train_images),
             val=self._split(root, self.val_annotations, self.val_images),
             num_classes=self.num_classes,
+            max_lost=self.max_lost,
         )
 
     def _split(self, root: Path, annotations: str, images: str) -> Split:

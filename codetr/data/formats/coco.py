@@ -27,6 +27,8 @@ from codetr.json_text import parse_json
 
 FORMAT = "COCO JSON"
 _ROBOFLOW = "_annotations.coco.json"
+_OTHERS = (b'"segments_info"', b'"caption"')
+"""Keys of COCO's files of other tasks, which may lie beside those of the boxes."""
 
 Content = Mapping[str, list[Any]]
 
@@ -40,7 +42,8 @@ def recognise(tree: Tree) -> list[str]:
         found = [file for file in files if usual(file)]
         if found:
             return found
-    return [file for file in files if all(f'"{k}"'.encode() in tree.read(file) for k in LISTS[:2])]
+    there = [file for file in files if all(f'"{k}"'.encode() in tree.read(file) for k in LISTS[:2])]
+    return [file for file in there if not any(k in tree.read(file) for k in _OTHERS)] or there
 
 
 def read(tree: Tree) -> Found:
@@ -60,6 +63,7 @@ def read(tree: Tree) -> Found:
     categories = _categories(tree, contents)
     splits: dict[str, list[LabelledImage]] = {}
     lost: dict[str, list[Problem]] = {}
+    flawed: dict[str, int] = {}
     files: dict[str, str] = {}
     remarks: list[str] = []
     for file, content in contents.items():
@@ -72,6 +76,11 @@ def read(tree: Tree) -> Found:
         files[split] = file
         reader = _Reader(tree, file, categories, problems)
         splits[split], lost[split] = reader.images(content), reader.lost
+        flawed[split] = reader.flawed
+        if reader.outlined:
+            remarks.append(
+                f"{file}: {reader.outlined} objects have no box but that of their outline"
+            )
         for name, found in reader.renamed[:1]:
             remarks.append(
                 f"{file}: {len(reader.renamed)} images have other names on the disk, the first is "
@@ -83,6 +92,7 @@ def read(tree: Tree) -> Found:
         splits=splits,
         categories={i: name for i, name in sorted(categories.items()) if i not in dropped},
         lost=lost,
+        flawed=flawed,
         remarks=(
             *remarks,
             *(
@@ -137,6 +147,8 @@ class _Reader:
         self.tree, self.file = tree, file
         self.categories, self.problems = categories, problems
         self.lost: list[Problem] = []
+        self.flawed = 0  # annotations that cannot be used
+        self.outlined = 0  # objects without a box of their own
         self.renamed: list[tuple[str, str]] = []  # as the annotations say, and on the disk
 
     def images(self, content: Content) -> list[LabelledImage]:
@@ -152,7 +164,8 @@ class _Reader:
                 files.append(file)
                 there.append(i)
         images = images.take(there)
-        objects = read_objects(content, path, images, self.categories, self._leave_out)
+        objects = read_objects(content, path, images, self.categories, self._leave_out_box)
+        self.outlined = objects.outlined
         boxes = self._boxes(images, objects)
         return [
             LabelledImage(
@@ -223,7 +236,7 @@ class _Reader:
                     self._report(f"{where} has an id that stands twice; both were kept")
                 seen.add(entry["id"])
             extra = {"segmentation": entry["segmentation"]} if "segmentation" in entry else {}
-            if entry.get("area") is not None:
+            if entry.get("area") is not None or not entry.get("bbox"):
                 extra["area"] = area
             if ignore:
                 extra["ignore"] = 1
@@ -233,6 +246,10 @@ class _Reader:
 
     def _lose(self, flaw: Flaw) -> None:
         self.lost.append(self._leave_out(flaw))
+
+    def _leave_out_box(self, flaw: Flaw) -> None:
+        self._leave_out(flaw)
+        self.flawed += 1
 
     def _leave_out(self, flaw: Flaw) -> Problem:
         return self._report(f"{flaw.entry} {flaw.text}; it was left out")

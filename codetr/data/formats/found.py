@@ -42,7 +42,7 @@ class LabelledImage:
 
     ``declared_wh`` is the size that the annotations claim, if they do; ``relative``: the boxes
     are shares of the image's width and height; ``number`` is the image's id, where the format
-    has one: unique within a split.
+    has one: unique within a split; ``flawed`` counts its boxes that cannot be read.
     """
 
     file: str
@@ -51,6 +51,7 @@ class LabelledImage:
     declared_wh: tuple[int, int] | None = None
     relative: bool = False
     number: int | None = None
+    flawed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +60,15 @@ class Found:
 
     ``splits``: images by split name (train, val, test, ...); ``unsplit`` where the folder does not
     divide them. ``lost``: by split too, a problem for every image that the annotations name and
-    that cannot be used. ``categories``: names by id. ``remarks`` are what a user should know;
+    that cannot be used; ``flawed``: the number of boxes that cannot be read, where it is not known
+    of which image they are. ``categories``: names by id. ``remarks`` are what a user should know;
     ``problems`` are all that there are, also those of ``lost``.
     """
 
     splits: Mapping[str, Sequence[LabelledImage]]
     categories: Mapping[int, str]
     lost: Mapping[str, Sequence[Problem]] = field(default_factory=dict)
+    flawed: Mapping[str, int] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
 
@@ -92,3 +95,8 @@ def _is_finite(value: float) -> bool:
 def shown(value: Any) -> str:
     """A value of a file for a message: short and on one line, whatever it is."""
     return reprlib.repr(value)
+
+
+def one_line(name: str) -> str:
+    """A name as it is written, without blanks around it, and in one line."""
+    return " ".join(part for line in name.splitlines() if (part := line.strip()))

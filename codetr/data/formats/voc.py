@@ -14,8 +14,17 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from codetr.data.files import FileIndex, as_stem, is_image, without_suffix
-from codetr.data.formats.found import UNSPLIT, Box, Found, LabelledImage, Problem, finite, shown
+from codetr.data.formats.found import (
+    UNSPLIT,
+    Box,
+    Found,
+    LabelledImage,
+    Problem,
+    one_line,
+    shown,
+)
 from codetr.data.formats.tree import SPLITS, Tree, split_of_folders
+from codetr.data.json_columns import as_flag, as_number
 from codetr.errors import UserError
 
 FORMAT = "Pascal VOC XML"
@@ -47,6 +56,7 @@ class _Annotation:
     image: str
     size_wh: tuple[int, int] | None
     objects: tuple[_Object, ...] = field(default=())
+    flawed: int = 0
 
 
 def recognise(tree: Tree) -> list[str]:
@@ -137,8 +147,9 @@ def _read_file(tree: Tree, file: str, problems: list[Problem]) -> _Annotation:
     root = parse_xml(tree.read(file))
     if root.tag != "annotation":
         raise UserError(f"its root is <{shown(root.tag)}>, not <annotation>: export it as VOC")
+    elements = root.findall("object")
     objects = []
-    for number, element in enumerate(root.findall("object")):
+    for number, element in enumerate(elements):
         try:
             objects.append(_read_object(element, f"object {number}"))
         except UserError as error:
@@ -148,6 +159,7 @@ def _read_file(tree: Tree, file: str, problems: list[Problem]) -> _Annotation:
         image=_image_of(tree, file, _text(root, "filename")),
         size_wh=_size(root),
         objects=tuple(objects),
+        flawed=len(elements) - len(objects),
     )
 
 
@@ -159,25 +171,20 @@ def _read_object(element: Element, where: str) -> _Object:
     if box is None:
         raise UserError(f"({shown(name)}) has no bndbox")
     texts = [_text(box, corner) for corner in _CORNERS]
-    corners = [_number(text) for text in texts]
+    corners = [as_number(text) for text in texts]
     if any(c is None for c in corners):
         raise UserError(f"({shown(name)}) has bndbox {shown(texts)}, which are no four numbers")
-    x0, y0, x1, y1 = (float(c) for c in corners if c is not None)
-    difficult = _text(element, "difficult") == "1"
+    x0, y0, x1, y1 = (c for c in corners if c is not None)
+    told = _text(element, "difficult")
+    difficult = as_flag(told or False)
+    if difficult is None:
+        raise UserError(f"({shown(name)}) has difficult {shown(told)}: it must be 0 or 1")
     return _Object(name=name, corners=(x0, y0, x1, y1), difficult=difficult, where=where)
 
 
 def _text(element: Element, tag: str) -> str:
     """The text of a direct child, in one line; empty where there is none."""
-    return " ".join((element.findtext(tag) or "").split())
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if finite([value]) else None
+    return one_line(element.findtext(tag) or "")
 
 
 def _size(root: Element) -> tuple[int, int] | None:
@@ -185,7 +192,7 @@ def _size(root: Element) -> tuple[int, int] | None:
     size = root.find("size")
     if size is None:
         return None
-    width, height = (_number(_text(size, side)) for side in ("width", "height"))
+    width, height = (as_number(_text(size, side)) for side in ("width", "height"))
     return (int(width), int(height)) if width and height else None
 
 
@@ -224,6 +231,7 @@ def _labelled(annotation: _Annotation, ids: Mapping[str, int], first: int) -> La
         source=annotation.file,
         boxes=boxes,
         declared_wh=annotation.size_wh,
+        flawed=annotation.flawed,
     )
 
 

@@ -7,14 +7,22 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
-import yaml
-
 from codetr.data.files import FileIndex
-from codetr.data.formats.found import UNSPLIT, Box, Found, LabelledImage, Problem, finite, shown
+from codetr.data.formats.found import (
+    UNSPLIT,
+    Box,
+    Found,
+    LabelledImage,
+    Problem,
+    one_line,
+    shown,
+)
 from codetr.data.formats.tree import SPLITS, Tree, split_of_folders
+from codetr.data.formats.yaml_text import parse_yaml
+from codetr.data.json_columns import as_integer, as_number
 from codetr.errors import UserError
 
 FORMAT = "YOLO text"
@@ -22,7 +30,6 @@ _CONFIGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _NAMES = ("classes.txt", "obj.names", "_darknet.labels")
 _BOX = 5  # columns
 _POLYGON = 7  # columns, at least: three points
-_MAX_DEPTH = 8  # of the configuration
 _MAX_CONFIG = 2**20  # bytes
 
 
@@ -100,35 +107,35 @@ def _read_labels(
     tree: Tree, image: str, file: str, config: _Config, problems: list[Problem]
 ) -> LabelledImage:
     boxes = []
+    flawed = 0
     if file in tree.members:
         try:
             text = tree.read(file).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             problems.append(Problem(file=file, text=f"is not UTF-8 text, byte {error.start}"))
-            text = ""
+            text = tree.read(file).decode(errors="replace")  # its lines are counted
         for number, line in enumerate(text.splitlines(), start=1):
             try:
                 if line.strip():
                     boxes.append(_read_line(line, number, config))
             except UserError as error:
+                flawed += 1
                 where = f"line {number}"
                 problems.append(Problem(file=file, text=f"{where} {error}; it was left out"))
-    return LabelledImage(file=image, source=file, boxes=tuple(boxes), relative=True)
+    return LabelledImage(file=image, source=file, boxes=tuple(boxes), relative=True, flawed=flawed)
 
 
 def _read_line(line: str, number: int, config: _Config) -> Box:
     columns = line.split()
-    try:
-        values = [float(column) for column in columns[: _BOX if config.keypoints else None]]
-    except ValueError:
-        raise UserError(f"({shown(line)}) has a column that is no number") from None
+    read = [as_number(column) for column in columns[: _BOX if config.keypoints else None]]
+    values = [value for value in read if value is not None]
+    if len(values) < len(read):
+        raise UserError(f"({shown(line)}) has a column that is no number, or not finite")
     polygon = len(values) >= _POLYGON and len(values) % 2 == 1
     if len(values) != _BOX and not polygon:
         raise UserError(
             f"({shown(line)}) has {len(values)} columns: a box has 5, a polygon 7 or more"
         )
-    if not finite(values):
-        raise UserError(f"({shown(line)}) has a number that is not finite")
     if not values[0].is_integer() or int(values[0]) not in config.names:
         raise UserError(f"has class {shown(columns[0])}, which {config.file} does not name")
     category = int(values[0])
@@ -158,7 +165,7 @@ def _read_config(tree: Tree) -> _Config:
     contents = {tree.read(file) for file in lists}
     file = lists[0] if len(contents) == 1 else _only(tree, lists, "a list of class names")
     lines = _text(tree, file).rstrip().splitlines()
-    names = {i: " ".join(line.split()) for i, line in enumerate(lines)}
+    names = dict(enumerate(lines))
     return _Config(file=file, names=_checked(names, tree, file), splits={})
 
 
@@ -187,20 +194,8 @@ def _text(tree: Tree, file: str) -> str:
 
 
 def _parse_config(tree: Tree, file: str) -> _Config:
-    text, path = _text(tree, file), tree.root / file
-    content: Any
-    try:
-        _require_plain(text, path)
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        reason = shown(getattr(error, "problem", None) or "unreadable characters")
-        raise UserError(f"{path} is not valid YAML{line} ({reason}): repair it") from None
-    except (ValueError, TypeError, RecursionError) as error:  # dates and numbers out of range
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is not valid YAML ({shown(str(error))}): repair it") from None
+    path = tree.root / file
+    content = parse_yaml(_text(tree, file), path)
     if not isinstance(content, dict) or "names" not in content:
         raise UserError(f"{path} has no names: list the class names under names")
     names = content["names"]
@@ -221,41 +216,21 @@ def _parse_config(tree: Tree, file: str) -> _Config:
     )
 
 
-def _require_plain(text: str, path: Path) -> None:
-    """Raise UserError for what no list of names needs and takes for ever to load: aliases, which
-    can grow beyond all memory, and deep nesting.
-    """
-    depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if isinstance(event, yaml.AliasEvent):
-            raise UserError(f"{path} has aliases (*name): write their values out")
-        if depth > _MAX_DEPTH:
-            raise UserError(f"{path} is nested more than {_MAX_DEPTH} deep: it only needs names")
-
-
 def _checked(names: Mapping[Any, Any], tree: Tree, file: str) -> dict[int, str]:
     """Class names by number, in order."""
     found: dict[int, str] = {}
-    for number, name in names.items():
-        whole = isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**31
-        if not whole or not isinstance(name, str | int | float) or not _one_line(name):
+    for key, name in names.items():
+        number = as_integer(key)
+        whole = number is not None and 0 <= number < 2**31 and number not in found
+        if number is None or not whole or not isinstance(name, str) or not one_line(name):
             raise UserError(
-                f"{tree.root / file} names class {shown(number)} {shown(name)}: give every "
-                "number from 0 a name in one line"
+                f"{tree.root / file} names class {shown(key)} {shown(name)}: give every "
+                "number from 0 a name in one line, once"
             )
-        found[number] = _one_line(name)
+        found[number] = one_line(name)
     if not found:
         raise UserError(f"{tree.root / file} has no class names: add at least one")
     return dict(sorted(found.items()))
-
-
-def _one_line(name: str | int | float) -> str:
-    try:
-        return " ".join(str(name).split())
-    except ValueError:  # an integer of thousands of digits
-        return ""
 
 
 def _strings(value: Any) -> tuple[str, ...]:

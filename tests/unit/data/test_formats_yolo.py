@@ -126,10 +126,14 @@ def test_bad_lines_are_left_out_with_a_reason(tmp_path: Path, line: str, reason:
         ("names: [a, b", "not valid YAML, line 2"),
         ("names: 3", "give a list"),
         ("names: []", "no class names"),
-        ("names: [a, null]", "a name"),
+        ("names: [a, '']", "a name"),
+        ("names:\n- a\n-\n", "a name"),
+        ("names: {0: a, 00: b}", "once"),
+        ("names: {0: a, 0: b}", "twice"),
+        ("names: {[0]: a}", "no text"),
         ("names: {x: a}", "a name"),
         ("a: &a [1]\nnames: [*a, *a]", "aliases"),
-        ("names: [a]\nwhen: 2001-99-99", "not valid YAML"),
+        ("names: 2001-99-99", "give a list"),
         ("names: " + "[" * 5000, "nested"),
     ],
 )
@@ -142,6 +146,28 @@ def test_bad_configurations_are_errors_that_name_the_file(
         read(tmp_path)
     assert str(tmp_path / "data.yaml") in str(error.value)
     assert "\n" not in str(error.value)
+
+
+WRITTEN = ("yes", "No", "on", "off", "true", "1.0", "010", "0x1F", "1_000", "1:30", "1e3", ".inf")
+WRITTEN += ("null", "~", "Null", "2001-01-01", "2001-01-01 10:00:00", "7", "=", "<<", "a  b")
+
+
+@pytest.mark.parametrize("form", ["list", "mapping", "inline", "lines"])
+@pytest.mark.parametrize("quote", ["", "'", '"'])
+def test_a_class_is_called_what_is_written(tmp_path: Path, form: str, quote: str) -> None:
+    write_yolo(tmp_path, SPLITS, NAMES)
+    quoted = [f"{quote}{name}{quote}" for name in WRITTEN]
+    text = {
+        "list": "names:\n" + "".join(f"- {name}\n" for name in quoted),
+        "mapping": "names:\n" + "".join(f"  {i}: {name}\n" for i, name in enumerate(quoted)),
+        "inline": f"names: [{', '.join(quoted)}]\n",
+        "lines": "\n".join(WRITTEN),
+    }[form]
+    if form == "lines":
+        (tmp_path / "data.yaml").unlink()
+    file = "classes.txt" if form == "lines" else "data.yaml"
+    (tmp_path / file).write_text(text)
+    assert tuple(read(tmp_path).categories.values()) == WRITTEN
 
 
 def test_labels_without_names_are_an_error(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""YAML as it is written: every scalar is its text, whatever YAML would make of it.
+
+A class called ``no``, ``1.0``, ``010``, ``1:30`` or ``null`` is called so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from codetr.data.formats.found import shown
+from codetr.errors import UserError
+
+_MAX_DEPTH = 8
+
+
+def parse_yaml(text: str, path: Path) -> Any:
+    """The lists, mappings and texts of a YAML document; None of an empty one.
+
+    Raises UserError, which names ``path``, for a document that is broken or has a key twice, and
+    for what takes for ever to load: aliases, which can grow beyond all memory, and deep nesting.
+    """
+    try:
+        _require_plain(text, path)
+        node = yaml.compose(text, yaml.SafeLoader)
+        return None if node is None else _value(node, path)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        reason = shown(getattr(error, "problem", None) or "unreadable characters")
+        raise UserError(f"{path} is not valid YAML{line} ({reason}): repair it") from None
+    except (ValueError, RecursionError) as error:  # escapes of no character
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not valid YAML ({shown(str(error))}): repair it") from None
+
+
+def _require_plain(text: str, path: Path) -> None:
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise UserError(f"{path} has aliases (*name): write their values out")
+        if depth > _MAX_DEPTH:
+            raise UserError(f"{path} is nested more than {_MAX_DEPTH} deep: it only needs names")
+
+
+def _value(node: yaml.Node, path: Path) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item, path) for item in node.value]
+    if not isinstance(node, yaml.MappingNode):
+        return node.value
+    found: dict[str, Any] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise UserError(
+                f"{path}, line {key.start_mark.line + 1}: a key is no text: give names as a list, "
+                "or number: name"
+            )
+        if key.value in found:
+            raise UserError(
+                f"{path}, line {key.start_mark.line + 1}: has the key {shown(key.value)} twice: "
+                "keep one"
+            )
+        found[key.value] = _value(value, path)
+    return found

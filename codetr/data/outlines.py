@@ -1,0 +1,113 @@
+"""Boxes and areas of the outlines in COCO's ``segmentation``, for objects that bring no box."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codetr.data.json_columns import as_integer, as_number
+
+_MIN_COORDINATES = 6  # of a polygon: a triangle
+_LONGEST_SIDE = 2**24
+
+
+def box_of(segmentation: Any) -> list[float] | None:
+    """[x, y, width, height] around polygons or run lengths, as COCO's own tools give it; None for
+    what is neither, or empty.
+    """
+    polygons = _polygons(segmentation)
+    if polygons:
+        corners = np.concatenate(polygons)
+        low, high = corners.min(axis=0), corners.max(axis=0)
+        return [*low.tolist(), *(high - low).tolist()]
+    runs = _runs(segmentation)
+    if runs is None:
+        return None
+    (starts, ends), height = runs
+    within_a_column = starts // height == (ends - 1) // height
+    top = np.where(within_a_column, starts % height, 0).min()
+    bottom = np.where(within_a_column, (ends - 1) % height + 1, height).max()
+    left, right = starts.min() // height, (ends.max() - 1) // height + 1
+    return [float(left), float(top), float(right - left), float(bottom - top)]
+
+
+def area_of(segmentation: Any) -> float | None:
+    """Pixels within, those of overlapping polygons counted twice; None where there is no box."""
+    polygons = _polygons(segmentation)
+    if polygons:
+        return float(sum(map(_enclosed, polygons)))
+    runs = _runs(segmentation)
+    return None if runs is None else float((runs[0][1] - runs[0][0]).sum())
+
+
+def _enclosed(polygon: NDArray[np.float64]) -> float:
+    """By the shoelace formula."""
+    x, y = polygon.T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+
+
+def _polygons(segmentation: Any) -> list[NDArray[np.float64]]:
+    """(P, 2) corners of each; none where one of them is no polygon."""
+    if not isinstance(segmentation, list) or not segmentation:
+        return []
+    if not any(isinstance(part, list) for part in segmentation):
+        segmentation = [segmentation]  # one polygon, without the list around it
+    found = []
+    for part in segmentation:
+        numbers = [as_number(value) for value in part] if isinstance(part, list) else []
+        if len(numbers) < _MIN_COORDINATES or len(numbers) % 2 or None in numbers:
+            return []
+        found.append(np.array(numbers, np.float64).reshape(-1, 2))
+    return found
+
+
+def _runs(
+    segmentation: Any,
+) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], int] | None:
+    """Starts and ends of the runs of pixels on the object, counted down the columns, and the
+    height of the image; None for anything but run lengths of a whole image with an object.
+    """
+    if not isinstance(segmentation, Mapping):
+        return None
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if not isinstance(size, list) or len(size) != 2:
+        return None
+    height, width = (as_integer(side) or 0 for side in size)
+    if not (0 < height < _LONGEST_SIDE and 0 < width < _LONGEST_SIDE):
+        return None
+    lengths = _decoded(counts) if isinstance(counts, str) else counts
+    if not isinstance(lengths, list) or not {int}.issuperset(map(type, lengths)):
+        return None
+    if any(not 0 <= length <= height * width for length in lengths):
+        return None
+    if sum(lengths) != height * width:
+        return None
+    bounds = np.cumsum([0, *lengths])
+    of_object = list(range(1, len(lengths), 2))
+    starts, ends = bounds[of_object], bounds[[i + 1 for i in of_object]]
+    there = ends > starts
+    return ((starts[there], ends[there]), height) if there.any() else None
+
+
+def _decoded(text: str) -> list[int] | None:
+    """Run lengths from COCO's compressed text: 6 bits in each letter from ``0`` on, 5 of them of
+    the number and one that says that it goes on; from the fourth on, differences from the one
+    before the last.
+    """
+    lengths: list[int] = []
+    number = shift = 0
+    for letter in text:
+        code = ord(letter) - 48
+        if not 0 <= code < 64 or shift > 60:
+            return None
+        number |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            if code & 16:
+                number -= 1 << shift
+            lengths.append(number + (lengths[-2] if len(lengths) > 2 else 0))
+            number = shift = 0
+    return lengths if shift == 0 else None
