@@ -43,11 +43,26 @@ class Images(TensorStruct):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DetectionTokens(TensorStruct):
+    """Tokens that passed through a backbone beside the image's patches, to become queries.
+
+    ``content`` (B, Q, C); ``position`` (B, Q, D) what was learned of their place, None where that
+    is part of the content.
+    """
+
+    content: Tensor
+    position: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pyramid(TensorStruct):
-    """Feature maps, fine to coarse: ``maps[l]`` is (B, C_l, H_l, W_l), ``strides[l]`` pixels."""
+    """Feature maps, fine to coarse: ``maps[l]`` is (B, C_l, H_l, W_l), ``strides[l]`` pixels; and
+    tokens for ``detection`` of backbones that have such.
+    """
 
     maps: tuple[Tensor, ...]
     strides: tuple[int, ...]
+    detection: DetectionTokens | None = None
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
@@ -62,7 +77,8 @@ class Memory(TensorStruct):
     ``tokens`` (B, S, C); ``padding`` (B, S) bool, True = no image there; ``shapes`` the (H, W) of
     each level, S = sum of H*W; ``strides`` pixels per cell of each level; ``valid_ratios``
     (B, L, 2), the share (x, y) of each level's width and height that is image; ``position``
-    (B, S, C) what attention adds to its keys, None where the decoder needs none.
+    (B, S, C) what attention adds to its keys, None where the decoder needs none; ``detection`` the
+    backbone's tokens for detection, None where it has no such.
     """
 
     tokens: Tensor
@@ -71,6 +87,7 @@ class Memory(TensorStruct):
     strides: tuple[int, ...]
     valid_ratios: Tensor
     position: Tensor | None = None
+    detection: DetectionTokens | None = None
 
     def pyramid(self) -> Pyramid:
         """The tokens cut back into maps (B, C, H_l, W_l)."""

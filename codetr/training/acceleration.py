@@ -69,4 +69,5 @@ def use_channels_last(detector: nn.Module) -> None:
 
 
 def _reordered(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(x.contiguous(memory_format=torch.channels_last) for x in given)
+    pixels, *others = given
+    return (pixels.contiguous(memory_format=torch.channels_last), *others)

@@ -238,7 +238,7 @@ class Eva02Backbone(nn.Module):
             load_trunk_weights(body, read_weights(weights), source=weights)
         self.body = body
 
-    def forward(self, pixels: Tensor) -> Pyramid:
+    def forward(self, pixels: Tensor, padding: Tensor | None = None) -> Pyramid:
         """(B, 3, H, W) normalised pixels to one map (B, C, H // 16, W // 16).
 
         Sides should be multiples of 32, which ``data.size_divisor`` sees to: pixels beyond the

@@ -19,6 +19,8 @@ class Backbone(Protocol):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, pixels: Tensor) -> Pyramid:
-        """Normalised images (B, 3, H, W) to feature maps, fine to coarse."""
+    def __call__(self, pixels: Tensor, padding: Tensor | None = None) -> Pyramid:
+        """Normalised images (B, 3, H, W) to feature maps, fine to coarse. ``padding`` (B, H, W)
+        bool, True = no image there, None: nowhere; most look at the zeros there as at any pixel.
+        """
         ...

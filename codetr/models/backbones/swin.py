@@ -47,10 +47,11 @@ class SwinBlock(nn.Module):
 
     def forward(self, cells: Tensor, mask: Tensor) -> Tensor:
         """(B, H, W, C) to the same; ``mask`` is that of ``shift_mask``, for the padded size."""
-        cells = cells + self.drop_path(self._attend(self.norm1(cells), mask))
+        cells = cells + self.drop_path(self.attend(self.norm1(cells), mask))
         return cells + self.drop_path(self.mlp(self.norm2(cells)))
 
-    def _attend(self, cells: Tensor, mask: Tensor) -> Tensor:
+    def attend(self, cells: Tensor, mask: Tensor) -> Tensor:
+        """Attention alone: (B, H, W, C) of ``norm1`` to the same."""
         height, width = cells.shape[1:3]
         # Padded cells are attended to like any other: the original masks the shift alone.
         cells = _padded(cells, self.window)
@@ -65,12 +66,12 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Four neighbouring cells to one of twice the width (section 3.1)."""
+    """Four neighbouring cells to one of ``width``: None, twice their own (section 3.1)."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, width: int | None = None) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = nn.Linear(4 * dim, 2 * dim if width is None else width, bias=False)
 
     def forward(self, cells: Tensor) -> Tensor:
         """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 2 C); odd sizes are padded by zeros."""
@@ -114,6 +115,46 @@ class SwinStage(nn.Module):
         return cells, cells if self.downsample is None else self.downsample(cells)
 
 
+def patch_embedding(dim: int) -> PatchEmbed:
+    """Normalised pixels (B, 3, H, W) of whole patches to cells (B, H / 4, W / 4, ``dim``)."""
+    return PatchEmbed(
+        None, patch_size=PATCH, embed_dim=dim, norm_layer=nn.LayerNorm, output_fmt="NHWC"
+    )
+
+
+def whole_patches(pixels: Tensor) -> Tensor:
+    """(B, 3, H, W) with zeros at the bottom and right, up to whole patches."""
+    height, width = pixels.shape[2:]
+    return F.pad(pixels, (0, round_up(width, PATCH) - width, 0, round_up(height, PATCH) - height))
+
+
+def swin_stages(
+    embed_dim: int,
+    depths: Sequence[int],
+    heads: Sequence[int],
+    window: int,
+    drop_path_rate: float,
+    checkpointed: int,
+    count: int,
+) -> nn.ModuleList:
+    """The first ``count`` stages, see ``SwinTransformer``; the last of them merges no patches."""
+    blocks = sum(depths)
+    rates = [drop_path_rate * block / max(blocks - 1, 1) for block in range(blocks)]
+    stages = nn.ModuleList()
+    for i in range(count):
+        before, dim = sum(depths[:i]), embed_dim * 2**i
+        stage = SwinStage(
+            dim,
+            heads[i],
+            window,
+            rates[before : before + depths[i]],
+            PatchMerging(dim) if i < count - 1 else None,
+            checkpointed - before,
+        )
+        stages.append(stage)
+    return stages
+
+
 class SwinTransformer(nn.Module):
     """The trunk: pixels to one layer-normalised map per stage of ``out_indices``.
 
@@ -135,39 +176,19 @@ class SwinTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.out_indices = tuple(out_indices)
-        self.patch_embed = PatchEmbed(
-            None,
-            patch_size=PATCH,
-            embed_dim=embed_dim,
-            norm_layer=nn.LayerNorm,
-            output_fmt="NHWC",
+        self.patch_embed = patch_embedding(embed_dim)
+        count = self.out_indices[-1] + 1
+        self.layers = swin_stages(
+            embed_dim, depths, heads, window, drop_path_rate, checkpointed, count
         )
-        self.layers = nn.ModuleList()
-        last, blocks = self.out_indices[-1], sum(depths)
-        rates = [drop_path_rate * block / max(blocks - 1, 1) for block in range(blocks)]
-        for i in range(last + 1):
-            before, dim = sum(depths[:i]), embed_dim * 2**i
-            stage = SwinStage(
-                dim,
-                heads[i],
-                window,
-                rates[before : before + depths[i]],
-                PatchMerging(dim) if i < last else None,
-                checkpointed - before,
-            )
-            self.layers.append(stage)
         for i in self.out_indices:
             self.add_module(f"norm{i}", nn.LayerNorm(embed_dim * 2**i))
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) to maps (B, C_i, H_i, W_i); H_0 = ceil(H / 4), H_i+1 = ceil(H_i / 2)."""
         maps = []
-        height, width = pixels.shape[2:]
-        pixels = F.pad(
-            pixels, (0, round_up(width, PATCH) - width, 0, round_up(height, PATCH) - height)
-        )
-        cells = self.patch_embed(pixels)
+        cells = self.patch_embed(whole_patches(pixels))
         for i, stage in enumerate(self.layers):
             output, cells = stage(cells)
             if i in self.out_indices:
@@ -216,7 +237,7 @@ class SwinBackbone(nn.Module):
         super().__init__()
         self.mean, self.std = tuple(mean), tuple(std)
         indices = tuple(out_indices)
-        _check_architecture(name, embed_dim, depths, heads)
+        check_architecture(name, embed_dim, depths, heads)
         _check_stages(name, len(depths), indices, frozen_stages)
         if pretrained and weights:
             raise UserError(
@@ -239,7 +260,7 @@ class SwinBackbone(nn.Module):
             module.requires_grad_(False)
         self.train()
 
-    def forward(self, pixels: Tensor) -> Pyramid:
+    def forward(self, pixels: Tensor, padding: Tensor | None = None) -> Pyramid:
         """(B, 3, H, W) normalised pixels to maps (B, C_l, H_l, W_l)."""
         return Pyramid(maps=self.body(pixels), strides=self.strides)
 
@@ -259,7 +280,7 @@ def _padded(cells: Tensor, part: int) -> Tensor:
     )
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """The original's initial weights: convolution and layer norm keep those of torch."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
@@ -267,9 +288,10 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _check_architecture(
+def check_architecture(
     name: str, embed_dim: int, depths: Sequence[int], heads: Sequence[int]
 ) -> None:
+    """Raises UserError where a stage lacks a number, or its heads do not divide its width."""
     if len(depths) != len(heads):
         raise UserError(
             f"backbone {name}: model.backbone.depths={list(depths)} and "

@@ -122,7 +122,7 @@ class TimmBackbone(nn.Module):
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
 
-    def forward(self, pixels: Tensor) -> Pyramid:
+    def forward(self, pixels: Tensor, padding: Tensor | None = None) -> Pyramid:
         """(B, 3, H, W) normalised pixels to maps (B, C_l, H_l, W_l)."""
         maps = self.body(pixels)
         if self.channels_last:

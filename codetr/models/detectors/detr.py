@@ -71,7 +71,8 @@ class Detr(nn.Module):
 
     def encode(self, images: Images) -> Memory:
         """Images to memory."""
-        return self.encoder(self.neck(self.backbone(images.pixels)), images.padding)
+        pyramid = self.neck(self.backbone(images.pixels, images.padding))
+        return self.encoder(pyramid, images.padding)
 
     def queries(self, memory: Memory, tables: Sequence[QueryTable] = ()) -> tuple[Queries, ...]:
         """The main group's queries, then those of each table, from one ranking of the memory."""

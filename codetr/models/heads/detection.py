@@ -56,8 +56,10 @@ class DetectionHead(nn.Module):
     """A pair of embeddings for each of ``num_layers`` decoder layers, and one for the encoder's
     proposals if ``two_stage``.
 
-    Nothing is shared, but all start with the same numbers, as in the official code. The number of
-    logits is what ``classification`` says for ``num_classes``.
+    Nothing is shared, but all start with the same numbers, as in the official code, but that the
+    first pair's predicted logits of width and height start at ``size_logit``: 0 where its anchors
+    bring a size, -2 where they are points (Deformable DETR). The number of logits is what
+    ``classification`` says for ``num_classes``.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class DetectionHead(nn.Module):
         dim: int = 256,
         num_layers: int = 6,
         two_stage: bool = True,
+        size_logit: float = 0.0,
         classification: Classification = SIGMOID,
     ) -> None:
         super().__init__()
@@ -75,6 +78,8 @@ class DetectionHead(nn.Module):
         classify, regress = _class_layer(dim, num_classes, classification), _box_layers(dim)
         self.classify = nn.ModuleList(deepcopy(classify) for _ in range(count))
         self.regress = nn.ModuleList(deepcopy(regress) for _ in range(count))
+        with torch.no_grad():
+            self.regress[0][-1].bias[2:] = size_logit  # type: ignore[index, operator]
 
     def layer(self, index: int) -> Embeddings:
         """The pair of decoder layer ``index``, from 0 to ``num_layers`` - 1."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from codetr.classification import SIGMOID, Classification
 from codetr.models.heads.detection import DetectionHead, Embeddings
 
@@ -12,9 +10,6 @@ class TiedDetectionHead(DetectionHead):
     """As ``DetectionHead``, but all decoder layers share one pair, held (and saved) once; only the
     encoder's proposals, if ``two_stage``, have their own (DINO; Deformable DETR without
     refinement).
-
-    ``size_logit`` is where the predicted logits of width and height start: 0 where anchors bring
-    a size, -2 where they are points (Deformable DETR, official ``reg_branches``).
     """
 
     def __init__(
@@ -26,10 +21,8 @@ class TiedDetectionHead(DetectionHead):
         size_logit: float = 0.0,
         classification: Classification = SIGMOID,
     ) -> None:
-        super().__init__(num_classes, dim, 1, two_stage, classification)
+        super().__init__(num_classes, dim, 1, two_stage, size_logit, classification)
         self.num_layers = num_layers
-        with torch.no_grad():
-            self.regress[0][-1].bias[2:] = size_logit  # type: ignore[index, operator]
 
     def layer(self, index: int) -> Embeddings:
         """The pair of all decoder layers."""

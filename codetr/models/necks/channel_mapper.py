@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
 from codetr.structures import Pyramid
@@ -49,4 +51,4 @@ class ChannelMapper(nn.Module):
         for layer in self.extra:
             last = layer(last)
             maps.append(last)
-        return Pyramid(maps=tuple(maps), strides=self.strides)
+        return replace(pyramid, maps=tuple(maps), strides=self.strides)

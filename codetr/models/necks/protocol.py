@@ -13,5 +13,7 @@ class Neck(Protocol):
     strides: tuple[int, ...]
 
     def __call__(self, pyramid: Pyramid) -> Pyramid:
-        """A backbone's maps (B, C_l, H_l, W_l) to maps (B, C, H_l, W_l), fine to coarse."""
+        """A backbone's maps (B, C_l, H_l, W_l) to maps (B, C, H_l, W_l), fine to coarse. Its
+        detection tokens stay as they are.
+        """
         ...

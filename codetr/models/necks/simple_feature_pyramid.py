@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from timm.layers.norm import LayerNorm2d
 from torch import nn
@@ -53,7 +54,7 @@ class SimpleFeaturePyramid(nn.Module):
         """One map (B, C, H, W) to five maps (B, dim, H_l, W_l), finest first."""
         (features,) = pyramid.maps
         maps = tuple(branch(features) for branch in self.levels.values())
-        return Pyramid(maps=maps, strides=self.strides)
+        return replace(pyramid, maps=maps, strides=self.strides)
 
 
 def _conv(channels: int, dim: int, kernel: int, stride: int = 1) -> Iterator[nn.Module]:

@@ -6,11 +6,14 @@ from codetr.models.transformers.decoder import (
     DeformableDecoderLayer,
 )
 from codetr.models.transformers.encoder import DeformableEncoder, DeformableEncoderLayer
+from codetr.models.transformers.identity import IdentityEncoder
 from codetr.models.transformers.learned import LearnedQueries
 from codetr.models.transformers.mixed_layer import CrossFirstDecoderLayer
 from codetr.models.transformers.protocol import Decoder, Encoder, QueryInit
 from codetr.models.transformers.queries import MixedQueries, PositionedQueries, ProposalStage
+from codetr.models.transformers.read_first import IdentityDecoder, ReadFirstDecoder
 from codetr.models.transformers.tables import QueryTable
+from codetr.models.transformers.token_queries import ProjectedTokenQueries, TokenQueries
 
 __all__ = [
     "AnchorPosition",
@@ -21,10 +24,15 @@ __all__ = [
     "DeformableEncoder",
     "DeformableEncoderLayer",
     "Encoder",
+    "IdentityDecoder",
+    "IdentityEncoder",
     "LearnedQueries",
     "MixedQueries",
     "PositionedQueries",
+    "ProjectedTokenQueries",
     "ProposalStage",
     "QueryInit",
     "QueryTable",
+    "ReadFirstDecoder",
+    "TokenQueries",
 ]

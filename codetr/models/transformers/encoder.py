@@ -78,8 +78,8 @@ class DeformableEncoder(nn.Module):
                 f"the neck gives {len(pyramid.maps)} levels but the encoder is made for "
                 f"{len(self.level_embed)}: set model.levels to the neck's number"
             )
-        masks = tuple(_resize_mask(padding, shape) for shape in pyramid.shapes)
-        valid_ratios = torch.stack([_valid_ratio(m, pyramid.maps[0]) for m in masks], dim=1)
+        masks = tuple(resize_mask(padding, shape) for shape in pyramid.shapes)
+        valid_ratios = torch.stack([valid_ratio(m, pyramid.maps[0]) for m in masks], dim=1)
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in pyramid.maps], dim=1)
         position = sine_tokens(
             masks, tokens.shape[-1], self.temperature, self.offset, self.level_embed
@@ -102,14 +102,16 @@ class DeformableEncoder(nn.Module):
             shapes=pyramid.shapes,
             strides=pyramid.strides,
             valid_ratios=valid_ratios,
+            detection=pyramid.detection,
         )
 
 
-def _resize_mask(padding: Tensor, shape: tuple[int, int]) -> Tensor:
+def resize_mask(padding: Tensor, shape: tuple[int, int]) -> Tensor:
+    """(B, H, W) bool to (B, *shape), by the nearest pixel."""
     return F.interpolate(padding[:, None].float(), size=shape, mode="nearest")[:, 0].bool()
 
 
-def _valid_ratio(mask: Tensor, like: Tensor) -> Tensor:
+def valid_ratio(mask: Tensor, like: Tensor) -> Tensor:
     """(B, 2) share of valid columns in the first row, and of valid rows in the first column."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     return torch.stack([(~mask[:, 0]).to(dtype).mean(1), (~mask[:, :, 0]).to(dtype).mean(1)], -1)

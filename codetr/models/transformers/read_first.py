@@ -1,0 +1,70 @@
+"""Decoders that read queries before any layer has worked on them: the backbone already has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from codetr.models.heads import Embeddings, Head
+from codetr.models.transformers.decoder import DeformableDecoder
+from codetr.models.transformers.protocol import DecoderOutput
+from codetr.structures import Memory, Queries
+
+
+class IdentityDecoder(nn.Module):
+    """No layers: the head reads the queries (YOLOS). Other queries than the backbone's would know
+    nothing of the image.
+    """
+
+    num_layers, groups = 1, False
+
+    def forward(
+        self, queries: Queries, memory: Memory, head: Head, mask: Tensor | None
+    ) -> DecoderOutput:
+        """One answer. ``memory`` and ``mask`` are not used."""
+        return DecoderOutput(layers=(head.layer(0)(queries.content, queries.anchors),))
+
+
+class ReadFirstDecoder(nn.Module):
+    """The head reads the queries, and the layers of ``decoder`` go on from these boxes (ViDT,
+    section 3.2): one answer more than there are layers.
+    """
+
+    groups = True
+
+    def __init__(self, decoder: DeformableDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.num_layers = decoder.num_layers + 1
+
+    def forward(
+        self, queries: Queries, memory: Memory, head: Head, mask: Tensor | None
+    ) -> DecoderOutput:
+        """As of ``decoder``, with an answer before; taps are those of its layers."""
+        first = head.layer(0)(queries.content, queries.anchors, self.decoder.eps)
+        refined = replace(queries, anchors=first.boxes.detach())
+        further = self.decoder(refined, memory, _Later(head), mask)
+        return DecoderOutput(layers=(first, *further.layers), taps=further.taps)
+
+
+@dataclass(frozen=True)
+class _Later:
+    """A head without its first answer."""
+
+    head: Head
+
+    @property
+    def num_classes(self) -> int:
+        return self.head.num_classes
+
+    @property
+    def num_layers(self) -> int:
+        return self.head.num_layers - 1
+
+    @property
+    def proposals(self) -> Embeddings:
+        return self.head.proposals
+
+    def layer(self, index: int) -> Embeddings:
+        return self.head.layer(index + 1)
