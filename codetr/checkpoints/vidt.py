@@ -1,0 +1,70 @@
+"""Names of the official ViDT checkpoints (naver-ai/vidt, without the parts of ViDT+) and ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from codetr.checkpoints import h_detr
+from codetr.checkpoints.official import DROPPED, Conversion
+from codetr.checkpoints.renaming import Rules, convert_by
+
+CLASS_EMBEDDING = "class_embed.0.weight"
+
+UNREAD = (
+    r"transformer\.level_embed",
+    r"backbone\.norm[1-3]\.(weight|bias)",
+    r"backbone\.layers\.\d\.downsample\.(expansion|norm2)\..*",
+)
+"""Parameters that the official code holds but never reads: they have no gradient there."""
+
+_LAYER = r"transformer\.decoder\.(layers\.\d+)\."
+_OURS = r"detector.decoder.decoder.\1."
+_BLOCK = r"backbone\.layers\.(\d)\.blocks\.(\d+)\."
+
+RULES: Rules = (
+    *((pattern, DROPPED) for pattern in UNREAD),
+    (r"backbone\..*\.relative_position_index", DROPPED),  # a table that is computed
+    (r"backbone\.det_token", r"detector.backbone.tokens"),
+    (r"backbone\.det_pos_embed", r"detector.backbone.positions"),
+    (_BLOCK + r"det_pos_linear\.(.*)", r"detector.backbone.attention.\1.\2.position.\3"),
+    (r"backbone\.layers\.3\.downsample\.(.*)", r"detector.backbone.merging.\1"),
+    (r"backbone\.(.*)", r"detector.backbone.body.\1"),
+    (r"input_proj\.(\d)\.(.*)", r"detector.neck.maps.\1.\2"),
+    (r"tgt_proj\.(.*)", r"detector.query_init.content.\1"),
+    (r"query_pos_proj\.(.*)", r"detector.query_init.position.\1"),
+    (r"transformer\.reference_points\.(.*)", r"detector.query_init.reference_points.\1"),
+    (_LAYER + r"linear1\.(.*)", _OURS + r"feed_forward.expand.\2"),
+    (_LAYER + r"linear2\.(.*)", _OURS + r"feed_forward.contract.\2"),
+)
+
+
+def is_vidt(official: Mapping[str, Tensor]) -> bool:
+    """Whether names are those of ViDT."""
+    return "backbone.det_pos_embed" in official and CLASS_EMBEDDING in official
+
+
+def convert_vidt(official: Mapping[str, Tensor]) -> Conversion:
+    """Rename an official state dict. Tokens lose the dimension of images, and the projections of
+    tokens, convolutions there, those of a kernel.
+    """
+    shaped = {key: _shaped(key, value) for key, value in official.items()}
+    return convert_by(shaped, (*RULES, *_DECODER_RULES))
+
+
+def _shaped(key: str, value: Tensor) -> Tensor:
+    if key in ("backbone.det_token", "backbone.det_pos_embed"):
+        return value[0]
+    if re.fullmatch(r"(tgt_proj|query_pos_proj)\.0\.weight", key):
+        return value.flatten(1)
+    return value
+
+
+def _within(pattern: str, name: str) -> tuple[str, str]:
+    return pattern, name.replace("detector.decoder.", "detector.decoder.decoder.")
+
+
+_DECODER_RULES: Rules = tuple(_within(*rule) for rule in h_detr.RULES)
+"""The rest is as in Deformable DETR, one decoder further inside."""
