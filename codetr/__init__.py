@@ -1,6 +1,6 @@
-"""Train and use DETR-like detectors: ``codetr.load("best.ckpt").predict("image.jpg")``.
+"""Train and use DETR-like detectors: ``codetr.load("best.ckpt")("image.jpg")``.
 
-``load`` and ``Predictor`` are fetched when they are first used: importing this package is quick.
+``load``, ``Predictor`` and ``train`` are fetched when first used: importing this package is quick.
 """
 
 import os as _os
@@ -12,7 +12,11 @@ __version__ = "0.1.0"
 # asks once, at its first tensor.
 _os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-_HOMES = {"load": "codetr.inference.predictor", "Predictor": "codetr.inference.predictor"}
+_HOMES = {
+    "load": "codetr.inference.predictor",
+    "Predictor": "codetr.inference.predictor",
+    "train": "codetr.training.in_python",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,12 @@ from codetr.data.images import as_rgb, read_image
 from codetr.errors import UserError
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
-"""A file; a Pillow image; a uint8 array (H, W, 3); a uint8 tensor (3, H, W). RGB."""
+"""A file; an http(s) address; a Pillow image; a uint8 array (H, W, 3) or tensor (3, H, W), RGB."""
+
+MOST_BYTES = 256 * 2**20
+"""Of an image behind an address."""
+PATIENCE = 30.0
+"""Seconds without an answer."""
 
 
 def as_image(value: ImageLike) -> Tensor:
@@ -24,6 +33,8 @@ def as_image(value: ImageLike) -> Tensor:
     Files are turned upright by their EXIF orientation; Pillow images, arrays and tensors are taken
     as they are. Raises UserError for anything else, and for a file that cannot be read.
     """
+    if isinstance(value, str) and value.startswith(("http://", "https://")):
+        return _fetch(value)
     if isinstance(value, str | Path):
         return read_image(Path(value))
     if isinstance(value, Image.Image):
@@ -45,6 +56,44 @@ def as_image(value: ImageLike) -> Tensor:
         f"an image of type {type(value).__name__}: give a file name, a Pillow image, a uint8 array "
         "(height, width, 3) or a uint8 tensor (3, height, width)"
     )
+
+
+def _fetch(address: str) -> Tensor:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "image")
+        try:
+            with (
+                urllib.request.urlopen(address, timeout=PATIENCE) as answer,
+                path.open("wb") as file,
+            ):
+                shutil.copyfileobj(_Limited(answer, address), file)
+        except (OSError, ValueError, urllib.error.URLError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{address}: cannot be fetched ({reason}): check the address and the network, or "
+                "give a file"
+            ) from None
+        try:
+            return read_image(path)
+        except UserError as error:
+            raise UserError(str(error).replace(str(path), address)) from None
+
+
+class _Limited:
+    """A stream that ends with a UserError after ``MOST_BYTES``."""
+
+    def __init__(self, stream: Any, address: str) -> None:
+        self.stream, self.address, self.left = stream, address, MOST_BYTES
+
+    def read(self, size: int) -> bytes:
+        """The next bytes."""
+        block: bytes = self.stream.read(size)
+        self.left -= len(block)
+        if self.left < 0:
+            raise UserError(
+                f"{self.address}: more than {MOST_BYTES >> 20} MiB: download it, and give the file"
+            )
+        return block
 
 
 def is_one_image(value: ImageLike | Sequence[ImageLike]) -> bool:

@@ -1,16 +1,15 @@
-"""A checkpoint ready for use: ``codetr.load(path).predict(images)``."""
+"""A checkpoint ready for use: ``codetr.load(path)(image)``."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelHubMixin
 from omegaconf import OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from codetr.checkpoints.convert import OFFICIAL, open_checkpoint
 from codetr.checkpoints.experiment import compose_experiment, without_initial_weights
@@ -23,26 +22,15 @@ from codetr.evaluation import Postprocess
 from codetr.inference import hub
 from codetr.inference.finder import DetectorFinder, choose_device, choose_precision
 from codetr.inference.inputs import ImageLike, as_image, is_one_image
+from codetr.inference.prediction import Prediction
 from codetr.inference.views import Finder, Views
 from codetr.models.ops import avoid_cudnn_attention, use_msda
-from codetr.structures import Detections
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prediction(Detections):
-    """Detections of one image, best score first: ``boxes_xyxy_px`` (n, 4) in its pixels,
-    ``scores`` (n,), ``labels`` (n,) class indices, and ``names``; ``classes`` are the names of all
-    classes of the model.
-    """
-
-    classes: tuple[str, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The class name of each detection."""
-        return tuple(self.classes[label] for label in self.labels.tolist())
+THRESHOLD = 0.3
+"""Of scores, where a predictor is called; as conf/predict.yaml."""
 
 
 class Predictor(ModelHubMixin):
@@ -59,21 +47,44 @@ class Predictor(ModelHubMixin):
         self, images: ImageLike | Sequence[ImageLike], threshold: float = 0.0
     ) -> Prediction | list[Prediction]:
         """Detections with a score above ``threshold``, on the CPU: one ``Prediction`` for an image,
-        a list for several. Images are file names, Pillow images, uint8 arrays (H, W, 3) or uint8
-        tensors (3, H, W), all RGB. Raises UserError for anything else and for unreadable files.
+        a list for several. Images are file names, http(s) addresses, Pillow images, uint8 arrays
+        (H, W, 3) or uint8 tensors (3, H, W), all RGB. Raises UserError for anything else and for
+        what cannot be read.
         """
         one = is_one_image(images)
         given: Sequence[Any] = [images] if one else list(images)  # type: ignore[arg-type]
+        looked_at = [as_image(image) for image in given]
         found = [
             Prediction(
                 boxes_xyxy_px=seen.boxes_xyxy_px,
                 scores=seen.scores,
                 labels=seen.labels,
-                classes=self.record.classes.names,
+                class_list=self.record.classes,
+                pixels=image.permute(1, 2, 0).numpy(),
             ).take(seen.scores > threshold)
-            for seen in self.finder([as_image(image) for image in given])
+            for image, seen in zip(looked_at, self.finder(looked_at), strict=True)
         ]
         return found[0] if one else found
+
+    def __call__(
+        self, images: ImageLike | Sequence[ImageLike], threshold: float = THRESHOLD
+    ) -> Prediction | list[Prediction]:
+        """``predict`` with the threshold of ``scripts/predict.py``."""
+        return self.predict(images, threshold)
+
+    def __repr__(self) -> str:
+        names = self.record.classes.names
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        parameters = list(self.detector.parameters())
+        network = (
+            f"{type(self.detector).__name__} of {sum(map(Tensor.numel, parameters)) / 1e6:.1f} M"
+        )
+        sides = {k: v for k, v in self.record.preprocessing["resize"].items() if type(v) is int}
+        size = ", ".join(f"{side} {pixels}" for side, pixels in sides.items()) or "as they are"
+        return (
+            f"{type(self).__name__}({network} parameters on {parameters[0].device}; "
+            f"images: {size}; {len(names)} classes: {shown})"
+        )
 
     def _save_pretrained(self, save_directory: Path) -> None:
         record = hub.published(self.record)

@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from codetr.classes import ClassList
 from codetr.evaluation.report import prediction_records, write_json
 from codetr.inference.draw import draw_boxes
-from codetr.inference.predictor import Prediction
+from codetr.inference.prediction import Prediction
 from codetr.inference.sources import Frame, Source, Video
 
 WRITABLE = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})

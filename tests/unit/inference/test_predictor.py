@@ -192,6 +192,6 @@ def test_no_folder_and_no_network_is_one_line(tmp_path: Path) -> None:
 
 
 def test_the_package_has_nothing_else() -> None:
-    assert {"load", "Predictor"} <= set(dir(codetr))
+    assert {"load", "Predictor", "train"} <= set(dir(codetr))
     with pytest.raises(AttributeError, match="nothing"):
         codetr.nothing  # noqa: B018

@@ -1,0 +1,105 @@
+"""What was found in an image, for people: names, a picture, and other tools' forms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+
+from codetr.classes import ClassList
+from codetr.errors import UserError
+from codetr.evaluation.report import prediction_records
+from codetr.inference.draw import draw_boxes
+from codetr.structures import Detections
+
+T = TypeVar("T", bound="Prediction")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction(Detections):
+    """Detections of one image, best score first: ``boxes_xyxy_px`` (n, 4) in its pixels,
+    ``scores`` (n,), ``labels`` (n,) class indices, and ``names``.
+
+    ``class_list``: all classes of the model; ``pixels``: the image, uint8 (H, W, 3) RGB.
+    """
+
+    class_list: ClassList
+    pixels: np.ndarray
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of all classes of the model."""
+        return self.class_list.names
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The class name of each detection."""
+        return tuple(self.classes[label] for label in self.labels.tolist())
+
+    def take(self: T, index: Tensor | slice) -> T:
+        """The detections that ``index`` picks, of the same image."""
+        return super().take(index)  # the image is an array, which is no tensor to pick from
+
+    def plot(self) -> Image.Image:
+        """The image with boxes, class names and scores; a small one is enlarged for its labels."""
+        image = torch.from_numpy(self.pixels).permute(2, 0, 1)
+        boxes, scores = self.boxes_xyxy_px, self.scores.float()
+        drawn: Image.Image = to_pil_image(
+            draw_boxes(image, boxes, self.labels, self.classes, scores)
+        )
+        return drawn
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``plot`` to a file in the format of its suffix; returns it.
+
+        Raises UserError where Pillow writes no such format, or the file cannot be written.
+        """
+        path = Path(path).expanduser()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.plot().save(path)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{path}: the picture cannot be written ({error}): give a name that ends in .jpg "
+                "or .png, in a folder that can be written"
+            ) from error
+        return path
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """COCO results: ``image_id``, ``category_id`` of the training data, ``bbox`` (x, y, width,
+        height in pixels) and ``score`` of each detection.
+        """
+        boxes = self.boxes_xyxy_px.double()
+        columns = torch.stack([self.labels.double(), self.scores.double()], dim=1)
+        rows = torch.cat([columns, boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
+        return prediction_records({image_id: rows}, self.class_list)
+
+    def to_supervision(self) -> Any:
+        """``supervision.Detections`` with the names under ``class_name``.
+
+        Raises UserError where that package is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise UserError(
+                "to_supervision() needs the supervision package: pip install supervision"
+            ) from error
+        return supervision.Detections(
+            xyxy=self.boxes_xyxy_px.float().numpy(),
+            confidence=self.scores.float().numpy(),
+            class_id=self.labels.numpy(),
+            data={"class_name": np.array(self.names, dtype=str)},
+        )
+
+    def __repr__(self) -> str:
+        height, width = self.pixels.shape[:2]
+        best = [f"{n} {s:.2f}" for n, s in zip(self.names[:3], self.scores.tolist(), strict=False)]
+        shown = ", ".join(best) + (", ..." if len(self) > len(best) else "")
+        return f"Prediction({len(self)} in {width} x {height} pixels: {shown})"

@@ -1,0 +1,137 @@
+"""What a user does with a prediction, and where images may come from."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from tiny_checkpoint import save_tiny
+
+import codetr
+from codetr.classes import ClassList
+from codetr.conf_folder import conf_folder
+from codetr.errors import UserError
+from codetr.inference import inputs
+from codetr.inference.inputs import as_image
+from codetr.inference.prediction import Prediction
+from codetr.inference.predictor import THRESHOLD
+
+CLASSES = ClassList(names=("ant", "bee"), category_ids=(7, 9))
+PIXELS = np.full((40, 60, 3), 90, dtype=np.uint8)
+
+
+@pytest.fixture
+def found() -> Prediction:
+    return Prediction(
+        boxes_xyxy_px=torch.tensor([[10.0, 5.0, 30.0, 25.0], [0.0, 0.0, 4.0, 8.0]]),
+        scores=torch.tensor([0.9, 0.4]),
+        labels=torch.tensor([1, 0]),
+        class_list=CLASSES,
+        pixels=PIXELS,
+    )
+
+
+def test_coco_records_have_the_ids_of_the_training_data(found: Prediction) -> None:
+    first, second = found.to_coco(image_id=3)
+    assert first["bbox"] == [10, 5, 20, 20]
+    assert [r["category_id"] for r in (first, second)] == [9, 7]
+    assert {r["image_id"] for r in (first, second)} == {3}
+    assert first["score"] == pytest.approx(0.9)
+
+
+def test_some_of_it_is_still_of_the_same_image(found: Prediction) -> None:
+    best = found.take(found.scores > 0.5)
+    assert best.names == ("bee",)
+    assert best.pixels is PIXELS
+    assert repr(best) == "Prediction(1 in 60 x 40 pixels: bee 0.90)"
+
+
+def test_picture_shows_the_boxes_and_leaves_the_image_alone(
+    found: Prediction, tmp_path: Path
+) -> None:
+    path = found.save(tmp_path / "new/found.png")
+    assert np.asarray(Image.open(path)).std() > 0
+    assert (PIXELS == 90).all()
+    nothing = np.asarray(found.take(slice(0, 0)).plot())
+    assert (nothing == 90).all()
+
+
+def test_formats_that_cannot_be_written_are_named(found: Prediction, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"found\.xyz: the picture cannot be written .*\.jpg"):
+        found.save(tmp_path / "found.xyz")
+
+
+def test_supervision_gets_names_and_numbers(
+    found: Prediction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended = ModuleType("supervision")
+    pretended.Detections = SimpleNamespace  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "supervision", pretended)
+    made = found.to_supervision()
+    assert made.xyxy.tolist() == found.boxes_xyxy_px.tolist()
+    assert made.class_id.tolist() == [1, 0]
+    assert made.data["class_name"].tolist() == ["bee", "ant"]
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(UserError, match="pip install supervision"):
+        found.to_supervision()
+
+
+def test_supervision_itself_takes_it(found: Prediction) -> None:
+    pytest.importorskip("supervision", reason="needs the supervision package")
+    made = found.to_supervision()
+    assert len(made) == 2
+    assert made[made.confidence > 0.5].data["class_name"].tolist() == ["bee"]
+
+
+def test_call_has_the_threshold_of_the_command(tmp_path: Path) -> None:
+    assert OmegaConf.load(conf_folder() / "predict.yaml").threshold == THRESHOLD
+    detector = codetr.load(
+        save_tiny(tmp_path / "m.safetensors", "augmentation=small"), device="cpu"
+    )
+    everything = detector.predict(PIXELS)
+    assert len(detector(PIXELS)) == (everything.scores > THRESHOLD).sum()
+    said = repr(detector)
+    for part in ("Detr", "M parameters on cpu", "short", "classes"):
+        assert part in said
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Not into the test's output."""
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """Of a server of files in ``tmp_path``, on this machine."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_an_address_is_an_image(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("no picture")
+    assert as_image(f"{address}/a.png").shape == (3, 40, 60)
+    with pytest.raises(UserError, match=rf"{address}/c.png: cannot be fetched \(.*404"):
+        as_image(f"{address}/c.png")
+    with pytest.raises(UserError, match=rf"image {address}/b.png"):
+        as_image(f"{address}/b.png")
+    monkeypatch.setattr(inputs, "MOST_BYTES", 10)
+    with pytest.raises(UserError, match=r"a\.png: more than 0 MiB"):
+        as_image(f"{address}/a.png")
