@@ -85,7 +85,7 @@ class _Limited:
     def __init__(self, stream: Any, address: str) -> None:
         self.stream, self.address, self.left = stream, address, MOST_BYTES
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         """The next bytes."""
         block: bytes = self.stream.read(size)
         self.left -= len(block)
