@@ -23,9 +23,9 @@ TINY = (
     "model.hidden=32",
     "model.decoder_layers=2",
     "model.num_queries=12",
-    "model.denoising_queries=6",
-    "model.positive_queries=10",
-    "model.regions.fc_dim=16",
+    "supervision.denoising_queries=6",
+    "supervision.positive_queries=10",
+    "supervision.regions.fc_dim=16",
 )
 """Overrides of train.py, also under an experiment."""
 

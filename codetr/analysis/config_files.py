@@ -137,7 +137,7 @@ def _default(item: yaml.Node, comments: _Comments) -> Setting:
     beside = " ".join(comments.beside(line, line))
     if isinstance(item, yaml.MappingNode):
         key, value = item.value[0]
-        name = key.value.removeprefix("override ").removeprefix("/")
+        name = key.value.removeprefix("override ").removeprefix("/").split("@")[0]
         return Setting(name=name, default=_flow(value), comment=beside)
     return Setting(name="", default=item.value, comment=beside)
 

@@ -18,6 +18,7 @@ from codetr.checkpoints.plain import plain
 from codetr.classes import ClassList
 from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
+from codetr.moved_keys import require_present_keys
 from codetr.overrides import readable
 
 CONF = conf_folder()
@@ -39,6 +40,7 @@ def compose_train(overrides: Sequence[str]) -> DictConfig:
 
     Raises UserError where an override does not fit.
     """
+    require_present_keys(overrides)
     running = GlobalHydra.instance().hydra  # of the command that this may be a part of
     GlobalHydra.instance().clear()
     try:

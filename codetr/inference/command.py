@@ -29,7 +29,10 @@ OF_PREDICTION = ALWAYS | {
 """Keys and groups that ``predict`` looks at."""
 OF_EXPORT = ALWAYS | {"format", "out", "top_k", "fixed", "cases"}
 OF_EXPERIMENT = frozenset(
-    {"experiment", "model", "scheme", "aux_heads", "data", "augmentation", "num_classes"}
+    {
+        *("experiment", "model", "scheme", "supervision", "aux_heads"),
+        *("data", "augmentation", "num_classes"),
+    }
 )
 """What the model of an official file is made of, and the images that it was made for."""
 

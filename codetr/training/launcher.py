@@ -23,6 +23,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from codetr.moved_keys import require_present_keys
 from codetr.overrides import readable
 from codetr.training.shell import one_line_errors, print_any_name
 from codetr.training.sweeps.cluster import SubmititRunner
@@ -172,10 +173,12 @@ def sweep_name(overrides: Sequence[str]) -> str:
 
 def register() -> None:
     """Let hydra find the launchers of conf/hydra/launcher, read any file name on the command line,
-    and print it; call before ``hydra.main``.
+    and print it; call before ``hydra.main``. Exits with a line for a key of earlier versions.
 
     Hydra takes launchers from the package ``hydra_plugins`` alone: this stands for one there.
     """
+    with one_line_errors():
+        require_present_keys(sys.argv[1:])
     sys.argv[1:] = readable(sys.argv[1:])
     print_any_name()
     for launcher in (ProcessLauncher, SubmititLauncher):

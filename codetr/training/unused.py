@@ -9,7 +9,7 @@ from codetr.overrides import is_within, key_of
 
 TRAINING_PARTS = ("optimizer", "schedule", "callbacks", "checkpointing")
 """Groups that come with an experiment."""
-OF_MODEL = ("scheme", "aux_heads", "num_classes")
+OF_MODEL = ("scheme", "supervision", "aux_heads", "num_classes")
 """What a checkpoint of ours says itself, and an official file's experiment."""
 _TRAINER = (
     *("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "effective_batch"),

@@ -41,7 +41,8 @@ FAMILIES = [
 ]
 SMALL = (
     "model/backbone=resnet10_thin",
-    "model/neck=channel_mapper",
+    "model.neck._target_=codetr.models.necks.ChannelMapper",
+    "++model.neck.extra=1",
     "model.levels=3",
     "model.aux_levels=4",
     "model.dim=32",
@@ -51,7 +52,7 @@ SMALL = (
     "model.encoder_layers=1",
     "model.decoder_layers=2",
     "model.num_queries=12",
-    "model.regions.fc_dim=32",
+    "supervision.regions.fc_dim=32",
     "num_classes=3",
 )
 
@@ -78,10 +79,9 @@ def build(cfg: DictConfig) -> tuple[nn.Module, nn.ModuleDict]:
 def family(experiment: str) -> tuple[object, ...]:
     """The kinds of parts that a recipe is made of, backbone and neck apart."""
     cfg = recipe(experiment)
-    transformer, query_head = cfg.model.transformer, cfg.model.query_head
-    kinds = [transformer.query_init, query_head.head, query_head.criterion.classification]
+    kinds = [cfg.model.query_init, cfg.model.head, cfg.supervision.criterion.classification]
     boxes = [part.box_head for part in cfg.aux_heads.values() if "box_head" in part]
-    decoder = [transformer.decoder.get(key) for key in ("norm", "refine", "look_forward_twice")]
+    decoder = [cfg.model.decoder.get(key) for key in ("norm", "refine", "look_forward_twice")]
     targets = [part._target_ for part in (*kinds, *boxes)]
     return (*cfg.scheme, *cfg.aux_heads, *targets, *map(str, decoder))
 
@@ -133,7 +133,7 @@ def test_losses_are_named_by_scheme_layer_and_term(experiment: str) -> None:
     assert {name.split("/")[0] for name in losses} == set(cfg.scheme)
     assert all(re.fullmatch(r"\w+/\w+(/\w+)?/\w+|\w+/empty", name) for name in losses)
     assert {f"one_to_one/layer{i}/cls" for i in range(2)} <= set(losses)
-    two_stage = "stage" in cfg.model.transformer.query_init
+    two_stage = "stage" in cfg.model.query_init
     assert ("one_to_one/encoder/cls" in losses) == two_stage
     for head in cfg.aux_heads:
         assert f"collaborative/positive_{head}/layer1/giou" in losses

@@ -15,9 +15,9 @@ SMALL = (
     "data.num_workers=0",
     "model.backbone.pretrained=false",
     "model.one_pass=false",
-    "model.regions.samples=64",
-    "model.regions.proposals_per_level=500",
-    "model.regions.proposals=100",
+    "supervision.regions.samples=64",
+    "supervision.regions.proposals_per_level=500",
+    "supervision.regions.proposals=100",
 )
 SMALL_IMAGES = (
     *SMALL,

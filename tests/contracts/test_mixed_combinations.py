@@ -10,9 +10,7 @@ from codetr.models.detectors.protocol import MAIN
 from codetr.structures import CROSS_ATTENTION, QueryGroup, Tap
 from codetr.training.losses import propose
 
-CROSS_FIRST = (
-    "model.transformer.decoder.layer._target_=codetr.models.transformers.CrossFirstDecoderLayer"
-)
+CROSS_FIRST = "model.decoder.layer._target_=codetr.models.transformers.CrossFirstDecoderLayer"
 LAYERS = {"plain": (), "cross_first": (CROSS_FIRST,)}
 OTHERS = [
     ("denoising",),

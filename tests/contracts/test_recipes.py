@@ -302,7 +302,7 @@ def trunk_checkpointed(cfg: DictConfig) -> bool | None:
 
 def classification(cfg: DictConfig) -> tuple[str, float]:
     names = {"QualityClassification": "QualityFocalLoss", "FocalClassification": "FocalLoss"}
-    criterion = cfg.model.query_head.criterion
+    criterion = cfg.supervision.criterion
     return names[criterion.classification._target_.rpartition(".")[2]], criterion.cls
 
 
@@ -337,9 +337,9 @@ READ: dict[str, Callable[[DictConfig], Any]] = {
     "images per step": lambda c: c.trainer.effective_batch,
     "backbone.drop_path_rate": drop_path,
     "backbone.use_checkpoint": trunk_checkpointed,
-    "encoder.num_layers": lambda c: c.model.transformer.encoder.num_layers,
-    "encoder.with_cp": lambda c: c.model.transformer.encoder.checkpointed,
-    "num_feature_levels": lambda c: c.model.transformer.encoder.levels,
+    "encoder.num_layers": lambda c: c.model.encoder.num_layers,
+    "encoder.with_cp": lambda c: c.model.encoder.checkpointed,
+    "num_feature_levels": lambda c: c.model.encoder.levels,
     "num_query": lambda c: c.model.num_queries,
     "num_dn_queries": lambda c: c.scheme.denoising.num_queries if "denoising" in c.scheme else None,
     "noise_scale": lambda c: denoising(c, "label", "box"),
@@ -364,8 +364,8 @@ READ: dict[str, Callable[[DictConfig], Any]] = {
     "oversample_thr": lambda c: c.data.repeat.threshold if c.data.repeat else None,
     "loss_cls": classification,
     "loss_bbox, loss_iou": lambda c: (
-        c.model.query_head.criterion.l1,
-        c.model.query_head.criterion.giou,
+        c.supervision.criterion.l1,
+        c.supervision.criterion.giou,
     ),
     "ema momentum": lambda c: 1 - c.callbacks.ema.decay if c.callbacks.ema else None,
     "layer_decay_rate": layer_decay,

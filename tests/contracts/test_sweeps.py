@@ -61,7 +61,7 @@ def test_parts_are_those_of_the_paper() -> None:
 def test_schemes_start_from_equal_detectors_and_take_a_step() -> None:
     added, states = [], []
     for job in jobs("schemes"):
-        cfg = composed(["sweep=schemes", *OVERRIDES, "model.hybrid_queries=20", *job])
+        cfg = composed(["sweep=schemes", *OVERRIDES, "supervision.hybrid_queries=20", *job])
         torch.manual_seed(0)
         detector = instantiate(cfg.model.detector)
         parts = nn.ModuleDict({name: instantiate(part) for name, part in cfg.scheme.items()})

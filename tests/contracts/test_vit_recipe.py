@@ -40,10 +40,10 @@ SMALL = (
     "model.encoder_layers=1",
     "model.decoder_layers=2",
     "model.num_queries=12",
-    "model.denoising_queries=6",
-    "model.positive_queries=10",
-    "model.regions.fc_dim=16",
-    "model.regions.samples=16",
+    "supervision.denoising_queries=6",
+    "supervision.positive_queries=10",
+    "supervision.regions.fc_dim=16",
+    "supervision.regions.samples=16",
     "num_classes=3",
 )
 
@@ -140,5 +140,5 @@ def test_coco_recipe_says_what_the_official_one_says() -> None:
     assert (head.cls_weight, head.bbox_weight, head.sampler.size) == (1, 10, 512)
     assert (cfg.optimizer.lr, cfg.optimizer.weight_decay) == (5e-5, 0.01)
     assert cfg.callbacks.ema.decay == 0.9999
-    assert cfg.model.denoising_queries == 300
+    assert cfg.supervision.denoising_queries == 300
     assert list(cfg.aux_heads) == ["rcnn", "atss"]

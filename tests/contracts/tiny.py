@@ -24,8 +24,8 @@ OVERRIDES = (
     "model.hidden=32",
     "model.decoder_layers=2",
     "model.num_queries=12",
-    "model.denoising_queries=6",
-    "model.positive_queries=10",
+    "supervision.denoising_queries=6",
+    "supervision.positive_queries=10",
     f"num_classes={NUM_CLASSES}",
 )
 

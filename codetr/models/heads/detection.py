@@ -92,7 +92,7 @@ class DetectionHead(nn.Module):
         if not self.two_stage:
             raise UserError(
                 "queries are selected from the encoder's proposals, but the head has no embeddings "
-                "for these: set model.query_head.head.two_stage=true"
+                "for these: set model.head.two_stage=true"
             )
         return self._pair(-1)
 

@@ -29,9 +29,8 @@ class SimpleFeaturePyramid(nn.Module):
         super().__init__()
         if len(channels) != 1 or channels[0] % 4 or strides[0] % 4:
             raise UserError(
-                f"model/neck=simple_feature_pyramid cannot take maps of channels {channels} and "
-                f"strides {strides}: it takes one map, both multiples of 4; use "
-                "model/neck=channel_mapper"
+                f"model.neck, a SimpleFeaturePyramid, cannot take maps of channels {channels} and "
+                f"strides {strides}: it takes one map, both multiples of 4: give another backbone"
             )
         width, stride = channels[0], strides[0]
         self.strides = (stride // 4, stride // 2, stride, stride * 2, stride * 4)

@@ -40,7 +40,7 @@ class LearnedQueries(nn.Module):
             if table.content is None or table.position is None:
                 raise UserError(
                     "these queries learn content and position: set "
-                    "model.transformer.per_query.content=true and position=true"
+                    "supervision.per_query.content=true and position=true"
                 )
             groups.append((table.content, table.position))
         return tuple(self._queries(memory, content, position) for content, position in groups)

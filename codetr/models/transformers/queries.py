@@ -144,7 +144,7 @@ class MixedQueries(nn.Module):
         """
         if any(table.content is None for table in tables):
             raise UserError(
-                "these queries learn their content: set model.transformer.per_query.content=true"
+                "these queries learn their content: set supervision.per_query.content=true"
             )
         best = self.stage.best(memory, head, tables).predictions()
         anchors = best.boxes.detach()

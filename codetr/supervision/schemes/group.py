@@ -63,7 +63,7 @@ class Group(MatchingScheme):
         if not any(True for _ in rows.parameters()):
             raise UserError(
                 "scheme.group: all groups would be copies of the main one, since queries learn "
-                "nothing of their own here: set model.transformer.query_init.mixed=true"
+                "nothing of their own here: set model.query_init.mixed=true"
             )
         self.weight = weight
 

@@ -12,7 +12,7 @@ from codetr.checkpoints.h_detr import convert_h_detr, is_h_detr, only_coco_rows
 from codetr.errors import UserError
 
 NAME = "h_deformable_detr_r50_1x_coco"
-SMALL = ("model.num_queries=4", "model.hybrid_queries=6", "model.dim=32", "model.hidden=8")
+SMALL = ("model.num_queries=4", "supervision.hybrid_queries=6", "model.dim=32", "model.hidden=8")
 ENCODER = {
     "attention": "self_attn",
     "attention_norm": "norm1",
@@ -126,4 +126,4 @@ def test_a_file_becomes_a_checkpoint_of_80_classes(
     assert content.weights["head.classify.0.weight"].shape == (80, 32)
     assert set(content.schemes) == {"hybrid.queries.content"}
     with pytest.raises(UserError, match="does not fit"):
-        convert_file(path, NAME, (*SMALL, "model.hybrid_queries=5"))[1].require_complete(path)
+        convert_file(path, NAME, (*SMALL, "supervision.hybrid_queries=5"))[1].require_complete(path)

@@ -105,7 +105,7 @@ def test_the_same_classes_just_load() -> None:
 
 def test_row_of_objectness_stays_where_it_is() -> None:
     """Where proposals are ranked by the first logit, that row is no class's."""
-    ranked = "model.transformer.query_init.stage.rank_by=objectness"
+    ranked = "model.query_init.stage.rank_by=objectness"
     old, new = tiny_model(3, ranked), tiny_model(5, ranked)
     load_weights(content(old), "a.ckpt", new["detector"], NEW)
     mine, theirs = new["detector"].head.classify, old["detector"].head.classify
@@ -115,7 +115,7 @@ def test_row_of_objectness_stays_where_it_is() -> None:
 
 def test_schemes_may_differ_and_it_is_said() -> None:
     old = tiny_model(3)
-    new = tiny_model(3, "aux_heads=[atss,retinanet]", "model.regions.fc_dim=24")
+    new = tiny_model(3, "aux_heads=[atss,retinanet]", "supervision.regions.fc_dim=24")
     before = {k: v.clone() for k, v in new.state_dict().items()}
     done = load_weights(content(old), "a.ckpt", new["detector"], OLD, new["schemes"])
     new_head = [name for name in done.missing if ".heads.retinanet." in name]
