@@ -19,7 +19,12 @@ from codetr.training.launcher import register
 RECORD = Path(__file__).parent / "golden" / "resolved_values.json"
 FIXED = ("name=x", "paths.run_dir=.", "num_classes=80")
 COMMANDS = ("train", "eval", "export", "predict", "teacher_boxes")
-TOP, STATE = "top", "state_dict"
+STATE = "state_dict"
+SECTIONS = (
+    *("model", "supervision", "scheme", "aux_heads", "augmentation"),
+    *("evaluation", "optimizer", "schedule", "trainer"),
+)
+"""What makes a recipe. The others (data, callbacks ...) say where and how it runs."""
 NEW = ("supervision.matcher",)
 """Keys that did not exist under another name: what ``scheme`` resolves to has their values."""
 
@@ -58,12 +63,12 @@ def _values(node: Any, name: str) -> Iterator[tuple[str, str]]:
 
 
 def summary(values: dict[str, str]) -> dict[str, str]:
-    """A hash of the values of each section, as ``data``; one for all keys at the top."""
+    """A hash of the values of each section."""
     sections: dict[str, list[str]] = {}
     for key, value in sorted(values.items()):
-        if not key.startswith(NEW):
-            section, _, below = key.partition(".")
-            sections.setdefault(section if below else TOP, []).append(f"{key}={value}")
+        section = key.partition(".")[0]
+        if section in SECTIONS and not key.startswith(NEW):
+            sections.setdefault(section, []).append(f"{key}={value}")
     return {name: digest("\n".join(lines)) for name, lines in sections.items()}
 
 

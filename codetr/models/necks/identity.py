@@ -19,8 +19,8 @@ class IdentityNeck(nn.Module):
         if set(channels) != {dim}:
             raise UserError(
                 f"without a neck, maps of {list(channels)} channels stay as they are, but "
-                f"model.dim={dim}: set model.dim to their number, or choose "
-                "model/neck=channel_mapper"
+                f"model.dim={dim}: set model.dim to their number, or take a model whose "
+                "model.neck maps them"
             )
         self.strides = strides
 

@@ -88,7 +88,7 @@ class ProjectedTokenQueries(nn.Module):
             if table.content is None or table.position is None:
                 raise UserError(
                     "these queries have content and position: set "
-                    "model.transformer.per_query.content=true and position=true"
+                    "supervision.per_query.content=true and position=true"
                 )
             images = tokens.content.shape[0]
             groups.append(
