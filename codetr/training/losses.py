@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
+import torch
+from torch import nn
+
 from codetr.models.detectors.protocol import MAIN, Detector
-from codetr.structures import Batch, Decoded, Losses, Memory, QueryGroup, prefixed
+from codetr.structures import Batch, Decoded, Losses, LossTerm, Memory, QueryGroup, prefixed
 from codetr.supervision.assigners import Matching
 from codetr.supervision.schemes.protocol import MatchingScheme, Scheme, Start
 
@@ -36,8 +39,16 @@ def propose(
         start = Start(detector=detector, memory=memory, main=main, own=own, batch=batch)
         proposal = scheme.propose(start)
         groups += proposal.groups
-        losses |= prefixed(name, proposal.losses)
+        losses |= prefixed(name, proposal.losses | _idle(proposal.idle))
     return groups, losses
+
+
+def _idle(modules: Sequence[nn.Module]) -> Losses:
+    """A loss of zero that is connected to every parameter: DDP waits for a gradient of each."""
+    if not modules:
+        return {}
+    sums = [parameter.sum() for module in modules for parameter in module.parameters()]
+    return {"idle": LossTerm(torch.stack(sums).sum() * 0.0, 1.0)}
 
 
 def _scores(

@@ -31,7 +31,7 @@ def test_parts_have_their_losses_alone() -> None:
     assert losses_of(*build(SCHEMES, ("atss",))[::-1]) == {"atss", "positive_atss"}
     assert losses_of(*build(SCHEMES, ("atss",), *HEADS_ALONE)[::-1]) == {"atss"}
     queries = losses_of(*build(SCHEMES, ("atss",), *QUERIES_ALONE)[::-1])
-    assert queries == {"untrained", "positive_atss"}
+    assert queries == {"idle", "positive_atss"}
 
 
 def test_heads_that_only_assign_learn_nothing() -> None:

@@ -19,7 +19,6 @@ from codetr.structures import (
     Candidates,
     Decoded,
     Losses,
-    LossTerm,
     Memory,
     Pyramid,
     QueryGroup,
@@ -154,11 +153,10 @@ class Collaborative(Scheme):
         if factor:
             for name, output in outputs.items():
                 losses |= prefixed(name, scaled(factor, output.losses))
-        else:
-            losses["untrained"] = LossTerm(zero_of(self.heads, self.extra_level), 1.0)
+        idle = () if factor else (self.heads, self.extra_level)
         candidates = {name: outputs[name].candidates for name in self.embeddings}
         groups = self._groups(candidates, batch, detector.num_classes) if candidates else ()
-        return Proposal(groups=groups, losses=losses)
+        return Proposal(groups=groups, losses=losses, idle=idle)
 
     def _groups(
         self, candidates: Mapping[str, tuple[Candidates, ...]], batch: Batch, num_classes: int
@@ -189,8 +187,3 @@ def _supervised(answer: Decoded) -> Supervised:
     assert answer.group.assignment is not None
     assignments = [answer.group.assignment] * len(answer.layers)
     return supervised(answer.layers, answer.group.targets, assignments)
-
-
-def zero_of(*modules: nn.Module) -> Tensor:
-    """Zero, connected to every parameter: DDP waits for a gradient of each."""
-    return torch.stack([p.sum() for module in modules for p in module.parameters()]).sum() * 0.0

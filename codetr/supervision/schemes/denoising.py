@@ -21,12 +21,11 @@ from codetr.structures import (
     BoxCounts,
     Decoded,
     Losses,
-    LossTerm,
     Queries,
     QueryGroup,
     Targets,
 )
-from codetr.supervision.criteria import SetCriterion, deep_supervision, normaliser
+from codetr.supervision.criteria import SetCriterion, deep_supervision
 from codetr.supervision.schemes.protocol import Proposal, Scheme, Start
 
 GROUP = "denoising"
@@ -78,12 +77,11 @@ class Denoising(Scheme):
         self.label_noise, self.box_noise = label_noise, box_noise
 
     def propose(self, start: Start) -> Proposal:
-        """One group, or a zero-valued loss on the label embedding if no image has a box."""
+        """One group. Without a box in the batch it is empty, so that processes with and without
+        boxes take the same steps.
+        """
         targets, like = start.batch.targets, start.memory.valid_ratios
         most = max(len(t) for t in targets)
-        if most == 0:
-            untouched = self.label_embedding.weight.sum() * 0.0
-            return Proposal(losses={"empty": LossTerm(untouched, 1.0)})
         noise = self.draw(len(targets), self._groups(most), most, like)
         return Proposal(groups=(self.group(targets, noise),))
 
@@ -135,10 +133,6 @@ class Denoising(Scheme):
     def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
         """``layer{i}/...``; every slot that is not a positive counts as background."""
         pairs = batch.mean_over_step(self._pairs)
-        if GROUP not in decoded:
-            # Other processes may have boxes, and average their number: take part in that.
-            normaliser(pairs, decoded[MAIN].layers[0].boxes)
-            return {}
         answer = decoded[GROUP]
         assert answer.group.assignment is not None
         assignments = [answer.group.assignment] * len(answer.layers)

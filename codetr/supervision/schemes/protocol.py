@@ -30,10 +30,13 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """What a scheme adds before decoding: query groups, and losses known by then."""
+    """What a scheme adds before decoding: query groups, and losses known by then. ``idle`` are the
+    modules that no loss of this batch reaches: their parameters get gradients of zero.
+    """
 
     groups: tuple[QueryGroup, ...] = ()
     losses: Losses = field(default_factory=dict)
+    idle: tuple[nn.Module, ...] = ()
 
 
 class Scheme(nn.Module, ABC):

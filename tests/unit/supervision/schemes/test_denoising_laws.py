@@ -14,12 +14,11 @@ from codetr.structures import (
     Images,
     Memory,
     Predictions,
-    Queries,
     QueryGroup,
     Targets,
     total_loss,
 )
-from codetr.supervision.criteria import QualityClassification, SetCriterion
+from codetr.supervision.criteria import QualityClassification, SetCriterion, set_criterion
 from codetr.supervision.schemes import Denoising, Start
 from codetr.supervision.schemes.denoising import GROUP
 
@@ -134,20 +133,41 @@ def test_groups_do_not_see_each_other() -> None:
     assert torch.equal(group.blocked, index[:, None] != index)
 
 
-def test_no_box_at_all_adds_no_group_but_a_gradient() -> None:
+def test_no_box_at_all_makes_an_empty_group_with_losses_and_gradients_of_zero() -> None:
     part, data = scheme(), batch(0, 0)
-    proposal = part.propose(start(memory(2), data))
-    assert proposal.groups == ()
-    loss = total_loss(proposal.losses)
+    group = proposed(part, data)
+    assert len(group) == 0
+    found = Predictions(
+        logits=group.queries.content @ torch.ones(DIM, CLASSES, dtype=torch.float64),
+        boxes=group.queries.content[..., :4],
+    )
+    losses = part.score({GROUP: Decoded(layers=(found, found), group=group)}, data)
+    assert set(losses) == {f"layer{i}/{n}" for i in (0, 1) for n in ("cls", "bbox", "giou")}
+    loss = total_loss(losses)
     assert loss.item() == 0
     loss.backward()
     assert torch.equal(
         part.label_embedding.weight.grad, torch.zeros(CLASSES, DIM, dtype=torch.float64)
     )
-    layer = Predictions(logits=torch.zeros(2, 1, CLASSES), boxes=torch.zeros(2, 1, 4))
-    queries = Queries(content=torch.zeros(2, 1, DIM), anchors=torch.zeros(2, 1, 4))
-    main = Decoded(layers=(layer,), group=QueryGroup(name=MAIN, queries=queries))
-    assert part.score({MAIN: main}, data) == {}
+
+
+def test_processes_without_boxes_take_part_in_the_same_reductions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def reductions(*counts: int) -> list[float]:
+        taken: list[float] = []
+        monkeypatch.setattr(
+            set_criterion, "mean_over_ranks", lambda value: taken.append(value.item()) or value
+        )
+        part, data = scheme(), batch(*counts)
+        group = proposed(part, data)
+        content = group.queries.content
+        found = Predictions(logits=content[..., :1].expand(-1, -1, CLASSES), boxes=content[..., :4])
+        part.score({GROUP: Decoded(layers=(found,), group=group)}, data)
+        return taken
+
+    assert len(reductions(3, 2)) == len(reductions(0, 0)) == 1
+    assert reductions(0, 0) == [0]
 
 
 def test_score_measures_the_known_pairs_on_every_layer() -> None:
