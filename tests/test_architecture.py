@@ -18,8 +18,9 @@ KNOWS = {
     "data": {"values"},
     "evaluation": {"values", "data"},
     "checkpoints": {"values"},
-    "training": {*CORE, "data", "evaluation", "checkpoints"},
-    "inference": {*CORE, "data", "evaluation", "checkpoints"},
+    "settings": {"values"},
+    "training": {*CORE, "data", "evaluation", "checkpoints", "settings"},
+    "inference": {*CORE, "data", "evaluation", "checkpoints", "settings"},
     "analysis": {*CORE, "data", "evaluation", "checkpoints", "inference"},
 }
 """What each wing imports; commands and tools import all of it, and nothing imports tools."""

@@ -19,8 +19,11 @@ def _run(cfg: DictConfig) -> None:
         from codetr.inference.command import OF_EXPORT, open_chosen, require_used  # after --help
         from codetr.inference.export import export
         from codetr.inference.export_check import as_cases
+        from codetr.settings import check_settings
 
-        require_used(HydraConfig.get().overrides.task, OF_EXPORT, cfg.checkpoint)
+        given = HydraConfig.get().overrides.task
+        check_settings(cfg, given, nulls=True)
+        require_used(given, OF_EXPORT, cfg.checkpoint)
         done = export(
             open_chosen(cfg),
             cfg.checkpoint,

@@ -18,6 +18,7 @@ from codetr.analysis.inspect_data import as_text, inspect_data, write_page
 from codetr.checkpoints.experiment import compose_train
 from codetr.errors import UserError
 from codetr.overrides import is_within, key_of
+from codetr.settings import check_settings
 from codetr.training.shell import one_line_errors, print_any_name
 
 LOOKED_AT = ("data.root", "data.source", "experiment", "paths")
@@ -51,6 +52,7 @@ def main() -> None:
     with one_line_errors():
         require_data(options.overrides)
         cfg = compose_train(options.overrides)
+        check_settings(cfg, options.overrides, nulls=True)
         if OmegaConf.is_missing(cfg.data, "root"):
             raise UserError("data.root is not set: give data.root=FOLDER")
         root = Path(cfg.data.root).expanduser()

@@ -1,6 +1,7 @@
 """Train a detector: ``python train.py [group=option ...] [key=value ...]``; see conf/train.yaml."""
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from codetr.conf_folder import conf_folder
@@ -14,7 +15,7 @@ def _run(cfg: DictConfig) -> float | None:
     with one_line_errors():
         from codetr.training.train import train  # after hydra has answered --help and typos
 
-        return train(cfg).get("AP")
+        return train(cfg, HydraConfig.get().overrides.task).get("AP")
 
 
 def main() -> None:

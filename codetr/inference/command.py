@@ -19,6 +19,7 @@ from codetr.inference.results import Writer, writers
 from codetr.inference.sources import Broken, Frame, Source, open_source
 from codetr.models.detectors.protocol import MAIN
 from codetr.overrides import is_within, key_of
+from codetr.settings import check_settings
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,7 @@ def predict(cfg: DictConfig, given: Sequence[str] = ()) -> Summary:
 
     Raises UserError for whatever a user can mend, and where nothing could be read.
     """
-    if not 0 <= cfg.threshold < 1:
-        raise UserError(f"threshold={cfg.threshold}: give a score in [0, 1)")
+    check_settings(cfg, given, nulls=True)
     if cfg.evaluation.branch != MAIN:
         raise UserError(
             f"evaluation.branch={cfg.evaluation.branch}: auxiliary heads can be evaluated, by "

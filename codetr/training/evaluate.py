@@ -31,6 +31,7 @@ from codetr.errors import UserError
 from codetr.models.detectors.protocol import MAIN
 from codetr.models.ops import use_msda
 from codetr.models.ops.cpu_memory import keep_freed_memory
+from codetr.settings import check_settings
 from codetr.structures import Batch, Detections, ImageInfo
 from codetr.training.acceleration import accelerate
 from codetr.training.branches import Branch, MainBranch, ViewedBranch, auxiliary_branch
@@ -82,6 +83,7 @@ def evaluate(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, float]:
     the overrides that ``cfg`` was made with, so that none is ignored. Raises UserError for whatever
     a user can mend.
     """
+    check_settings(cfg, given, nulls=True)
     require_effect(given, ignored_in_evaluation(cfg.checkpoint, OFFICIAL))
     full, branch, datamodule, classes = open_branch(cfg)
     evaluator = build_evaluator(full, datamodule.val_annotations, classes, cfg.checkpoint)

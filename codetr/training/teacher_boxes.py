@@ -15,6 +15,7 @@ from codetr.distributed import is_first_rank
 from codetr.errors import UserError
 from codetr.evaluation.detection_metric import DetectionMetric
 from codetr.evaluation.report import prediction_records, write_json
+from codetr.settings import check_settings
 from codetr.structures import Detections, ImageInfo
 from codetr.training.evaluate import EvaluationModule, build_tester, open_branch
 from codetr.training.unused import REPORTED, ignored_in_evaluation, require_effect
@@ -56,6 +57,7 @@ def write_teacher_boxes(cfg: DictConfig, given: Sequence[str] = ()) -> int:
     ``cfg.output``; returns their number. ``given`` are the overrides that ``cfg`` was made with, so
     that none is ignored. Raises UserError for whatever a user can mend.
     """
+    check_settings(cfg, given, nulls=True)
     require_effect(given, (*ignored_in_evaluation(cfg.checkpoint, OFFICIAL), *REPORTED))
     full, branch, datamodule, classes = open_branch(cfg)
     results = ResultFile(classes, cfg.top_k, cfg.min_score)

@@ -28,6 +28,7 @@ from codetr.data.datamodule import CocoDataModule
 from codetr.errors import UserError
 from codetr.models.ops import avoid_cudnn_attention, use_msda
 from codetr.models.ops.cpu_memory import keep_freed_memory
+from codetr.settings import check_settings
 from codetr.training.acceleration import accelerate
 from codetr.training.callbacks import BestResult, Throughput
 from codetr.training.callbacks.checkpoints import LAST
@@ -45,14 +46,16 @@ BEST = "best.ckpt"
 EXPORT = "model.safetensors"
 
 
-def train(cfg: DictConfig) -> dict[str, Any]:
+def train(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
     """Train what ``cfg`` (conf/train.yaml) describes; files go to ``cfg.paths.run_dir``.
 
     Returns the best checkpoint's validation metrics (``AP``, ...) with ``step_time_s``,
-    ``peak_memory_gib`` and ``wall_time_s``, which metrics.json has too. Raises UserError for
-    whatever a user can mend.
+    ``peak_memory_gib`` and ``wall_time_s``, which metrics.json has too. ``given`` are the overrides
+    that ``cfg`` was made with, so that none is ignored. Raises UserError for whatever a user can
+    mend.
     """
     start = time.perf_counter()
+    check_settings(cfg, given)
     run_dir = Path(cfg.paths.run_dir)
     prepare_process(cfg.seed)
     datamodule, classes = build_data(cfg)
@@ -107,6 +110,11 @@ def build_data(cfg: DictConfig) -> tuple[CocoDataModule, ClassList]:
     datamodule.prepare_data()
     datamodule.setup("fit")
     classes: ClassList = datamodule.classes
+    if cfg.num_classes not in (None, len(classes)):
+        raise UserError(
+            f"num_classes={cfg.num_classes}, but the data has {len(classes)} classes: leave "
+            "num_classes out, which is read from the annotations"
+        )
     cfg.num_classes = len(classes)
     if OmegaConf.is_dict(cfg.schedule.epochs):
         images = len(datamodule.train_dataset)

@@ -1,0 +1,161 @@
+"""Validation of a composed configuration, before anything is built from it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from codetr.errors import UserError
+from codetr.overrides import key_of
+from codetr.settings.annotated import arguments_of
+from codetr.settings.kinds import Kind
+from codetr.settings.relations import RELATIONS
+from codetr.settings.rules import is_own, rule_for
+
+Key = tuple[str, ...]
+"""The parts of a dotted key."""
+OF_HYDRA = frozenset({"_target_", "_partial_", "_convert_", "_recursive_", "_args_"})
+FREE = ("callbacks", "checkpointing", "logger", "scheme", "aux_heads", "optimizer.rules", "swept")
+"""Where a user may add parts of any name."""
+SHOWN = 60
+
+
+def check_settings(cfg: DictConfig, given: Sequence[str] = (), nulls: bool = False) -> None:
+    """Check every setting of ``cfg``: its value by ``rules`` and by the annotations of what it is
+    an argument of, whether anything takes it, and the ``relations`` between settings.
+
+    ``given`` are the overrides that ``cfg`` was made with, of which ``+key=value`` may be new.
+    With ``nulls`` any setting may be null, since its value is then taken from elsewhere (as eval.py
+    does), so that relations are not known. Raises UserError for the first mistake: key, value and
+    remedy in one line.
+    """
+    written: Any = OmegaConf.to_container(cfg, resolve=False)
+    _require_known(written, given)
+    _check(written, nulls, interpolated=False)
+    if nulls:
+        return
+    try:
+        resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(_interpolation_text(error)) from None
+    _check(resolved, nulls, interpolated=True)
+    for relation in RELATIONS:
+        problem = relation(cfg)
+        if problem is not None:
+            raise UserError(problem)
+
+
+def _interpolation_text(error: OmegaConfBaseException) -> str:
+    reason = " ".join(str(error).split()).partition(" full_key:")[0]
+    return f"{error.full_key or 'the configuration'}: {reason}: correct the name in ${{...}}"
+
+
+def require_setting(name: str, value: Any) -> None:
+    """Raise UserError where a setting is not of its kind; its name is the whole key."""
+    takes = rule_for(tuple(name.split(".")))
+    if takes is not None and not takes.takes(value):
+        raise UserError(_not_of_its_kind(name, value, takes))
+
+
+def _not_of_its_kind(name: str, value: Any, takes: Kind) -> str:
+    return f"{name}={_shown(value)}: give {takes}"
+
+
+def _check(config: Any, nulls: bool, interpolated: bool) -> None:
+    wrong = []
+    for key, value, takes in settings_of(config, ()):
+        written = isinstance(value, str) and "${" in value and not interpolated
+        missing = value == "???"
+        if takes is None or written or missing or (nulls and value is None):
+            continue
+        if not takes.takes(value):
+            wrong.append((key, value, takes))
+    if wrong:  # the shortest key is the one that others refer to
+        key, value, takes = min(wrong, key=lambda found: len(found[0]))
+        raise UserError(_not_of_its_kind(".".join(key), value, takes))
+
+
+def settings_of(value: Any, key: Key) -> Iterator[tuple[Key, Any, Kind | None]]:
+    """Every key and value below ``key``, groups too, with its kind where that is known."""
+    if isinstance(value, Mapping):
+        takes = _arguments(value, key)
+        for name, part in value.items():
+            if name in OF_HYDRA:
+                continue
+            inner = (*key, str(name))
+            rule = rule_for(inner)
+            yield inner, part, takes.get(str(name)) if rule is None else rule
+            yield from settings_of(part, inner)
+    elif isinstance(value, list):
+        for number, part in enumerate(value):
+            if isinstance(part, Mapping | list):
+                yield from settings_of(part, (*key[:-1], f"{key[-1]}[{number}]"))
+
+
+def _arguments(part: Mapping[Any, Any], key: Key) -> Mapping[str, Kind | None]:
+    """What the ``_target_`` of a part takes. Raises UserError for what it does not take."""
+    target = part.get("_target_")
+    if not isinstance(target, str) or "${" in target:
+        return {}
+    try:
+        arguments = arguments_of(target)
+    except Exception as error:  # whatever importing it raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{'.'.join(key)}._target_={_shown(target)}: cannot be imported ({reason}): correct it"
+        ) from None
+    for name in part:
+        known = str(name) in arguments.kinds or name in OF_HYDRA or is_own((*key, str(name)))
+        if not known and not arguments.open:
+            own = sorted(arguments.kinds.keys() - {"self"})
+            raise UserError(
+                f"{'.'.join((*key, str(name)))}: {target.rpartition('.')[2]} takes no '{name}': "
+                f"{_instead(str(name), own)}"
+            )
+    return arguments.kinds
+
+
+def _require_known(config: Mapping[str, Any], given: Iterable[str]) -> None:
+    """Raise UserError for a key that was added where nothing reads it."""
+    for override in given:
+        name = override.lstrip("+").partition("=")[0]
+        if not override.startswith("+") or "/" in name or "@" in name:
+            continue
+        key = tuple(key_of(override).split("."))
+        above, held = ".".join(key[:-1]), _at(config, key)
+        if is_own(key) or any(f"{above}.".startswith(f"{free}.") for free in FREE):
+            continue
+        beside = _at(config, key[:-1])
+        if isinstance(beside, Mapping) and "_target_" in beside:
+            continue  # its constructor knows
+        if isinstance(held, Mapping) and "_target_" in held:
+            continue  # a part that something may refer to
+        if len(key) > 1 and rule_for(key) is not None:
+            continue  # one of the configuration's own, given as ++key
+        own = ".".join(key)
+        known = [".".join(k) for k, *_ in settings_of(config, ()) if k[: len(key)] != key]
+        raise UserError(
+            f"{override.lstrip('+')}: nothing reads a setting '{own}': {_instead(own, known)}"
+        )
+
+
+def _at(config: Any, key: Key) -> Any:
+    for name in key:
+        config = config.get(name) if isinstance(config, Mapping) else None
+    return config
+
+
+def _instead(name: str, known: Sequence[str]) -> str:
+    """The nearest name, or a key that ends so."""
+    near = [k for k in known if k.endswith(f".{name}")]
+    near = near or difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else "correct its name, or leave it out"
+
+
+def _shown(value: Any) -> str:
+    text = "null" if value is None else " ".join(str(value).split())
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

@@ -1,0 +1,147 @@
+"""What settings must be to each other. Each function gives what is wrong, None if nothing is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+Relation = Callable[[DictConfig], str | None]
+
+FURTHER_QUERIES = frozenset({"Collaborative", "Denoising", "Group", "Hybrid"})
+"""Schemes that train query groups of their own, and not the main one."""
+NORM_GROUPS = 32
+
+
+def at(cfg: DictConfig, key: str) -> Any:
+    """A value of the configuration; None where it has no such key."""
+    return OmegaConf.select(cfg, key, default=None, throw_on_missing=False)
+
+
+def main_queries_are_trained(cfg: DictConfig) -> str | None:
+    """Some scheme supervises what is deployed."""
+    schemes = at(cfg, "scheme") or {}
+    classes = {str(at(cfg, f"scheme.{name}._target_")).rpartition(".")[2] for name in schemes}
+    if classes - FURTHER_QUERIES:
+        return None
+    return (
+        f"scheme=[{','.join(schemes)}] does not train the main queries, which are all that is "
+        f"deployed: give scheme=[{','.join(['one_to_one', *schemes])}]"
+    )
+
+
+def heads_divide_the_width(cfg: DictConfig) -> str | None:
+    """Each attention head has a whole number of channels."""
+    dim, heads = at(cfg, "model.dim"), at(cfg, "model.heads")
+    if dim is None or heads is None or dim % heads == 0:
+        return None
+    return f"model.heads={heads} does not divide model.dim={dim}: change one of them"
+
+
+def norm_groups_divide_the_width(cfg: DictConfig) -> str | None:
+    """The group norms of neck and auxiliary heads have 32 groups."""
+    dim = at(cfg, "model.dim")
+    if dim is None or dim % NORM_GROUPS == 0:
+        return None
+    return f"model.dim={dim}: give a multiple of {NORM_GROUPS}, which the group norms divide it by"
+
+
+def checkpointed_layers_exist(cfg: DictConfig) -> str | None:
+    """No more encoder layers are run again than there are."""
+    checkpointed, layers = at(cfg, "model.checkpointed"), at(cfg, "model.encoder_layers")
+    if checkpointed is None or layers is None or checkpointed <= layers:
+        return None
+    return (
+        f"model.checkpointed={checkpointed}, but model.encoder_layers={layers}: checkpoint at most "
+        "all of them"
+    )
+
+
+def levels_are_those_of_the_neck(cfg: DictConfig) -> str | None:
+    """The encoder is made for as many maps as it gets."""
+    maps, levels = number_of_maps(cfg), at(cfg, "model.levels")
+    if maps is None or levels is None or maps == levels:
+        return None
+    return (
+        f"model.levels={levels}, but backbone and neck give {maps} maps: set model.levels={maps}, "
+        "or change model.backbone.out_indices"
+    )
+
+
+def number_of_maps(cfg: DictConfig) -> int | None:
+    """Maps that backbone and neck give; None where that is not known."""
+    neck = str(at(cfg, "model.neck._target_")).rpartition(".")[2]
+    if neck == "SimpleFeaturePyramid":
+        return 5
+    indices, extra = at(cfg, "model.backbone.out_indices"), at(cfg, "model.neck.extra")
+    return None if neck != "ChannelMapper" or indices is None else len(indices) + (extra or 0)
+
+
+def auxiliary_heads_have_a_level_more(cfg: DictConfig) -> str | None:
+    """They see the encoder's maps and a coarser one."""
+    levels, own = at(cfg, "model.levels"), at(cfg, "model.aux_levels")
+    heads = at(cfg, "scheme.collaborative.heads")
+    if not heads or levels is None or own is None or own == levels + 1:
+        return None
+    return (
+        f"model.aux_levels={own}, but the auxiliary heads see a level more than model.levels="
+        f"{levels}: set model.aux_levels={levels + 1}"
+    )
+
+
+def milestones_lie_within_the_schedule(cfg: DictConfig) -> str | None:
+    """The rate drops before training ends."""
+    milestones, epochs = at(cfg, "schedule.milestones"), at(cfg, "schedule.epochs")
+    if not milestones or not isinstance(epochs, int) or max(milestones) <= epochs:
+        return None
+    return (
+        f"schedule.milestones={list(milestones)} with schedule.epochs={epochs}: give ascending "
+        "epochs within the schedule"
+    )
+
+
+def bounds_are_in_order(cfg: DictConfig) -> str | None:
+    """Lower bounds do not exceed upper ones."""
+    pairs = (
+        ("scheme.collaborative.min_queries", "scheme.collaborative.max_queries"),
+        ("schedule.epochs.at_least", "schedule.epochs.at_most"),
+    )
+    for low, high in pairs:
+        least, most = at(cfg, low), at(cfg, high)
+        if least is not None and most is not None and least > most:
+            return f"{low}={least} exceeds {high}={most}: exchange or change them"
+    return None
+
+
+def the_best_is_the_highest(cfg: DictConfig) -> str | None:
+    """Metrics of validation are better the higher they are, and losses the lower."""
+    for name in ("checkpointing.best", "callbacks.early_stopping"):
+        monitor, mode = at(cfg, f"{name}.monitor"), at(cfg, f"{name}.mode")
+        right = "max" if str(monitor).startswith("val/") else "min"
+        if monitor is not None and mode is not None and mode != right:
+            return f"{name}.mode={mode} would keep the worst {monitor}: set {name}.mode={right}"
+    return None
+
+
+def teachers_have_files(cfg: DictConfig) -> str | None:
+    """The scheme teacher learns from boxes that data brings."""
+    targets = {str(at(cfg, f"scheme.{name}._target_")) for name in at(cfg, "scheme") or {}}
+    taught = any(target.endswith(".Teacher") for target in targets)
+    if not taught or at(cfg, "data.teachers"):
+        return None
+    return "scheme=teacher without teachers: give data.teachers=[FILE.json,...]"
+
+
+RELATIONS: Sequence[Relation] = (
+    main_queries_are_trained,
+    heads_divide_the_width,
+    norm_groups_divide_the_width,
+    checkpointed_layers_exist,
+    levels_are_those_of_the_neck,
+    auxiliary_heads_have_a_level_more,
+    milestones_lie_within_the_schedule,
+    bounds_are_in_order,
+    the_best_is_the_highest,
+    teachers_have_files,
+)

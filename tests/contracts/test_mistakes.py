@@ -1,0 +1,109 @@
+"""Mistakes in a configuration are one line that names the key, before anything is built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from copy import deepcopy
+from functools import cache
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from mistakes import ADDED, NUMBERS, RELATED
+from omegaconf import DictConfig, OmegaConf
+from tiny import composed, options
+
+from codetr.errors import UserError
+from codetr.settings import check_settings
+from codetr.settings.check import settings_of
+
+CHOSEN = ("scheme", "schedule", "callbacks", "model/backbone", "model/neck")
+
+
+@cache
+def base(*chosen: str) -> DictConfig:
+    return composed(("paths.run_dir=run", *chosen))
+
+
+def mistaken(*overrides: str) -> DictConfig:
+    """What train.py composes of them. Options of groups are composed, values are set: quicker."""
+    chosen = [o for o in overrides if o.partition("=")[0] in CHOSEN]
+    cfg = deepcopy(base(*chosen))
+    parser = OverridesParser.create()
+    OmegaConf.set_struct(cfg, False)
+    for override in overrides:
+        if override not in chosen:
+            parsed = parser.parse_override(override)
+            OmegaConf.update(cfg, parsed.key_or_group, parsed.value(), merge=False, force_add=True)
+    return cfg
+
+
+def message(*overrides: str) -> str:
+    """What the user is told."""
+    with pytest.raises(UserError) as caught:
+        check_settings(mistaken(*overrides), overrides)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert ": " in text, "names what to do"
+    assert len(text) < 400
+    return text
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_a_value_that_cannot_be_meant(key: str) -> None:
+    for value in NUMBERS[key].split():
+        assert message(f"{key}={value}").startswith(f"{key}="), value
+
+
+@pytest.mark.parametrize("override", ADDED)
+def test_a_setting_that_nothing_reads(override: str) -> None:
+    assert ADDED[override] in message(override)
+
+
+@pytest.mark.parametrize("overrides", RELATED, ids=" ".join)
+def test_settings_that_do_not_go_together(overrides: tuple[str, ...]) -> None:
+    assert RELATED[overrides] in message(*overrides)
+
+
+def test_the_table_is_long() -> None:
+    assert sum(len(values.split()) for values in NUMBERS.values()) > 250
+
+
+NOT_A_NUMBER: tuple[Any, ...] = ("abc", "", {}, {"_target_": 3}, [], math.nan, math.inf, -math.inf)
+IMPOSSIBLE: tuple[Any, ...] = (-1e18, 1e18, -(10**18), 10**18)
+GROUPS = (
+    *("model", "data", "augmentation", "evaluation", "optimizer", "schedule", "trainer"),
+    *("callbacks", "debug"),
+)
+
+
+def chosen() -> Iterator[tuple[str, ...]]:
+    """Ways to compose train.yaml, so that every option of each group is there."""
+    yield ("data.teachers=[x.json]", f"scheme=[{','.join(options('scheme'))}]")
+    yield (f"aux_heads=[{','.join(n for n in options('aux_heads') if n != 'rcnn_4conv1fc')}]",)
+    yield ("aux_heads=[rcnn_4conv1fc]",)
+    yield from zip(*map(_repeated, GROUPS), strict=True)
+    for backbone in options("model/backbone"):
+        yield (f"model/backbone={backbone}",)
+
+
+def _repeated(group: str) -> list[str]:
+    own, longest = options(group), max(len(options(name)) for name in GROUPS)
+    return [f"{group}={own[i % len(own)]}" for i in range(longest)]
+
+
+@pytest.mark.parametrize("overrides", list(chosen()), ids=" ".join)
+def test_every_option_is_accepted_and_every_number_checked(overrides: tuple[str, ...]) -> None:
+    cfg = base(*overrides)
+    if not overrides[0].startswith("model/backbone="):  # alone, it has other levels
+        check_settings(cfg)
+    for key, value, kind in settings_of(OmegaConf.to_container(cfg), ()):
+        if type(value) in (int, float):
+            assert kind is not None, f"{'.'.join(key)}: write a rule for it in settings/rules.py"
+            wrong = [*NOT_A_NUMBER, *IMPOSSIBLE]
+            taken = [w for w in wrong if kind.takes(w) and not (w == "abc" and kind.takes("text"))]
+            assert not taken, ".".join(key)
+        elif isinstance(value, bool):
+            assert kind is not None, ".".join(key)
+            assert not any(map(kind.takes, (2, -1, "maybe", {}, [])))
