@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from codetr.errors import user_error
+from codetr.settings.check import require_setting
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+"""Set to 1 in the environment, it lets errors through with their tracebacks."""
+_FULL_KEY = re.compile(r"^full_key: (?P<key>\S+)$", re.MULTILINE)
+_CALLED = re.compile(r"'(?P<name>[\w.]+)'")
 
 
 def print_any_name() -> None:
@@ -20,12 +34,61 @@ def print_any_name() -> None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Print a UserError as one line on stderr and exit with status 2; others pass through."""
+    """Print an error that a user can mend as one line on stderr and exit with status 2; others pass
+    through, and all do where ``FULL_ERROR`` is set.
+    """
     try:
         yield
     except Exception as error:
-        found = user_error(error)
-        if found is None:
+        text = one_line(error)
+        if text is None or os.environ.get(FULL_ERROR) == "1":
             raise
-        print(f"error: {found}", file=sys.stderr, flush=True)
+        print(f"error: {text}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+
+
+def one_line(error: BaseException) -> str | None:
+    """What a user is told of an error: the text of a UserError that it is or was caused by; what a
+    part said that could not be built; what is wrong with an interpolation; what Lightning says of
+    its settings. None for any other.
+    """
+    found = user_error(error)
+    if found is not None:
+        return str(found)
+    if isinstance(error, InstantiationException):
+        return _not_built(error)
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key or 'configuration'}: {_joined(str(error.msg or error))}"
+    if type(error).__name__ == "MisconfigurationException":  # of Lightning, which is slow to import
+        return _joined(str(error))
+    return None
+
+
+def _not_built(error: InstantiationException) -> str:
+    text = str(error)
+    key, called = _FULL_KEY.search(text), _CALLED.search(text)
+    where = key["key"] if key else called["name"] if called else "configuration"
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    reason = text.partition("full_key:")[0] if cause is error else f"{cause}"
+    name = "" if cause is error else f"{type(cause).__name__}: "
+    return (
+        f"{where}: cannot be built ({name}{_joined(reason)}): correct its settings; {FULL_ERROR}=1 "
+        "in the environment shows where it arose"
+    )
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split())
+
+
+class RequireName(Callback):
+    """Refuses a run's ``name`` that is no name of a folder, before Hydra makes one of it."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Before a run."""
+        with one_line_errors():
+            require_setting("name", config.name)
+
+    on_multirun_start = on_run_start

@@ -2,9 +2,15 @@ import io
 import sys
 
 import pytest
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from codetr.errors import UserError
-from codetr.training.shell import one_line_errors, print_any_name
+from codetr.training.shell import RequireName, one_line, one_line_errors, print_any_name
 
 
 def test_user_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,3 +31,60 @@ def test_names_that_are_not_utf_8_can_be_printed(monkeypatch: pytest.MonkeyPatch
     print_any_name()
     print("ü\udcff.jpg", flush=True)
     assert written.getvalue().decode() == "ü\\udcff.jpg\n"
+
+
+def part(key: str, **options: object) -> DictConfig:
+    """A configuration in which ``key`` says what is built."""
+    cfg = OmegaConf.create()
+    OmegaConf.update(cfg, key, {"_target_": "fractions.Fraction", **options})
+    return OmegaConf.select(cfg, key)
+
+
+def test_a_part_that_cannot_be_built_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(SystemExit) as caught, one_line_errors():
+        instantiate(part("model.neck", numerator="a\nb"))
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: model.neck: cannot be built (ValueError: Invalid literal for")
+    assert said.count("\n") == 1
+    with pytest.raises(SystemExit), one_line_errors():
+        instantiate(part("model.neck", denumerator=3))
+    assert "denumerator" in capsys.readouterr().err
+
+
+def test_the_traceback_is_there_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(InstantiationException), one_line_errors():
+        instantiate(part("model.neck", numerator="x"))
+
+
+def test_interpolations_that_lead_nowhere_are_one_line() -> None:
+    with pytest.raises(OmegaConfBaseException) as caught:
+        _ = OmegaConf.create({"a": {"b": "${no.such}"}}).a.b
+    text = one_line(caught.value)
+    assert text is not None
+    assert text.startswith("a.b: ")
+    assert "no.such" in text
+    assert "\n" not in text
+
+
+def test_lightning_says_what_is_wrong_with_its_settings() -> None:
+    with pytest.raises(MisconfigurationException) as caught:
+        Trainer(devices=0, accelerator="cpu", logger=False)
+    assert one_line(caught.value) == " ".join(str(caught.value).split())
+
+
+@pytest.mark.parametrize("name", ["../../escape", "", "a/b", None])
+def test_a_name_that_would_leave_the_runs_folder(
+    name: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = OmegaConf.create({"name": name})
+    for start in (RequireName().on_run_start, RequireName().on_multirun_start):
+        with pytest.raises(SystemExit) as caught:
+            start(config=config)
+        assert caught.value.code == 2
+        assert capsys.readouterr().err.startswith("error: name=")
+    RequireName().on_run_start(config=OmegaConf.create({"name": "mine"}))
