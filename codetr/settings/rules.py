@@ -42,6 +42,7 @@ TURN = Real(-0.5, 0.5)
 BELOW_ONE = Real(0, 1, below=True)
 BATCHES = Whole(0) | Real(0, 1)
 """Of an epoch: a whole number counts batches, any other is a share."""
+ACCELERATOR = Matching("auto|cpu|gpu|cuda|mps|tpu", "auto, cpu, gpu, cuda, mps or tpu")
 METRIC = Matching(
     r"val/A[PR](\d+|[smlrcf])?|loss(/.+)?", "val/AP or another metric such as val/AP50"
 )
@@ -168,7 +169,7 @@ RULES: Mapping[str, tuple[tuple[Kind, str], ...]] = {
         (COUNT | NULL, ".trainer.effective_batch"),
         (AUTO | FLAG, ".trainer.tf32 .trainer.channels_last"),
         (Each(OneOf("backbone", "encoder", "decoder")), ".trainer.compile"),
-        (AUTO | OneOf("cpu", "gpu", "cuda", "mps", "tpu"), ".trainer.accelerator"),
+        (ACCELERATOR, ".trainer.accelerator"),
         (AUTO | Whole(-1, 100_000) | Each(Whole(0, 1000), least=1) | TEXT, ".trainer.devices"),
         (Whole(1, 100_000), ".trainer.num_nodes"),
         (TEXT | PART, ".trainer.strategy"),
