@@ -165,6 +165,9 @@ def test_command(
     elif script == "scripts/bench.py":
         (tmp_path / "benchmarks").mkdir()
         more = [*BENCHMARKS[overrides[0]]]
+    elif script == "scripts/info.py":
+        overrides = [o.replace("runs/NAME", str(request.getfixturevalue("run"))) for o in overrides]
+        more = ["--size", "64x96", "--repeats", "1"]
     elif script == "scripts/onnx_example.py":
         shutil.copy(request.getfixturevalue("onnx_file"), tmp_path / "MODEL.onnx")
         shutil.copy(folder / "train2017/a.png", tmp_path / "IMAGE.png")

@@ -1,0 +1,6 @@
+"""What a model costs: ``python scripts/info.py experiment=NAME`` or ``checkpoint=FILE``."""
+
+from codetr.commands.info import main
+
+if __name__ == "__main__":
+    main()
