@@ -1,7 +1,7 @@
 """What a model costs: ``codetr-info experiment=NAME`` or ``codetr-info checkpoint=FILE``.
 
-Prints parameters by part, multiply-adds, images per second and memory, for one image. Takes the words
-of train.py that choose a model, or a checkpoint.
+Prints parameters by part, multiply-adds, images per second and memory, for one image. Takes the
+words of train.py that choose a model, or a checkpoint.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Cost:
             f"one image of {self.height} x {self.width}: {self.multiply_adds / 1e9:.3g} billion "
             f"multiply-adds ({2 * self.multiply_adds / 1e9:.3g} GFLOP), without sampling and "
             "elementwise work",
-            f"time on {self.device}: {self.seconds:.3g} s, {1 / self.seconds:.3g} images per second",
+            f"time on {self.device}: {self.seconds:.3g} s, {1 / self.seconds:.3g} images/s",
         ]
         if self.memory is not None:
             lines.append(f"memory on {self.device}: {self.memory / 2**30:.2f} GiB with its weights")
