@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
+from codetr.classification import Classification
 from codetr.models.backbones import Backbone
 from codetr.models.detectors.grouping import additive, attention_mask, joined, separable, split
 from codetr.models.detectors.protocol import MAIN
 from codetr.models.heads import Head
 from codetr.models.necks import Neck
-from codetr.models.transformers import Decoder, Encoder, QueryInit, QueryTable
+from codetr.models.transformers import Decoder, Encoder, QueryForm, QueryInit, QueryTable
 from codetr.structures import (
     Decoded,
     Images,
@@ -63,6 +64,16 @@ class Detr(nn.Module):
     def num_layers(self) -> int:
         """Number of decoder layers."""
         return self.head.num_layers
+
+    @property
+    def classification(self) -> Classification:
+        """What class logits mean."""
+        return self.head.classification
+
+    @property
+    def form(self) -> QueryForm:
+        """What queries are made of."""
+        return self.query_init.form
 
     @property
     def groups(self) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from codetr.models.transformers.tables import QueryTable
+from codetr.classification import Classification
+from codetr.models.transformers.tables import QueryForm, QueryTable
 from codetr.structures import Decoded, Images, Memory, Predictions, Queries, QueryGroup
 
 MAIN = "main"
@@ -16,12 +17,23 @@ class Detector(Protocol):
     """``forward`` is encode, queries and decode for the main group alone.
 
     ``num_classes`` K; ``num_layers`` how many predictions ``decode`` gives per query; ``groups``
-    whether it decodes further groups beside the main one.
+    whether it decodes further groups beside the main one; ``form`` what queries are made of;
+    ``classification`` what class logits mean.
     """
 
     num_classes: int
     num_layers: int
     groups: bool
+
+    @property
+    def form(self) -> QueryForm:
+        """Of the main queries."""
+        ...
+
+    @property
+    def classification(self) -> Classification:
+        """Of all predictions."""
+        ...
 
     def encode(self, images: Images) -> Memory:
         """Backbone, neck and encoder."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from codetr.classification import Classification
 from codetr.models.heads.detection import Embeddings
 
 
 class Head(Protocol):
     """An ``nn.Module`` that predicts ``num_classes`` classes and a box from each of ``num_layers``
-    answers of a decoder.
+    answers of a decoder. ``classification`` is what its class logits mean.
     """
 
     num_classes: int
     num_layers: int
+    classification: Classification
 
     def layer(self, index: int) -> Embeddings:
         """What reads answer ``index``, from 0 to ``num_layers`` - 1: hidden states (B, Q, C) to

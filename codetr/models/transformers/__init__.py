@@ -12,7 +12,7 @@ from codetr.models.transformers.mixed_layer import CrossFirstDecoderLayer
 from codetr.models.transformers.protocol import Decoder, Encoder, QueryInit
 from codetr.models.transformers.queries import MixedQueries, PositionedQueries, ProposalStage
 from codetr.models.transformers.read_first import IdentityDecoder, ReadFirstDecoder
-from codetr.models.transformers.tables import QueryTable
+from codetr.models.transformers.tables import QueryForm, QueryTable
 from codetr.models.transformers.token_queries import ProjectedTokenQueries, TokenQueries
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "PositionedQueries",
     "ProjectedTokenQueries",
     "ProposalStage",
+    "QueryForm",
     "QueryInit",
     "QueryTable",
     "ReadFirstDecoder",

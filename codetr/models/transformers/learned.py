@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from codetr.errors import UserError
 from codetr.models.heads.protocol import Head
-from codetr.models.transformers.tables import QueryTable
+from codetr.models.transformers.tables import QueryForm, QueryTable
 from codetr.structures import Memory, Queries
 
 
@@ -19,6 +18,8 @@ class LearnedQueries(nn.Module):
     Source: Deformable DETR (arXiv 2010.04159), section 4; mmdet ``DeformableDetrTransformer``
     with ``as_two_stage=False``.
     """
+
+    form = QueryForm(boxes=False, position=True, rows=("content", "position"))
 
     def __init__(self, num_queries: int, dim: int = 256) -> None:
         super().__init__()
@@ -32,16 +33,12 @@ class LearnedQueries(nn.Module):
         self, memory: Memory, head: Head, tables: Sequence[QueryTable] = ()
     ) -> tuple[Queries, ...]:
         """The main queries, then those of each table: the same for every image, with anchors
-        (B, Q, 2): centres in [0, 1], with gradient. ``head`` is not used. Raises UserError for a
-        table that lacks content or position.
+        (B, Q, 2): centres in [0, 1], with gradient. ``head`` is not used.
         """
         groups = [(self.content, self.position)]
         for table in tables:
-            if table.content is None or table.position is None:
-                raise UserError(
-                    "these queries learn content and position: set "
-                    "supervision.per_query.content=true and position=true"
-                )
+            assert table.content is not None
+            assert table.position is not None
             groups.append((table.content, table.position))
         return tuple(self._queries(memory, content, position) for content, position in groups)
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from codetr.models.heads.protocol import Head
-from codetr.models.transformers.tables import QueryTable
+from codetr.models.transformers.tables import QueryForm, QueryTable
 from codetr.structures import Memory, Predictions, Pyramid, Queries, Tap
 
 
@@ -24,14 +24,16 @@ class Encoder(Protocol):
 
 
 class QueryInit(Protocol):
-    """What a decoder starts from."""
+    """What a decoder starts from: queries of a ``form``."""
+
+    form: QueryForm
 
     def __call__(
         self, memory: Memory, head: Head, tables: Sequence[QueryTable] = ()
     ) -> tuple[Queries, ...]:
         """The main queries, then one group for each of the ``tables``, from its learned rows. Where
-        queries are selected from the memory, that is done once for all of them. Raises UserError
-        for a table that lacks what these queries learn.
+        queries are selected from the memory, that is done once for all of them. A table has the
+        rows that ``form`` names.
         """
         ...
 

@@ -14,10 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from codetr.errors import UserError
 from codetr.models.heads.protocol import Head
 from codetr.models.layers import sine_coordinates
-from codetr.models.transformers.tables import QueryTable, first_rows
+from codetr.models.transformers.tables import QueryForm, QueryTable, first_rows
 from codetr.structures import Memory, Proposals, Queries, RawPredictions
 
 TEMPERATURE = 10000.0
@@ -131,6 +130,8 @@ class MixedQueries(nn.Module):
     The selected proposals are handed on for the encoder's loss.
     """
 
+    form = QueryForm(rows=("content",))
+
     def __init__(self, stage: ProposalStage, dim: int = 256) -> None:
         super().__init__()
         self.stage = stage
@@ -140,12 +141,8 @@ class MixedQueries(nn.Module):
         self, memory: Memory, head: Head, tables: Sequence[QueryTable] = ()
     ) -> tuple[Queries, ...]:
         """The main queries, then those of each table: row i of a content goes with the i-th best
-        proposal, counted from the table's first rank. Raises UserError for a table without content.
+        proposal, counted from the table's first rank.
         """
-        if any(table.content is None for table in tables):
-            raise UserError(
-                "these queries learn their content: set supervision.per_query.content=true"
-            )
         best = self.stage.best(memory, head, tables).predictions()
         anchors = best.boxes.detach()
         selected = best.map(lambda ranked: ranked[:, : self.stage.num_queries])
@@ -166,6 +163,8 @@ class PositionedQueries(nn.Module):
     The content is learned (``mixed``, Deformable-DETR++ and Co-Deformable-DETR) or the other half
     of the same embedding. All proposals are handed on for the encoder's loss.
     """
+
+    form = QueryForm(position=True)
 
     def __init__(self, stage: ProposalStage, dim: int = 256, mixed: bool = True) -> None:
         super().__init__()

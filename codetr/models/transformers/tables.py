@@ -1,11 +1,28 @@
-"""The learned rows of query groups that exist only to train."""
+"""The learned rows of query groups that exist only to train, and what queries are made of."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from codetr.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryForm:
+    """What the queries of a group are made of: whether their anchors are ``boxes`` or points,
+    whether they bring a ``position``, and which ``rows`` a ``QueryTable`` needs so that they can be
+    made from it, by their names there.
+
+    All groups that are decoded together have boxes, or all have points; and where the main group
+    brings a position, the decoder needs one of all.
+    """
+
+    boxes: bool = True
+    position: bool = False
+    rows: tuple[str, ...] = ()
 
 
 class QueryTable(nn.Module):

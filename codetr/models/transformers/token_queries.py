@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from codetr.errors import UserError
 from codetr.models.heads.protocol import Head
-from codetr.models.transformers.tables import QueryTable
+from codetr.models.transformers.tables import QueryForm, QueryTable
 from codetr.structures import DetectionTokens, Memory, Queries
 
 
@@ -29,6 +29,8 @@ class TokenQueries(nn.Module):
     Their anchors are the centre of the image, whose logit is 0: a box is what the head says of its
     token, relative to nothing.
     """
+
+    form = QueryForm(boxes=False)
 
     def forward(
         self, memory: Memory, head: Head, tables: Sequence[QueryTable] = ()
@@ -66,6 +68,8 @@ class ProjectedTokenQueries(nn.Module):
     ``width`` and ``position_width`` are those of the tokens and of their positions.
     """
 
+    form = QueryForm(boxes=False, position=True, rows=("content", "position"))
+
     def __init__(self, width: int, position_width: int = 256, dim: int = 256) -> None:
         super().__init__()
         self.content = TokenProjection(width, dim)
@@ -78,18 +82,14 @@ class ProjectedTokenQueries(nn.Module):
         self, memory: Memory, head: Head, tables: Sequence[QueryTable] = ()
     ) -> tuple[Queries, ...]:
         """The main queries, and those of each table, whose rows are content and position as they
-        are. Anchors (B, Q, 2) are centres in [0, 1], with gradient. ``head`` is not used. Raises
-        UserError for a table that lacks content or position.
+        are. Anchors (B, Q, 2) are centres in [0, 1], with gradient. ``head`` is not used.
         """
         tokens = detection_tokens(memory)
         assert tokens.position is not None
         groups = [(self.content(tokens.content), self.position(tokens.position))]
         for table in tables:
-            if table.content is None or table.position is None:
-                raise UserError(
-                    "these queries have content and position: set "
-                    "supervision.per_query.content=true and position=true"
-                )
+            assert table.content is not None
+            assert table.position is not None
             images = tokens.content.shape[0]
             groups.append(
                 (table.content.expand(images, -1, -1), table.position.expand(images, -1, -1))

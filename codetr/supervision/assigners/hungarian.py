@@ -49,6 +49,11 @@ class HungarianMatcher(nn.Module):
         self.cls, self.l1, self.giou = cls, l1, giou
         self.class_cost = class_cost
 
+    @property
+    def reads(self) -> type:
+        """The kind of ``codetr.classification`` whose logits it takes."""
+        return self.class_cost.reads
+
     def forward(
         self, layers: Sequence[Predictions], targets: Sequence[Targets]
     ) -> tuple[Assignment, ...]:
@@ -62,7 +67,7 @@ class HungarianMatcher(nn.Module):
         same Q. Everything stays on the device: nothing is waited for.
         """
         said = layers[0].classification
-        assert isinstance(said, self.class_cost.reads), f"{self.class_cost} of {said}"
+        assert isinstance(said, self.reads), f"{self.class_cost} of {said}"
         boxes = torch.stack([layer.boxes for layer in layers])
         logits = torch.stack([layer.logits for layer in layers])
         # Image by image: what a pair's cost is made of takes many times the memory of the cost.

@@ -32,6 +32,8 @@ class TopKAssigner(nn.Module):
     Raises UserError for numbers out of range.
     """
 
+    reads = Sigmoid
+
     def __init__(
         self,
         k: int = 6,

@@ -133,6 +133,11 @@ class SetCriterion(nn.Module):
         self.classification = classification
         self.cls, self.l1, self.giou = cls, l1, giou
 
+    @property
+    def reads(self) -> type:
+        """The kind of ``codetr.classification`` whose logits it measures."""
+        return self.classification.reads
+
     def forward(
         self,
         predictions: Predictions,
@@ -171,7 +176,7 @@ class SetCriterion(nn.Module):
         many layers and images, but may differ in everything else.
         """
         said = groups[0].layers[0].classification
-        assert isinstance(said, self.classification.reads), f"{self.classification} of {said}"
+        assert isinstance(said, self.reads), f"{self.classification} of {said}"
         boxes, logits = _side_by_side(groups)
         logits = logits.to(boxes.dtype)
         place = _places(groups)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from codetr.errors import UserError
 from codetr.models.layers import sine_coordinates
+from codetr.models.transformers import QueryForm
 from codetr.structures import (
     Batch,
     Candidates,
@@ -37,6 +38,8 @@ class CoordinateEmbedding(nn.Module):
     Nothing in it depends on ``num_heads``, the number of auxiliary heads.
     """
 
+    form = QueryForm()
+
     def __init__(self, dim: int = 256, num_heads: int = 1) -> None:
         super().__init__()
         self.dim = dim
@@ -57,6 +60,8 @@ class CoordinateFeatureEmbedding(nn.Module):
     embedding vector per head was meant: mirrored here, since published weights contain it. It
     starts as one row of a table (``num_heads``, 1) under Xavier's rule, with one column in.
     """
+
+    form = QueryForm(position=True)
 
     def __init__(self, dim: int = 256, num_heads: int = 1) -> None:
         super().__init__()
@@ -85,7 +90,8 @@ class Collaborative(Scheme):
     Args:
         heads: the auxiliary heads by name; with none the scheme does nothing (K = 0), and so it
             does with both lambdas 0.
-        embedding: builds the query embedding of one of ``num_heads`` heads.
+        embedding: builds the query embedding of one of ``num_heads`` heads; its ``form`` is that
+            of the positive queries.
         criterion: measures the positive queries, with the main queries' losses.
         dim: width of the encoder's maps.
         lambda_1: weight of the positive queries' losses (equation 6); 0: there are no such queries,
@@ -119,6 +125,7 @@ class Collaborative(Scheme):
             {name: embedding(num_heads=len(heads)) for name in heads if lambda_1}
         )
         self.adds_groups = len(self.embeddings) > 0
+        self.form = next((part.form for part in self.embeddings.values()), None)  # type: ignore[assignment]
         self.criterion = criterion
         self.lambda_1, self.lambda_2 = lambda_1, lambda_2
         self.max_queries, self.min_queries = max_queries, min_queries

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from codetr.boxes import cxcywh_to_xyxy, logit, xyxy_to_cxcywh
 from codetr.models.detectors.protocol import MAIN
+from codetr.models.transformers import QueryForm
 from codetr.structures import (
     Assignment,
     Batch,
@@ -60,6 +61,7 @@ class Denoising(Scheme):
     """
 
     adds_groups = True
+    form = QueryForm()
 
     def __init__(
         self,

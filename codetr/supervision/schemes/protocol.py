@@ -10,7 +10,7 @@ from torch import nn
 
 from codetr.errors import UserError
 from codetr.models.detectors.protocol import Detector
-from codetr.models.transformers import QueryTable
+from codetr.models.transformers import QueryForm, QueryTable
 from codetr.structures import Assignment, Batch, Decoded, Losses, Memory, Queries, QueryGroup
 from codetr.supervision.assigners import CostTables, solve
 
@@ -44,11 +44,13 @@ class Scheme(nn.Module, ABC):
 
     ``tables`` are the learned rows of its own query groups, which the detector makes queries of
     together with the main ones. ``adds_groups`` says whether it adds query groups, which not
-    every detector can decode.
+    every detector can decode; ``form`` is that of queries that it makes itself, if any. Modules of
+    it that read class logits say by ``reads`` which kind of ``codetr.classification`` they take.
     """
 
     tables: Sequence[QueryTable]
     adds_groups: bool = False
+    form: QueryForm | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,10 +89,56 @@ class MatchingScheme(Scheme):
 
 
 def require_fit(detector: Detector, schemes: Mapping[str, Scheme]) -> None:
-    """Raises UserError where a scheme adds query groups that ``detector`` cannot decode."""
+    """Raises UserError, with the scheme's name, where a scheme cannot train ``detector``: what it
+    would otherwise come upon within the first step.
+    """
     adding = [name for name, scheme in schemes.items() if scheme.adds_groups]
     if adding and not detector.groups:
         raise UserError(
             f"this detector decodes its main queries alone, but scheme=[{','.join(adding)}] trains "
             "with further ones: leave that out, or choose another model"
         )
+    for name, scheme in schemes.items():
+        if scheme.form is not None:
+            _require_form(detector.form, name, scheme.form)
+        for table in scheme.tables:
+            _require_rows(detector.form, name, table)
+        _require_logits(detector, name, scheme)
+
+
+def _require_form(main: QueryForm, name: str, own: QueryForm) -> None:
+    """Raise UserError where queries of form ``own`` cannot be decoded beside the main ones."""
+    if own.boxes != main.boxes:
+        kinds = {True: "boxes", False: "points"}
+        raise UserError(
+            f"scheme=[{name}] adds queries that start at {kinds[own.boxes]}, but this model's "
+            f"start at {kinds[main.boxes]}: leave that out, or choose another model"
+        )
+    if main.position and not own.position:
+        raise UserError(
+            f"scheme=[{name}] adds queries without a position, but this model's decoder takes "
+            "positions from its queries: leave that out, or choose another model"
+        )
+
+
+def _require_rows(main: QueryForm, name: str, table: QueryTable) -> None:
+    """Raise UserError where a table lacks what makes a query of this model."""
+    lacking = [row for row in main.rows if getattr(table, row) is None]
+    if lacking:
+        settings = " and ".join(f"supervision.per_query.{row}=true" for row in lacking)
+        raise UserError(
+            f"scheme=[{name}] adds queries, for which this model learns {' and '.join(main.rows)}: "
+            f"set {settings}"
+        )
+
+
+def _require_logits(detector: Detector, name: str, scheme: Scheme) -> None:
+    """Raise UserError where a matcher or loss is not made for what the logits mean."""
+    for part in scheme.modules():
+        reads = getattr(part, "reads", None)
+        if reads is not None and not isinstance(detector.classification, reads):
+            raise UserError(
+                f"scheme=[{name}] has a {type(part).__name__} of {reads.__name__.lower()} logits, "
+                f"but this model's are {detector.classification}: choose supervision= for such, or "
+                "another model"
+            )

@@ -5,7 +5,6 @@ import torch
 from test_queries import CLASSES, DIM, LAYERS, head, memory
 from torch.testing import assert_close
 
-from codetr.errors import UserError
 from codetr.models.heads import DetectionHead
 from codetr.models.transformers import (
     LearnedQueries,
@@ -67,7 +66,10 @@ def test_one_stage_queries_learn_content_and_position() -> None:
     assert_close(further.position, table.position.expand(2, -1, -1))
     points = start.reference_points(table.position).sigmoid()
     assert_close(further.anchors, points.expand(2, -1, -1))
-    with pytest.raises(UserError, match="position"):
-        start(memory(), made, [QueryTable(MORE, DIM)])
-    with pytest.raises(UserError, match="content"):
+    assert start.form.rows == ("content", "position")
+    assert two_stage("mixed").form.rows == ("content",)
+    for table in (QueryTable(MORE, DIM), QueryTable(MORE, DIM, content=False, position=True)):
+        with pytest.raises(AssertionError):
+            start(memory(), made, [table.double()])
+    with pytest.raises(AssertionError):
         two_stage("mixed")(memory(), head(), [QueryTable(MORE, DIM, content=False)])

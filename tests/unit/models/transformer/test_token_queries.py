@@ -112,7 +112,8 @@ def test_projected_tokens_and_tables() -> None:
     assert torch.equal(other.content[1], table.content)
     assert torch.equal(other.position[0], table.position)
     assert_close(other.anchors[0], init.reference_points(table.position).sigmoid())
-    with pytest.raises(UserError, match="content and position"):
+    assert init.form.rows == ("content", "position")
+    with pytest.raises(AssertionError):
         init(given, DetectionHead(CLASSES, DIM), [QueryTable(3, DIM)])
 
 
