@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from codetr.data.annotations import CocoAnnotations
-from codetr.data.images import ImageError, read_image
+from codetr.data.images import DEFAULT_RULES, ImageError, PixelRules, read_image
 
 TINY_PX = 2.0
 """Boxes with a shorter side than this are hardly ever meant."""
@@ -51,7 +51,11 @@ class SplitFacts:
 
 
 def gather_facts(
-    name: str, annotations: CocoAnnotations, images: Path, advance: Advance = lambda: None
+    name: str,
+    annotations: CocoAnnotations,
+    images: Path,
+    advance: Advance = lambda: None,
+    rules: PixelRules = DEFAULT_RULES,
 ) -> SplitFacts:
     """Count, measure, and decode every image; ``advance`` is called after each."""
     usable = annotations.usable
@@ -61,7 +65,7 @@ def gather_facts(
     area = annotations.sizes.prod(dim=1)[image_of_box]
     counts = torch.bincount(labels, minlength=len(annotations.classes)).tolist()
     pixels: dict[str, str] = {}
-    broken = list(_check_images(annotations, images, pixels, advance))
+    broken = list(_check_images(annotations, images, pixels, advance, rules))
     return SplitFacts(
         name=name,
         images=len(annotations),
@@ -92,14 +96,18 @@ def _distinct(names: tuple[str, ...]) -> list[str]:
 
 
 def _check_images(
-    annotations: CocoAnnotations, images: Path, pixels: dict[str, str], advance: Advance
+    annotations: CocoAnnotations,
+    images: Path,
+    pixels: dict[str, str],
+    advance: Advance,
+    rules: PixelRules,
 ) -> Iterator[str]:
     """A line for every file that cannot be decoded, has another size, or stands twice."""
     for name, (height, width) in zip(
         annotations.file_names, annotations.sizes.tolist(), strict=True
     ):
         try:
-            image = read_image(images / name)
+            image = read_image(images / name, rules)
         except ImageError as error:
             yield f"{name}: {error}"
         else:

@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import resize, to_pil_image
 from codetr.analysis.data_facts import SplitFacts
 from codetr.analysis.sweep_plots import colour, png
 from codetr.data.annotations import CocoAnnotations
-from codetr.data.images import ImageError, read_image
+from codetr.data.images import DEFAULT_RULES, ImageError, PixelRules, read_image
 from codetr.evaluation.figures import any_script, plain
 from codetr.inference.draw import draw_boxes, grid
 
@@ -78,14 +78,20 @@ def box_figure(splits: Sequence[SplitFacts]) -> bytes:
     return png(figure)
 
 
-def picture_grid(annotations: CocoAnnotations, images: Path, count: int, columns: int = 4) -> bytes:
+def picture_grid(
+    annotations: CocoAnnotations,
+    images: Path,
+    count: int,
+    columns: int = 4,
+    rules: PixelRules = DEFAULT_RULES,
+) -> bytes:
     """``count`` images with their boxes, spread over those that have some (JPEG); those that
     cannot be decoded are passed over. Empty where none is left.
     """
     pictures = []
     for index in annotations.images_with_objects(count):
         try:
-            image = read_image(images / annotations.file_names[index])
+            image = read_image(images / annotations.file_names[index], rules)
         except ImageError:
             continue  # it stands among the problems
         pictures.append(_picture(image, annotations, index))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from rich.progress import Progress
 from codetr.analysis.data_facts import SplitFacts, gather_facts, shared_images
 from codetr.analysis.data_plots import box_figure, class_figure, picture_grid
 from codetr.analysis.sweep_report import STYLE
-from codetr.data.annotations import CocoAnnotations, load_annotations
-from codetr.data.files import found_names
+from codetr.data.annotations import CocoAnnotations
+from codetr.data.images import DEFAULT_RULES, PixelRules
+from codetr.data.loading import load_split
+from codetr.data.placement import AUTO
 from codetr.data.sources import Split, Splits
 from codetr.errors import UserError
 
@@ -36,52 +38,60 @@ class DataPage:
     pictures: Mapping[str, bytes]
 
 
-def inspect_data(title: str, splits: Splits, pictures: int = 16) -> DataPage:
+def inspect_data(
+    title: str,
+    splits: Splits,
+    pictures: int = 16,
+    boxes: str = AUTO,
+    derived: Path = Path("data/converted"),
+    rules: PixelRules = DEFAULT_RULES,
+) -> DataPage:
     """Read both splits, decode every image, and put the page together.
 
-    ``pictures`` images per split are drawn. Single annotations that cannot be used are among the
+    ``pictures`` images per split are drawn; ``boxes`` and ``derived`` are those of ``load_split``,
+    ``rules`` those of ``read_image``. Single annotations that cannot be used are among the
     problems. Raises UserError where annotation files cannot be read.
     """
     if pictures < 0:
         raise UserError(f"--pictures {pictures}: give at least 0")
     named = {"train": splits.train, "val": splits.val}
-    problems = list(splits.problems)
-    loaded = _load(named, problems)
-    facts = _gather(named, loaded)
+    problems, remarks = list(splits.problems), list(splits.remarks)
+    loaded: dict[str, CocoAnnotations] = {}
+    for name in named:
+        flaws: list[str] = []
+        classes = loaded["train"].classes if loaded else None
+        loaded[name] = load_split(
+            splits, name, boxes, derived, classes=classes, flaws=flaws, say=remarks.append
+        )
+        problems += [f"{name}: {line}" for line in flaws]
+    facts = _gather(named, loaded, rules)
     problems += [f"{f.name}: {line}" for f in facts for line in f.problems]
     problems += shared_images(*facts)
     return DataPage(
         title=title,
-        remarks=splits.remarks,
+        remarks=tuple(remarks),
         table=table(facts),
         classes=class_table(facts),
         problems=tuple(problems),
         figures={"Classes": class_figure(facts), "Boxes and images": box_figure(facts)},
         pictures={
-            name: picture_grid(loaded[name], split.images, pictures)
+            name: picture_grid(loaded[name], split.images, pictures, rules=rules)
             for name, split in named.items()
         },
     )
 
 
-def _load(splits: Mapping[str, Split], problems: list[str]) -> dict[str, CocoAnnotations]:
-    loaded: dict[str, CocoAnnotations] = {}
-    for name, split in splits.items():
-        flaws: list[str] = []
-        classes = loaded["train"].classes if loaded else None
-        found = load_annotations(split.annotations, classes, split.name_parts, flaws=flaws)
-        loaded[name] = replace(found, file_names=found_names(found.file_names, split.images))
-        problems += [f"{name}: {line}" for line in flaws]
-    return loaded
-
-
-def _gather(splits: Mapping[str, Split], loaded: Mapping[str, CocoAnnotations]) -> list[SplitFacts]:
+def _gather(
+    splits: Mapping[str, Split], loaded: Mapping[str, CocoAnnotations], rules: PixelRules
+) -> list[SplitFacts]:
     facts = []
     with Progress(transient=True) as progress:
         for name, split in splits.items():
             task = progress.add_task(f"reading {name} images", total=len(loaded[name]))
             facts.append(
-                gather_facts(name, loaded[name], split.images, partial(progress.advance, task))
+                gather_facts(
+                    name, loaded[name], split.images, partial(progress.advance, task), rules
+                )
             )
     return facts
 

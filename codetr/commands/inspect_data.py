@@ -16,12 +16,17 @@ from omegaconf import OmegaConf
 
 from codetr.analysis.inspect_data import as_text, inspect_data, write_page
 from codetr.checkpoints.experiment import compose_train
+from codetr.data.class_choice import ClassChoice, with_classes
+from codetr.data.images import PixelRules
 from codetr.errors import UserError
 from codetr.overrides import is_within, key_of
 from codetr.settings import check_settings
 from codetr.training.shell import one_line_errors, print_any_name
 
-LOOKED_AT = ("data.root", "data.source", "experiment", "paths")
+LOOKED_AT = (
+    *("data.root", "data.source", "data.boxes", "data.classes", "data.max_megapixels"),
+    *("data.grey_bits", "data.derived", "experiment", "paths"),
+)
 
 
 def require_data(overrides: Sequence[str]) -> None:
@@ -30,8 +35,8 @@ def require_data(overrides: Sequence[str]) -> None:
         key = key_of(override)
         if key != "data" and not is_within(key, LOOKED_AT):
             raise UserError(
-                f"{override}: changes nothing here, where only data=, data.root= and data.source "
-                "count: leave it out"
+                f"{override}: changes nothing here, where only data=, data.root=, data.source, "
+                "data.boxes, data.classes and how pixels are read count: leave it out"
             )
 
 
@@ -56,7 +61,11 @@ def main() -> None:
         if OmegaConf.is_missing(cfg.data, "root"):
             raise UserError("data.root is not set: give data.root=FOLDER")
         root = Path(cfg.data.root).expanduser()
-        page = inspect_data(str(root), instantiate(cfg.data.source)(root), options.pictures)
+        data = cfg.data
+        choice, folder = ClassChoice(**data.classes), Path(data.derived).expanduser()
+        splits = with_classes(instantiate(data.source)(root, data.boxes), choice, folder)
+        rules = PixelRules(max_megapixels=data.max_megapixels, grey_bits=data.grey_bits)
+        page = inspect_data(str(root), splits, options.pictures, data.boxes, folder, rules)
         print(as_text(page))
         name = options.out or Path(f"inspect_{root.resolve().name}.html")
         print("wrote " + " and ".join(str(path) for path in write_page(page, name)))

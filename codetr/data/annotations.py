@@ -23,11 +23,10 @@ from codetr.data.coco_json import (
     require_lists,
     unused_parents,
 )
+from codetr.data.derived import read_content
 from codetr.data.json_columns import Flaw, refuse
 from codetr.data.sample import BoxSet
 from codetr.data.segmentation import Segmentations, read_segmentations
-from codetr.errors import UserError
-from codetr.json_text import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +136,7 @@ def load_annotations(
     JSON, and values that cannot be meant (``codetr.data.json_columns``). With ``flaws``, to look
     at data, images and annotations that cannot be used are left out, and said there.
     """
-    content = _read_json(path)
+    content = require_lists(read_content(path), path)
 
     def note(flaw: Flaw) -> None:
         assert flaws is not None
@@ -222,19 +221,3 @@ def _arranged(
         if segmentations
         else None,
     )
-
-
-def _read_json(path: Path) -> Mapping[str, list[Any]]:
-    if not path.parent.is_dir():
-        raise UserError(
-            f"folder {path.parent} of annotation file {path.name} does not exist: set data.root "
-            "to the folder of your data"
-        )
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"cannot read annotation file {path} ({error.strerror}): check data.root and the "
-            "annotation paths under data.source"
-        ) from None
-    return require_lists(parse_json(text, f"annotation file {path}"), path)

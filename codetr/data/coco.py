@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from codetr.data.annotations import CocoAnnotations
-from codetr.data.images import ImageError, read_scaled
+from codetr.data.images import DEFAULT_RULES, ImageError, PixelRules, read_scaled
 from codetr.data.resize import resize_nearest
 from codetr.data.sample import BoxSet, Sample
 from codetr.data.teachers import TeacherBoxes
@@ -29,7 +29,7 @@ class CocoDetection(Dataset[Sample]):
     in the memory of its process: for small data only. Raises ImageError for files that are
     missing, damaged or of another size than annotated; with ``tolerate_broken`` such a file is
     named in the log instead, and a grey image without boxes stands in for it. ``teachers`` says
-    what teacher detectors found on an image.
+    what teacher detectors found on an image; ``rules`` how files become pixels.
     """
 
     def __init__(
@@ -39,11 +39,13 @@ class CocoDetection(Dataset[Sample]):
         cache: bool = False,
         tolerate_broken: bool = False,
         teachers: TeacherBoxes | None = None,
+        rules: PixelRules = DEFAULT_RULES,
     ) -> None:
         self.annotations = annotations
         self.images = images
         self.tolerate_broken = tolerate_broken
         self.teachers = teachers
+        self.rules = rules
         self._cache: dict[int, Tensor] | None = {} if cache else None
 
     def __len__(self) -> int:
@@ -97,13 +99,14 @@ class CocoDetection(Dataset[Sample]):
         return self._cache[index]
 
     def _read(self, index: int, least: tuple[int, int] | None) -> Tensor:
-        image, (found_height, found_width) = read_scaled(self._path(index), least)
+        image, (found_height, found_width) = read_scaled(self._path(index), least, self.rules)
         height, width = self.size(index)
         if (found_height, found_width) != (height, width):
             raise ImageError(
                 f"image {self._path(index)} is {found_width}x{found_height} pixels (width x "
                 f"height, upright by EXIF) but {self.annotations.path} says {width}x{height}: "
-                "correct the annotation file or the image"
+                "correct the annotation file or the image, or say what its boxes are by data.boxes="
+                "upright, stored or scaled"
             )
         return image
 

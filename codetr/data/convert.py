@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from codetr.data.formats.found import Box, LabelledImage, Problem, finite
-from codetr.data.images import ImageError, read_size
+from codetr.data.images import Geometry, ImageError, read_geometry
+from codetr.data.placement import AUTO, Claim, Placement, place
 from codetr.errors import UserError
 
 Content = dict[str, Any]
@@ -41,52 +45,74 @@ def divide(
 class CocoWriter:
     """Turns labelled images below ``root`` into the content of a COCO file.
 
-    Image sizes are those of the files. Boxes are clipped to their image; those without area in it
-    are left out, as are images whose files cannot be read. All of that goes to ``problems``.
+    Image sizes are those of the files; ``boxes`` says how boxes are placed where the annotations
+    say another (``codetr.data.placement``). Boxes are clipped to their image; those without area in
+    it are left out, as are images whose files cannot be read. All of that goes to ``problems``, and
+    to ``remarks`` how boxes were placed.
     """
 
     root: Path
     categories: Mapping[int, str]
     problems: list[Problem]
+    boxes: str = AUTO
+    remarks: list[str] = field(default_factory=list)
 
-    def content(self, images: Sequence[LabelledImage], advance: Advance = lambda: None) -> Content:
-        """Images keep their ids, or get ``image_number``; annotations are numbered from 1.
-        ``advance`` is called after every image.
+    def content(self, images: Sequence[LabelledImage]) -> Content:
+        """See ``contents``, of a single part."""
+        return self.contents([images])[0]
+
+    def contents(
+        self, parts: Sequence[Sequence[LabelledImage]], advance: Advance = lambda: None
+    ) -> list[Content]:
+        """A COCO file for each part. Images keep their ids, or get ``image_number``; annotations
+        are numbered from 1. ``advance`` is called after every image that is looked at.
+
+        Raises UserError where it is not clear how boxes are to be placed.
         """
+        geometries: dict[str, Geometry] = {}
+        for file in dict.fromkeys(image.file for images in parts for image in images):
+            try:
+                geometries[file] = read_geometry(self.root / file)
+            except ImageError as error:
+                self._report(file, f"{error}; it was left out")
+            advance()
+        usable = [[image for image in images if image.file in geometries] for images in parts]
+        flat = [image for images in usable for image in images]
+        placements, remarks = place([_claim(i, geometries[i.file]) for i in flat], self.boxes)
+        self.remarks.extend(remarks)
+        placed = iter(placements)
+        return [
+            self._content([(i, geometries[i.file], next(placed)) for i in images])
+            for images in usable
+        ]
+
+    def _content(self, images: Sequence[tuple[LabelledImage, Geometry, Placement]]) -> Content:
         entries: list[Content] = []
         used: set[int] = set()
         annotations: list[Content] = []
-        for image in images:
-            try:
-                height, width = read_size(self.root / image.file)
-            except ImageError as error:
-                self._report(image.file, f"{error}; it was left out")
-            else:
-                number = image_number(image.file) if image.number is None else image.number
-                while number in used:  # a file that stands twice, or a collision
-                    number += 1
-                used.add(number)
-                entries.append(
-                    {"id": number, "file_name": image.file, "height": height, "width": width}
-                )
-                for entry in self._annotations(image, (width, height)):
-                    annotations.append({"id": len(annotations) + 1, "image_id": number, **entry})
-            advance()
+        for image, (size, _), placement in images:
+            number = image_number(image.file) if image.number is None else image.number
+            while number in used:  # a file that stands twice, or a collision
+                number += 1
+            used.add(number)
+            height, width = size
+            entries.append(
+                {"id": number, "file_name": image.file, "height": height, "width": width}
+            )
+            for entry in self._annotations(image, (width, height), placement):
+                annotations.append({"id": len(annotations) + 1, "image_id": number, **entry})
         categories = [{"id": i, "name": name} for i, name in self.categories.items()]
         return {"images": entries, "annotations": annotations, "categories": categories}
 
-    def _annotations(self, image: LabelledImage, size_wh: tuple[int, int]) -> list[Content]:
-        if image.declared_wh not in (None, size_wh):
-            told, real = ("x".join(map(str, s)) for s in (image.declared_wh or (), size_wh))
-            text = f"says {told} pixels, but {image.file} has {real} (upright); boxes were kept"
-            self._report(image.source, text)
-        scale = size_wh if image.relative else (1, 1)
+    def _annotations(
+        self, image: LabelledImage, size_wh: tuple[int, int], placement: Placement
+    ) -> list[Content]:
         found = []
-        for box in image.boxes:
-            x0, y0, x1, y1 = (v * s for v, s in zip(box.xyxy, scale * 2, strict=True))
+        corners = placement.corners(_corners(image)).tolist()
+        for box, (x0, y0, x1, y1) in zip(image.boxes, corners, strict=True):
             clipped = self._clipped((x0, y0, x1, y1), size_wh, box, image)
             if clipped is not None:
-                found.append(_entry(box, clipped))
+                found.append(_entry(box, clipped, placement))
         return found
 
     def _clipped(
@@ -121,6 +147,20 @@ class CocoWriter:
         self.problems.append(Problem(file=file, text=text))
 
 
+def _corners(image: LabelledImage) -> NDArray[np.float64]:
+    return np.array([box.xyxy for box in image.boxes], np.float64).reshape(-1, 4)
+
+
+def _claim(image: LabelledImage, geometry: Geometry) -> Claim:
+    return Claim(
+        file=image.file,
+        declared_wh=image.declared_wh,
+        corners=_corners(image),
+        geometry=geometry,
+        relative=image.relative,
+    )
+
+
 def image_number(file: str) -> int:
     """An id for an image file (relative to the root) of data that has none: of its name alone, so
     that results by id (teachers' boxes) stay right when images are added or divided differently.
@@ -129,15 +169,20 @@ def image_number(file: str) -> int:
     return int.from_bytes(hashlib.sha256(file.encode(errors="surrogateescape")).digest()[:6])
 
 
-def _entry(box: Box, corners: tuple[float, float, float, float]) -> Content:
+def _entry(box: Box, corners: tuple[float, float, float, float], placement: Placement) -> Content:
     """An annotation without its ids; ``area`` is that of the mask where the data tells it."""
     x0, y0, x1, y1 = corners
     bbox = [round(v, 4) for v in (x0, y0, x1 - x0, y1 - y0)]
-    area = box.extra.get("area")
+    area, extra = box.extra.get("area"), dict(box.extra)
     if area is None or not finite([area]) or area <= 0:
         area = round((x1 - x0) * (y1 - y0), 4)
+    elif not placement.as_it_is:
+        area = round(area * placement.area, 4)
+    if "segmentation" in extra:
+        outline = placement.segmentation(extra.pop("segmentation"))
+        extra |= {} if outline is None else {"segmentation": outline}
     return {
-        **box.extra,
+        **extra,
         "category_id": box.category,
         "bbox": bbox,
         "area": area,

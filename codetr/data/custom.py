@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from typing import Any
 from rich.progress import Progress
 
 from codetr.data.convert import CocoWriter, divide
-from codetr.data.files import counted_suffixes, is_foreign
+from codetr.data.files import counted_suffixes, is_foreign, missing_plugin
 from codetr.data.formats import coco, voc, yolo
 from codetr.data.formats.found import UNSPLIT, Found, LabelledImage, Problem
 from codetr.data.formats.tree import Tree, list_files
+from codetr.data.placement import AUTO, require_reading
 from codetr.data.sources import MAX_LOST, Split, Splits, require_share, share_above
 from codetr.errors import UserError
 
@@ -45,6 +46,7 @@ class Options:
     val_share: float
     seed: int
     max_lost: float
+    boxes: str = AUTO
 
 
 class CustomFolder:
@@ -88,23 +90,25 @@ class CustomFolder:
             seed=seed,
             max_lost=max_lost,
         )
-        self._done: dict[Path, Splits] = {}
+        self._done: dict[tuple[Path, str], Splits] = {}
 
-    def __call__(self, root: Path) -> Splits:
-        """The two splits; converts them where that is not done yet, and says what it found.
+    def __call__(self, root: Path, boxes: str = AUTO) -> Splits:
+        """The two splits, boxes placed; converts them where that is not done yet, and says what it
+        found.
 
         Raises UserError where no format, or more than one, is recognised, and where a split is
         missing or has nothing to learn from.
         """
-        if root not in self._done:
-            self._done[root] = self._splits(root)
-        return self._done[root]
+        require_reading(boxes)
+        if (root, boxes) not in self._done:
+            self._done[root, boxes] = self._splits(root, replace(self.options, boxes=boxes))
+        return self._done[root, boxes]
 
-    def _splits(self, root: Path) -> Splits:
+    def _splits(self, root: Path, options: Options) -> Splits:
         tree = list_files(root, exclude=self.cache)
-        folder = self._folder(tree)
+        folder = self._folder(tree, options)
         if not folder.is_dir():
-            self._convert(tree, folder)
+            self._convert(tree, folder, options)
         about = json.loads((folder / _ABOUT).read_text())
         for line in about["remarks"]:
             log.info("%s: %s", root, line)
@@ -112,19 +116,20 @@ class CustomFolder:
         return Splits(
             train=Split(annotations=folder / "train.json", images=root),
             val=Split(annotations=folder / "val.json", images=root),
-            max_lost=self.options.max_lost,
+            max_lost=options.max_lost,
+            placed=True,
             remarks=tuple(about["remarks"]),
             problems=tuple(about["problems"]),
         )
 
-    def _folder(self, tree: Tree) -> Path:
-        parts = (str(_VERSION), tree.fingerprint, repr(self.options))
+    def _folder(self, tree: Tree, options: Options) -> Path:
+        parts = (str(_VERSION), tree.fingerprint, repr(options))
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
         name = re.sub(r"[^\w.-]", "_", tree.root.resolve().name) or "root"
         return self.cache / f"{name}-{digest}"
 
-    def _convert(self, tree: Tree, folder: Path) -> None:
-        name = recognise(tree) if self.options.format == "auto" else self.options.format
+    def _convert(self, tree: Tree, folder: Path, options: Options) -> None:
+        name = recognise(tree) if options.format == "auto" else options.format
         found = FORMATS[name].read(tree)
         problems = list(found.problems)
         if not any(found.splits.values()):
@@ -135,11 +140,9 @@ class CustomFolder:
         if not found.categories:
             raise UserError(f"{tree.root} has no annotated object, so no class: annotate images")
         parts, remarks = self._choose(tree, found)
-        contents = _contents(tree, found, parts, problems, self.options.max_lost)
-        remarks = [f"recognised as {FORMATS[name].FORMAT}", *found.remarks, *remarks]
-        foreign = counted_suffixes(file for file in tree.files if is_foreign(file))
-        if foreign:
-            remarks.append(f"{foreign} are pictures that Pillow cannot open here: left out")
+        contents, placed = _contents(tree, found, parts, problems, options)
+        remarks = [f"recognised as {FORMATS[name].FORMAT}", *found.remarks, *remarks, *placed]
+        remarks += _foreign(tree)
         remarks += [_classes(tuple(found.categories.values())), f"converted to {folder}"]
         about = {"remarks": remarks, "problems": [str(problem) for problem in problems]}
         _write(folder, {"train.json": contents[0], "val.json": contents[1], _ABOUT: about})
@@ -218,35 +221,33 @@ def recognise(tree: Tree) -> str:
 
 
 def _contents(
-    tree: Tree,
-    found: Found,
-    parts: Sequence[_Part],
-    problems: list[Problem],
-    max_lost: float,
-) -> list[dict[str, Any]]:
-    """The COCO content of each part. Raises UserError where one loses more than the share
-    ``max_lost`` of its images, or of its boxes.
+    tree: Tree, found: Found, parts: Sequence[_Part], problems: list[Problem], options: Options
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The COCO content of each part, and what is said about it. Raises UserError where one loses
+    more than the share ``max_lost`` of its images, or of its boxes.
     """
-    writer = CocoWriter(root=tree.root, categories=found.categories, problems=problems)
-    contents = []
+    writer = CocoWriter(
+        root=tree.root, categories=found.categories, problems=problems, boxes=options.boxes
+    )
     with Progress(transient=True) as progress:
-        for part in parts:
-            task = progress.add_task("reading image sizes", total=len(part.images))
-            content = writer.content(part.images, partial(progress.advance, task))
-            read = {entry["file_name"] for entry in content["images"]}
-            unread = {image.file for image in part.images} - read
-            no_image = [*part.lost, *(p for p in problems if p.file in unread)]
-            named = len(part.images) + len(part.lost)
-            lost = named - len(content["images"])
-            _require_most(tree, "images", lost, named, no_image, max_lost)
-            images = [image for image in part.images if image.file in read]
-            named = part.flawed + sum(len(image.boxes) + image.flawed for image in images)
-            of_images = set(no_image)
-            no_box = [p for p in problems if p not in of_images]
-            lost = named - len(content["annotations"])
-            _require_most(tree, "boxes", lost, named, no_box, max_lost)
-            contents.append(content)
-    return contents
+        count = sum(len(part.images) for part in parts)
+        task = progress.add_task("reading image sizes", total=count)
+        images = [part.images for part in parts]
+        contents = writer.contents(images, partial(progress.advance, task))
+    for part, content in zip(parts, contents, strict=True):
+        read = {entry["file_name"] for entry in content["images"]}
+        unread = {image.file for image in part.images} - read
+        no_image = [*part.lost, *(p for p in problems if p.file in unread)]
+        named = len(part.images) + len(part.lost)
+        lost = named - len(content["images"])
+        _require_most(tree, "images", lost, named, no_image, options.max_lost)
+        kept = [image for image in part.images if image.file in read]
+        named = part.flawed + sum(len(image.boxes) + image.flawed for image in kept)
+        of_images = set(no_image)
+        no_box = [p for p in problems if p not in of_images]
+        lost = named - len(content["annotations"])
+        _require_most(tree, "boxes", lost, named, no_box, options.max_lost)
+    return contents, writer.remarks
 
 
 def _require_most(
@@ -258,6 +259,18 @@ def _require_most(
             f"{lost} of {named} {kind} of a split of {tree.root} cannot be used; the first one: "
             f"{problems[0]}; to accept the loss, set data.source.max_lost={share}"
         )
+
+
+def _foreign(tree: Tree) -> list[str]:
+    """What is said about pictures that the installed Pillow does not decode."""
+    files = [file for file in tree.files if is_foreign(file)]
+    if not files:
+        return []
+    hint = missing_plugin(*files)
+    return [
+        f"{counted_suffixes(files)} are pictures that Pillow cannot open here: left out"
+        + (f"; {hint}" if hint else "")
+    ]
 
 
 def _classes(names: Sequence[str]) -> str:

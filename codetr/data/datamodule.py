@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
@@ -16,16 +17,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from codetr.classes import ClassList
-from codetr.data.annotations import CocoAnnotations, load_annotations
+from codetr.data.annotations import CocoAnnotations
 from codetr.data.augment import Augmentation, Mix, output_size
 from codetr.data.check import check_dataset, check_split, require_class_count
+from codetr.data.class_choice import ClassChoice, with_classes
 from codetr.data.coco import CocoDetection
 from codetr.data.collate import IMAGENET_MEAN, IMAGENET_STD, Collate
 from codetr.data.dataset import AugmentedDataset, Batched
-from codetr.data.files import found_names
 from codetr.data.ground_truth import DetrFilter, GroundTruthFilter
+from codetr.data.images import PixelRules
+from codetr.data.loading import load_split
+from codetr.data.placement import AUTO, require_reading
 from codetr.data.samplers import EvalSampler, TrainSampler
-from codetr.data.sources import Source, Split
+from codetr.data.sources import Source, Split, Splits
 from codetr.data.steps import StepLoader
 from codetr.data.teachers import Parallel, TeacherBoxes
 from codetr.errors import UserError
@@ -60,7 +64,10 @@ class CocoDataModule(LightningDataModule):
     slightly other pixels. ``tolerate_broken`` names missing and damaged image files in the log and
     goes on. ``teachers`` are result files of teacher detectors on the training split, which
     ``teacher_boxes`` reads. ``ground_truth`` says which of its boxes and images
-    are trained on.
+    are trained on. ``boxes`` is what boxes mean where the sizes of annotations and files differ
+    (``codetr.data.placement``); ``classes`` are the arguments of a ``ClassChoice``; annotations
+    that are changed so are written below ``derived``. ``max_megapixels`` and ``grey_bits``
+    are those of ``PixelRules``.
 
     Raises UserError for bad arguments and, in ``setup``, for bad data.
     """
@@ -90,6 +97,11 @@ class CocoDataModule(LightningDataModule):
         teachers: Sequence[str | Path] = (),
         teacher_boxes: ReadTeachers = SEPARATE_TEACHERS,
         ground_truth: GroundTruthFilter = DETR_FILTER,
+        boxes: str = AUTO,
+        classes: Mapping[str, Any] | None = None,
+        max_megapixels: float = 180.0,
+        grey_bits: int | None = None,
+        derived: str | Path = "data/converted",
     ) -> None:
         super().__init__()
         if eval_split not in ("train", "val"):
@@ -128,6 +140,10 @@ class CocoDataModule(LightningDataModule):
         self.tolerate_broken = tolerate_broken
         self.teachers, self.teacher_boxes = tuple(teachers), teacher_boxes
         self.ground_truth = ground_truth
+        require_reading(boxes)
+        self.boxes, self.class_choice = boxes, ClassChoice(**(classes or {}))
+        self.derived = Path(derived).expanduser()
+        self.pixels = PixelRules(max_megapixels=max_megapixels, grey_bits=grey_bits)
         self._annotations: dict[str, CocoAnnotations] = {}
         self._train: AugmentedDataset | None = None
         self._eval: AugmentedDataset | None = None
@@ -144,7 +160,7 @@ class CocoDataModule(LightningDataModule):
     @property
     def val_annotations(self) -> Path:
         """The annotation file that evaluation compares with."""
-        return self.split(self.eval_split).annotations
+        return self._annotations[self.eval_split].path
 
     @property
     def train_dataset(self) -> AugmentedDataset:
@@ -160,12 +176,12 @@ class CocoDataModule(LightningDataModule):
 
     def split(self, name: str) -> Split:
         """Where ``train`` or ``val`` lies; makes the data if the source does."""
-        splits = self.source(self.root)
+        splits = self._splits()
         return splits.train if name == "train" else splits.val
 
     def prepare_data(self) -> None:
         """Render built-in data; nothing for data that is there."""
-        self.source(self.root)
+        self._splits()
 
     def setup(self, stage: str) -> None:
         """Read annotations and check the data, once. ``fit`` needs both splits, else one."""
@@ -176,7 +192,7 @@ class CocoDataModule(LightningDataModule):
                 (train, self.split("train").images),
                 (val, self.split("val").images),
                 self.tolerate_broken,
-                self.source(self.root).max_lost,
+                self._splits().max_lost,
             )
             rank_zero_only(rich_print)(report)
             teachers = self.teacher_boxes(self.teachers, train) if self.teachers else None
@@ -195,7 +211,7 @@ class CocoDataModule(LightningDataModule):
                     evaluated,
                     self.split(self.eval_split).images,
                     self.tolerate_broken,
-                    self.source(self.root).max_lost,
+                    self._splits().max_lost,
                 )
             source = self._detection(self.eval_split, self._annotations[self.eval_split])
             self._eval = AugmentedDataset(source, self.eval_augmentation, self.seed)
@@ -283,24 +299,30 @@ class CocoDataModule(LightningDataModule):
         self, name: str, classes: ClassList | None, segmentations: bool = False
     ) -> CocoAnnotations:
         if name not in self._annotations:
-            split = self.split(name)
-            loaded = load_annotations(
-                split.annotations,
-                classes,
-                split.name_parts,
-                segmentations,
-                self.num_images if name == "train" else None,
+            splits = self._splits()
+            self._annotations[name] = load_split(
+                splits,
+                name,
+                self.boxes,
+                self.derived,
+                classes=classes,
+                segmentations=segmentations,
+                num_images=self.num_images if name == "train" else None,
+                say=rank_zero_only(log.warning),
             )
-            require_class_count(loaded, self.source(self.root).num_classes)
-            names = found_names(loaded.file_names, split.images)
-            self._annotations[name] = replace(loaded, file_names=names)
+            require_class_count(self._annotations[name], splits.num_classes)
         return self._annotations[name]
+
+    def _splits(self) -> Splits:
+        return with_classes(self.source(self.root, self.boxes), self.class_choice, self.derived)
 
     def _detection(
         self, name: str, annotations: CocoAnnotations, teachers: TeacherBoxes | None = None
     ) -> CocoDetection:
         images = self.split(name).images
-        return CocoDetection(annotations, images, self.cache, self.tolerate_broken, teachers)
+        return CocoDetection(
+            annotations, images, self.cache, self.tolerate_broken, teachers, self.pixels
+        )
 
     def _supervising(self, train: CocoAnnotations) -> CocoAnnotations:
         """``train`` without the boxes that ``ground_truth`` leaves out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import unicodedata
@@ -15,13 +16,14 @@ from PIL import Image, ImageFile
 
 log = logging.getLogger(__name__)
 
-_NO_PICTURES = frozenset({"EPS", "MPEG"})
+_NO_PICTURES = frozenset({"EPS", "MPEG", "PCD", "FTEX", "GBR", "IPTC", "CUR", "FLI"})
 """Formats that Pillow recognises and that are no images here: programs, which another program would
-have to run, and videos."""
+have to run, videos, brushes and pointers, and those whose suffixes are mostly others' (``.pcd``:
+clouds of points)."""
 
-
+_HEIF = (".heic", ".heif", ".hif")
 _OF_OTHERS = frozenset(
-    {".heic", ".heif", ".avif", ".avifs", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
+    {*_HEIF, ".avif", ".avifs", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
     | {".raf", ".orf", ".rw2", ".dcm", ".jp2", ".webp", ".psd", ".eps"}
 )
 """Of pictures that not every Pillow decodes."""
@@ -30,6 +32,10 @@ _OF_OTHERS = frozenset(
 @cache
 def image_suffixes() -> frozenset[str]:
     """Suffixes of all formats that the installed Pillow decodes, in lower case with the dot."""
+    if importlib.util.find_spec("pillow_heif") is not None:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     suffixes = Image.registered_extensions()  # loads all plugins
     return frozenset(suffix for suffix, kind in suffixes.items() if _is_decoded(kind))
 
@@ -50,6 +56,14 @@ def is_image(file: str | PurePosixPath) -> bool:
 def is_foreign(file: str) -> bool:
     """Whether a file is a picture that the installed Pillow does not decode."""
     return PurePosixPath(file).suffix.lower() in _OF_OTHERS and not is_image(file)
+
+
+def missing_plugin(*files: str) -> str:
+    """What to install to read such of ``files`` as the installed Pillow does not decode; empty
+    where that is not known.
+    """
+    heif = any(PurePosixPath(f).suffix.lower() in _HEIF and not is_image(f) for f in files)
+    return "HEIC needs pillow-heif: pip install 'codetr[heic]'" if heif else ""
 
 
 def without_suffix(file: str) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,10 +14,18 @@ from PIL import ExifTags, Image, ImageOps
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 from torch import Tensor
 
+from codetr.data.files import missing_plugin
 from codetr.errors import UserError
 
-_ON_THEIR_SIDE = (5, 6, 7, 8)
+ON_THEIR_SIDE = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
+
+
+class Geometry(NamedTuple):
+    """The (height, width) of an upright image, and the EXIF orientation that turns it so."""
+
+    size: tuple[int, int]
+    orientation: int
 
 
 class ImageError(UserError):
@@ -28,18 +40,44 @@ class ImageError(UserError):
         super().__init__(last_line.removeprefix(f"{__name__}.ImageError: "))
 
 
-def read_image(path: Path) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class PixelRules:
+    """How files become pixels of 8 bits: images of more than ``max_megapixels`` are refused;
+    ``grey_bits`` is how many bits grey values of deeper files have, such as 12 of a microscope's
+    (None: as few of 8, 10, 12, 14 and 16 as the brightest pixel of the image needs). The upper 8
+    are kept. ``remedy`` is how messages call the setting of the limit, up to its value.
+
+    Raises UserError where a number is out of range.
+    """
+
+    max_megapixels: float = 180.0
+    grey_bits: int | None = None
+    remedy: str = "set data.max_megapixels="
+
+    def __post_init__(self) -> None:
+        if not self.max_megapixels > 0:
+            raise UserError(f"data.max_megapixels={self.max_megapixels}: give more than 0")
+        if self.grey_bits is not None and not 8 <= self.grey_bits <= 32:
+            raise UserError(f"data.grey_bits={self.grey_bits}: give 8 to 32, or null for auto")
+
+
+DEFAULT_RULES = PixelRules()
+
+
+def read_image(path: Path, rules: PixelRules = DEFAULT_RULES) -> Tensor:
     """The file as RGB, (3, H, W) uint8, turned upright by its EXIF orientation.
 
     Any format that Pillow knows; grey, palette and CMYK are converted, alpha is dropped. For JPEG
     the bytes are those that OpenCV gives. In memory the three values of a pixel lie side by side
     (channels last), which torchvision resizes several times as fast. Raises ImageError for
-    missing, foreign and damaged files.
+    missing, foreign, damaged and too large files.
     """
-    return read_scaled(path, None)[0]
+    return read_scaled(path, None, rules)[0]
 
 
-def read_scaled(path: Path, least: tuple[int, int] | None) -> tuple[Tensor, tuple[int, int]]:
+def read_scaled(
+    path: Path, least: tuple[int, int] | None, rules: PixelRules = DEFAULT_RULES
+) -> tuple[Tensor, tuple[int, int]]:
     """What ``read_image`` gives, perhaps smaller, and the (height, width) of all of it.
 
     With ``least``, (height, width), a JPEG file of at least twice that size is decoded at 1/2, 1/4
@@ -47,54 +85,94 @@ def read_scaled(path: Path, least: tuple[int, int] | None) -> tuple[Tensor, tupl
     than decoding all of it and shrinking that.
     """
     try:
-        with Image.open(path) as file:
-            orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
-            size = _upright_size(file)
+        with unlimited(), Image.open(path) as file:
+            size, orientation = _geometry(file)
+            _require_smaller(path, size, rules)
             if least:
-                turned = orientation in _ON_THEIR_SIDE
+                turned = orientation in ON_THEIR_SIDE
                 file.draft(None, least if turned else least[::-1])  # heeded by JPEG alone
             # Pillow would copy an image that is upright already.
             upright = file if orientation == 1 else ImageOps.exif_transpose(file)
-            pixels = np.array(as_rgb(upright))
+            pixels = np.array(as_rgb(upright, rules.grey_bits))
     except FileNotFoundError:
-        raise ImageError(
-            f"image {path} does not exist: restore the file or remove it from the annotation file"
-        ) from None
+        raise ImageError(f"image {path} does not exist: restore the file or name another") from None
+    except ImageError:
+        raise
     except Exception as error:  # Pillow's decoders raise many kinds for damaged files
-        reason = str(error).replace("\n", " ") or type(error).__name__
         raise ImageError(
-            f"cannot decode image {path} ({reason}): replace the file or remove it from the "
-            "annotation file"
+            f"cannot decode image {path} ({_reason(error)}): "
+            f"{missing_plugin(path.name) or 'replace the file or leave it out'}"
         ) from None
     return torch.from_numpy(pixels).permute(2, 0, 1), size
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """(height, width) of the image that ``read_image`` gives, from the file's header alone.
+def _require_smaller(path: Path, size: tuple[int, int], rules: PixelRules) -> None:
+    megapixels = size[0] * size[1] / 1e6
+    if megapixels > rules.max_megapixels:
+        raise ImageError(
+            f"image {path} has {size[1]}x{size[0]} pixels, which is more than "
+            f"{rules.max_megapixels:g} million and takes {3 * megapixels:.0f} MB of memory: "
+            f"{rules.remedy}{megapixels + 1:.0f}, or cut the image into smaller files"
+        )
+
+
+@contextmanager
+def unlimited() -> Iterator[None]:
+    """Without Pillow's own limit of sizes: ``PixelRules`` has one that can be set."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def read_geometry(path: Path) -> Geometry:
+    """Of the image that ``read_image`` gives, from the file's header alone.
 
     Raises ImageError for missing and foreign files.
     """
     try:
-        with Image.open(path) as file:
-            return _upright_size(file)
+        with unlimited(), Image.open(path) as file:
+            return _geometry(file)
     except Exception as error:  # Pillow's readers of headers raise many kinds, too
-        reason = str(error).replace("\n", " ") or type(error).__name__
-        raise ImageError(f"cannot read image {path} ({reason}): replace the file") from None
+        raise ImageError(
+            f"cannot read image {path} ({_reason(error)}): "
+            f"{missing_plugin(path.name) or 'replace the file'}"
+        ) from None
 
 
-def _upright_size(file: Image.Image) -> tuple[int, int]:
-    """(height, width) once turned by the EXIF orientation, of a file that is only opened."""
+def read_size(path: Path) -> tuple[int, int]:
+    """(height, width) of ``read_geometry``."""
+    return read_geometry(path).size
+
+
+def _geometry(file: Image.Image) -> Geometry:
+    """Of a file that is only opened."""
     width, height = file.size
     if isinstance(file, TiffImageFile):  # Pillow may have exchanged its sides already
         width, height = (file.tag_v2[key] for key in (IMAGEWIDTH, IMAGELENGTH))
-    turned = file.getexif().get(ExifTags.Base.Orientation) in _ON_THEIR_SIDE
-    return (width, height) if turned else (height, width)
+    orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
+    if orientation not in range(1, 9):
+        orientation = 1
+    turned = orientation in ON_THEIR_SIDE
+    return Geometry((width, height) if turned else (height, width), orientation)
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB; of 16-bit grey values the high byte, where Pillow alone would cut them at 255."""
+def _reason(error: Exception) -> str:
+    return str(error).replace("\n", " ") or type(error).__name__
+
+
+def as_rgb(image: Image.Image, grey_bits: int | None = None) -> Image.Image:
+    """8-bit RGB; of deeper grey values the upper 8 of ``grey_bits``, see ``PixelRules``."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no fixed range")
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+        values = np.asarray(image)
+        bits = grey_bits or _depth(int(values.max(initial=0)))
+        image = Image.fromarray((values >> (bits - 8)).clip(0, 255).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _depth(brightest: int) -> int:
+    """The fewest bits of the usual depths that hold a value."""
+    return next((bits for bits in (8, 10, 12, 14, 16) if brightest < 2**bits), 32)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+from codetr.data.placement import AUTO
 from codetr.errors import UserError
 
 MAX_LOST = 0.5
@@ -37,7 +38,8 @@ class Split:
 @dataclass(frozen=True, kw_only=True)
 class Splits:
     """The two splits that training takes; ``num_classes`` is what they must have (None: any), and
-    ``max_lost`` the share of the boxes of a split that may be of no use.
+    ``max_lost`` the share of the boxes of a split that may be of no use; ``placed``: boxes are
+    known to lie where the images are.
 
     ``remarks`` say what was recognised, ``problems`` what was wrong with it, each with its file.
     """
@@ -46,13 +48,21 @@ class Splits:
     val: Split
     num_classes: int | None = None
     max_lost: float = MAX_LOST
+    placed: bool = False
     remarks: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
 
-Source = Callable[[Path], Splits]
-"""Makes the data under a root folder if need be, and says where its splits are. Repeatable, and
-safe to call from several processes at once."""
+class Source(Protocol):
+    """Makes the data under a root folder if need be, and says where its splits are. Repeatable, and
+    safe to call from several processes at once.
+    """
+
+    def __call__(self, root: Path, boxes: str = AUTO) -> Splits:
+        """The splits; ``boxes`` says what boxes mean where sizes contradict each other
+        (``codetr.data.placement``), for sources that place them.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +83,8 @@ class CocoFolder:
     def __post_init__(self) -> None:
         require_share(self.max_lost)
 
-    def __call__(self, root: Path) -> Splits:
-        """The two splits; whether they exist is seen when they are read."""
+    def __call__(self, root: Path, boxes: str = AUTO) -> Splits:
+        """The two splits, their boxes not placed; whether they exist is seen when they are read."""
         return Splits(
             train=self._split(root, self.train_annotations, self.train_images),
             val=self._split(root, self.val_annotations, self.val_images),

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import Progress
 
+from codetr.data.placement import AUTO
 from codetr.data.scenes import SceneObject, SceneStyle, render_scene
 from codetr.data.shapes import SHAPES
 from codetr.data.sources import Split, Splits
@@ -55,12 +56,14 @@ class SyntheticScenes:
         parameters = json.dumps({"version": _VERSION, **asdict(self)}, sort_keys=True, default=list)
         return root / f"synthetic-{hashlib.sha256(parameters.encode()).hexdigest()[:12]}"
 
-    def __call__(self, root: Path) -> Splits:
-        """The two splits; renders them where they are not there yet, with a progress bar."""
+    def __call__(self, root: Path, boxes: str = AUTO) -> Splits:
+        """The two splits; renders them where they are not there yet, with a progress bar. Nothing
+        is left to ``boxes``.
+        """
         folder = self.folder(root)
         if not folder.is_dir():
             self._render(folder)
-        return Splits(train=_split(folder, "train"), val=_split(folder, "val"))
+        return Splits(train=_split(folder, "train"), val=_split(folder, "val"), placed=True)
 
     def _render(self, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -16,7 +16,7 @@ from codetr.checkpoints.files import DetectorFile
 from codetr.errors import UserError
 from codetr.inference.predictor import Predictor, build_predictor
 from codetr.inference.results import Writer, writers
-from codetr.inference.sources import Broken, Frame, Source, open_source
+from codetr.inference.sources import Broken, Frame, ImageFiles, Source, open_source
 from codetr.models.detectors.protocol import MAIN
 from codetr.overrides import is_within, key_of
 from codetr.settings import check_settings
@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 ALWAYS = frozenset({"checkpoint", "trust", "name", "paths", "hydra"})
 OF_PREDICTION = ALWAYS | {
-    *("source", "threshold", "batch", "device", "precision", "pictures", "views", "evaluation")
+    *("source", "threshold", "batch", "device", "precision", "pictures", "views", "evaluation"),
+    "max_megapixels",
 }
 """Keys and groups that ``predict`` looks at."""
 OF_EXPORT = ALWAYS | {"format", "out", "top_k", "fixed", "cases"}
@@ -77,7 +78,10 @@ def predict(cfg: DictConfig, given: Sequence[str] = ()) -> Summary:
         views=instantiate(OmegaConf.to_container(cfg.views, resolve=True)),
         postprocess=None if chosen is None else instantiate(chosen),
         trust=cfg.trust,
+        max_megapixels=cfg.max_megapixels,
     )
+    if isinstance(source, ImageFiles):
+        source = replace(source, rules=predictor.rules)
     folder = Path(cfg.paths.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     outputs = writers(folder, source, predictor.record.classes, cfg.pictures)

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codetr.data.images import as_rgb, read_image
+from codetr.data.images import DEFAULT_RULES, PixelRules, as_rgb, read_image
 from codetr.errors import UserError
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
@@ -27,19 +27,20 @@ PATIENCE = 30.0
 """Seconds without an answer."""
 
 
-def as_image(value: ImageLike) -> Tensor:
+def as_image(value: ImageLike, rules: PixelRules = DEFAULT_RULES) -> Tensor:
     """Any of them as a uint8 RGB tensor (3, H, W) on the CPU.
 
     Files are turned upright by their EXIF orientation; Pillow images, arrays and tensors are taken
-    as they are. Raises UserError for anything else, and for a file that cannot be read.
+    as they are. ``rules`` are those of ``read_image``. Raises UserError for anything else, and for
+    a file that cannot be read.
     """
     if isinstance(value, str) and value.startswith(("http://", "https://")):
-        return _fetch(value)
+        return _fetch(value, rules)
     if isinstance(value, str | Path):
-        return read_image(Path(value))
+        return read_image(Path(value), rules)
     if isinstance(value, Image.Image):
         try:
-            return _channels_first(np.array(as_rgb(value)))
+            return _channels_first(np.array(as_rgb(value, rules.grey_bits)))
         except ValueError as error:
             raise UserError(
                 f"a Pillow image of mode {value.mode} ({error}): give one of 8 bits, mode RGB or L"
@@ -58,7 +59,7 @@ def as_image(value: ImageLike) -> Tensor:
     )
 
 
-def _fetch(address: str) -> Tensor:
+def _fetch(address: str, rules: PixelRules) -> Tensor:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "image")
         try:
@@ -74,7 +75,7 @@ def _fetch(address: str) -> Tensor:
                 "give a file"
             ) from None
         try:
-            return read_image(path)
+            return read_image(path, rules)
         except UserError as error:
             raise UserError(str(error).replace(str(path), address)) from None
 
@@ -97,8 +98,9 @@ class _Limited:
 
 
 def is_one_image(value: ImageLike | Sequence[ImageLike]) -> bool:
-    """Whether it is a single image rather than several."""
-    return isinstance(value, str | Path | Image.Image | np.ndarray | Tensor)
+    """Whether it is a single image rather than several; what is neither is one, refused later."""
+    several = isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | Mapping)
+    return isinstance(value, str | Path | Image.Image | np.ndarray | Tensor) or not several
 
 
 def _channels_first(pixels: np.ndarray) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +18,14 @@ from torchvision.transforms.v2.functional import resize
 from codetr.boxes import cxcywh_to_xyxy
 from codetr.checkpoints.files import RunRecord
 from codetr.classes import ClassList
-from codetr.data.images import ImageError, read_image
+from codetr.data.images import ImageError, PixelRules, read_image
 from codetr.inference.draw import denormalise, draw_boxes, grid, save_png, side_by_side
 from codetr.structures import Batch, Detections, ImageInfo, Targets
 
 log = logging.getLogger(__name__)
+
+_DECODED = PixelRules(max_megapixels=math.inf)
+"""For files that were read before."""
 
 LONGEST_SIDE = 640
 """Pictures of larger images are reduced to this, so that a panel stays a few megabytes."""
@@ -68,7 +72,7 @@ def prediction_picture(
 
     ``names`` are for both. Raises ImageError where the file cannot be read.
     """
-    image = read_image(Path(info.path))
+    image = read_image(Path(info.path), _DECODED)
     shown = found.above(min_score)
     reduced, boxes = _reduced(image, shown.boxes_xyxy_px.float().cpu())
     left = draw_boxes(reduced, boxes, shown.labels.cpu(), names, shown.scores.float().cpu())

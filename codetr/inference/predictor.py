@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from codetr.checkpoints.files import DetectorFile, RunRecord, write_detector_fil
 from codetr.checkpoints.transfer import load_weights
 from codetr.checkpoints.trusted import build_trusted
 from codetr.data.collate import Collate
+from codetr.data.images import DEFAULT_RULES, PixelRules
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess
 from codetr.inference import hub
@@ -37,11 +38,18 @@ class Predictor(ModelHubMixin):
     """Finds objects in images of any kind. ``load`` makes one from a checkpoint.
 
     ``finder`` looks at uint8 tensors; ``detector`` is the network in it, ``record`` what its file
-    says of it. On the Hugging Face Hub: ``save_pretrained``, ``push_to_hub``, ``from_pretrained``.
+    says of it; ``rules`` say how image files become pixels. On the Hugging Face Hub:
+    ``save_pretrained``, ``push_to_hub``, ``from_pretrained``.
     """
 
-    def __init__(self, finder: Finder, detector: nn.Module, record: RunRecord) -> None:
-        self.finder, self.detector, self.record = finder, detector, record
+    def __init__(
+        self,
+        finder: Finder,
+        detector: nn.Module,
+        record: RunRecord,
+        rules: PixelRules = DEFAULT_RULES,
+    ) -> None:
+        self.finder, self.detector, self.record, self.rules = finder, detector, record, rules
 
     def predict(
         self, images: ImageLike | Sequence[ImageLike], threshold: float = 0.0
@@ -53,7 +61,7 @@ class Predictor(ModelHubMixin):
         """
         one = is_one_image(images)
         given: Sequence[Any] = [images] if one else list(images)  # type: ignore[arg-type]
-        looked_at = [as_image(image) for image in given]
+        looked_at = [as_image(image, self.rules) for image in given]
         found = [
             Prediction(
                 boxes_xyxy_px=seen.boxes_xyxy_px,
@@ -150,6 +158,7 @@ def load(
     views: Views | None = None,
     postprocess: Postprocess | None = None,
     trust: bool = False,
+    max_megapixels: float = 180.0,
 ) -> Predictor:
     """A checkpoint ready for use.
 
@@ -166,6 +175,7 @@ def load(
         trust: build whatever classes the file names, not only those of ``codetr``: classes of your
             own. Never for files of strangers, which could run any code. Also: download published
             weights that neither a revision nor a hash pins.
+        max_megapixels: larger image files are refused.
 
     Raises UserError for whatever a user can mend.
     """
@@ -179,6 +189,7 @@ def load(
         views=views or Views(),
         postprocess=postprocess,
         trust=trust,
+        max_megapixels=max_megapixels,
     )
 
 
@@ -192,6 +203,7 @@ def build_predictor(
     views: Views,
     postprocess: Postprocess | None,
     trust: bool = False,
+    max_megapixels: float = 180.0,
 ) -> Predictor:
     """As ``load``, from what was read from a file that messages call ``source``."""
     if batch < 1:
@@ -223,7 +235,13 @@ def build_predictor(
         )
         for resize in views.resizes(preprocessing["resize"], source)
     ]
-    return Predictor(views.compose(finders, postprocess.max_detections), detector, record)
+    data = record.config.get("data")
+    rules = PixelRules(
+        max_megapixels=max_megapixels,
+        grey_bits=data.get("grey_bits") if isinstance(data, Mapping) else None,
+        remedy="give max_megapixels=",
+    )
+    return Predictor(views.compose(finders, postprocess.max_detections), detector, record, rules)
 
 
 def open_content(

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from codetr.data.files import FileIndex, counted_suffixes, is_image
-from codetr.data.images import ImageError, read_image
+from codetr.data.files import FileIndex, counted_suffixes, is_image, missing_plugin
+from codetr.data.images import DEFAULT_RULES, ImageError, PixelRules, read_image
 from codetr.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class ImageFiles:
 
     root: Path
     paths: tuple[Path, ...]
+    rules: PixelRules = DEFAULT_RULES
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -52,7 +53,7 @@ class ImageFiles:
         for path in self.paths:
             name = path.relative_to(self.root).as_posix()
             try:
-                yield Frame(name=name, image=read_image(path))
+                yield Frame(name=name, image=read_image(path, self.rules))
             except ImageError as error:
                 yield Broken(name=name, reason=str(error))
 
@@ -139,14 +140,18 @@ def _files(root: Path, paths: list[Path], name: str) -> ImageFiles:
     files = [path for path in paths if path.is_file() and not path.name.startswith(".")]
     images = tuple(path for path in files if is_image(path.name))
     others = counted_suffixes(path.name for path in files if not is_image(path.name))
+    hint = missing_plugin(*(path.name for path in files))
     if not images:
         only = f", only {others}" if others else ""
         raise UserError(
-            f"source={name}: holds no image that Pillow opens{only}: give images, or convert them "
-            "to JPEG or PNG"
+            f"source={name}: holds no image that Pillow opens{only}: "
+            f"{hint or 'give images, or convert them to JPEG or PNG'}"
         )
     if others:
-        log.info("source=%s: skipped %s that are no images which Pillow opens", name, others)
+        log.info(
+            "source=%s: skipped %s that are no images which Pillow opens%s",
+            *(name, others, hint and f"; {hint}"),
+        )
     return ImageFiles(root, images)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -224,6 +224,7 @@ def with_run(cfg: DictConfig, record: RunRecord) -> DictConfig:
             full[key].update({k: v for k, v in value.items_ex(resolve=False) if v is not None})
         elif value is not None and value != {}:
             full[key] = value
+    _take_classes(full, record.config)
     if cfg.get("augmentation") is not None:
         full.data.eval_augmentation = full.augmentation.eval
     full.trainer.effective_batch = None
@@ -232,6 +233,13 @@ def with_run(cfg: DictConfig, record: RunRecord) -> DictConfig:
     for key in ("mean", "std", "size_divisor"):
         full.data[key] = record.preprocessing[key]
     return full
+
+
+def _take_classes(full: DictConfig, run: Mapping[str, Any]) -> None:
+    """Other data are read with the classes that the run chose, unless others are chosen."""
+    chosen, told = full.data.get("classes"), run["data"].get("classes")
+    if told and not any(v is not None for v in (chosen or {}).values()):
+        full.data.classes = told
 
 
 def build_split(cfg: DictConfig, source: str) -> CocoDataModule:

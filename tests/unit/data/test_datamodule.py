@@ -208,8 +208,12 @@ def test_wrong_size_is_an_error(content: Any, make_root: MakeRoot) -> None:
 
     root = make_root(content)
     Image.new("RGB", (30, 30)).save(root / "train" / "0.png")
+    with pytest.raises(UserError, match=r"0\.png: 30x30 pixels upright, 40x30 told; .*data\.boxes"):
+        _module(root).setup("fit")
+    make_root(content)
     module = _module(root)
     module.setup("fit")
+    Image.new("RGB", (30, 30)).save(root / "train" / "0.png")
     with pytest.raises(UserError, match=r"0\.png is 30x30 .*says 40x30"):
         list(module.train_dataloader())
 

@@ -23,7 +23,7 @@ from codetr.data.convert import CocoWriter, divide
 from codetr.data.custom import FORMATS, CustomFolder, recognise
 from codetr.data.formats.found import UNSPLIT
 from codetr.data.formats.tree import Tree, list_files
-from codetr.data.images import read_size
+from codetr.data.images import read_geometry
 from codetr.errors import UserError
 from codetr.evaluation.ground_truth import read_ground_truth
 
@@ -265,7 +265,7 @@ def test_malformed_files_are_errors_or_reported(
     write(kind, tmp_path)
     tree = list_files(tmp_path)
     assert read_variant(kind, tree) == "fine"
-    monkeypatch.setattr(convert, "read_size", cache(read_size))  # the images stay the same
+    monkeypatch.setattr(convert, "read_geometry", cache(read_geometry))  # the images stay the same
     path = tmp_path / file
     original = path.read_bytes()
     rng = random.Random(case)
