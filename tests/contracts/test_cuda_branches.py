@@ -19,8 +19,8 @@ WORDS = {"cuda", "nccl"}
 HOSTS = {"cpu", "mps"}
 
 COVERED = {
-    "codetr/supervision/aux_heads/roi_pool.py::_roi_align": (
-        "tests/unit/supervision/aux_heads/test_roi_pool.py::test_our_gradient_is_for_the_cpu_alone"
+    "codetr/models/ops/roi_pool.py::_roi_align": (
+        "tests/unit/models/ops/test_roi_pool.py::test_our_gradient_is_for_the_cpu_alone"
     ),
     "codetr/nms.py::surviving": (
         "tests/unit/test_nms.py::test_both_ways_keep_what_torchvision_keeps"

@@ -31,7 +31,7 @@ HEADS = {
         POSITIVES: 1,
         RPN_AND_REGIONS: 2,
         ("device to host", "supervision/aux_heads/rpn.py"): 1,
-        ("device to host", "supervision/aux_heads/roi_pool.py"): 1,
+        ("device to host", "models/ops/roi_pool.py"): 1,
     },
 }
 OTHERS = {

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codetr.boxes import at_least_float32, clip_xyxy, paired_giou
+from codetr.models.ops.roi_pool import pool_rois
 from codetr.nms import ClasswiseNms
 from codetr.structures import (
     Batch,
@@ -37,7 +38,6 @@ from codetr.supervision.aux_heads.matched import (
     true_boxes,
 )
 from codetr.supervision.aux_heads.protocol import AuxOutput
-from codetr.supervision.aux_heads.roi_pool import pool_rois
 from codetr.supervision.aux_heads.rpn import Rpn
 from codetr.supervision.aux_heads.selection import top_pairs
 from codetr.tensor_struct import TensorStruct

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torchvision.ops import roi_align
 
+from codetr.models.ops.roi_pool import _roi_align, pool_rois, roi_levels
 from codetr.structures import Pyramid
-from codetr.supervision.aux_heads.roi_pool import _roi_align, pool_rois, roi_levels
 
 
 def square(side: float) -> list[float]:
