@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from codetr.classification import SIGMOID, Classification
+from codetr.masks import Masks, paste
 from codetr.tensor_struct import TensorStruct
 
 T = TypeVar("T", bound=TensorStruct)
@@ -106,13 +107,15 @@ class Targets(TensorStruct):
     ``boxes`` (N, 4) cxcywh in [0, 1]; ``labels`` (N,) int64, contiguous class indices;
     ``weights`` (N,), 1 for ground truth, a teacher's score for its boxes; ``size`` (2,) float,
     the (width, height) in pixels of the area that boxes are relative to (the image; the whole
-    canvas under LSJ).
+    canvas under LSJ); ``masks`` (N, H, W) uint8, 1 on the object, of the image padded to its own
+    ``Images.padded_sizes``, None where nothing learns them.
     """
 
     boxes: Tensor
     labels: Tensor
     weights: Tensor
     size: Tensor
+    masks: Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -207,12 +210,13 @@ class Detections(TensorStruct):
 
     ``boxes_xyxy_px`` (n, 4) in pixels: of the original image, or of the one that the network saw
     where an auxiliary head found them; ``scores`` (n,) in (0, 1]; ``labels`` (n,) int64, contiguous
-    class indices.
+    class indices; ``masks`` of the objects within their boxes, None without a mask head.
     """
 
     boxes_xyxy_px: Tensor
     scores: Tensor
     labels: Tensor
+    masks: Masks | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -224,6 +228,14 @@ class Detections(TensorStruct):
     def above(self, score: float) -> Detections:
         """The detections whose score is greater than ``score``."""
         return self.take(self.scores > score)
+
+    def bitmaps(self, size: tuple[int, int]) -> Tensor:
+        """(n, H, W) bool: the masks in the image of ``size`` (height, width) that the boxes are
+        of. Raises ValueError where there are none.
+        """
+        if self.masks is None:
+            raise ValueError("these detections have no masks: they are of a model without any")
+        return paste(self.masks.probabilities, self.boxes_xyxy_px, size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,7 @@ def objectness(classes: int, rows: int) -> Tensor | None:
     return torch.arange(1, rows).expand(classes, -1) if rows == classes else None
 
 
+_MASKS = r"detector\.mask_branch\."
 _HEADS = r"schemes\.collaborative\.heads\.\w+\."
 
 CLASS_ROWS: tuple[tuple[str, RowLayout], ...] = (
@@ -59,6 +60,9 @@ CLASS_ROWS: tuple[tuple[str, RowLayout], ...] = (
     (_HEADS + r"cls\.(weight|bias)", per_anchor),
     (_HEADS + r"box_head\.cls\.(weight|bias)", before_background),
     (_HEADS + r"box_head\.reg\.(weight|bias)", per_coordinate),
+    (_HEADS + r"mask_head\.classify\.(weight|bias)", per_anchor),
+    (_MASKS + r"head\.classify\.[0-2]\.(weight|bias)", per_anchor),  # the last is of all classes
+    (_MASKS + r"scoring\.iou\.(weight|bias)", per_anchor),
 )
 """Layout of the tensors that a pattern matches as a whole, by their names in a .ckpt."""
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from codetr.checkpoints.mmdet_swin import is_mmdet_swin, to_official_swin
+from codetr.checkpoints.official_masks import MASK_RULES
 from codetr.checkpoints.official_vit import SFP_RULES, VIT_RULES
 
 DROPPED = ""
@@ -27,6 +28,7 @@ _COLLABORATIVE = "schemes.collaborative."
 RULES: tuple[tuple[str, str], ...] = (
     *VIT_RULES,
     *SFP_RULES,
+    *MASK_RULES,
     (r".*\.num_batches_tracked", DROPPED),
     (r"backbone\..*\.(relative_position_index|attn_mask)", DROPPED),  # tables that are computed
     (r"data_preprocessor\..*", DROPPED),  # mean and std, which conf/ has

@@ -31,6 +31,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "codetr.supervision.aux_heads.coder": ("DeltaCoder",),
     "codetr.supervision.aux_heads.fcos": ("FcosHead",),
     "codetr.supervision.aux_heads.gfl": ("GflHead",),
+    "codetr.supervision.aux_heads.mask_head": ("FcnMaskHead",),
     "codetr.supervision.aux_heads.paa": ("PaaHead",),
     "codetr.supervision.aux_heads.rcnn": ("RcnnHead",),
     "codetr.supervision.aux_heads.retinanet": ("RetinaNetHead",),
@@ -79,6 +80,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "codetr.evaluation": ("CocoEvaluator", "Postprocess", "lvis_evaluator"),
     "codetr.nms": ("ClasswiseNms", "Nms", "SoftNms"),
     "codetr.models.heads": ("DetectionHead", "PerceptronHead", "TiedDetectionHead"),
+    "codetr.models.masks": ("MaskBranch", "MaskIouHead", "RefineMaskHead"),
     "codetr.models.necks": ("ChannelMapper", "IdentityNeck", "SimpleFeaturePyramid"),
     "codetr.supervision.schemes": (
         "Collaborative",
@@ -87,6 +89,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
         "Denoising",
         "Group",
         "Hybrid",
+        "InstanceMasks",
         "Mixed",
         "OneToOne",
         "Teacher",

@@ -11,17 +11,21 @@ from torch import nn
 from codetr.models.detectors.protocol import MAIN, Detector
 from codetr.structures import Batch, Decoded, Losses, LossTerm, Memory, QueryGroup, prefixed
 from codetr.supervision.assigners import Matching
-from codetr.supervision.schemes.protocol import MatchingScheme, Scheme, Start
+from codetr.supervision.schemes.protocol import MatchingScheme, Proposal, Scheme, Start
 
 
 def training_losses(detector: Detector, schemes: Mapping[str, Scheme], batch: Batch) -> Losses:
     """All losses of a batch, named ``scheme/layer/name``. ``total_loss`` sums them."""
     memory = detector.encode(batch.images)
-    groups, losses = propose(detector, schemes, memory, batch)
+    main, proposals = _proposals(detector, schemes, memory, batch)
+    groups, losses = _joined(main, proposals)
     decoded = detector.decode(memory, groups)
     scores = _scores(schemes, decoded, batch)
     for name in schemes:
         losses |= prefixed(name, scores[name])
+    for name, proposal in proposals.items():
+        if proposal.after is not None:
+            losses |= prefixed(name, proposal.after(decoded))
     return losses
 
 
@@ -29,15 +33,28 @@ def propose(
     detector: Detector, schemes: Mapping[str, Scheme], memory: Memory, batch: Batch
 ) -> tuple[list[QueryGroup], Losses]:
     """What is decoded, the main group and those that schemes add, and the losses known by then."""
+    return _joined(*_proposals(detector, schemes, memory, batch))
+
+
+def _proposals(
+    detector: Detector, schemes: Mapping[str, Scheme], memory: Memory, batch: Batch
+) -> tuple[QueryGroup, dict[str, Proposal]]:
+    """The main group, and what each scheme adds, by its name."""
     tables = [table for scheme in schemes.values() for table in scheme.tables]
     main, *further = detector.queries(memory, tables)
-    groups = [QueryGroup(name=MAIN, queries=main)]
-    losses: Losses = {}
     rest = iter(further)
+    proposals = {}
     for name, scheme in schemes.items():
         own = tuple(islice(rest, len(scheme.tables)))
         start = Start(detector=detector, memory=memory, main=main, own=own, batch=batch)
-        proposal = scheme.propose(start)
+        proposals[name] = scheme.propose(start)
+    return QueryGroup(name=MAIN, queries=main), proposals
+
+
+def _joined(main: QueryGroup, proposals: Mapping[str, Proposal]) -> tuple[list[QueryGroup], Losses]:
+    groups = [main]
+    losses: Losses = {}
+    for name, proposal in proposals.items():
         groups += proposal.groups
         losses |= prefixed(name, proposal.losses | _idle(proposal.idle))
     return groups, losses

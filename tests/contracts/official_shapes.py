@@ -142,6 +142,24 @@ def co_dino(
     return trunk + dino_transformer(5, queries, layers) + head + scaffolding
 
 
+def mask_fcn(classes: int) -> int:
+    """Of the region head: four convolutions, a transposed one, a map per class."""
+    return 4 * conv(DIM, DIM, 3, True) + conv(DIM, DIM, 2, True) + conv(DIM, classes, 1, True)
+
+
+def mask_refine(classes: int) -> int:
+    """On the detector: three stages that halve the width, and the score of a mask."""
+    total = 3 * (conv(DIM, DIM, 3) + norm(DIM))  # of the region, of the whole image twice
+    for stage in range(3):
+        width = DIM // 2**stage
+        total += linear(DIM, width) + linear(2 * width + 1, width)
+        total += 3 * conv(width, width, 3, bias=True) + linear(width, width)
+        total += linear(width, width // 2 - 1) + linear(width, classes)
+    total += linear(DIM // 8, 1)
+    scores = conv(DIM + 1, DIM, 3) + conv(DIM, DIM, 3) + 2 * norm(DIM)
+    return total + scores + linear(49 * DIM, 1024) + linear(1024, classes)
+
+
 def deformable_pp(trunk: int, classes: int = 80, queries: int = 300) -> int:
     return trunk + deformable_transformer(queries) + (LAYERS + 1) * branch(classes)
 
@@ -211,7 +229,13 @@ EXPECTED: dict[str, tuple[int, int]] = {
         co_dino(VIT_L, OBJECTS365, 1500, convolutional=True),
     ),
     "co_dino_5scale_lsj_vit_large_lvis": (LVIS, co_dino(VIT_L, LVIS)),
+    "co_dino_5scale_vit_large_coco_instance": (
+        COCO,
+        co_dino(VIT_L, COCO, 1500, convolutional=True) + mask_refine(COCO),
+    ),
+    "co_dino_5scale_lsj_vit_large_lvis_instance": (LVIS, co_dino(VIT_L, LVIS) + mask_refine(LVIS)),
     "co_deformable_detr_r50_1x_coco": (COCO, co_deformable(R50_C3)),
+    "co_deformable_detr_mask_r50_1x_coco": (COCO, co_deformable(R50_C3) + mask_fcn(COCO)),
     **{
         f"co_deformable_detr_swin_{size}_{n}_coco": (COCO, co_deformable(swin_trunk(*shape, 3)))
         for size, shape in {

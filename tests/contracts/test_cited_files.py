@@ -36,6 +36,7 @@ CO_DINO = [
     "swin_large_3x_coco",
 ]
 CO_DEFORMABLE = [
+    "mask_r50_1x",
     "r50_1x",
     "swin_base_1x",
     "swin_base_3x",
@@ -82,7 +83,9 @@ FILES = {
             for n in CO_DEFORMABLE
         ),
         "projects/configs/co_dino_vit/co_dino_5scale_lsj_vit_large_lvis.py",
+        "projects/configs/co_dino_vit/co_dino_5scale_lsj_vit_large_lvis_instance.py",
         "projects/configs/co_dino_vit/co_dino_5scale_vit_large_coco.py",
+        "projects/configs/co_dino_vit/co_dino_5scale_vit_large_coco_instance.py",
     },
     "HDETR/H-Deformable-DETR": _h_detr(),
     "Atten4Vis/MS-DETR": {

@@ -19,7 +19,7 @@ WORDS = {"cuda", "nccl"}
 HOSTS = {"cpu", "mps"}
 
 COVERED = {
-    "codetr/models/ops/roi_pool.py::_roi_align": (
+    "codetr/models/ops/roi_pool.py::align_rois": (
         "tests/unit/models/ops/test_roi_pool.py::test_our_gradient_is_for_the_cpu_alone"
     ),
     "codetr/nms.py::surviving": (

@@ -48,6 +48,7 @@ def test_the_documented_table_says_the_same() -> None:
     [
         ("co_dino_r50", "co_dino_5scale_r50_1x_coco"),
         ("co_deformable_detr_r50", "co_deformable_detr_r50_1x_coco"),
+        ("co_deformable_detr_mask_r50", "co_deformable_detr_mask_r50_1x_coco"),
     ],
 )
 def test_arithmetic_agrees_with_official_state_dicts(

@@ -61,6 +61,7 @@ CO_DINO_R50: Recipe = {
     "ema momentum": None,
     "layer_decay_rate": None,
     "num_co_heads": 2,
+    "loss_mask.loss_weight": None,
 }
 
 
@@ -216,9 +217,17 @@ def table() -> dict[str, Recipe]:
         "grad_clip.max_norm": None,
         "backbone.drop_path_rate": 0.3,
     }
+    masked = {name: f"{name}_instance" for name in ("vit_large_coco", "lsj_vit_large_lvis")}
+    weights = {"vit_large_coco": 1.33, "lsj_vit_large_lvis": 1.0}
+    for name, instance in masked.items():
+        found[instance] = {**found[name], "loss_mask.loss_weight": weights[name]}
     found = {f"co_dino_5scale_{name}": recipe for name, recipe in found.items()}
 
     found["co_deformable_detr_r50_1x_coco"] = CO_DEFORMABLE_R50
+    found["co_deformable_detr_mask_r50_1x_coco"] = {
+        **CO_DEFORMABLE_R50,
+        "loss_mask.loss_weight": 1.0,
+    }
     for size, one, three in (("tiny", 0.2, 0.3), ("small", 0.2, 0.4), ("base", 0.2, 0.4)):
         name = f"co_deformable_detr_swin_{size}"
         short = {**CO_DEFORMABLE_R50, **SWIN_WD, **swin(one)}
@@ -320,6 +329,12 @@ def region_stds(cfg: DictConfig) -> list[float] | None:
     return list(coder.stds) if coder else [0.1, 0.1, 0.2, 0.2]  # the default of RcnnHead
 
 
+def mask_weight(cfg: DictConfig) -> float | None:
+    """Of the detector's mask head, or of the region head's."""
+    part = cfg.scheme.get("masks") or cfg.aux_heads.get("rcnn", {}).get("mask_head")
+    return part.weight if part else None
+
+
 def denoising(cfg: DictConfig, *keys: str) -> dict[str, float] | None:
     part = cfg.scheme.get("denoising")
     return {key: part[f"{key}_noise"] for key in keys} if part else None
@@ -370,6 +385,7 @@ READ: dict[str, Callable[[DictConfig], Any]] = {
     "ema momentum": lambda c: 1 - c.callbacks.ema.decay if c.callbacks.ema else None,
     "layer_decay_rate": layer_decay,
     "num_co_heads": lambda c: len(c.aux_heads),
+    "loss_mask.loss_weight": mask_weight,
 }
 
 

@@ -60,7 +60,9 @@ def build(schemes: Sequence[str], heads: Sequence[str], *more: str) -> tuple[nn.
 
 
 def batch(counts: Sequence[int], size: int = 64) -> Batch:
-    """Random images (the last one narrower), image b with ``counts[b]`` boxes."""
+    """Random images (the last one narrower), image b with ``counts[b]`` boxes, and ellipses in them
+    as masks.
+    """
     generator = torch.Generator().manual_seed(1)
     sizes = torch.tensor([[size, size]] * len(counts))
     sizes[-1, 1] = size - 16
@@ -76,15 +78,28 @@ def batch(counts: Sequence[int], size: int = 64) -> Batch:
     for count, own in zip(counts, sizes.flip(1), strict=True):
         low = torch.rand(count, 2, generator=generator) * 0.4 + 0.3
         extent = torch.rand(count, 2, generator=generator) * 0.3 + 0.1
+        boxes = torch.cat([low, extent], dim=1)
         targets.append(
             Targets(
-                boxes=torch.cat([low, extent], dim=1),
+                boxes=boxes,
                 labels=torch.randint(NUM_CLASSES, (count,), generator=generator),
                 weights=torch.ones(count),
                 size=own.float(),
+                masks=ellipses(boxes, own),
             )
         )
     return Batch(images=images, targets=tuple(targets), teachers=(_followed(targets, generator),))
+
+
+def ellipses(boxes: Tensor, size: Tensor) -> Tensor:
+    """(N, H, W) uint8 of ``boxes`` (N, 4) cxcywh in [0, 1] of an image of ``size`` (2,), width and
+    height.
+    """
+    width, height = size.tolist()
+    x, y = (torch.arange(side) + 0.5 for side in (width, height))
+    cx, cy, w, h = (boxes * size.repeat(2)).T[..., None, None]
+    inside = ((x - cx) / (w / 2)) ** 2 + ((y[:, None] - cy) / (h / 2)) ** 2 <= 1
+    return inside.to(torch.uint8)
 
 
 def _followed(targets: Sequence[Targets], generator: torch.Generator) -> tuple[Targets, ...]:

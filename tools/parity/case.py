@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codetr.boxes import xyxy_to_cxcywh
@@ -16,6 +17,7 @@ from codetr.structures import Batch, ImageInfo, Images, Targets
 from tools.parity.experiment import Experiment, build_experiment
 from tools.parity.recorded import Recorded
 from tools.parity.rules import make_inputs
+from tools.parity.rules_masks import has_masks, make_masks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,8 @@ def make_batch(recorded: Recorded, whole_canvas: bool, dtype: torch.dtype) -> Ba
     )
     own = torch.tensor(info["sizes"])
     sizes = torch.tensor(pixels.shape[2:]).expand_as(own) if whole_canvas else own
+    masked = has_masks([key for key, _ in recorded.entries])
+    masks = [_masks(b, s, o) if masked else None for b, s, o in zip(boxes, own, sizes, strict=True)]
     padding = torch.ones(len(sizes), *pixels.shape[2:], dtype=torch.bool)
     for mask, (height, width) in zip(padding, sizes.tolist(), strict=True):
         mask[:height, :width] = False
@@ -92,7 +96,8 @@ def make_batch(recorded: Recorded, whole_canvas: bool, dtype: torch.dtype) -> Ba
             padded_sizes=sizes,
         ),
         targets=tuple(
-            _targets(*parts, dtype) for parts in zip(boxes, labels, sizes.flip(1), strict=True)
+            targets_of(*parts, dtype)
+            for parts in zip(boxes, labels, sizes.flip(1), masks, strict=True)
         ),
         infos=tuple(
             ImageInfo(image_id=b, original_size=(int(h), int(w)), scale=(1.0, 1.0))
@@ -101,7 +106,19 @@ def make_batch(recorded: Recorded, whole_canvas: bool, dtype: torch.dtype) -> Ba
     )
 
 
-def _targets(boxes: Any, labels: Any, size: Tensor, dtype: torch.dtype) -> Targets:
+def _masks(boxes: Any, size: Tensor, canvas: Tensor) -> Tensor:
+    """(N, H, W) of an image of ``size`` (2,) height, width, padded to ``canvas`` (2,)."""
+    made = torch.from_numpy(make_masks(boxes, size.tolist()))
+    bottom, right = (canvas - size).tolist()
+    return F.pad(made, (0, right, 0, bottom))
+
+
+def targets_of(
+    boxes: Any, labels: Any, size: Tensor, masks: Tensor | None, dtype: torch.dtype
+) -> Targets:
+    """Arrays ``boxes`` (N, 4) xyxy px and ``labels`` (N,) of an image of ``size`` (2,) width and
+    height, with ``masks`` (N, H, W).
+    """
     size = size.to(dtype)
     relative = xyxy_to_cxcywh(torch.from_numpy(boxes).to(dtype)) / size.repeat(2)
     return Targets(
@@ -109,4 +126,5 @@ def _targets(boxes: Any, labels: Any, size: Tensor, dtype: torch.dtype) -> Targe
         labels=torch.from_numpy(labels),
         weights=torch.ones(len(labels), dtype=dtype),
         size=size,
+        masks=masks,
     )

@@ -17,6 +17,7 @@ from tools.parity.heads import check_head
 from tools.parity.models import check_model, not_compared
 from tools.parity.ms_detr import check_ms_detr
 from tools.parity.recorded import ARRAYS, INFO, Recorded
+from tools.parity.refine_mask import check_refine_mask, is_refine_mask
 from tools.parity.table import Row
 from tools.parity.teach_detr import check_teach_detr
 
@@ -66,6 +67,10 @@ def check(folder: Path, precision: str | None = None) -> Report:
             title = f"{name}: {experiment}, float64"
             return Report(title=title, rows=tuple(rows), untouched=_untouched(folder, rows))
     recorded = Recorded.load(folder)
+    if is_refine_mask(recorded):
+        rows = check_refine_mask(recorded)
+        rest = tuple(not_compared(recorded, rows))
+        return Report(title=f"heads/{name}", rows=tuple(rows), untouched=rest)
     if HEAD_ALONE & set(recorded.info):
         return Report(title=f"heads/{name}", rows=tuple(check_head(folder)))
     chosen = precision or recorded.info.get("precision", "float64")

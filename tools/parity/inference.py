@@ -13,7 +13,9 @@ from codetr.models.detectors.protocol import MAIN
 from codetr.models.transformers.queries import grid_proposals
 from codetr.structures import Memory, Predictions, Pyramid, QueryGroup
 from codetr.supervision.aux_heads.matched import boxes_xyxy_px
+from tools.parity.branch_values import evaluated_branch
 from tools.parity.case import Case
+from tools.parity.mask_values import evaluated_masks
 from tools.parity.probe import probe
 
 Values = dict[str, Tensor]
@@ -27,8 +29,16 @@ def evaluation_values(case: Case) -> Values:
     encoded, memory = _encoding(case)
     decoded, last = _decoding(case, memory)
     values = encoded | decoded | _detections(case, last)
+    sizes, infos = case.batch.images.sizes, case.batch.infos
+    main = case.postprocess(last, sizes, infos)
+    if case.detector.mask_branch is not None:
+        values |= evaluated_branch(case, memory, main)
     if case.heads:
-        values |= _auxiliary(case, case.schemes["collaborative"].auxiliary_pyramid(memory))
+        pyramid = case.schemes["collaborative"].auxiliary_pyramid(memory)
+        values |= _auxiliary(case, pyramid)
+        head = case.heads.get("rcnn")
+        if getattr(head, "mask_head", None) is not None:
+            values |= evaluated_masks(case, head, pyramid, main)
     return {f"eval/{name}": value for name, value in values.items()}
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from codetr.errors import UserError
-from tools.parity.rules import make_tensor
-from tools.parity.table import EXACT, Row, Tolerance, compare
+from tools.parity.rules_masks import make_tensor
+from tools.parity.table import EXACT, Row, Tolerance, compare, compare_bits
 
 INFO, ARRAYS, STRIDES, KEYS, LOSSES = (
     "info.json",
@@ -30,7 +30,8 @@ class Recorded:
 
     ``info`` names the official configuration and the inputs; ``entries`` the official state dict
     as (name, shape); ``arrays`` the recorded tensors, of which each keeps every ``strides``-th
-    value of its flattened whole; ``losses`` is empty where the run did not train.
+    value of its flattened whole, or all of it as bits in bytes where it is among the ``packed``
+    ones, with the length of the last axis; ``losses`` is empty where the run did not train.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class Recorded:
     entries: tuple[tuple[str, tuple[int, ...]], ...]
     arrays: dict[str, np.ndarray[Any, Any]]
     strides: dict[str, int]
+    packed: dict[str, int]
     losses: dict[str, Any]
 
     @classmethod
@@ -60,6 +62,11 @@ class Recorded:
             ),
             arrays=arrays,
             strides={name: entry.get("stride", 1) for name, entry in stats.items()},
+            packed={
+                name: entry["shape"][-1]
+                for name, entry in stats.items()
+                if "packed" in entry.get("dtype", "")
+            },
             losses=_json(folder / LOSSES),
         )
 
@@ -88,6 +95,9 @@ class Recorded:
     def row(self, name: str, ours: Any, tolerance: Tolerance = EXACT) -> Row:
         """Compare our whole tensor with what is kept of the recorded one."""
         value = ours.detach().cpu().numpy() if isinstance(ours, Tensor) else np.asarray(ours)
+        if name in self.packed:
+            stored = np.unpackbits(self.arrays[name], axis=-1, count=self.packed[name])
+            return compare_bits(name, value, stored, int(tolerance.absolute))
         kept = value.reshape(-1)[:: self.strides.get(name, 1)]
         return compare(name, kept, self.arrays[name].reshape(-1), tolerance)
 

@@ -39,6 +39,19 @@ class Row:
     ok: bool
 
 
+def compare_bits(quantity: str, ours: Any, recorded: Any, most: int = 0) -> Row:
+    """How many of two arrays of 0 and 1 differ: at most ``most`` may. Another shape: all do."""
+    mine, other = np.asarray(ours).astype(bool), np.asarray(recorded).astype(bool)
+    different = int((mine != other).sum()) if mine.shape == other.shape else other.size
+    return Row(
+        quantity=quantity,
+        absolute=float(different),
+        relative=different / max(other.size, 1),
+        tolerance=f"{most} bits" if most else "equal",
+        ok=mine.shape == other.shape and different <= most,
+    )
+
+
 def compare(quantity: str, ours: Any, recorded: Any, tolerance: Tolerance = EXACT) -> Row:
     """Compare tensors, arrays or numbers of one shape.
 

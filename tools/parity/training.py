@@ -21,11 +21,14 @@ from codetr.structures import Candidates, Decoded, QueryGroup, total_loss
 from codetr.supervision.aux_heads.matched import boxes_xyxy_px
 from codetr.supervision.schemes.positives import positive_group
 from codetr.training.losses import training_losses
+from tools.parity.branch_values import trained_branch
 from tools.parity.case import Case
 from tools.parity.inference import Values, atss_outputs, scored
+from tools.parity.mask_values import trained_masks
 from tools.parity.rules import fixed_permutation
 
 DENOISING = "denoising"
+MASKS = "masks"
 OFFICIAL_TERMS = {"cls": "loss_cls", "bbox": "loss_bbox", "giou": "loss_iou"}
 HEAD_NUMBERS = {"rcnn": "0", "atss": "1"}
 
@@ -94,6 +97,8 @@ def _gradient_norms(case: Case) -> Iterator[tuple[str, float]]:
 def official_loss(name: str, num_layers: int) -> str:
     """The official name of one of our losses."""
     scheme, *place, term = name.split("/")
+    if scheme == MASKS:
+        return f"loss_{term}"
     if scheme == "collaborative" and len(place) == 1:
         return f"loss_{term}" if term.startswith("rpn_") else f"loss_{term}{_number(place[0])}"
     term = OFFICIAL_TERMS.get(term, term)
@@ -121,10 +126,14 @@ def own_names(official: str, shape: Sequence[int], heads: Sequence[str]) -> tupl
 def training_values(case: Case, step: Step) -> Values:
     """Queries, predictions and assignments of ``step``; the heads' parts are computed again."""
     values = _main(step.decoded) | _denoising(step.decoded)
+    if case.heads or MASKS in case.schemes:
+        with without_randomness(case):
+            memory = case.detector.encode(case.batch.images)
+            if MASKS in case.schemes:
+                values |= trained_branch(case, memory, step.decoded)
     if case.heads:
         scheme = case.schemes["collaborative"]
         with without_randomness(case):
-            memory = case.detector.encode(case.batch.images)
             pyramid = scheme.auxiliary_pyramid(memory)
             for number, (name, head) in enumerate(case.heads.items()):
                 output = head(pyramid, case.batch)
@@ -227,6 +236,8 @@ def _rcnn(case: Case, head: Any, pyramid: Any) -> Values:
         values[f"rpn{b}_proposals"] = scored(found.boxes, found.scores)
     regions = head.sample([p.boxes for p in proposals], targets)
     numbers = [torch.full_like(r.boxes[:, :1], b) for b, r in enumerate(regions)]
+    if head.mask_head is not None:
+        values |= trained_masks(case, head, pyramid, regions)
     features = head.pool(pyramid, [r.boxes for r in regions])
     logits, deltas = head.classify(features)
     return values | {

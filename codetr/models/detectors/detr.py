@@ -11,6 +11,7 @@ from codetr.models.backbones import Backbone
 from codetr.models.detectors.grouping import additive, attention_mask, joined, separable, split
 from codetr.models.detectors.protocol import MAIN
 from codetr.models.heads import Head
+from codetr.models.masks import MaskBranch
 from codetr.models.necks import Neck
 from codetr.models.transformers import Decoder, Encoder, QueryForm, QueryInit, QueryTable
 from codetr.structures import (
@@ -26,7 +27,8 @@ from codetr.structures import (
 class Detr(nn.Module):
     """Backbone, neck, encoder, query initialisation, decoder and head: no training inside.
 
-    ``neck`` builds the neck from the backbone's channels and strides. With ``one_pass`` all query
+    ``neck`` builds the neck from the backbone's channels and strides. ``mask_branch`` finds the
+    masks of the boxes, where there is one; boxes do not depend on it. With ``one_pass`` all query
     groups share each decoder call under a mask; without, groups that do not see each other are
     decoded one after the other: the same numbers with less memory.
     """
@@ -40,6 +42,7 @@ class Detr(nn.Module):
         decoder: Decoder,
         head: Head,
         one_pass: bool = True,
+        mask_branch: MaskBranch | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -49,6 +52,7 @@ class Detr(nn.Module):
         self.decoder = decoder
         self.head = head
         self.one_pass = one_pass
+        self.mask_branch = mask_branch
         if head.num_layers != decoder.num_layers:
             raise ValueError(
                 f"the head is made for {head.num_layers} decoder layers but there are "
@@ -101,7 +105,10 @@ class Detr(nn.Module):
 
     def forward(self, images: Images) -> Predictions:
         """The last layer's predictions of the main queries."""
-        memory = self.encode(images)
+        return self.predict(self.encode(images))
+
+    def predict(self, memory: Memory) -> Predictions:
+        """The second half of ``forward``, where the memory serves for more than boxes."""
         (main,) = self.queries(memory)
         group = QueryGroup(name=MAIN, queries=main)
         return self.decode(memory, [group])[MAIN].layers[-1]

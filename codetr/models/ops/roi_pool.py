@@ -29,15 +29,14 @@ def pool_rois(pyramid: Pyramid, rois: Sequence[Tensor], size: int = 7) -> Tensor
 
     Half-pixel aligned, with as many samples per bin as it has cells.
     """
-    index = torch.cat([box.new_full((len(box), 1), image) for image, box in enumerate(rois)])
-    indexed = torch.cat([index, torch.cat(list(rois))], dim=1)
+    indexed = with_image(rois)
     level = roi_levels(indexed[:, 1:], pyramid.strides[0], len(pyramid.maps))
     # Sorting by level costs one transfer of the counts; a mask per level would cost one each.
     order = level.argsort(stable=True)
     numbers = torch.arange(len(pyramid.maps), device=level.device)
     counts = (level[:, None] == numbers).sum(dim=0).tolist()
     pooled = [
-        _roi_align(at_least_float32(features), part, size, 1 / stride)
+        align_rois(at_least_float32(features), part, size, 1 / stride)
         for features, stride, part in zip(
             pyramid.maps, pyramid.strides, indexed[order].split(counts), strict=True
         )
@@ -45,9 +44,19 @@ def pool_rois(pyramid: Pyramid, rois: Sequence[Tensor], size: int = 7) -> Tensor
     return torch.cat(pooled)[order.argsort()].to(pyramid.maps[0].dtype)
 
 
-def _roi_align(features: Tensor, rois: Tensor, size: int, scale: float) -> Tensor:
-    """(R, C, size, size) of ``rois`` (R, 5), image and xyxy px. Only on the CPU by our backward
-    pass: elsewhere torchvision has a deterministic form where that is asked for.
+def with_image(rois: Sequence[Tensor]) -> Tensor:
+    """(R, 5) the number of the image, then the corners, of ``rois``: per image (R_b, 4)."""
+    index = torch.cat([box.new_full((len(box), 1), image) for image, box in enumerate(rois)])
+    return torch.cat([index, torch.cat(list(rois))], dim=1)
+
+
+def align_rois(features: Tensor, rois: Tensor, size: int, scale: float) -> Tensor:
+    """(R, C, size, size) RoIAlign of ``rois`` (R, 5), image and xyxy px, on maps ``features``
+    (B, C, H, W) of ``scale`` cells per pixel: half-pixel aligned, with as many samples per bin as
+    it has cells.
+
+    Only on the CPU by our backward pass: elsewhere torchvision has a deterministic form where that
+    is asked for.
     """
     if features.device.type == "cpu":
         found: Tensor = _RoiAlign.apply(features, rois, size, scale)

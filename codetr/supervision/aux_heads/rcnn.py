@@ -1,19 +1,21 @@
 """Faster R-CNN (Ren et al. 2015) as an auxiliary head: proposals, then regions.
 
-Parameter names: ``rpn.*`` (see ``rpn``) for the official ``rpn_head.*`` and ``box_head.*`` (see
-``box_head``) for ``roi_head.*.bbox_head.*``.
+Parameter names: ``rpn.*`` (see ``rpn``) for the official ``rpn_head.*``, ``box_head.*`` (see
+``box_head``) for ``roi_head.*.bbox_head.*``, and ``mask_head.*`` (see ``mask_head``) for
+``roi_head.*.mask_head.*``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codetr.boxes import at_least_float32, clip_xyxy, paired_giou
+from codetr.masks import Masks
 from codetr.models.ops.roi_pool import pool_rois
 from codetr.nms import ClasswiseNms
 from codetr.structures import (
@@ -30,17 +32,13 @@ from codetr.supervision.assigners.max_iou import MaxIouAssigner
 from codetr.supervision.assigners.sampling import RandomSampler
 from codetr.supervision.aux_heads.box_head import BoxHead, SharedFcBoxHead
 from codetr.supervision.aux_heads.coder import DeltaCoder
-from codetr.supervision.aux_heads.matched import (
-    Matched,
-    boxes_xyxy_px,
-    candidates,
-    match,
-    true_boxes,
-)
+from codetr.supervision.aux_heads.mask_head import FcnMaskHead
+from codetr.supervision.aux_heads.matched import boxes_xyxy_px, candidates
 from codetr.supervision.aux_heads.protocol import AuxOutput
+from codetr.supervision.aux_heads.regions import Regions, RegionSampler
 from codetr.supervision.aux_heads.rpn import Rpn
 from codetr.supervision.aux_heads.selection import top_pairs
-from codetr.tensor_struct import TensorStruct
+from codetr.supervision.mask_targets import mask_targets
 
 CODER = DeltaCoder(stds=(0.1, 0.1, 0.2, 0.2))
 ASSIGNER = MaxIouAssigner(positive=0.5, negative=0.5)
@@ -49,24 +47,13 @@ NMS = ClasswiseNms(iou=0.5)
 MAX_CANDIDATES = 2000
 
 
-@dataclass(frozen=True, kw_only=True)
-class Regions(TensorStruct):
-    """Sampled regions of one image, positives first: ``boxes`` (R, 4) xyxy px and what they are
-    ``matched`` with.
-    """
-
-    boxes: Tensor
-    matched: Matched
-
-    def __len__(self) -> int:
-        return self.boxes.shape[0]
-
-
 class RcnnHead(nn.Module):
     """Region proposals on all levels, regions on all but the last (the extra, coarsest one).
 
     ``channels`` of the maps, ``num_levels`` of the pyramid; ``rpn`` and ``box_head`` are built as
-    in Co-DETR where they are not given. ``nms`` is for detections of this branch alone.
+    in Co-DETR where they are not given. With a ``mask_head`` it is Mask R-CNN (He et al. 2017): the
+    positive regions learn the masks of their objects, and detections have masks. ``nms`` is for
+    detections of this branch alone.
     """
 
     def __init__(
@@ -77,6 +64,7 @@ class RcnnHead(nn.Module):
         num_levels: int,
         rpn: Rpn | None = None,
         box_head: BoxHead | None = None,
+        mask_head: FcnMaskHead | None = None,
         cls_weight: float = 1.0,
         bbox_weight: float = 10.0,
         coder: DeltaCoder = CODER,
@@ -92,10 +80,12 @@ class RcnnHead(nn.Module):
         self.coder, self.assigner, self.sampler, self.nms = coder, assigner, sampler, nms
         self.rpn = rpn or Rpn(channels=channels)
         self.box_head = box_head or SharedFcBoxHead(num_classes=num_classes, channels=channels)
+        self.mask_head = mask_head
 
     def forward(self, pyramid: Pyramid, batch: Batch) -> AuxOutput:
-        """Losses ``rpn_cls``, ``rpn_bbox``, ``cls``, ``bbox``; candidates are the sampled regions
-        (not their refinements), as many of each image as the image with fewest has.
+        """Losses ``rpn_cls``, ``rpn_bbox``, ``cls``, ``bbox``, and ``mask`` with a mask head;
+        candidates are the sampled regions (not their refinements), as many of each image as the
+        image with fewest has.
         """
         # Without a graph, since the loss looks at the sampled anchors alone (``Rpn.at``). Not by
         # ``no_grad``: autocast would keep the cast weights without a graph for that loss, too.
@@ -105,35 +95,25 @@ class RcnnHead(nn.Module):
         features = self.pool(pyramid, [r.boxes for r in regions])
         return AuxOutput(
             losses=self.rpn.losses(first_stage.anchors, pyramid, batch.targets)
-            | self.losses(*self.classify(features), regions, batch.targets),
+            | self.losses(*self.classify(features), regions, batch.targets)
+            | self.mask_losses(pyramid, regions, batch.targets),
             candidates=_candidates(regions, features.mean(dim=(2, 3)), batch.targets),
         )
 
     def sample(self, proposals: list[Tensor], targets: tuple[Targets, ...]) -> tuple[Regions, ...]:
         """Assign and sample the true boxes and ``proposals`` (R, 4) xyxy px of every image."""
-        truths = true_boxes(targets)
-        assignments = [
-            torch.cat([torch.arange(len(truth), device=boxes.device), self.assigner(boxes, truth)])
-            for boxes, truth in zip(proposals, truths, strict=True)
-        ]
-        regions = []
-        for boxes, truth, assigned, chosen, target in zip(
-            proposals, truths, assignments, self.sampler.batch(assignments), targets, strict=True
-        ):
-            index = chosen.index
-            regions.append(
-                Regions(
-                    boxes=torch.cat([truth.to(boxes.dtype), boxes])[index],
-                    matched=match(target, assigned[index], self.num_classes),
-                )
-            )
-        return tuple(regions)
+        sampled = RegionSampler(
+            assigner=self.assigner, sampler=self.sampler, num_classes=self.num_classes
+        )
+        return sampled(proposals, targets)
 
-    def pool(self, pyramid: Pyramid, boxes: list[Tensor]) -> Tensor:
-        """(R, C, S, S) features of all images' ``boxes`` (R_b, 4) xyxy px."""
+    def pool(self, pyramid: Pyramid, boxes: list[Tensor], size: int | None = None) -> Tensor:
+        """(R, C, size, size) features of all images' ``boxes`` (R_b, 4) xyxy px; None: of the size
+        that the box head takes.
+        """
         last = self.num_levels - 1
         fine = replace(pyramid, maps=pyramid.maps[:last], strides=pyramid.strides[:last])
-        return pool_rois(fine, boxes, self.box_head.roi_size)
+        return pool_rois(fine, boxes, size or self.box_head.roi_size)
 
     def classify(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (R, K + 1) and deltas (R, K or 1, 4), at least float32."""
@@ -166,6 +146,23 @@ class RcnnHead(nn.Module):
             "bbox": LossTerm(((1 - giou) * positive).sum() / divisor, self.bbox_weight),
         }
 
+    def mask_losses(
+        self, pyramid: Pyramid, regions: tuple[Regions, ...], targets: tuple[Targets, ...]
+    ) -> Losses:
+        """``mask``: binary cross-entropy of the map of the object's class, the mean over the cells
+        of all positive regions of this process; nothing without a mask head.
+        """
+        if self.mask_head is None:
+            return {}
+        boxes = [r.positive_boxes for r in regions]
+        features = self.pool(pyramid, boxes, self.mask_head.roi_size)
+        labels = torch.cat([r.positive_labels for r in regions])
+        logits = at_least_float32(self.mask_head(features, labels))
+        numbers = [r.target for r in regions]
+        truth = mask_targets(targets, boxes, numbers, self.mask_head.mask_size).to(logits)
+        entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="sum")
+        return {"mask": LossTerm(entropy / max(truth.numel(), 1), self.mask_head.weight)}
+
     def predict(self, pyramid: Pyramid, images: Images) -> tuple[Detections, ...]:
         """Detections per image, from the proposals of the first stage."""
         found = self.rpn.proposals(
@@ -176,10 +173,12 @@ class RcnnHead(nn.Module):
     def detect(
         self, pyramid: Pyramid, images: Images, proposals: list[Tensor]
     ) -> tuple[Detections, ...]:
-        """Classify and refine given ``proposals``: per image (R_b, 4) xyxy px."""
+        """Classify and refine given ``proposals``: per image (R_b, 4) xyxy px. Masks are those of
+        the refined boxes.
+        """
         logits, deltas = self.classify(self.pool(pyramid, proposals))
         counts = [len(p) for p in proposals]
-        return tuple(
+        found = tuple(
             self._detect_image(*parts)
             for parts in zip(
                 proposals,
@@ -188,6 +187,21 @@ class RcnnHead(nn.Module):
                 images.sizes,
                 strict=True,
             )
+        )
+        return found if self.mask_head is None else self.with_masks(pyramid, found)
+
+    def with_masks(self, pyramid: Pyramid, found: tuple[Detections, ...]) -> tuple[Detections, ...]:
+        """``found`` in pixels of the images that the maps are of, with the masks of their classes;
+        a mask's score is that of its box. Raises ValueError without a mask head.
+        """
+        if self.mask_head is None:
+            raise ValueError("this head was built without a mask_head")
+        features = self.pool(pyramid, [one.boxes_xyxy_px for one in found], self.mask_head.roi_size)
+        logits = self.mask_head(features, torch.cat([one.labels for one in found]))
+        parts = at_least_float32(logits).sigmoid().split([len(one) for one in found])
+        return tuple(
+            replace(one, masks=Masks(probabilities=part, scores=one.scores))
+            for one, part in zip(found, parts, strict=True)
         )
 
     def _detect_image(

@@ -8,6 +8,7 @@ from codetr.supervision.schemes.collaborative import (
 from codetr.supervision.schemes.denoising import Denoising
 from codetr.supervision.schemes.group import Group
 from codetr.supervision.schemes.hybrid import Hybrid
+from codetr.supervision.schemes.instance_masks import InstanceMasks
 from codetr.supervision.schemes.mixed import Mixed
 from codetr.supervision.schemes.one_to_one import OneToOne
 from codetr.supervision.schemes.protocol import MatchingScheme, Proposal, Scheme, Start
@@ -20,6 +21,7 @@ __all__ = [
     "Denoising",
     "Group",
     "Hybrid",
+    "InstanceMasks",
     "MatchingScheme",
     "Mixed",
     "OneToOne",

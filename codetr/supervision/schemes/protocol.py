@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -31,12 +31,14 @@ class Start:
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
     """What a scheme adds before decoding: query groups, and losses known by then. ``idle`` are the
-    modules that no loss of this batch reaches: their parameters get gradients of zero.
+    modules that no loss of this batch reaches: their parameters get gradients of zero. ``after``
+    gives losses that need what was decoded *and* what the scheme started from, such as the memory.
     """
 
     groups: tuple[QueryGroup, ...] = ()
     losses: Losses = field(default_factory=dict)
     idle: tuple[nn.Module, ...] = ()
+    after: Callable[[Mapping[str, Decoded]], Losses] | None = None
 
 
 class Scheme(nn.Module, ABC):

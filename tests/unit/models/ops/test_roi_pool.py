@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import roi_align
 
-from codetr.models.ops.roi_pool import _roi_align, pool_rois, roi_levels
+from codetr.models.ops.roi_pool import align_rois, pool_rois, roi_levels
 from codetr.structures import Pyramid
 
 
@@ -57,6 +57,6 @@ def test_gradient_is_that_of_torchvision(threads: int, regions: int) -> None:
 def test_our_gradient_is_for_the_cpu_alone(device: str, ours: bool) -> None:
     """Elsewhere torchvision's own has a deterministic form, ``meta`` standing for a GPU."""
     maps = torch.zeros(1, 3, 8, 8, device=device, requires_grad=True)
-    found = _roi_align(maps, torch.zeros(2, 5, device=device), size=7, scale=0.25)
+    found = align_rois(maps, torch.zeros(2, 5, device=device), size=7, scale=0.25)
     assert found.shape == (2, 3, 7, 7)
     assert ("_RoiAlign" in found.grad_fn.name()) is ours

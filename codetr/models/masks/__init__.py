@@ -1,0 +1,7 @@
+"""Mask heads that are deployed: they find the masks of the detector's own boxes."""
+
+from codetr.models.masks.branch import MaskBranch, MaskPredictions
+from codetr.models.masks.refine import RefineMaskHead
+from codetr.models.masks.scoring import MaskIouHead
+
+__all__ = ["MaskBranch", "MaskIouHead", "MaskPredictions", "RefineMaskHead"]

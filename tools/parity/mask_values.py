@@ -1,0 +1,137 @@
+"""All quantities of the region head's masks under their official names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codetr.boxes import at_least_float32
+from codetr.masks import probability
+from codetr.models.ops.roi_pool import roi_levels, with_image
+from codetr.structures import Detections, ImageInfo, Pyramid
+from codetr.supervision.aux_heads.matched import boxes_xyxy_px
+from codetr.supervision.mask_targets import mask_shares, mask_targets, true_masks
+from codetr.training.branches import in_original
+from tools.parity.case import Case
+
+Values = dict[str, Tensor]
+
+
+def original_infos(case: Case) -> tuple[ImageInfo, ...]:
+    """Where the recorded run, which rescaled its detections, had the images come from."""
+    recorded = case.recorded.info["eval"]
+    factors = recorded["scale_factor_f32"]
+    return tuple(
+        replace(info, original_size=(height, width), scale=(factor[0], factor[1]))
+        for info, (height, width), factor in zip(
+            case.batch.infos, recorded["ori_shapes"], factors, strict=True
+        )
+    )
+
+
+def evaluated_masks(case: Case, head: Any, pyramid: Pyramid, main: Sequence[Detections]) -> Values:
+    """Masks of the head's own detections, of the query head's (``main``, in pixels of the network's
+    input), of the true boxes, and of any recorded regions.
+    """
+    values: Values = {}
+    found = head.predict(pyramid, case.batch.images)
+    rescaled = in_original(found, original_infos(case))
+    for b, (one, whole, info) in enumerate(zip(found, rescaled, case.batch.infos, strict=True)):
+        boxes = [o.boxes_xyxy_px if o is one else o.boxes_xyxy_px[:0] for o in found]
+        features = head.pool(pyramid, boxes, head.mask_head.roi_size)
+        logits = head.mask_head(features, one.labels)
+        name = f"roi_mask{b}"
+        values[f"{name}_feats"], values[f"{name}_logits"] = features, logits
+        values[f"{name}_logits_mean"] = logits.mean(dim=(1, 2))
+        values[f"{name}_logits_first8"] = logits[:8]
+        values[f"roi_rescaled_mask{b}_logits_first8"] = logits[:8]
+        values |= _bitmaps(name, one.bitmaps(info.original_size))
+        size = original_infos(case)[b].original_size
+        values |= _bitmaps(f"roi_rescaled_mask{b}", whole.bitmaps(size))
+        values[f"roi_rescaled_det{b}_boxes_scores"] = torch.cat(
+            [whole.boxes_xyxy_px, whole.scores[:, None]], dim=1
+        )
+        values[f"roi_rescaled_det{b}_labels"] = whole.labels
+        values |= _one_pasted(case, name, one)
+    features = head.pool(pyramid, [one.boxes_xyxy_px for one in main], head.mask_head.roi_size)
+    logits = head.mask_head(features, torch.cat([one.labels for one in main]))
+    own = logits.split([len(one) for one in main])
+    for b, one in enumerate(head.with_masks(pyramid, tuple(main))):
+        values[f"query_mask{b}_logits"] = own[b]
+        values |= _bitmaps(f"query_mask{b}", one.bitmaps(case.batch.infos[b].original_size))
+    truths = [boxes_xyxy_px(t.boxes, t) for t in case.batch.targets]
+    return values | _of_regions("gt", head, pyramid, truths) | _wide(case, head, pyramid)
+
+
+def _bitmaps(name: str, bits: Tensor) -> Values:
+    return {f"{name}_bits": bits, f"{name}_area": bits.sum(dim=(1, 2))}
+
+
+def _one_pasted(case: Case, name: str, found: Detections) -> Values:
+    """The probabilities of the mask and the window that were recorded."""
+    arrays = case.recorded.arrays
+    if f"eval/{name}_paste_index" not in arrays:
+        return {}
+    (index,) = arrays[f"eval/{name}_paste_index"].tolist()
+    top, bottom, left, right = arrays[f"eval/{name}_paste_window"].tolist()
+    assert found.masks is not None
+    cells, box = found.masks.probabilities[index], found.boxes_xyxy_px[index]
+    return {f"{name}_paste_prob": probability(cells, box, (top, bottom, left, right))}
+
+
+def _of_regions(prefix: str, head: Any, pyramid: Pyramid, boxes: list[Tensor]) -> Values:
+    features = head.pool(pyramid, boxes, head.mask_head.roi_size)
+    return {
+        f"{prefix}_mask_feats": features,
+        f"{prefix}_mask_pred": _all_classes(head.mask_head, features),
+        f"{prefix}_{'level' if prefix == 'wide' else 'mask_level'}": _levels(pyramid, boxes, head),
+    }
+
+
+def _all_classes(mask_head: Any, features: Tensor) -> Tensor:
+    maps: Tensor = mask_head.classify(mask_head.upsample(mask_head.convs(features)).relu())
+    return maps
+
+
+def _levels(pyramid: Pyramid, boxes: Sequence[Tensor], head: Any) -> Tensor:
+    return roi_levels(torch.cat(list(boxes)), pyramid.strides[0], head.num_levels - 1)
+
+
+def _wide(case: Case, head: Any, pyramid: Pyramid) -> Values:
+    stored = case.recorded.arrays.get("eval/wide_rois")
+    if stored is None:
+        return {}
+    rois = torch.from_numpy(stored).to(pyramid.maps[0].dtype)
+    boxes = [rois[rois[:, 0] == b, 1:] for b in range(len(case.batch))]
+    as_recorded = rois[:, 0].argsort(stable=True).argsort()
+    found = _of_regions("wide", head, pyramid, boxes) | {"wide_rois": with_image(boxes)}
+    return {name: value[as_recorded] for name, value in found.items()}
+
+
+def trained_masks(case: Case, head: Any, pyramid: Pyramid, regions: Sequence[Any]) -> Values:
+    """The positive regions of a training step: predictions and targets."""
+    targets = case.batch.targets
+    boxes = [r.positive_boxes for r in regions]
+    numbers = [r.target for r in regions]
+    labels = torch.cat([r.positive_labels for r in regions])
+    features = head.pool(pyramid, boxes, head.mask_head.roi_size)
+    size = head.mask_head.mask_size
+    shares = [
+        mask_shares(true_masks(target), box, row, size)
+        for target, box, row in zip(targets, boxes, numbers, strict=True)
+    ]
+    return {
+        "mask_rois": with_image(boxes),
+        "mask_labels": labels,
+        "mask_assigned_gt": torch.cat(numbers),
+        "mask_level": _levels(pyramid, boxes, head),
+        "mask_feats": features,
+        "mask_pred": _all_classes(head.mask_head, features),
+        "mask_pred_own": at_least_float32(head.mask_head(features, labels)),
+        "mask_targets": mask_targets(targets, boxes, numbers, size) > 0,
+        "mask_targets_soft": torch.cat(shares),
+    }
