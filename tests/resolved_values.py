@@ -25,7 +25,7 @@ SECTIONS = (
     *("evaluation", "optimizer", "schedule", "trainer"),
 )
 """What makes a recipe. The others (data, callbacks ...) say where and how it runs."""
-NEW = ("supervision.matcher",)
+NEW = ("supervision.matcher", "augmentation.mix.masks")
 """Keys that did not exist under another name: what ``scheme`` resolves to has their values."""
 
 register()

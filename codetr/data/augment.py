@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from codetr.data.coco import GREY
+from codetr.data.mask_bounds import bounded_by_masks
 from codetr.data.resize import (
     Window,
     detr_size,
@@ -197,7 +197,12 @@ class RandomCrop:
     def __call__(self, sample: Sample) -> Sample:
         """Pick a window and crop."""
         window = self.window(sample.size)
-        return without_tiny_boxes(sample if window is None else transform(sample, _Crop(window)))
+        return without_tiny_boxes(sample) if window is None else cropped(sample, window)
+
+
+def cropped(sample: Sample, window: Window) -> Sample:
+    """What lies in ``window``; boxes that are left without area are dropped."""
+    return without_tiny_boxes(transform(sample, _Crop(window)))
 
 
 class _Crop(v2.Transform):
@@ -211,8 +216,8 @@ class _Crop(v2.Transform):
 
 @dataclass(frozen=True)
 class KeepVisible:
-    """Keep the boxes whose width and height are above ``min_size_px``, and of which a pixel is
-    visible where they have masks.
+    """Keep the boxes whose width and height are above ``min_size_px``. Where they have masks, they
+    become the bounds of what is visible of these, and go where nothing is.
 
     A sample without targets stays as it is. Raises DrawAnother where there were targets and none
     is left (mmdet ``FilterAnnotations``).
@@ -223,10 +228,8 @@ class KeepVisible:
     def __call__(self, sample: Sample) -> Sample:
         """Filter every box set."""
         kept = without_tiny_boxes(sample, self.min_size_px)
-        masks = kept.targets.masks
-        if masks is not None:
-            areas = [np.count_nonzero(mask) for mask in masks.numpy()]
-            kept = replace(kept, targets=kept.targets.select(torch.tensor(areas) > 0))
+        if kept.targets.masks is not None:
+            kept = bounded_by_masks(kept)
         if len(sample.targets) and not len(kept.targets):
             raise DrawAnother
         return kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from codetr.boxes import clip_xyxy, xyxy_to_cxcywh
@@ -47,7 +48,7 @@ class Collate:
         teachers = zip(*(s.teachers for s in samples), strict=True)
         return Batch(
             images=self._images(samples),
-            targets=tuple(_targets(s.targets, s.size) for s in samples),
+            targets=tuple(_targets(s.targets, s.size, self.size_divisor) for s in samples),
             teachers=tuple(
                 tuple(_targets(boxes, s.size) for boxes, s in zip(sets, samples, strict=True))
                 for sets in teachers
@@ -89,8 +90,10 @@ class Collate:
         return result.copy_(image).sub_(self.mean).div_(self.std)
 
 
-def _targets(boxes: BoxSet, size: tuple[int, int]) -> Targets:
-    """Clipped to the valid area of ``size`` (height, width) and made relative to it."""
+def _targets(boxes: BoxSet, size: tuple[int, int], divisor: int = 1) -> Targets:
+    """Clipped to the valid area of ``size`` (height, width) and made relative to it; masks are
+    padded to multiples of ``divisor``, not to the size of the batch.
+    """
     size_wh = torch.tensor([size[1], size[0]], dtype=torch.float32)
     boxes_xyxy_px = clip_xyxy(boxes.boxes, size_wh)
     return Targets(
@@ -98,4 +101,10 @@ def _targets(boxes: BoxSet, size: tuple[int, int]) -> Targets:
         labels=boxes.labels,
         weights=boxes.scores,
         size=size_wh,
+        masks=None if boxes.masks is None else _padded(boxes.masks, divisor),
     )
+
+
+def _padded(masks: Tensor, divisor: int) -> Tensor:
+    height, width = masks.shape[-2:]
+    return F.pad(masks, (0, -width % divisor, 0, -height % divisor))

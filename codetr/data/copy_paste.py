@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from codetr.boxes import pairwise_iou
+from codetr.data.mask_bounds import bounded_by_masks, mask_bounds
 from codetr.data.sample import BoxSet, Sample
 from codetr.errors import UserError
 
@@ -33,11 +34,15 @@ class CopyPaste:
     Teachers have boxes without masks: one of the destination goes where more than half of its area
     is pasted over; one of the source comes along where it overlaps the box of a pasted object with
     an IoU of at least 0.5.
+
+    With ``masks`` the result has the masks of what is visible of its objects, which otherwise
+    nothing reads.
     """
 
     max_pasted: int = 100
     max_shift_px: float = 10
     min_visible_px: int = 300
+    masks: bool = False
 
     def __post_init__(self) -> None:
         if self.max_pasted < 1:
@@ -47,7 +52,7 @@ class CopyPaste:
             )
 
     def __call__(self, destination: Sample, source: Sample) -> Sample:
-        """The destination with objects of the source; the result carries no masks."""
+        """The destination with objects of the source."""
         if destination.size != source.size:
             raise UserError(
                 f"copy-paste got images of {destination.size} and {source.size} pixels: it needs a "
@@ -56,7 +61,7 @@ class CopyPaste:
         destination, source = bounded_by_masks(destination), bounded_by_masks(source)
         chosen = self._choose(len(source.targets))
         if not len(chosen):
-            return replace(destination, targets=_without_masks(destination.targets))
+            return replace(destination, targets=self._kept(destination.targets))
         pasted = source.targets.select(chosen)
         assert pasted.masks is not None
         covered = pasted.masks.amax(dim=0)
@@ -67,7 +72,7 @@ class CopyPaste:
         return replace(
             destination,
             image=_pasted(source.image, destination.image, covered, pasted.boxes),
-            targets=_joined(self._visible(destination.targets, covered), pasted),
+            targets=_joined(self._visible(destination.targets, covered), self._kept(pasted)),
             teachers=teachers,
         )
 
@@ -79,7 +84,7 @@ class CopyPaste:
 
     def _visible(self, targets: BoxSet, covered: Tensor) -> BoxSet:
         """What remains of ``targets``, bounded by their masks, beneath the pasted pixels
-        ``covered`` (H, W); without masks.
+        ``covered`` (H, W).
         """
         assert targets.masks is not None
         touched = (targets.masks & covered).flatten(1).amax(dim=1).nonzero().flatten()
@@ -91,38 +96,18 @@ class CopyPaste:
         keep = torch.ones(len(targets), dtype=torch.bool)
         keep[touched] = stays
         moved = targets.boxes.index_copy(0, touched, boxes)
+        if self.masks:
+            cut = targets.masks.index_copy(0, touched, masks)
+            return replace(targets, boxes=moved, masks=cut).select(keep)
         return _without_masks(replace(targets, boxes=moved)).select(keep)
 
-
-def bounded_by_masks(sample: Sample) -> Sample:
-    """Each target's box becomes the bound of its mask; targets without a visible pixel go."""
-    targets = sample.targets
-    assert targets.masks is not None, "load the masks of the annotation file"
-    boxes = mask_bounds(targets.masks)
-    tight = replace(targets, boxes=boxes).select((boxes[:, 2:] > boxes[:, :2]).all(dim=1))
-    return replace(sample, targets=tight)
-
-
-def mask_bounds(masks: Tensor) -> Tensor:
-    """(N, 4) float32 xyxy in pixels around ``masks`` (N, H, W) uint8 of 0 and 1, the far edges
-    of the last pixels included; zeros for an empty mask.
-    """
-    x0, x1 = _extent(masks.amax(dim=1))
-    y0, y1 = _extent(masks.amax(dim=2))
-    return torch.stack([x0, y0, x1, y1], dim=1).float()
+    def _kept(self, targets: BoxSet) -> BoxSet:
+        return targets if self.masks else _without_masks(targets)
 
 
 def _areas(masks: Tensor) -> Tensor:
     """(N,) number of pixels that are not 0; numpy counts bytes many times as fast as torch."""
     return torch.tensor([np.count_nonzero(mask) for mask in masks.numpy()], dtype=torch.int64)
-
-
-def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """First, and one after the last, position of a 1 in every row of (N, S); 0 where none is."""
-    first = occupied.argmax(dim=1)
-    end = occupied.shape[1] - occupied.flip(1).argmax(dim=1)
-    some = occupied.amax(dim=1).long()
-    return first * some, end * some
 
 
 def _pasted(above: Tensor, below: Tensor, covered: Tensor, bounds: Tensor) -> Tensor:
@@ -163,4 +148,7 @@ def _joined(first: BoxSet, second: BoxSet) -> BoxSet:
         boxes=torch.cat([first.boxes, second.boxes]),
         labels=torch.cat([first.labels, second.labels]),
         scores=torch.cat([first.scores, second.scores]),
+        masks=None
+        if first.masks is None or second.masks is None
+        else torch.cat([first.masks, second.masks]),
     )

@@ -58,7 +58,8 @@ class CocoDataModule(LightningDataModule):
     ``std`` (RGB, 0 to 255) are those the backbone was trained with; ``size_divisor`` pads every
     image to a multiple; ``group_by_aspect`` puts landscape and portrait images into separate
     batches; ``cache`` keeps decoded images in the memory of each process. ``mix`` makes one
-    training sample of two augmented images (copy-paste): their masks are read then. ``repeat``
+    training sample of two augmented images (copy-paste): their masks are read then. With ``masks``
+    training batches have those of their objects. ``repeat``
     says how often each image stands in an epoch. ``scaled_decoding`` reads training JPEGs at 1/2,
     1/4 or 1/8 of their size where the augmentation shrinks them further anyway: faster, with
     slightly other pixels. ``tolerate_broken`` names missing and damaged image files in the log and
@@ -92,6 +93,7 @@ class CocoDataModule(LightningDataModule):
         eval_split: str = "val",
         num_images: int | None = None,
         mix: Mix | None = None,
+        masks: bool = False,
         repeat: Callable[[CocoAnnotations], Tensor] | None = None,
         tolerate_broken: bool = False,
         teachers: Sequence[str | Path] = (),
@@ -135,7 +137,7 @@ class CocoDataModule(LightningDataModule):
         self.scaled_decoding = scaled_decoding
         self.eval_split = eval_split
         self.num_images = num_images
-        self.mix = mix
+        self.mix, self.masks = mix, masks
         self.repeat = repeat
         self.tolerate_broken = tolerate_broken
         self.teachers, self.teacher_boxes = tuple(teachers), teacher_boxes
@@ -186,7 +188,8 @@ class CocoDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read annotations and check the data, once. ``fit`` needs both splits, else one."""
         if self._train is None and stage == "fit":
-            train = self._load("train", None, segmentations=self.mix is not None)
+            outlines = self.masks or self.mix is not None
+            train = self._load("train", None, segmentations=outlines)
             val = self._load("val", train.classes)
             report = check_dataset(
                 (train, self.split("train").images),

@@ -25,8 +25,9 @@ _LIMIT = 2**31  # of what the table can hold
 class Segmentations:
     """The objects of A annotations: polygons in flat tensors, which data workers share.
 
-    ``coordinates`` (P,) int32 x, y, x, y, ... in hundredths of a pixel of the file, which is how
-    COCO and LVIS write them, in half the memory of doubles; polygon g owns those from
+    ``coordinates`` (P,) x, y, x, y, ...: int32 hundredths of a pixel of the file, which is how COCO
+    and LVIS write them, in half the memory of doubles, or float64 pixels where some of the file's
+    are written more finely; polygon g owns those from
     ``polygon_offsets[g]`` to ``polygon_offsets[g + 1]``; annotation a owns the polygons from
     ``object_offsets[a]`` to ``object_offsets[a + 1]``, or an entry of ``encoded`` (COCO's
     compressed run lengths), or nothing (crowd regions).
@@ -53,10 +54,14 @@ class Segmentations:
         """x, y, x, y, ... of each polygon of an annotation, pixels of the file; those of encoded
         objects and crowd regions are none.
         """
-        return [(points.double() / 100).flatten().tolist() for points in self._outlines(row)]
+        whole = self.coordinates.dtype == torch.int32
+        return [
+            (points.double() / 100 if whole else points).flatten().tolist()
+            for points in self._outlines(row)
+        ]
 
     def _outlines(self, row: int) -> list[Tensor]:
-        """(P, 2) int32 hundredths of each polygon."""
+        """(P, 2) of each polygon, in the type and unit of ``coordinates``."""
         start, end = self.object_offsets[row : row + 2].tolist()
         offsets = self.polygon_offsets[start : end + 1].tolist()
         return [self.coordinates[low:high].view(-1, 2) for low, high in pairwise(offsets)]
@@ -89,7 +94,7 @@ def read_segmentations(
     (height, width). Raises UserError for an object (not a ``crowd`` (A,) region) without a usable
     one.
     """
-    coordinates: list[NDArray[np.int32]] = []
+    coordinates: list[NDArray[np.float64]] = []
     lengths, object_offsets = [0], [0]
     encoded: dict[int, Mapping[str, Any]] = {}
     rows = zip(annotations, crowd.tolist(), sizes.tolist(), strict=True)
@@ -100,35 +105,44 @@ def read_segmentations(
                 if isinstance(value, Mapping):
                     encoded[row] = _compressed(value, size)
                 else:
-                    polygons = _hundredths(value)
+                    polygons = _polygons(value)
                     coordinates.extend(polygons)
                     lengths.extend(len(polygon) for polygon in polygons)
             except (TypeError, ValueError, KeyError, IndexError) as error:
                 raise UserError(
                     f"annotation {annotation.get('id')} in {path} has no usable segmentation "
-                    f"({error}), which copy-paste needs: add polygons or run lengths, or set "
-                    "augmentation.mix=null"
+                    f"({error}), which masks and copy-paste need: add polygons or run lengths, or "
+                    "set masks=null, data.masks=false and augmentation.mix=null"
                 ) from None
         object_offsets.append(len(coordinates))
     return Segmentations(
-        coordinates=torch.from_numpy(np.concatenate([np.zeros(0, np.int32), *coordinates])),
+        coordinates=_table(coordinates),
         polygon_offsets=torch.tensor(lengths).cumsum(0),
         object_offsets=torch.tensor(object_offsets),
         encoded=encoded,
     )
 
 
-def _hundredths(value: Any) -> list[NDArray[np.int32]]:
-    """The polygons of one object."""
+def _polygons(value: Any) -> list[NDArray[np.float64]]:
+    """The polygons of one object, pixels."""
     if not isinstance(value, list) or not value:
         raise ValueError(f"it is {value!r}")
     for polygon in value:
         if not isinstance(polygon, list) or len(polygon) < _MIN_COORDINATES or len(polygon) % 2:
             raise ValueError("a polygon is not a list of three or more x, y")
-    hundredths = [np.rint(np.asarray(polygon, np.float64) * 100) for polygon in value]
-    if not all((np.abs(polygon) < _LIMIT).all() for polygon in hundredths):
+    polygons = [np.asarray(polygon, np.float64) for polygon in value]
+    if not all((np.abs(polygon) * 100 < _LIMIT).all() for polygon in polygons):
         raise ValueError("a polygon is not finite or far outside")
-    return [polygon.astype(np.int32) for polygon in hundredths]
+    return polygons
+
+
+def _table(polygons: list[NDArray[np.float64]]) -> Tensor:
+    """All coordinates, as ``Segmentations`` keeps them."""
+    pixels = np.concatenate([np.zeros(0), *polygons])
+    hundredths = np.rint(pixels * 100)
+    if (hundredths / 100 == pixels).all():
+        return torch.from_numpy(hundredths.astype(np.int32))
+    return torch.from_numpy(pixels)
 
 
 def _compressed(value: Mapping[str, Any], size: list[int]) -> Mapping[str, Any]:

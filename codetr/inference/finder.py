@@ -13,6 +13,7 @@ from codetr.data.collate import Collate
 from codetr.data.sample import as_sample
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess
+from codetr.evaluation.detect import detect
 from codetr.structures import Detections
 
 PRECISIONS: dict[str, torch.dtype | None] = {"32": None, "bf16": torch.bfloat16}
@@ -49,10 +50,8 @@ class DetectorFinder:
         with torch.autocast(
             self.device.type, dtype=self.autocast, enabled=self.autocast is not None
         ):
-            predictions = self.detector(on_device)
-        return [
-            one.to("cpu") for one in self.postprocess(predictions, on_device.sizes, batch.infos)
-        ]
+            found = detect(self.detector, self.postprocess, on_device, batch.infos)
+        return [one.to("cpu") for one in found]
 
 
 def choose_device(name: str) -> torch.device:

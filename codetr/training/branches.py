@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess
+from codetr.evaluation.detect import detect
 from codetr.models.detectors.protocol import MAIN, Detector
 from codetr.structures import Batch, Detections, ImageInfo
 from codetr.supervision.schemes import Collaborative
@@ -38,7 +39,7 @@ class MainBranch(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Detections, ...]:
         """See ``Branch``."""
-        return self.postprocess(self.detector(batch.images), batch.images.sizes, batch.infos)
+        return detect(self.detector, self.postprocess, batch.images, batch.infos)
 
 
 class Finder(Protocol):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from codetr.checkpoints.files import RunRecord
 from codetr.evaluation import CocoEvaluator, Postprocess
+from codetr.evaluation.detect import detect
 from codetr.structures import Batch, Detections, Losses, total_loss
 from codetr.supervision.schemes.protocol import require_fit
 from codetr.training.loss_meter import TOTAL, FiniteGuard, LossMeter
@@ -133,7 +134,7 @@ class DetectionModule(LightningModule):
         self, batch: Batch, batch_idx: int
     ) -> tuple[Detections, ...]:
         """Detections in the original images; they enter the evaluation."""
-        found = self.postprocess(self.detector(batch.images), batch.images.sizes, batch.infos)
+        found = detect(self.detector, self.postprocess, batch.images, batch.infos)
         self.evaluator.update(found, batch.infos)
         return found
 

@@ -103,9 +103,12 @@ def configure_logging() -> None:
 
 
 def build_data(cfg: DictConfig) -> tuple[CocoDataModule, ClassList]:
-    """The data module with its files in place, and its class list; sets ``cfg.num_classes``, and
-    ``cfg.schedule.epochs`` where a rule stands there.
+    """The data module with its files in place, and its class list; sets ``cfg.num_classes``,
+    ``cfg.data.masks`` where something learns them, and ``cfg.schedule.epochs`` where a rule stands
+    there.
     """
+    if learns_masks(cfg):
+        cfg.data.masks = True
     datamodule: CocoDataModule = instantiate(cfg.data)
     datamodule.prepare_data()
     datamodule.setup("fit")
@@ -121,6 +124,12 @@ def build_data(cfg: DictConfig) -> tuple[CocoDataModule, ClassList]:
         cfg.schedule.epochs = instantiate(cfg.schedule.epochs)(images)
         log.info("%d epochs at most for %d training images", cfg.schedule.epochs, images)
     return datamodule, classes
+
+
+def learns_masks(cfg: DictConfig) -> bool:
+    """Whether a part of the model or of its schemes needs the masks of training images."""
+    heads = (head.get("mask_head") for head in cfg.aux_heads.values())
+    return cfg.model.detector.get("mask_branch") is not None or any(h is not None for h in heads)
 
 
 def build_module(

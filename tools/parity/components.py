@@ -29,6 +29,7 @@ from codetr.nms import SoftNms
 from codetr.structures import Queries, QueryGroup, Targets
 from codetr.supervision.criteria import QualityClassification, SetCriterion
 from codetr.supervision.schemes.denoising import Denoising, Noise
+from tools.parity.mask_pipeline import check_mask_pipeline
 from tools.parity.table import Row, Tolerance, compare
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -218,6 +219,7 @@ COMPONENTS: dict[str, Callable[[Path], list[Row]]] = {
     "soft_nms": check_soft_nms,
     "dn_query": check_dn_query,
     "test_pipeline": check_test_pipeline,
+    "mask_pipeline": check_mask_pipeline,
 }
 """Checks by the name of the folder."""
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -80,3 +82,20 @@ def test_bad_arguments() -> None:
         Collate((0.5,), STD)
     with pytest.raises(UserError, match="size_divisor=0"):
         Collate(size_divisor=0)
+
+
+def test_masks_are_padded_to_the_size_of_their_own_image() -> None:
+    samples = [_sample(20, 30, [[0, 0, 30, 20], [3, 4, 9, 14]]), _sample(33, 17, [])]
+    masked = [
+        replace(s, targets=replace(s.targets, masks=torch.ones(len(s.targets), *s.size).byte()))
+        for s in samples
+    ]
+    batch = Collate(MEAN, STD, size_divisor=16)(masked)
+    for target, sample, size in zip(
+        batch.targets, samples, batch.images.padded_sizes.tolist(), strict=True
+    ):
+        height, width = sample.size
+        assert target.masks.shape == (len(sample.targets), *size)
+        assert target.masks[:, :height, :width].all()
+        assert target.masks.sum() == len(sample.targets) * height * width
+    assert all(t.masks is None for t in Collate(MEAN, STD)(samples).targets)

@@ -19,8 +19,9 @@ from codetr.data.augment import (
     LsjEval,
 )
 from codetr.data.coco import CocoDetection
-from codetr.data.copy_paste import CopyPaste, mask_bounds
+from codetr.data.copy_paste import CopyPaste
 from codetr.data.dataset import AugmentedDataset
+from codetr.data.mask_bounds import mask_bounds
 from codetr.data.resize import resize_nearest
 from codetr.data.sample import BoxSet, Sample
 from codetr.errors import UserError
@@ -219,3 +220,29 @@ def test_dataset_reads_masks_and_pastes_repeatably(content: Any, make_root: Make
     load_annotations(root / "train.json")
     with pytest.raises(UserError, match=r"annotation 101 .*\(it is None\).*augmentation.mix=null"):
         load_annotations(root / "train.json", segmentations=True)
+
+
+def test_masks_are_of_what_is_visible() -> None:
+    """As the colours show it: of pasted objects and of those beneath; without asking, none."""
+    torch.manual_seed(3)
+    seen = 0
+    for _ in range(20):
+        below, above = (_apart((torch.rand(4, SIDE, SIDE) > 0.6).byte()) for _ in range(2))
+        mixed = CopyPaste(masks=True)(_sample(below, 50), _sample(above, 100))
+        masks = mixed.targets.masks
+        assert masks is not None
+        assert len(masks) == len(mixed.targets)
+        for mask, label in zip(masks, mixed.targets.labels.tolist(), strict=True):
+            assert torch.equal(mask.bool(), mixed.image[0] == label)
+            seen += 1
+        assert CopyPaste()(_sample(below, 50), _sample(above, 100)).targets.masks is None
+    assert seen > 50
+
+
+def _apart(masks: Tensor) -> Tensor:
+    """Each pixel only in the last of the masks that have it, as painting shows it."""
+    hidden = torch.zeros_like(masks[0])
+    for i in reversed(range(len(masks))):
+        masks[i] *= 1 - hidden
+        hidden = hidden | masks[i]
+    return masks

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from codetr.data.augment import RandomCrop, RandomShortSide, ResizeAndCrop, ScaleJitter
 from codetr.data.collate import Collate
-from codetr.data.copy_paste import CopyPaste, bounded_by_masks, mask_bounds
+from codetr.data.copy_paste import CopyPaste
 from codetr.data.dataset import seeded
+from codetr.data.mask_bounds import bounded_by_masks, mask_bounds
 from codetr.data.resize import resize_nearest
 from codetr.data.sample import BoxSet, Sample
 from codetr.data.segmentation import read_segmentations

@@ -82,3 +82,21 @@ def test_real_coco_equals_pycocotools(shared: Path) -> None:
             assert np.array_equal(mask.numpy(), reference.annToMask(annotation))
             seen += 1
     assert seen > 100
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+@pytest.mark.parametrize("decimals", [0, 2, 7])
+def test_polygons_of_any_precision_equal_pycocotools(decimals: int) -> None:
+    """Hundredths are kept as integers, finer numbers as they are: rounding could move an edge."""
+    rng = np.random.default_rng(decimals)
+    polygons = [rng.uniform(0, 20, 2 * rng.integers(3, 7)).round(decimals) for _ in range(60)]
+    polygons += [np.array([0.0999999, 5, 9.7, 5, 9.7, 9.4999999])]
+    segmentations = [[polygon.tolist()] for polygon in polygons]
+    found = _read(*segmentations)
+    assert found.coordinates.dtype == torch.float64  # the last one's
+    assert _read(*segmentations[:-1]).coordinates.dtype == (
+        torch.float64 if decimals > 2 else torch.int32
+    )
+    for mask, value in zip(found.masks(range(len(polygons)), SIZE), segmentations, strict=True):
+        expected = rle.decode(rle.merge(rle.frPyObjects(value, *SIZE)))
+        assert np.array_equal(mask.numpy(), expected)
