@@ -29,7 +29,8 @@ class TokenVit(nn.Module):
     """Class token, patches and ``num_tokens`` detection tokens in one sequence, pre-norm blocks.
 
     Learned positions are made for images of ``table`` (height, width) pixels, and interpolated to
-    others. With ``middle`` there are further ones, added after every block but the last. Official
+    others. With ``middle`` there are further ones, added after every block but the last. A block's
+    perceptron has ``hidden`` units; ``dropout`` is that of its two branches' outputs. Official
     parameter names.
     """
 
@@ -38,9 +39,11 @@ class TokenVit(nn.Module):
         dim: int = 384,
         depth: int = 12,
         heads: int = 6,
+        hidden: int = 1536,
         num_tokens: int = 100,
         table: tuple[int, int] = (512, 864),
         middle: bool = True,
+        dropout: float = 0.0,
         drop_path_rate: float = 0.0,
         checkpointed: int = 0,
     ) -> None:
@@ -59,7 +62,9 @@ class TokenVit(nn.Module):
             Block(
                 dim,
                 heads,
+                mlp_ratio=hidden / dim,
                 qkv_bias=True,
+                proj_drop=dropout,
                 norm_layer=partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]
                 drop_path=drop_path_rate * i / max(depth - 1, 1),
             )
@@ -123,7 +128,7 @@ class TokenVitBackbone(nn.Module):
 
     Args:
         name: timm's name of the classifier whose weights ``pretrained`` fetches.
-        dim, depth, heads, num_tokens, table, middle: see ``TokenVit``.
+        dim, depth, heads, hidden, num_tokens, table, middle, dropout: see ``TokenVit``.
         pretrained: fetch the weights of ``name`` from timm's hub.
         weights: a .safetensors or .pth file instead, with timm's (the official) names.
         drop_path_rate: of stochastic depth, at the last block.
@@ -141,11 +146,13 @@ class TokenVitBackbone(nn.Module):
         dim: int = 384,
         depth: int = 12,
         heads: int = 6,
+        hidden: int = 1536,
         num_tokens: int = 100,
         table: tuple[int, int] = (512, 864),
         middle: bool = True,
         pretrained: bool = False,
         weights: str | None = None,
+        dropout: float = 0.0,
         drop_path_rate: float = 0.0,
         checkpointed: int | bool = 0,
         mean: tuple[float, float, float] = (123.675, 116.28, 103.53),
@@ -167,7 +174,16 @@ class TokenVitBackbone(nn.Module):
         self.strides: tuple[int, ...] = (PATCH,)
         count = depth if checkpointed is True else int(checkpointed)
         self.body = TokenVit(
-            dim, depth, heads, num_tokens, (table[0], table[1]), middle, drop_path_rate, count
+            dim,
+            depth,
+            heads,
+            hidden,
+            num_tokens,
+            (table[0], table[1]),
+            middle,
+            dropout,
+            drop_path_rate,
+            count,
         )
         if pretrained:
             load_classifier(self.body, hub_weights(name), source=name)

@@ -53,8 +53,9 @@ class Embeddings(NamedTuple):
 
 
 class DetectionHead(nn.Module):
-    """A pair of embeddings for each of ``num_layers`` decoder layers, and one for the encoder's
-    proposals if ``two_stage``.
+    """A pair of embeddings for each of ``num_layers`` decoder layers, one before them if the
+    decoder reads its queries first (``read_first``), and one for the encoder's proposals if
+    ``two_stage``.
 
     Nothing is shared, but all start with the same numbers, as in the official code, but that the
     first pair's predicted logits of width and height start at ``size_logit``: 0 where its anchors
@@ -70,11 +71,13 @@ class DetectionHead(nn.Module):
         two_stage: bool = True,
         size_logit: float = 0.0,
         classification: Classification = SIGMOID,
+        read_first: bool = False,
     ) -> None:
         super().__init__()
         self.classification = classification
-        self.num_classes, self.num_layers, self.two_stage = num_classes, num_layers, two_stage
-        count = num_layers + int(two_stage)
+        self.num_classes, self.two_stage = num_classes, two_stage
+        self.num_layers = num_layers + int(read_first)
+        count = self.num_layers + int(two_stage)
         classify, regress = _class_layer(dim, num_classes, classification), _box_layers(dim)
         self.classify = nn.ModuleList(deepcopy(classify) for _ in range(count))
         self.regress = nn.ModuleList(deepcopy(regress) for _ in range(count))
@@ -82,7 +85,7 @@ class DetectionHead(nn.Module):
             self.regress[0][-1].bias[2:] = size_logit  # type: ignore[index, operator]
 
     def layer(self, index: int) -> Embeddings:
-        """The pair of decoder layer ``index``, from 0 to ``num_layers`` - 1."""
+        """The pair of answer ``index``, from 0 to ``num_layers`` - 1."""
         assert 0 <= index < self.num_layers
         return self._pair(index)
 

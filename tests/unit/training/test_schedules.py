@@ -52,6 +52,13 @@ def test_cosine_stays_flat_first() -> None:
     assert values[51] < 1
 
 
+def test_a_cosine_by_epoch_is_flat_within_epochs() -> None:
+    steps = rates(cosine_schedule(optimizer(), 10, epochs=4, final=0.1), 41)
+    epochs = rates(cosine_schedule(optimizer(), 10, epochs=4, final=0.1, by_epoch=True), 41)
+    assert epochs == pytest.approx([steps[10 * (i // 10)] for i in range(41)])
+    assert len(set(epochs)) == 5
+
+
 @pytest.mark.parametrize("milestones", [[13], [11, 8], [0]])
 def test_milestones_outside_the_schedule_are_an_error(milestones: list[int]) -> None:
     with pytest.raises(UserError, match=r"schedule\.milestones"):

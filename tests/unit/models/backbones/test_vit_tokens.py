@@ -16,7 +16,7 @@ GRID = (2, 3)  # of the tables: 6 patches
 
 
 def trunk(middle: bool = True, **more: int) -> TokenVit:
-    made = TokenVit(DIM, 3, 2, TOKENS, (32, 48), middle, **more)
+    made = TokenVit(DIM, 3, 2, 4 * DIM, TOKENS, (32, 48), middle, **more)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -82,7 +82,7 @@ def classifier(distilled: bool = False) -> nn.Module:
 
 @pytest.mark.parametrize("distilled", [False, True])
 def test_a_classifiers_weights_give_its_own_features(distilled: bool) -> None:
-    model, body = classifier(distilled), TokenVit(DIM, 3, 2, TOKENS, (64, 64))
+    model, body = classifier(distilled), TokenVit(DIM, 3, 2, 4 * DIM, TOKENS, (64, 64))
     own = body.det_token.clone()
     report = load_classifier(body, model.state_dict(), "deit")
     assert set(report.new) == {"det_token", "mid_pos_embed"}
@@ -95,7 +95,7 @@ def test_a_classifiers_weights_give_its_own_features(distilled: bool) -> None:
 
 def test_weights_that_do_not_fit_are_named() -> None:
     weights = classifier().state_dict()
-    body = TokenVit(DIM, 3, 2, TOKENS, (64, 64))
+    body = TokenVit(DIM, 3, 2, 4 * DIM, TOKENS, (64, 64))
     with pytest.raises(UserError, match="is no table of a square grid of width 16"):
         load_classifier(body, {**weights, "pos_embed": weights["pos_embed"][..., :8]}, "file.pth")
     lacking = {k: v for k, v in weights.items() if not k.startswith("blocks.1.mlp")}
@@ -108,7 +108,9 @@ def test_weights_that_do_not_fit_are_named() -> None:
 
 
 def test_the_backbone_gives_a_map_and_tokens_without_positions() -> None:
-    backbone = TokenVitBackbone(dim=DIM, depth=1, heads=2, num_tokens=TOKENS, table=(32, 32))
+    backbone = TokenVitBackbone(
+        dim=DIM, depth=1, heads=2, hidden=8, num_tokens=TOKENS, table=(32, 32)
+    )
     pyramid = backbone(torch.randn(2, 3, 40, 64), torch.zeros(2, 40, 64, dtype=torch.bool))
     assert pyramid.shapes == ((2, 4),)
     assert (pyramid.strides, backbone.channels) == ((16,), (DIM,))
