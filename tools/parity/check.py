@@ -20,6 +20,7 @@ from tools.parity.recorded import ARRAYS, INFO, Recorded
 from tools.parity.refine_mask import check_refine_mask, is_refine_mask
 from tools.parity.table import Row
 from tools.parity.teach_detr import check_teach_detr
+from tools.parity.tokens import check_tokens
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 LOSS = re.compile(r"loss|total")
@@ -29,6 +30,7 @@ FAMILIES: dict[str, Callable[[Path], list[Row]]] = {
     "ms_detr": check_ms_detr,
     "h_deformable": check_teach_detr,
     "teach_h_deformable": check_teach_detr,
+    **dict.fromkeys(("yolos", "vidt"), check_tokens),
 }
 """Checks of detectors of other repositories, by how the experiment in info.json begins."""
 

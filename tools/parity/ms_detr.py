@@ -37,8 +37,7 @@ from tools.parity.detections import detection_rows
 from tools.parity.experiment import Experiment, build_experiment
 from tools.parity.ms_losses import Answers, logged_errors, official_loss
 from tools.parity.probe import probe
-from tools.parity.recorded_detr import RecordedDetr, make_batch
-from tools.parity.rules_detr import Inputs
+from tools.parity.recorded_detr import RecordedDetr, input_values, make_batch
 from tools.parity.table import EXACT, Row, Tolerance, compare
 from tools.parity.top_k import FILE, check_matcher
 
@@ -72,7 +71,9 @@ def check_ms_detr(folder: Path) -> list[Row]:
     inputs = recorded.inputs()
     batch = make_batch(inputs)
     step = _training_step(recorded, experiment, batch)
-    rows = [recorded.row(name, v, INPUTS) for name, v in _inputs(inputs) if name in recorded.arrays]
+    rows = [
+        recorded.row(name, v, INPUTS) for name, v in input_values(inputs) if name in recorded.arrays
+    ]
     shown = {"encoder_memory": ~step.memory.padding[..., None]}
     rows += [
         recorded.row(name, value, _tolerance(name), shown.get(name))
@@ -113,16 +114,6 @@ def _model(recorded: RecordedDetr) -> tuple[Experiment, nn.ModuleDict]:
         )
     root.to(torch.float64)
     return experiment, root
-
-
-def _inputs(inputs: Inputs) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-    """What is recorded of images and boxes, under its names."""
-    flat = inputs.pixels.reshape(len(inputs.pixels), -1).astype(np.float64)
-    yield "image_first", inputs.pixels[:, :, :2, :8]
-    yield "image_mean_std", np.stack([flat.mean(1), flat.std(1)], axis=1)
-    for b, (boxes, labels) in enumerate(zip(inputs.relative, inputs.labels, strict=True)):
-        yield f"gt_boxes_cxcywh_{b}", boxes
-        yield f"gt_labels_{b}", labels
 
 
 def _selection(recorded: RecordedDetr, experiment: Experiment) -> AbstractContextManager[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,16 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
+
+
+def input_values(inputs: Inputs) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+    """What is recorded of images and boxes, under its names."""
+    flat = inputs.pixels.reshape(len(inputs.pixels), -1).astype(np.float64)
+    yield "image_first", inputs.pixels[:, :, :2, :8]
+    yield "image_mean_std", np.stack([flat.mean(1), flat.std(1)], axis=1)
+    for b, (boxes, labels) in enumerate(zip(inputs.relative, inputs.labels, strict=True)):
+        yield f"gt_boxes_cxcywh_{b}", boxes
+        yield f"gt_labels_{b}", labels
 
 
 def make_batch(
