@@ -20,9 +20,12 @@ from torch import Tensor, nn
 
 from codetr.supervision.schemes import CoordinateFeatureEmbedding
 
+POINTS = ("deformable_detr", "vidt")
+"""Models whose first anchors are points: they have no size, and that of the boxes starts small."""
 DENSE = ("atss", "fcos", "gfl", "paa", "retinanet")
-WIDE = [name for name in options("model") if not name.endswith(("small", "tiny"))]
-"""Models of published width; the small ones have the same parts and too few numbers to judge."""
+WIDE = [name for name in options("model") if not name.endswith(("small", "tiny", "yolos"))]
+"""Models of published width; the small ones have the same parts and too few numbers to judge. YOLOS
+is all backbone, but for its head."""
 
 
 def uniform(bound: float, values: Tensor) -> None:
@@ -155,7 +158,9 @@ def build(model: str, schemes: str, heads: str) -> tuple[nn.Module, nn.ModuleDic
     overrides = [f"model={model}", f"scheme=[{schemes}]", f"aux_heads=[{heads}]", "num_classes=80"]
     cfg = composed([*overrides, "model.backbone.pretrained=false"])
     assert (cfg.model.dim, cfg.model.points) == (256, 4)
-    if "body" not in cfg.model.backbone:
+    if "num_tokens" in cfg.model.backbone:
+        cfg.model.backbone.depths = [1, 1, 1, 1]
+    elif "body" not in cfg.model.backbone:
         cfg.model.backbone = composed(["model/backbone=resnet10_thin"]).model.backbone
         count = 3 if cfg.model.levels == 4 else 4
         cfg.model.backbone.out_indices = list(range(5 - count, 5))
@@ -171,13 +176,17 @@ def build(model: str, schemes: str, heads: str) -> tuple[nn.Module, nn.ModuleDic
 @pytest.mark.parametrize("model", WIDE)
 def test_detectors(model: str) -> None:
     detector, _ = build(model, "one_to_one", "")
-    known = laws(256, detector.decoder.layers[0].feed_forward.expand.out_features, 1)
+    layers = getattr(detector.decoder, "decoder", detector.decoder).layers
+    known = laws(256, layers[0].feed_forward.expand.out_features, 1)
     if model == "co_dino_vit":
         known = {r"neck\.levels\.\w+\.\d+\.weight": _pyramid} | known
-    if model == "deformable_detr":  # points have no size: that of the boxes starts small
+    if model == "vidt":
+        projected = r"query_init\.(content|position)\."
+        known |= {projected + r"0\.weight": xavier, projected + r"\d\.bias": ZERO}
+        known[projected + r"1\.weight"] = partial(constant, 1.0)
+    known = {r"head\.regress\.\d\.4\.bias": ZERO} | known
+    if model in POINTS:
         known = {r"head\.regress\.0\.4\.bias": _small_boxes} | known
-    else:
-        known = {r"head\.regress\.\d\.4\.bias": ZERO} | known
     assert len(check(detector, known)) > 200
 
 
@@ -189,7 +198,7 @@ def _small_boxes(values: Tensor) -> None:
     assert values.tolist() == [0, 0, -2, -2]
 
 
-@pytest.mark.parametrize("model", [name for name in WIDE if name != "deformable_detr"])
+@pytest.mark.parametrize("model", [name for name in WIDE if name not in POINTS])
 def test_all_layers_start_with_the_same_class_and_box_embeddings(model: str) -> None:
     """The official code draws one pair and copies it, the proposals' pair included."""
     head = build(model, "one_to_one", "")[0].head

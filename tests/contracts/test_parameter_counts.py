@@ -17,11 +17,12 @@ from official_shapes import (
     widths,
 )
 from tiny import composed, published
+from token_tables import token_parameters, vidt_unread
 
 from codetr.checkpoints.experiment import build_empty
 from codetr.inference.parameters import count_parameters, read_official_counts
 
-COUNTS = EXPECTED | h_detr_parameters() | ms_detr_parameters()
+COUNTS = EXPECTED | h_detr_parameters() | ms_detr_parameters() | token_parameters()
 TRAINING_PARTS = re.compile(r"(teach_)?(co_|h_(?!.*no_tricks)|ms_|dino).*")
 """Experiments whose schemes have parameters."""
 TABLE = Path(__file__).parents[1] / "golden" / "official_parameters.json"
@@ -61,13 +62,17 @@ def test_arithmetic_agrees_with_official_state_dicts(
 
 
 def test_arithmetic_agrees_with_detectors_of_other_repositories(shared: Path) -> None:
-    """They count frozen norms as buffers. DINO's label table has a row more, which nothing reads;
-    H-Deformable-DETR (900 queries, 91 classes) has the shapes of Deformable DETR++.
+    """They count frozen norms as buffers. DINO's label table has a row more, which nothing reads,
+    and ViDT 19 tensors; H-Deformable-DETR (900 queries, 91 classes) has the shapes of Deformable
+    DETR++.
     """
     found = {
         case: json.loads((shared / "golden" / case / "keys.json").read_text())["parameters"]
-        for case in ("dino_4scale_r50", "teach_detr_h_deformable")
+        for case in ("dino_4scale_r50", "teach_detr_h_deformable", "yolos_s", "vidt_swin_small")
     }
+    assert COUNTS["yolos_s_150e_coco"][1] == found["yolos_s"] == 30684768
+    vidt = COUNTS["vidt_swin_small_50e_coco"][1]
+    assert vidt + vidt_unread() == found["vidt_swin_small"] == 60465061
     label_row = 256
     dino = EXPECTED["dino_4scale_r50_1x_coco"][1]
     assert dino - FROZEN_NORM_R50 + label_row == found["dino_4scale_r50"]

@@ -14,6 +14,7 @@ from h_detr_tables import h_detr_recipes
 from ms_detr_tables import ms_detr_recipes
 from omegaconf import DictConfig, OmegaConf
 from tiny import composed, published
+from token_tables import token_recipes
 
 SHORTS_800 = list(range(480, 801, 32))
 SHORTS_1024 = list(range(480, 1025, 32))
@@ -28,6 +29,7 @@ CO_DINO_R50: Recipe = {
     "grad_clip.max_norm": 0.1,
     "runner.max_epochs": 12,
     "lr_config.step": [11],
+    "min_lr": None,
     "lr_config.warmup_iters": 0,
     "samples_per_gpu": 2,
     "images per step": 16,
@@ -250,7 +252,7 @@ def table() -> dict[str, Recipe]:
     found["dino_4scale_r50_1x_coco"] = {**DINO, "num_feature_levels": 4}
     found["dino_5scale_r50_1x_coco"] = {**DINO, "samples_per_gpu": 1}
     two_stage = {**CO_DEFORMABLE_R50, **NO_HEADS, **DETR_DATA}
-    found |= ms_detr_recipes(two_stage)
+    found |= ms_detr_recipes(two_stage) | token_recipes(two_stage)
     return found | h_detr_recipes(two_stage, found["dino_4scale_r50_1x_coco"])
 
 
@@ -310,7 +312,11 @@ def trunk_checkpointed(cfg: DictConfig) -> bool | None:
 
 
 def classification(cfg: DictConfig) -> tuple[str, float]:
-    names = {"QualityClassification": "QualityFocalLoss", "FocalClassification": "FocalLoss"}
+    names = {
+        "QualityClassification": "QualityFocalLoss",
+        "FocalClassification": "FocalLoss",
+        "SoftmaxClassification": "CrossEntropyLoss",
+    }
     criterion = cfg.supervision.criterion
     return names[criterion.classification._target_.rpartition(".")[2]], criterion.cls
 
@@ -346,15 +352,16 @@ READ: dict[str, Callable[[DictConfig], Any]] = {
     "custom_keys.lr_mult": lr_mults,
     "grad_clip.max_norm": lambda c: c.trainer.gradient_clip_val,
     "runner.max_epochs": lambda c: c.trainer.max_epochs,
-    "lr_config.step": lambda c: list(c.schedule.milestones),
+    "lr_config.step": lambda c: list(c.schedule.get("milestones", [])),
+    "min_lr": lambda c: c.optimizer.lr * c.schedule.final if "final" in c.schedule else None,
     "lr_config.warmup_iters": lambda c: c.schedule.warmup_steps,
     "samples_per_gpu": lambda c: c.data.batch_size,
     "images per step": lambda c: c.trainer.effective_batch,
     "backbone.drop_path_rate": drop_path,
     "backbone.use_checkpoint": trunk_checkpointed,
-    "encoder.num_layers": lambda c: c.model.encoder.num_layers,
-    "encoder.with_cp": lambda c: c.model.encoder.checkpointed,
-    "num_feature_levels": lambda c: c.model.encoder.levels,
+    "encoder.num_layers": lambda c: c.model.encoder.get("num_layers"),
+    "encoder.with_cp": lambda c: c.model.encoder.get("checkpointed"),
+    "num_feature_levels": lambda c: c.model.encoder.get("levels"),
     "num_query": lambda c: c.model.num_queries,
     "num_dn_queries": lambda c: c.scheme.denoising.num_queries if "denoising" in c.scheme else None,
     "noise_scale": lambda c: denoising(c, "label", "box"),
@@ -411,6 +418,12 @@ def test_schedules_drop_once_without_warm_up(schedule: str) -> None:
     expected = {"1x": (12, 11), "2x": (24, 20), "3x": (36, 30), "16e": (16, 8), "50e": (50, 40)}
     assert (part.epochs, *part.milestones) == expected[schedule]
     assert (part.gamma, part.warmup_steps) == (0.1, 0)
+
+
+@pytest.mark.parametrize("epochs", [50, 150])
+def test_cosines_change_after_every_epoch_without_warm_up(epochs: int) -> None:
+    part = composed((f"schedule=cosine_{epochs}e",)).schedule
+    assert (part.epochs, part.by_epoch, part.warmup_steps) == (epochs, True, 0)
 
 
 @pytest.mark.parametrize("experiment", published())

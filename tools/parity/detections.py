@@ -1,7 +1,8 @@
 """Detections of a recorded run of DETR's family against ours.
 
 The official boxes are not clipped to the image, ours are: the recorded ones are clipped here. The
-size of the image's file is not recorded: it is the one in whole pixels that fits the boxes best.
+size of the image's file, where it is not recorded, is the one in whole pixels that fits the boxes
+best.
 Detections whose scores are equal in float32 have no order: they are paired first.
 """
 
@@ -35,7 +36,8 @@ def detection_rows(recorded: RecordedDetr, image: int, found: Detections) -> lis
     own_scores, own_labels, relative = map(_numpy, (ours.scores, ours.labels, ours.boxes_xyxy_px))
     if relative.shape != boxes.shape:
         return [compare(names[2], relative, boxes)]
-    size = _whole_size(relative, boxes)
+    said = recorded.keys.get("original_sizes")
+    size = _whole_size(relative, boxes) if said is None else np.array(said[image][::-1] * 2)
     own_boxes, clipped = relative * size, boxes.clip(0, size)
     cost = np.abs(own_scores - scores[:, None]) / SCORES.absolute
     cost += np.abs(own_boxes - clipped[:, None]).max(-1)

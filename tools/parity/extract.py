@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,16 +16,17 @@ from tools.parity.recorded import ARRAYS, INFO, KEYS, LOSSES, STRIDES
 VALUES = 800
 """Numbers that are kept of a large array."""
 
-WHOLE = re.compile(r"in/(gt|.*crc).*|(eval/)?det.*|eval/topk_indices")
+WHOLE = re.compile(r"in/(gt|.*crc).*|(eval/)?det\d.*|eval/topk_indices|post_.*|match.*")
 """Arrays that are kept as they are: they enter the check, or are read as tables."""
 
 
 def extract(folder: Path, root: Path) -> str:
     """Copy ``folder`` to ``root``/name with about ``VALUES`` numbers of each array; says its size.
 
-    The strides in stats.json are multiplied accordingly. A folder without stats.json holds
-    arrays whole: it is copied, and of numbered cases (``case1/...``) those are left out that hold
-    more than 100 kB. Raises UserError if the folder holds no recorded numbers.
+    The strides in stats.json, or in keys.json, are multiplied accordingly. A folder that has
+    strides in neither holds arrays whole: it is copied, and of numbered cases (``case1/...``) those
+    are left out that hold more than 100 kB. Raises UserError if the folder holds no recorded
+    numbers.
     """
     if not (folder / ARRAYS).is_file():
         raise UserError(f"{folder} has no {ARRAYS}: nothing to extract")
@@ -40,11 +42,22 @@ def extract(folder: Path, root: Path) -> str:
         arrays, strides = _thinned(arrays, {k: v.get("stride", 1) for k, v in stats.items()})
         kept = {name: {"stride": stride} for name, stride in strides.items()}
         (target / STRIDES).write_text(json.dumps(kept), encoding="utf-8")
+    elif "subsampled" in (keys := _json(folder / KEYS)):
+        shapes = {name: list(values.shape) for name, values in arrays.items()}
+        said = {name: (shape, 1) for name, shape in shapes.items()} | keys["subsampled"]
+        arrays, strides = _thinned(arrays, {name: stride for name, (_, stride) in said.items()})
+        keys["subsampled"] = {n: [said[n][0], s] for n, s in strides.items() if s > 1}
+        (target / KEYS).write_text(json.dumps(keys), encoding="utf-8")
     else:
         arrays = _without_large_cases(arrays)
     np.savez_compressed(target / ARRAYS, **arrays)  # type: ignore[arg-type]
     size = sum(path.stat().st_size for path in target.iterdir())
     return f"{target}: {size / 1e6:.2f} MB"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return content
 
 
 def _thinned(

@@ -44,5 +44,5 @@ def logged_errors(answers: Answers, batch: Batch) -> dict[str, float]:
             logged[name] = float((found - counts).abs().double().mean())
             if last and kind != "enc":
                 right = best[own.image, own.query] == labels[own.target]
-                logged[f"class_error{suffix}"] = 100 * (1 - float(right.double().mean()))
+                logged[f"class_error{suffix}"] = 100 * (1 - float(right.sum()) / max(len(right), 1))
     return logged

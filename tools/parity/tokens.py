@@ -67,7 +67,9 @@ def check_tokens(folder: Path) -> list[Row]:
     batch = make_batch(inputs)
     step = _training_step(experiment, root, batch, family)
     pairs = _matched(experiment, step, batch)
-    rows = [recorded.row(name, v, INPUTS) for name, v in input_values(inputs)]
+    rows = [
+        recorded.row(name, v, INPUTS) for name, v in input_values(inputs) if name in recorded.arrays
+    ]
     values = _answers(step) | family.values(step) | _matches(pairs, batch)
     last: Predictions = _evaluated(experiment, batch)
     trained = step.decoded.layers[-1]
@@ -265,10 +267,17 @@ def _gradients(recorded: RecordedDetr, root: nn.Module, conversion: Conversion) 
     yield compare("parameters left out", len(none ^ set(conversion.dropped)), 0)
     for official, value in double["grad_norms"].items():
         if value is not None:
-            own = norms.get(conversion.used.get(official, ""), -1.0)
+            own = norms.get(conversion.used.get(_short(recorded, official), ""), -1.0)
             yield compare(f"grad {official}", own, value, GRADIENTS)
     everything = sum(norm**2 for norm in norms.values()) ** 0.5
     yield compare("grad (all)", everything, double["grad_norm_all"], GRADIENTS)
+
+
+def _short(recorded: RecordedDetr, official: str) -> str:
+    """The name under which a tensor with several is kept."""
+    aliases: Mapping[str, str] = recorded.keys.get("alias_keys", {})
+    begun = next((long for long in aliases if official.startswith(long)), "")
+    return aliases.get(begun, "") + official.removeprefix(begun)
 
 
 def _parameters(recorded: RecordedDetr, root: nn.Module, conversion: Conversion) -> Iterator[Row]:
