@@ -67,8 +67,9 @@ RULES: Mapping[str, tuple[tuple[Kind, str], ...]] = {
         (Each(Real(0, 100, above=True), least=1), ".views.scales"),
         (BELOW_ONE, ".views.overlap"),
         (FLAG, ".views.flip"),
-        (GROUP, ".data .model .augmentation .evaluation .optimizer .schedule .trainer .paths"),
-        (GROUP, ".callbacks .checkpointing .logger .scheme .aux_heads .ops .swept .views"),
+        (GROUP, ".data .model .supervision .augmentation .evaluation .optimizer .schedule"),
+        (GROUP, ".trainer .paths .callbacks .checkpointing .logger .scheme .aux_heads .ops"),
+        (GROUP, ".swept .views"),
     ),
     "models": (
         (LAYERS, "decoder_layers encoder_layers num_layers body.depth"),
