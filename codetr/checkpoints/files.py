@@ -23,6 +23,13 @@ from codetr.checkpoints.aliases import current_names
 from codetr.checkpoints.plain import plain, plain_text
 from codetr.classes import ClassList
 from codetr.errors import UserError
+from codetr.torch_files import (
+    MOST_TEXT,
+    Inflated,
+    require_archive,
+    require_header,
+    require_held,
+)
 
 DETECTOR = "detector."
 """Prefix of the detector's parameters in a .ckpt."""
@@ -173,34 +180,44 @@ def read_detector_file(path: str | Path) -> DetectorFile:
 
 
 def _read_safetensors(path: Path) -> DetectorFile:
+    require_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+            about = _parsed(metadata, path)
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path}: not a readable safetensors file ({error}): export it again"
         ) from error
-    if RunRecord.KEY not in metadata:
-        raise UserError(
-            f"{path}: holds weights but no class list: give a file written by this program's "
-            "training"
-        )
-    try:
-        about = json.loads(metadata[RunRecord.KEY])
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}: its class list is not JSON ({error}): export it again, or "
-            "download the file again"
-        ) from None
     record = RunRecord.from_dict(about, path)
     schemes = _under(weights, SCHEMES)
     own = {name: value for name, value in weights.items() if not name.startswith(SCHEMES)}
     return DetectorFile(weights=own, schemes=schemes, record=record)
 
 
+def _parsed(metadata: Mapping[str, str], path: Path) -> Any:
+    """The record in a file's metadata."""
+    text = metadata.get(RunRecord.KEY)
+    if text is None:
+        raise UserError(
+            f"{path}: holds weights but no class list: give a file written by this program's "
+            "training"
+        )
+    if len(text) > MOST_TEXT:
+        raise _damaged(str(path), f"record of {len(text)} characters")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: its class list is not JSON ({str(error)[:200]}): export it again, or "
+            "download the file again"
+        ) from None
+
+
 def _read_ckpt(path: Path) -> DetectorFile:
     try:
+        require_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's unpickler raises all kinds of errors on foreign bytes
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -212,7 +229,14 @@ def _read_ckpt(path: Path) -> DetectorFile:
             f"{path}: not a checkpoint of this program: give a run's best.ckpt or last.ckpt"
         )
     record = RunRecord.from_dict(content[RunRecord.KEY], path)
-    return DetectorFile.from_state(content["state_dict"], record)
+    state = content["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise _damaged(str(path), "state_dict")
+    try:
+        require_held(state.items())
+    except Inflated as error:
+        raise _damaged(str(path), str(error)) from None
+    return DetectorFile.from_state(state, record)
 
 
 def write_detector_file(path: str | Path, content: DetectorFile) -> None:

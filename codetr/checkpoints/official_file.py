@@ -25,6 +25,7 @@ from codetr.checkpoints.h_detr import is_h_detr, only_coco_rows
 from codetr.checkpoints.pickled import read_pickled
 from codetr.classes import ClassList
 from codetr.errors import UserError
+from codetr.torch_files import require_header
 
 WeightSet = Literal["plain", "ema"]
 """Under which names to look for the weights, where a file has two sets."""
@@ -101,6 +102,7 @@ def _content(path: Path) -> Mapping[Any, Any]:
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise UserError(f"{path}: no such checkpoint file")
+        require_header(path)
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:

@@ -13,6 +13,8 @@ publishing script writes.
 
 from __future__ import annotations
 
+import math
+import os
 import pickle
 import sys
 import zipfile
@@ -25,6 +27,7 @@ import torch
 from torch import Tensor
 
 from codetr.errors import UserError
+from codetr.torch_files import Inflated, require_stored
 
 DTYPES = {
     "DoubleStorage": torch.float64,
@@ -86,9 +89,7 @@ class _Reader(pickle.Unpickler):
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
         if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-            return lambda storage, offset, size, stride, *_: torch.as_strided(
-                storage, size, stride, offset
-            )
+            return lambda storage, offset, size, stride, *_: _view(storage, offset, size, stride)
         if module == "torch._utils" and name == "_rebuild_parameter":
             return lambda value, *_: value
         if (module, name) == ("torch", "Size"):
@@ -137,6 +138,7 @@ def read_pickled(path: Path) -> Any:
 def _read_zip(file: IO[bytes]) -> Any:
     """``NAME/data.pkl`` and one member ``NAME/data/KEY`` per storage."""
     with zipfile.ZipFile(file) as archive:
+        require_stored(archive, _size(file))
         members = set(archive.namelist())
         found = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(found) != 1:
@@ -149,7 +151,9 @@ def _read_zip(file: IO[bytes]) -> Any:
 
         def storage(key: str, dtype: torch.dtype, count: int) -> Tensor:
             if key not in storages:
-                storages[key] = _numbers(archive.read(f"{folder}data/{key}"), dtype, count)
+                member = archive.getinfo(f"{folder}data/{key}")
+                _require_bytes(member.file_size, dtype, count)
+                storages[key] = _numbers(archive.read(member), dtype, count)
             return storages[key]
 
         with archive.open(found[0]) as content:
@@ -164,8 +168,16 @@ def _read_legacy(file: IO[bytes]) -> Any:
 
     storages: dict[str, Tensor] = {}
 
+    declared, size = 0, _size(file)
+
     def storage(key: str, dtype: torch.dtype, count: int) -> Tensor:
-        return storages.setdefault(key, torch.empty(count, dtype=dtype))
+        nonlocal declared
+        if key not in storages:
+            declared += count * dtype.itemsize
+            if not 0 <= declared <= size:
+                raise Inflated(f"it declares {declared} bytes of numbers, but has {size}")
+            storages[key] = torch.empty(count, dtype=dtype)
+        return storages[key]
 
     magic, version, system = (_Reader(file, none_yet).load() for _ in range(3))
     if (magic, version) != (LEGACY_MAGIC, LEGACY_PROTOCOL):
@@ -173,15 +185,35 @@ def _read_legacy(file: IO[bytes]) -> Any:
     if system["little_endian"] != (sys.byteorder == "little"):
         raise pickle.UnpicklingError("numbers in the byte order of another machine")
     content = _Reader(file, storage).load()
-    for key in _Reader(file, none_yet).load():
+    keys = _Reader(file, none_yet).load()
+    if set(keys) != storages.keys():
+        raise pickle.UnpicklingError("cut off")
+    for key in keys:
         target = storages[key]
         count = int.from_bytes(file.read(8), sys.byteorder)
+        if count != len(target):
+            raise pickle.UnpicklingError("cut off")
         target.copy_(_numbers(file.read(count * target.element_size()), target.dtype, count))
     return content
 
 
+def _size(file: IO[bytes]) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def _view(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """The part of a storage that a tensor is, which repeats no number."""
+    if math.prod(size) > len(storage):
+        raise Inflated(f"a tensor of {math.prod(size)} numbers, of which {len(storage)} are there")
+    return torch.as_strided(storage, size, stride, offset)
+
+
+def _require_bytes(found: int, dtype: torch.dtype, count: int) -> None:
+    if found != count * dtype.itemsize:
+        raise pickle.UnpicklingError("cut off")
+
+
 def _numbers(data: bytes, dtype: torch.dtype, count: int) -> Tensor:
     """(count,) of ``dtype``."""
-    if len(data) != count * dtype.itemsize:
-        raise pickle.UnpicklingError("cut off")
+    _require_bytes(len(data), dtype, count)
     return torch.frombuffer(bytearray(data), dtype=dtype) if count else torch.empty(0, dtype=dtype)

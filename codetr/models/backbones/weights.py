@@ -15,12 +15,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from codetr.errors import UserError
+from codetr.torch_files import require_archive, require_header, require_held
 
 PREFIXES = ("module.", "model.", "backbone.", "body.")
 """What training programs put before a backbone's own names."""
 
 WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema", "model_ema", "module")
 """Under which keys .pth files keep the weights, when not at the top."""
+MOST_WRAPPERS = 4
+"""Of them within each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,20 +56,34 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: no such weights file: give a .safetensors or .pth file")
     try:
         if path.suffix == ".safetensors":
+            require_header(path)
             return load_file(path)
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        require_archive(path)
+        found = _named(torch.load(path, map_location="cpu", weights_only=True))
+        require_held(found.items())
     except Exception as error:  # torch's unpickler raises all kinds of errors on foreign bytes
         reason = (str(error).splitlines() or ["cut off"])[0]
         raise UserError(
             f"{path}: not readable as weights ({reason}): give a .safetensors file or a .pth of "
             "tensors alone"
         ) from error
-    while isinstance(content, Mapping):
+    if not found:
+        raise UserError(
+            f"{path}: holds no named tensors: give a .safetensors or .pth file of weights"
+        )
+    return found
+
+
+def _named(content: Any) -> dict[str, Tensor]:
+    """The tensors of a mapping, or of one within it; none of anything else."""
+    for _ in range(MOST_WRAPPERS):
+        if not isinstance(content, Mapping):
+            break
         inner = next((content[k] for k in WRAPPERS if isinstance(content.get(k), Mapping)), None)
         if inner is None:
-            return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+            return {str(k): value for k, value in content.items() if isinstance(value, Tensor)}
         content = inner
-    raise UserError(f"{path}: holds no named tensors: give a .safetensors or .pth file of weights")
+    return {}
 
 
 def _without_prefixes(name: str) -> str:
