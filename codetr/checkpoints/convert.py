@@ -13,10 +13,8 @@ from omegaconf import DictConfig
 from codetr.checkpoints.class_rows import match_classes
 from codetr.checkpoints.experiment import build_empty, build_record, compose_experiment
 from codetr.checkpoints.files import DetectorFile, read_detector_file
-from codetr.checkpoints.h_detr import convert_h_detr, is_h_detr
 from codetr.checkpoints.mmdet_swin import is_mmdet_swin
-from codetr.checkpoints.ms_detr import convert_ms_detr, is_ms_detr
-from codetr.checkpoints.official import Conversion, convert_official
+from codetr.checkpoints.official import Conversion
 from codetr.checkpoints.official_file import OfficialFile, WeightSet, read_official_file
 from codetr.checkpoints.transfer import short, transfer
 from codetr.checkpoints.zoo import ZOO, find_entry
@@ -145,10 +143,5 @@ def _as_ours(file: OfficialFile, cfg: DictConfig) -> tuple[DetectorFile, Convers
     cfg = deepcopy(cfg)
     cfg.num_classes = len(file.classes)
     record = replace(build_record(cfg, file.classes), ids_known=file.ids_known)
-    if is_ms_detr(file.weights):
-        conversion = convert_ms_detr(file.weights)
-    elif is_h_detr(file.weights):
-        conversion = convert_h_detr(file.weights, cfg.model.num_queries)
-    else:
-        conversion = convert_official(file.weights)
+    conversion = file.dialect.convert(file.weights, cfg)
     return DetectorFile.from_state(conversion.state, record), conversion

@@ -11,12 +11,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from codetr.checkpoints.category_rows import CATEGORY_ROWS
 from codetr.checkpoints.coco import COCO
 from codetr.checkpoints.official import DROPPED, Conversion
 
 CLASS_EMBEDDING = "class_embed.0.weight"
-CATEGORY_ROWS = 91
-"""Rows of class embeddings whose index is COCO's category id (some of which name no class)."""
 
 _QUERIES = "query_embed.weight"
 _ENCODER = r"transformer\.encoder\.(layers\.\d+)\."

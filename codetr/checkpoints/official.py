@@ -16,6 +16,8 @@ from codetr.checkpoints.mmdet_swin import is_mmdet_swin, to_official_swin
 from codetr.checkpoints.official_masks import MASK_RULES
 from codetr.checkpoints.official_vit import SFP_RULES, VIT_RULES
 
+CLASS_EMBEDDING = "query_head.cls_branches.0.weight"
+
 DROPPED = ""
 """New name of keys that hold nothing that we need."""
 

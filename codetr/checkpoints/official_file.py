@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from codetr.checkpoints import h_detr
+from codetr.checkpoints.category_rows import CATEGORY_ROWS
 from codetr.checkpoints.coco import COCO
-from codetr.checkpoints.h_detr import is_h_detr, only_coco_rows
+from codetr.checkpoints.dialects import DIALECTS, Dialect, dialect_of
 from codetr.checkpoints.pickled import read_pickled
 from codetr.classes import ClassList
 from codetr.errors import UserError
@@ -30,22 +30,20 @@ from codetr.torch_files import require_header
 WeightSet = Literal["plain", "ema"]
 """Under which names to look for the weights, where a file has two sets."""
 
-CLASS_EMBEDDING = "query_head.cls_branches.0.weight"
-CLASS_EMBEDDINGS = (CLASS_EMBEDDING, h_detr.CLASS_EMBEDDING)
-"""Which tensor has a row per class, in the names that we know."""
 _EMA = "ema_"
 _PARALLEL = "module."
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialFile:
-    """``weights`` under official names (``other``: keys of the set that was not chosen), the class
-    list (its category ids are made up unless ``ids_known``), the ``config`` that it says it was
-    trained with (``co_dino_5scale_r50_1x_coco``, or empty), and ``remarks``: what a user should
-    know about how it was read.
+    """``weights`` under official names of a ``dialect`` (``other``: keys of the set that was not
+    chosen), the class list (its category ids are made up unless ``ids_known``), the ``config`` that
+    it says it was trained with (``co_dino_5scale_r50_1x_coco``, or empty), and ``remarks``: what a
+    user should know about how it was read.
     """
 
     path: Path
+    dialect: Dialect
     weights: dict[str, Tensor]
     other: tuple[str, ...]
     classes: ClassList
@@ -57,24 +55,25 @@ class OfficialFile:
 def read_official_file(path: str | Path, weight_set: WeightSet = "plain") -> OfficialFile:
     """Read a ``.pth`` (without running code, see ``pickled``) or ``.safetensors`` file.
 
-    Raises UserError for a file that is missing, broken or unsafe, has no weights of a Co-DETR
-    model, or lacks the ``weight_set``.
+    Raises UserError for a file that is missing, broken or unsafe, has the weights of no model that
+    we know, or lacks the ``weight_set``.
     """
     path = Path(path)
     content = _content(path)
     plain, averages = _weight_sets(path, content)
     remarks = []
-    if is_h_detr(plain) and len(plain[h_detr.CLASS_EMBEDDING]) == h_detr.CATEGORY_ROWS:
-        plain = only_coco_rows(plain)
-        averages = only_coco_rows(averages) if averages else {}
-        remarks.append("rows of the classes are COCO's category ids: took those of its 80 classes")
-    embedding = next((k for k in CLASS_EMBEDDINGS if k in plain), None)
-    if embedding is None:
+    dialect = dialect_of(plain)
+    if dialect is None:
+        known = "; ".join(d.repository for d in DIALECTS)
         raise UserError(
-            f"{path}: has no {CLASS_EMBEDDING}: give a checkpoint of the official Co-DETR, of "
-            "its port in mmdetection 3, of H-DETR or of Teach-DETR (for a run of this program, "
-            "leave out 'official:')"
+            f"{path}: its tensors have the names of no repository that is known ({known}): give "
+            "an official checkpoint of one of them (for a run of this program, leave out "
+            "'official:')"
         )
+    if dialect.only_coco is not None and dialect.classes(plain) == CATEGORY_ROWS:
+        plain = dialect.only_coco(plain)
+        averages = dialect.only_coco(averages) if averages else {}
+        remarks.append("rows of the classes are COCO's category ids: took those of its 80 classes")
     if weight_set == "ema" and not averages:
         raise UserError(f"{path}: has one set of weights only: leave out the choice of 'ema'")
     if averages:
@@ -85,10 +84,11 @@ def read_official_file(path: str | Path, weight_set: WeightSet = "plain") -> Off
             "official evaluation uses, under the plain ones"
         )
     meta = _mapping(content, "meta")
-    classes, remark = _classes(_names(meta), len(plain[embedding]))
+    classes, remark = _classes(_names(meta), dialect.classes(plain))
     chosen = plain | averages if weight_set == "ema" else plain
     return OfficialFile(
         path=path,
+        dialect=dialect,
         weights=chosen,
         other=tuple(f"{'plain' if weight_set == 'ema' else 'ema'}: {name}" for name in averages),
         classes=classes,

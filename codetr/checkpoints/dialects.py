@@ -1,0 +1,81 @@
+"""The repositories whose checkpoints we read, told apart by the names of their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+from torch import Tensor
+
+from codetr.checkpoints import h_detr, official, vidt, yolos
+from codetr.checkpoints.category_rows import coco_rows
+from codetr.checkpoints.ms_detr import convert_ms_detr, is_ms_detr
+from codetr.checkpoints.official import Conversion, convert_official
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """``speaks``: whether a state dict has these names; ``class_embedding``: a tensor of it with a
+    row per class, and ``background`` further ones; ``only_coco``: the same without rows that belong
+    to none of COCO's 80 classes, where rows are category ids (None: they are classes in any case);
+    ``convert``: to our names, for a configuration.
+    """
+
+    repository: str
+    speaks: Callable[[State], bool]
+    class_embedding: str
+    convert: Callable[[State, DictConfig], Conversion]
+    background: int = 0
+    only_coco: Callable[[State], dict[str, Tensor]] | None = None
+
+    def classes(self, state: State) -> int:
+        """Number of classes, or of category ids."""
+        return len(state[self.class_embedding]) - self.background
+
+
+DIALECTS = (
+    Dialect(
+        repository="MS-DETR",
+        speaks=is_ms_detr,
+        class_embedding=h_detr.CLASS_EMBEDDING,
+        only_coco=h_detr.only_coco_rows,
+        convert=lambda state, cfg: convert_ms_detr(state),
+    ),
+    Dialect(
+        repository="H-DETR and Teach-DETR",
+        speaks=h_detr.is_h_detr,
+        class_embedding=h_detr.CLASS_EMBEDDING,
+        only_coco=h_detr.only_coco_rows,
+        convert=lambda state, cfg: h_detr.convert_h_detr(state, cfg.model.num_queries),
+    ),
+    Dialect(
+        repository="YOLOS",
+        speaks=yolos.is_yolos,
+        class_embedding=yolos.CLASS_EMBEDDING,
+        background=1,
+        only_coco=lambda state: coco_rows(state, r"class_embed\.layers\.2\..*"),
+        convert=lambda state, cfg: yolos.convert_yolos(state),
+    ),
+    Dialect(
+        repository="ViDT",
+        speaks=vidt.is_vidt,
+        class_embedding=vidt.CLASS_EMBEDDING,
+        only_coco=lambda state: coco_rows(state, r"class_embed\.\d+\..*"),
+        convert=lambda state, cfg: vidt.convert_vidt(state),
+    ),
+    Dialect(
+        repository="Co-DETR and its port in mmdetection 3",
+        speaks=lambda state: official.CLASS_EMBEDDING in state,
+        class_embedding=official.CLASS_EMBEDDING,
+        convert=lambda state, cfg: convert_official(state),
+    ),
+)
+"""Tried in order."""
+
+
+def dialect_of(state: State) -> Dialect | None:
+    """The first that ``state`` speaks; None if it is none of ours."""
+    return next((dialect for dialect in DIALECTS if dialect.speaks(state)), None)
