@@ -5,7 +5,7 @@ from __future__ import annotations
 from codetr.analysis.sweep_report import Page, as_markdown
 from codetr.errors import UserError
 
-PANELS = ("val/AP", "loss", "images_per_second", "peak_memory_gib")
+PANELS = ("val/AP", "loss", "perf/images_per_second", "perf/peak_memory_gib")
 
 
 def push_report(page: Page, name: str, project: str, entity: str = "") -> str:

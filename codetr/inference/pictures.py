@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
-from torchvision.transforms.v2.functional import resize
+from torchvision.transforms.v2.functional import resize, to_pil_image
 
 from codetr.boxes import cxcywh_to_xyxy
 from codetr.checkpoints.files import RunRecord
@@ -65,22 +65,71 @@ def batch_pictures(
     return pictures
 
 
-def prediction_picture(
-    info: ImageInfo, found: Detections, targets: Targets, names: Sequence[str], min_score: float
-) -> Tensor:
-    """The image file with the predicted boxes (left) and the true ones (right).
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """An image, at most ``LONGEST_SIDE`` long, with predicted and true boxes, xyxy in its pixels.
 
-    ``names`` are for both. Raises ImageError where the file cannot be read.
+    ``names`` are for the labels of both.
+    """
+
+    image: Tensor
+    predicted: Detections
+    true_boxes: Tensor
+    true_labels: Tensor
+    names: Sequence[str]
+
+    def picture(self) -> Tensor:
+        """The predicted boxes (left) and the true ones (right)."""
+        found = self.predicted
+        left = draw_boxes(self.image, found.boxes_xyxy_px, found.labels, self.names, found.scores)
+        right = draw_boxes(self.image, self.true_boxes, self.true_labels, self.names)
+        return side_by_side(left, right, ("predicted", "true"))
+
+    def layers(self) -> dict[str, Any]:
+        """The boxes as ``wandb.Image`` takes them, which can be switched on and off there."""
+        labels = dict(enumerate(self.names))
+        found = self.predicted
+        rows = zip(
+            found.boxes_xyxy_px.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
+        )
+        predicted = [
+            _layer_box(box, label, f"{labels[label]} {score:.2f}") | {"scores": {"score": score}}
+            for box, label, score in rows
+        ]
+        pairs = zip(self.true_boxes.tolist(), self.true_labels.tolist(), strict=True)
+        true = [_layer_box(box, label, labels[label]) for box, label in pairs]
+        return {
+            "predicted": {"box_data": predicted, "class_labels": labels},
+            "true": {"box_data": true, "class_labels": labels},
+        }
+
+
+def _layer_box(box: Sequence[float], label: int, caption: str) -> dict[str, Any]:
+    position = dict(zip(("minX", "minY", "maxX", "maxY"), box, strict=True))
+    return {
+        "position": position, "domain": "pixel", "class_id": label, "box_caption": caption,
+    }  # fmt: skip
+
+
+def compare(
+    info: ImageInfo, found: Detections, targets: Targets, names: Sequence[str], min_score: float
+) -> Comparison:
+    """The image file with the detections above ``min_score`` and the true boxes.
+
+    Raises ImageError where the file cannot be read.
     """
     image = read_image(Path(info.path), _DECODED)
-    shown = found.above(min_score)
-    reduced, boxes = _reduced(image, shown.boxes_xyxy_px.float().cpu())
-    left = draw_boxes(reduced, boxes, shown.labels.cpu(), names, shown.scores.float().cpu())
+    shown = found.above(min_score).to("cpu", torch.float32)
+    reduced, boxes = _reduced(image, shown.boxes_xyxy_px)
     original_whwh = targets.size_whwh.cpu() / torch.tensor(info.scale).repeat(2)
-    true = cxcywh_to_xyxy(targets.boxes.cpu()) * original_whwh
-    reduced, boxes = _reduced(image, true)
-    right = draw_boxes(reduced, boxes, targets.labels.cpu(), names)
-    return side_by_side(left, right, ("predicted", "true"))
+    _, true = _reduced(image, cxcywh_to_xyxy(targets.boxes.cpu()) * original_whwh)
+    return Comparison(
+        image=reduced,
+        predicted=replace(shown, boxes_xyxy_px=boxes),
+        true_boxes=true,
+        true_labels=targets.labels.cpu(),
+        names=names,
+    )
 
 
 def relabelled(targets: Targets, own: ClassList, other: ClassList) -> Targets:
@@ -134,12 +183,12 @@ class TrainingPreview(Callback):
 
 class Panel:
     """Puts the first ``images`` that it is given together: predictions with a score above
-    ``min_score`` beside the true boxes.
+    ``min_score`` beside the true boxes. W&B gets them one by one too, with boxes to switch on.
     """
 
     def __init__(self, images: int, columns: int, min_score: float) -> None:
         self.images, self.columns, self.min_score = images, columns, min_score
-        self._pictures: list[Tensor] = []
+        self._shown: list[Comparison] = []
 
     def add(
         self, batch: Batch, outputs: Sequence[Detections], model: ClassList, data: ClassList
@@ -148,21 +197,27 @@ class Panel:
         ``model``, labels of the batch those of ``data``: a class has one name and one colour.
         """
         for info, found, targets in zip(batch.infos, outputs, batch.targets, strict=True):
-            if len(self._pictures) == self.images:
+            if len(self._shown) == self.images:
                 return
             true = relabelled(targets, data, model)
             try:
-                picture = prediction_picture(info, found, true, model.names, self.min_score)
+                shown = compare(info, found, true, model.names, self.min_score)
             except ImageError as error:  # data.tolerate_broken: its absence ends nothing
                 log.warning("%s; it is left out of the panel", error)
             else:
-                self._pictures.append(picture)
+                self._shown.append(shown)
 
     def finish(self, trainer: Trainer, name: str, path: Path) -> None:
         """Publish the panel, if there is any picture, and begin again."""
-        if self._pictures and not trainer.sanity_checking:
-            publish(trainer, name, grid(self._pictures, self.columns), path)
-        self._pictures = []
+        if self._shown and not trainer.sanity_checking:
+            pictures = [shown.picture() for shown in self._shown]
+            publish(trainer, f"pictures/{name}", grid(pictures, self.columns), path)
+            images = [to_pil_image(shown.image) for shown in self._shown]
+            layers = [shown.layers() for shown in self._shown]
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(key=f"boxes/{name}", images=images, boxes=layers)
+        self._shown = []
 
 
 class ValidationPanel(Callback):
@@ -192,7 +247,7 @@ class ValidationPanel(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put them together."""
         path = self.folder / f"validation_{trainer.current_epoch + 1:03d}.png"
-        self.panel.finish(trainer, "pictures/validation", path)
+        self.panel.finish(trainer, "validation", path)
 
 
 class EvaluationPanel(Callback):
@@ -220,4 +275,4 @@ class EvaluationPanel(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put them together."""
-        self.panel.finish(trainer, "pictures/evaluation", self.path)
+        self.panel.finish(trainer, "evaluation", self.path)

@@ -19,6 +19,12 @@ log = logging.getLogger(__name__)
 
 STEP = "step"
 TAG_LENGTH = 64
+RUN_ID_FILE = "wandb_run_id.txt"
+BEST_METRICS = ("val/AP", "val/AP50", "val/AP75")
+"""Of which W&B's summary has the highest."""
+EVALUATED = ("val/", "eval/")
+UNDEFINED = -1.0
+"""A metric of no object, in COCO's convention."""
 
 
 class CsvLogger(Logger):
@@ -129,7 +135,9 @@ class SafeWandbLogger(WandbLogger):
 
     If W&B cannot start online, a warning says so and the run is logged offline. If it fails later,
     one warning says so and the run continues without it (metrics.csv has the same numbers). What a
-    sweep varied in this run (``swept``) becomes tags.
+    sweep varied in this run (``swept``) becomes tags. The summary has the best of each validation
+    metric. The run's id is kept in ``folder``: where the training is resumed (``resumes`` is not
+    None), the same W&B run is continued.
     """
 
     def __init__(
@@ -142,7 +150,11 @@ class SafeWandbLogger(WandbLogger):
         offline: bool | None = None,
         run_id: str | None = None,
         swept: Mapping[str, Any] | None = None,
+        resumes: str | None = None,
     ) -> None:
+        self._id_file = Path(folder) / RUN_ID_FILE
+        if run_id is None and resumes is not None and self._id_file.is_file():
+            run_id = self._id_file.read_text().strip() or None
         if offline is None:
             mode = os.environ.get("WANDB_MODE", "")
             offline = mode in ("offline", "dryrun") or (mode != "online" and not has_wandb_key())
@@ -178,6 +190,10 @@ class SafeWandbLogger(WandbLogger):
             self._experiment, self._offline = None, True
             self._wandb_init["mode"] = "offline"
             run = start(self)
+        for metric in BEST_METRICS:
+            run.define_metric(metric, summary="max")
+        self._id_file.parent.mkdir(parents=True, exist_ok=True)
+        self._id_file.write_text(f"{run.id}\n")
         folder = Path(run.dir).parent
         state = "offline" if self._offline else "online"
         log.info(
@@ -205,8 +221,13 @@ class SafeWandbLogger(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log numbers of one optimiser step."""
-        self._guarded(lambda: WandbLogger.log_metrics(self, metrics, step))
+        """Log numbers of one optimiser step; COCO's -1, which stands for none, is left out."""
+        known = {
+            name: value
+            for name, value in metrics.items()
+            if not (value == UNDEFINED and name.startswith(EVALUATED))
+        }
+        self._guarded(lambda: WandbLogger.log_metrics(self, known, step))
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:

@@ -14,7 +14,7 @@ from commands import Command, arguments, environment, write_coco
 from codetr.checkpoints.files import read_detector_file
 from codetr.evaluation.diagnosis import PICTURES
 
-COMPARED = ("loss", "gradient_norm", "lr/rest", "val/AP")
+COMPARED = ("loss", "train/gradient_norm", "lr/rest", "val/AP")
 
 
 def curve(run: Path, name: str) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from codetr.training.timing import log_interval, logs_now, on_host
 
 
 class GradientNorm(Callback):
-    """Logs ``gradient_norm``, the global L2 norm before clipping, of the steps that are logged."""
+    """Logs ``train/gradient_norm``, the global L2 norm before clipping, of logged steps."""
 
     def __init__(self) -> None:
         self._norm: Tensor | None = None
@@ -35,7 +35,7 @@ class GradientNorm(Callback):
     ) -> None:
         """Log."""
         if self._norm is not None and logs_now(trainer):
-            pl_module.log("gradient_norm", self._norm)
+            pl_module.log("train/gradient_norm", self._norm)
             self._norm = None
 
 

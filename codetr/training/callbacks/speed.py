@@ -23,7 +23,7 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 class Throughput(Callback):
-    """Logs ``images_per_second`` (over all devices) and ``peak_memory_gib``.
+    """Logs ``perf/images_per_second`` (over all devices) and ``perf/peak_memory_gib``.
 
     Time is that of the training loop with data loading, without validation, by the wall clock
     over many steps (kernels run behind, so single steps cannot be timed without waiting). The
@@ -76,8 +76,8 @@ class Throughput(Callback):
             self._total_steps += 1
         if logs_now(trainer):
             rate = self._interval_images / max(self._interval_time, 1e-9)
-            pl_module.log("images_per_second", on_host(rate), prog_bar=True)
-            pl_module.log("peak_memory_gib", on_host(peak_memory_gib(pl_module.device)))
+            pl_module.log("perf/images_per_second", on_host(rate), prog_bar=True)
+            pl_module.log("perf/peak_memory_gib", on_host(peak_memory_gib(pl_module.device)))
             self._interval_time, self._interval_images = 0.0, 0
 
     @property

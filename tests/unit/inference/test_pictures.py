@@ -12,7 +12,7 @@ from codetr.inference.pictures import (
     EvaluationPanel,
     Panel,
     batch_pictures,
-    prediction_picture,
+    compare,
     relabelled,
 )
 from codetr.structures import Batch, Detections, ImageInfo, Images, Targets
@@ -65,7 +65,7 @@ def test_panel_shows_confident_predictions_left_and_the_truth_right(tmp_path: Pa
         scores=torch.tensor([0.9, 0.1]),
         labels=torch.tensor([0, 0]),
     )
-    picture = prediction_picture(info, found, targets(), ["a", "b"], min_score=0.5)
+    picture = compare(info, found, targets(), ["a", "b"], min_score=0.5).picture()
     # Two cells, each of the image enlarged twice under a caption, with gaps of 4 around them.
     assert picture.shape[-1] == 2 * SIDE + 3 * 4
     top = picture.shape[-2] - 4 - SIDE
@@ -110,10 +110,10 @@ def test_a_missing_image_is_named_and_the_next_one_takes_its_place(
     panel = Panel(images=2, columns=1, min_score=0.5)
     panel.add(batch, (nothing_found(),) * 4, classes, classes)
     assert "b.png" in caplog.text
-    corners = [picture[0, -10, 10].item() for picture in panel._pictures]
+    corners = [shown.picture()[0, -10, 10].item() for shown in panel._shown]
     assert corners == [10, 20]
     with pytest.raises(ImageError, match=r"b\.png"):
-        prediction_picture(batch.infos[1], nothing_found(), targets(), ["a", "b"], 0.5)
+        compare(batch.infos[1], nothing_found(), targets(), ["a", "b"], 0.5).picture()
 
 
 def test_true_boxes_of_a_subset_have_the_name_and_colour_of_their_class(tmp_path: Path) -> None:
@@ -134,7 +134,8 @@ def test_true_boxes_of_a_subset_have_the_name_and_colour_of_their_class(tmp_path
     trainer = SimpleNamespace(is_global_zero=True, datamodule=SimpleNamespace(classes=data))
     module, batch = SimpleNamespace(classes=model), batch_of(tmp_path / "a.png")
     callback.on_test_batch_end(trainer, module, (nothing_found(),), batch, 0)  # type: ignore[arg-type]
-    [picture] = callback.panel._pictures
+    [shown] = callback.panel._shown
+    picture = shown.picture()
     right = picture[:, picture.shape[-2] - 4 - SIDE :, 4 + SIDE + 4 :]
     assert has_colour(right, SIDE // 4, SIDE // 2, label=0)
     assert not has_colour(right, SIDE // 4, SIDE // 2, label=1)

@@ -83,6 +83,10 @@ def test_start_without_network_falls_back_to_offline_loudly(
 
     class OfflineRun:
         dir = str(tmp_path / "offline-run-1" / "files")
+        id = "abc"
+
+        def define_metric(self, *_: object, **__: object) -> None:
+            """Noted by W&B."""
 
     modes: list[str | None] = []
 

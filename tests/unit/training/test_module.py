@@ -224,7 +224,7 @@ def test_accumulation_logs_once_per_optimiser_step(tmp_path: Path) -> None:
 
 def test_gradient_norm_is_that_before_clipping(tmp_path: Path) -> None:
     table = fit(tmp_path, module(), GradientNorm(), epochs=1, clip=0.01)
-    assert column(table, "gradient_norm") == pytest.approx([2.0] * 3)  # |d 2|w - x| / dw|
+    assert column(table, "train/gradient_norm") == pytest.approx([2.0] * 3)  # |d 2|w - x| / dw|
 
 
 def test_nothing_is_logged_in_training_that_would_be_copied_to_the_device(
@@ -239,7 +239,7 @@ def test_nothing_is_logged_in_training_that_would_be_copied_to_the_device(
 
     monkeypatch.setattr(DetectionModule, "log", spy)
     fit(tmp_path, module(), GradientNorm(), LearningRates(), Throughput(), every=2)
-    assert {"loss", "lr/rest", "gradient_norm", "images_per_second"} <= seen.keys()
+    assert {"loss", "lr/rest", "train/gradient_norm", "perf/images_per_second"} <= seen.keys()
     rest = {name for name in seen if not name.startswith("val/")}
     assert all(isinstance(seen[name], Tensor) for name in rest)
 
