@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -368,33 +368,3 @@ class Candidates(TensorStruct):
 
     def __len__(self) -> int:
         return self.labels.shape[0]
-
-
-class LossTerm(NamedTuple):
-    """One loss: ``value`` is raw (what is logged), ``weight`` enters the total only."""
-
-    value: Tensor
-    weight: float
-
-
-Losses = dict[str, LossTerm]
-"""Loss terms by name, ``scheme/layer/name`` once they have left their scheme."""
-
-
-def total_loss(losses: Losses) -> Tensor:
-    """The one place where losses are weighted and summed. Raises ValueError if there are none."""
-    if not losses:
-        raise ValueError("no loss to sum: add scheme=[one_to_one] or another scheme")
-    values = torch.stack([term.value for term in losses.values()])
-    weights = torch.tensor([term.weight for term in losses.values()], dtype=values.dtype)
-    return (values * weights.to(values.device, non_blocking=True)).sum()
-
-
-def prefixed(prefix: str, losses: Losses) -> Losses:
-    """The same losses under ``prefix/name``."""
-    return {f"{prefix}/{name}": term for name, term in losses.items()}
-
-
-def scaled(factor: float, losses: Losses) -> Losses:
-    """The same losses with their weights multiplied by ``factor``; raw values stay."""
-    return {name: LossTerm(t.value, t.weight * factor) for name, t in losses.items()}

@@ -13,7 +13,7 @@ from torch import Tensor
 from codetr.distributed import mean_over_ranks
 from codetr.errors import UserError
 from codetr.host_copy import HostCopy
-from codetr.structures import Losses
+from codetr.loss_terms import Losses
 
 TOTAL = "loss"
 

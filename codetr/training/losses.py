@@ -8,14 +8,18 @@ from itertools import islice
 import torch
 from torch import nn
 
+from codetr.distributed import mean_over_ranks
+from codetr.loss_terms import Losses, LossTerm, divisor, prefixed
 from codetr.models.detectors.protocol import MAIN, Detector
-from codetr.structures import Batch, Decoded, Losses, LossTerm, Memory, QueryGroup, prefixed
+from codetr.structures import Batch, Decoded, Memory, QueryGroup
 from codetr.supervision.assigners import Matching
 from codetr.supervision.schemes.protocol import MatchingScheme, Proposal, Scheme, Start
 
 
 def training_losses(detector: Detector, schemes: Mapping[str, Scheme], batch: Batch) -> Losses:
-    """All losses of a batch, named ``scheme/layer/name``. ``total_loss`` sums them."""
+    """All losses of a batch, named ``scheme/layer/name``, divided by what they count on all
+    processes. ``total_loss`` sums them.
+    """
     memory = detector.encode(batch.images)
     main, proposals = _proposals(detector, schemes, memory, batch)
     groups, losses = _joined(main, proposals)
@@ -26,7 +30,27 @@ def training_losses(detector: Detector, schemes: Mapping[str, Scheme], batch: Ba
     for name, proposal in proposals.items():
         if proposal.after is not None:
             losses |= prefixed(name, proposal.after(decoded))
-    return losses
+    return divided(losses)
+
+
+def divided(losses: Losses) -> Losses:
+    """The losses without counts. All shared ones become means over processes in one reduction: all
+    processes must have the same terms in the same order, with boxes and without.
+    """
+    counted = {name: term.over for name, term in losses.items() if term.over is not None}
+    if not counted:
+        return losses
+    counts = list(dict.fromkeys(counted.values()))
+    own = torch.stack([count.number.detach() for count in counts])
+    shared = torch.tensor([count.shared for count in counts])
+    minimum = torch.tensor([count.minimum for count in counts], dtype=own.dtype)
+    shared, minimum = (t.to(own.device, non_blocking=True) for t in (shared, minimum))
+    numbers = torch.where(shared, mean_over_ranks(own), own)
+    divisors = dict(zip(counts, divisor(numbers.maximum(minimum)).unbind(), strict=True))
+    sums = torch.stack([losses[name].sum for name in counted])
+    values = sums / torch.stack([divisors[count] for count in counted.values()])
+    means = zip(counted, values.unbind(), strict=True)
+    return losses | {name: LossTerm(value, losses[name].weight) for name, value in means}
 
 
 def propose(

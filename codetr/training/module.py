@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from codetr.checkpoints.files import RunRecord
 from codetr.evaluation import CocoEvaluator, Postprocess
 from codetr.evaluation.detect import detect
-from codetr.structures import Batch, Detections, Losses, total_loss
+from codetr.loss_terms import Losses, total_loss
+from codetr.structures import Batch, Detections
 from codetr.supervision.schemes.protocol import require_fit
 from codetr.training.loss_meter import TOTAL, FiniteGuard, LossMeter
 from codetr.training.losses import training_losses

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import codetr.distributed
-from codetr.structures import Batch, total_loss
+from codetr.loss_terms import total_loss
+from codetr.structures import Batch
 from codetr.training.losses import training_losses
 
 COUNTS = (1, 9, 0, 4)

@@ -11,7 +11,8 @@ from tiny import backward, batch, build, composed, options, without_gradient
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from codetr.structures import Batch, total_loss
+from codetr.loss_terms import total_loss
+from codetr.structures import Batch
 from codetr.training.losses import training_losses
 
 SCHEMES = ("one_to_one", "collaborative")

@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from tiny import composed
 from torch import nn
 
-from codetr.structures import total_loss
+from codetr.loss_terms import total_loss
 from codetr.training.losses import training_losses
 
 SMALL = (

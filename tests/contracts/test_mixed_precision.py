@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny import batch, build
 
+from codetr.loss_terms import total_loss
 from codetr.models.layers import attention
-from codetr.structures import total_loss
 from codetr.supervision.assigners import HungarianMatcher
 from codetr.training.losses import training_losses
 

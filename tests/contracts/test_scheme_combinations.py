@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny import backward, batch, build, without_gradient
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from codetr.models.detectors.protocol import MAIN
@@ -27,6 +28,24 @@ def test_losses_are_finite_and_reach_every_parameter(
     detector, parts = build(schemes, ("atss",))
     assert backward(detector, parts, batch(counts)).isfinite()
     assert without_gradient(detector, parts) == []
+
+
+def test_processes_with_and_without_boxes_take_part_in_one_reduction_of_the_same_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    every = ("denoising", "collaborative", "hybrid", "group", "mixed", "teacher")
+    detector, parts = build((BASE, *every), ("atss", "fcos", "gfl", "paa", "rcnn", "retinanet"))
+    seen: list[Tensor] = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", seen.append)
+    names = [
+        list(training_losses(detector, parts, batch(counts)))  # type: ignore[arg-type]
+        for counts in ((3, 2), (3, 0), (0, 0))
+    ]
+    assert names[0] == names[1] == names[2]
+    assert len(seen) == 3  # one each
+    assert len({len(counts) for counts in seen}) == 1
 
 
 @torch.no_grad()

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from codetr.data.datamodule import CocoDataModule
 from codetr.evaluation import Postprocess
+from codetr.loss_terms import total_loss
 from codetr.nms import SoftNms
-from codetr.structures import Batch, ImageInfo, Predictions, total_loss
+from codetr.structures import Batch, ImageInfo, Predictions
 from codetr.training.ema import Average, hyperbolic
 from codetr.training.losses import training_losses
 

@@ -14,7 +14,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from codetr.conf_folder import conf_folder
-from codetr.structures import Batch, Images, Targets, total_loss
+from codetr.loss_terms import total_loss
+from codetr.structures import Batch, Images, Targets
 from codetr.training.losses import training_losses
 
 CONF = conf_folder()

@@ -15,7 +15,7 @@ from codetr.checkpoints.experiment import (
     compose_train,
     without_initial_weights,
 )
-from codetr.structures import total_loss
+from codetr.loss_terms import total_loss
 from codetr.training.acceleration import accelerate
 from codetr.training.losses import training_losses
 from tools.bench.contestant import ASSIGNMENT, BACKWARD_BACKBONE, BACKWARD_ENCODER, create_state

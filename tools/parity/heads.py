@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from codetr.boxes import xyxy_to_cxcywh
-from codetr.structures import Batch, Images, Losses, Pyramid, Targets, total_loss
+from codetr.loss_terms import Losses, total_loss
+from codetr.structures import Batch, Images, Pyramid, Targets
 from tools.parity.head_inputs import STRIDES, make_boxes, make_features
 from tools.parity.head_kinds import Kind, kind_of
 from tools.parity.head_values import Values

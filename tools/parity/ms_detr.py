@@ -21,17 +21,9 @@ from torch import Tensor, nn
 from codetr.checkpoints.ms_detr import convert_ms_detr, rename
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess
+from codetr.loss_terms import Losses, total_loss
 from codetr.models.detectors.protocol import MAIN
-from codetr.structures import (
-    CROSS_ATTENTION,
-    Assignment,
-    Batch,
-    Decoded,
-    Losses,
-    Memory,
-    Predictions,
-    total_loss,
-)
+from codetr.structures import CROSS_ATTENTION, Assignment, Batch, Decoded, Memory, Predictions
 from codetr.training.losses import training_losses
 from tools.parity.detections import detection_rows
 from tools.parity.experiment import Experiment, build_experiment

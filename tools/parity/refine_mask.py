@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from codetr.checkpoints.experiment import compose_experiment
 from codetr.checkpoints.official import convert_official
+from codetr.loss_terms import LossTerm
 from codetr.models.masks import MaskBranch, MaskPredictions
-from codetr.structures import Detections, ImageInfo, LossTerm, Memory, Pyramid, Targets
+from codetr.structures import Detections, ImageInfo, Memory, Pyramid, Targets
 from codetr.supervision.assigners.sampling import Sample
 from codetr.supervision.aux_heads.regions import Regions, RegionSampler
 from codetr.supervision.criteria.refined_masks import stage_losses

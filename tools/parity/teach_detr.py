@@ -19,16 +19,9 @@ from torch import Tensor, nn
 from codetr.checkpoints.h_detr import convert_h_detr
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess
+from codetr.loss_terms import Losses, total_loss
 from codetr.models.detectors.protocol import MAIN
-from codetr.structures import (
-    Batch,
-    Decoded,
-    Losses,
-    Memory,
-    Predictions,
-    Targets,
-    total_loss,
-)
+from codetr.structures import Batch, Decoded, Memory, Predictions, Targets
 from codetr.supervision.schemes.hybrid import GROUP as HYBRID
 from codetr.training.losses import training_losses
 from tools.parity.detections import detection_rows

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from codetr.loss_terms import Losses
 from codetr.models.detectors.protocol import MAIN
-from codetr.structures import Assignment, Batch, Decoded, Losses, Predictions, Targets
+from codetr.structures import Assignment, Batch, Decoded, Predictions, Targets
 from codetr.supervision.schemes.hybrid import GROUP as HYBRID
 from tools.parity.experiment import Experiment
 

@@ -18,8 +18,9 @@ from codetr.checkpoints.vidt import convert_vidt
 from codetr.checkpoints.yolos import convert_yolos
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess
+from codetr.loss_terms import Losses, total_loss
 from codetr.models.detectors.protocol import MAIN
-from codetr.structures import Batch, Decoded, Losses, Memory, Predictions, total_loss
+from codetr.structures import Batch, Decoded, Memory, Predictions
 from codetr.training.losses import training_losses
 from tools.parity.detections import detection_rows
 from tools.parity.experiment import Experiment, build_experiment

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from codetr.boxes import logit
 from codetr.checkpoints.official import convert_official
+from codetr.loss_terms import total_loss
 from codetr.models.detectors.grouping import attention_mask
 from codetr.models.detectors.protocol import MAIN
-from codetr.structures import Candidates, Decoded, QueryGroup, total_loss
+from codetr.structures import Candidates, Decoded, QueryGroup
 from codetr.supervision.aux_heads.matched import boxes_xyxy_px
 from codetr.supervision.schemes.positives import positive_group
 from codetr.training.losses import training_losses

@@ -7,14 +7,12 @@ Official parameter names (mmdet ``ATSSHead``) and ours: ``cls_convs.i.{conv,gn}`
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from codetr.boxes import paired_giou
-from codetr.distributed import mean_over_ranks
+from codetr.loss_terms import Count, Losses, LossTerm
 from codetr.nms import ClasswiseNms
-from codetr.structures import Losses, LossTerm
 from codetr.supervision.assigners.atss import AtssAssigner
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
 from codetr.supervision.aux_heads.coder import (
@@ -33,7 +31,6 @@ from codetr.supervision.aux_heads.dense import (
 from codetr.supervision.aux_heads.matched import (
     DenseTargets,
     count_positives,
-    divisor,
 )
 from codetr.supervision.aux_heads.selection import DenseSelection, Selection
 from codetr.supervision.criteria.focal import one_hot_labels, sigmoid_focal_loss
@@ -91,8 +88,7 @@ class AtssHead(DenseBranches[Anchors]):
         assert predictions.quality is not None
         sides = encode_distances(centres_xyxy(places.boxes), wanted.boxes_px)
         quality = centerness(sides) * wanted.positive
-        totals = torch.stack([count_positives(wanted.positive).to(quality.dtype), quality.sum()])
-        num_pos, sum_quality = divisor(mean_over_ranks(totals), minimum=1).unbind()
+        num_pos = Count(count_positives(wanted.positive).to(quality.dtype))
 
         one_hot = one_hot_labels(wanted.labels, self.num_classes, predictions.logits.dtype)
         focal = sigmoid_focal_loss(predictions.logits, one_hot).sum(dim=2) * places.usable
@@ -101,7 +97,7 @@ class AtssHead(DenseBranches[Anchors]):
         entropy = F.binary_cross_entropy_with_logits(predictions.quality, quality, reduction="none")
         entropy = entropy * wanted.positive
         return {
-            "cls": LossTerm(focal.sum() / num_pos, self.cls_weight),
-            "bbox": LossTerm(giou_loss.sum() / sum_quality, self.bbox_weight),
-            "centerness": LossTerm(entropy.sum() / num_pos, self.centerness_weight),
+            "cls": LossTerm(focal.sum(), self.cls_weight, num_pos),
+            "bbox": LossTerm(giou_loss.sum(), self.bbox_weight, Count(quality.sum())),
+            "centerness": LossTerm(entropy.sum(), self.centerness_weight, num_pos),
         }

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from codetr.boxes import at_least_float32, clip_xyxy
-from codetr.structures import Batch, Candidates, Detections, Images, Losses, Pyramid
+from codetr.loss_terms import Losses
+from codetr.structures import Batch, Candidates, Detections, Images, Pyramid
 from codetr.supervision.aux_heads.anchors import Places
 from codetr.supervision.aux_heads.matched import (
     DenseTargets,

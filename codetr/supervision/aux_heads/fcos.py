@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from codetr.boxes import paired_iou
-from codetr.distributed import mean_over_ranks
+from codetr.loss_terms import Count, Losses, LossTerm
 from codetr.nms import ClasswiseNms
-from codetr.structures import Losses, LossTerm, Pyramid
+from codetr.structures import Pyramid
 from codetr.supervision.assigners.points import PointAssigner
 from codetr.supervision.aux_heads.anchors import PointGrid, Points
 from codetr.supervision.aux_heads.coder import centerness, decode_distances, encode_distances
@@ -28,7 +27,7 @@ from codetr.supervision.aux_heads.dense import (
     level_scales,
     predictor,
 )
-from codetr.supervision.aux_heads.matched import DenseTargets, divisor
+from codetr.supervision.aux_heads.matched import DenseTargets
 from codetr.supervision.aux_heads.selection import DenseSelection, Selection
 from codetr.supervision.criteria.focal import one_hot_labels, sigmoid_focal_loss
 
@@ -87,9 +86,8 @@ class FcosHead(DenseBranches[Points]):
         """Divided by the positives, ``bbox`` by their centerness: means over processes."""
         assert predictions.quality is not None
         quality = centerness(encode_distances(places.centres, wanted.boxes_px)) * wanted.positive
-        totals = torch.stack([wanted.positive.sum().to(quality.dtype), quality.sum()])
-        count, sum_quality = mean_over_ranks(totals).unbind()
-        num_pos = divisor(count, minimum=1)
+        num_pos = Count(wanted.positive.sum().to(quality.dtype))
+        sum_quality = Count(quality.sum(), minimum=1e-6)
 
         one_hot = one_hot_labels(wanted.labels, self.num_classes, predictions.logits.dtype)
         focal = sigmoid_focal_loss(predictions.logits, one_hot)
@@ -98,7 +96,7 @@ class FcosHead(DenseBranches[Points]):
         entropy = F.binary_cross_entropy_with_logits(predictions.quality, quality, reduction="none")
         entropy = entropy * wanted.positive
         return {
-            "cls": LossTerm(focal.sum() / num_pos, self.cls_weight),
-            "bbox": LossTerm(iou_loss.sum() / divisor(sum_quality, 1e-6), self.bbox_weight),
-            "centerness": LossTerm(entropy.sum() / num_pos, self.centerness_weight),
+            "cls": LossTerm(focal.sum(), self.cls_weight, num_pos),
+            "bbox": LossTerm(iou_loss.sum(), self.bbox_weight, sum_quality),
+            "centerness": LossTerm(entropy.sum(), self.centerness_weight, num_pos),
         }

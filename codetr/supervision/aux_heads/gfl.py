@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from codetr.boxes import paired_giou, paired_iou
-from codetr.distributed import mean_over_ranks
+from codetr.loss_terms import Count, Losses, LossTerm
 from codetr.nms import ClasswiseNms
-from codetr.structures import Losses, LossTerm
 from codetr.supervision.assigners.atss import AtssAssigner
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
 from codetr.supervision.aux_heads.coder import centres_xyxy, decode_distances, encode_distances
@@ -28,7 +27,6 @@ from codetr.supervision.aux_heads.dense import (
 from codetr.supervision.aux_heads.matched import (
     DenseTargets,
     count_positives,
-    divisor,
 )
 from codetr.supervision.aux_heads.selection import DenseSelection, Selection
 from codetr.supervision.criteria.focal import (
@@ -123,9 +121,8 @@ class GflHead(DenseBranches[Anchors]):
     ) -> Losses:
         """``cls`` is divided by the positives, the others by their weight: means over processes."""
         goals = self.goals(predictions, places, wanted)
-        count = count_positives(wanted.positive).to(goals.weight.dtype)
-        totals = mean_over_ranks(torch.stack([count, goals.weight.sum()]))
-        num_pos, sum_weight = divisor(totals, minimum=1).unbind()
+        num_pos = Count(count_positives(wanted.positive).to(goals.weight.dtype))
+        sum_weight = Count(goals.weight.sum())
 
         quality = one_hot_labels(wanted.labels, self.num_classes, predictions.logits.dtype)
         quality = quality * goals.quality[..., None]
@@ -134,7 +131,7 @@ class GflHead(DenseBranches[Anchors]):
         bins = predictions.regression.unflatten(-1, (4, -1))
         dfl = distribution_focal_loss(bins, goals.distances).mean(dim=2) * goals.weight
         return {
-            "cls": LossTerm(cls.sum() / num_pos, self.cls_weight),
-            "bbox": LossTerm(giou_loss.sum() / sum_weight, self.bbox_weight),
-            "dfl": LossTerm(dfl.sum() / sum_weight, self.dfl_weight),
+            "cls": LossTerm(cls.sum(), self.cls_weight, num_pos),
+            "bbox": LossTerm(giou_loss.sum(), self.bbox_weight, sum_weight),
+            "dfl": LossTerm(dfl.sum(), self.dfl_weight, sum_weight),
         }

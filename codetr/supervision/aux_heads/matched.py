@@ -79,11 +79,6 @@ def count_positives(positive: Tensor) -> Tensor:
     return positive.sum(dim=1).clamp(min=1).sum()
 
 
-def divisor(total: Tensor, minimum: float = 0.0) -> Tensor:
-    """``total``, at least ``minimum``, plus the epsilon of its type: 0 / 0 becomes 0 (mmdet)."""
-    return total.clamp(min=minimum) + torch.finfo(total.dtype).eps
-
-
 def boxes_xyxy_px(boxes: Tensor, targets: Targets) -> Tensor:
     """(N, 4) corners in pixels of cxcywh ``boxes`` (N, 4) relative to the image of ``targets``."""
     return cxcywh_to_xyxy(boxes * targets.size_whwh)

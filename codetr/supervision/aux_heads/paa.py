@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codetr.boxes import paired_giou, paired_iou
+from codetr.loss_terms import Count, Losses, LossTerm
 from codetr.nms import ClasswiseNms
-from codetr.structures import Batch, Losses, LossTerm
+from codetr.structures import Batch
 from codetr.supervision.assigners.paa import PaaAssigner
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
 from codetr.supervision.aux_heads.coder import DeltaCoder
@@ -26,7 +27,7 @@ from codetr.supervision.aux_heads.dense import (
     level_scales,
     predictor,
 )
-from codetr.supervision.aux_heads.matched import DenseTargets, divisor
+from codetr.supervision.aux_heads.matched import DenseTargets
 from codetr.supervision.aux_heads.selection import Selection, VotedSelection
 from codetr.supervision.criteria.focal import one_hot_labels, sigmoid_focal_loss
 from codetr.tensor_struct import TensorStruct
@@ -129,10 +130,12 @@ class PaaHead(DenseBranches[Anchors]):
             predictions.quality, costs.iou, reduction="none"
         )
         entropy = entropy * wanted.positive
-        sum_iou = divisor((costs.iou * wanted.positive).sum())
-        focal = (costs.focal * places.usable).sum() / divisor(num_pos, minimum=len(wanted.labels))
+        sum_iou = Count((costs.iou * wanted.positive).sum(), minimum=0, shared=False)
+        focal = (costs.focal * places.usable).sum()
+        one_each = Count(num_pos, minimum=len(wanted.labels), shared=False)
+        own = Count(num_pos, minimum=0, shared=False)
         return {
-            "cls": LossTerm(focal, self.cls_weight),
-            "bbox": LossTerm(giou_loss.sum() / sum_iou, self.bbox_weight),
-            "iou": LossTerm(entropy.sum() / divisor(num_pos), self.iou_weight),
+            "cls": LossTerm(focal, self.cls_weight, one_each),
+            "bbox": LossTerm(giou_loss.sum(), self.bbox_weight, sum_iou),
+            "iou": LossTerm(entropy.sum(), self.iou_weight, own),
         }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from codetr.structures import Batch, Candidates, Detections, Images, Losses, Pyramid
+from codetr.loss_terms import Losses
+from codetr.structures import Batch, Candidates, Detections, Images, Pyramid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class AuxOutput:
 
 class AuxHead(Protocol):
     """An ``nn.Module`` that owns its anchors, assigner, sampler and losses. With no boxes in a
-    batch it still owes a zero-valued loss that is connected to each of its parameters.
+    batch it still owes the same losses, of which one is connected to each of its parameters.
     """
 
     def __call__(self, pyramid: Pyramid, batch: Batch) -> AuxOutput:

@@ -15,19 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codetr.boxes import at_least_float32, clip_xyxy, paired_giou
+from codetr.loss_terms import Losses, LossTerm
 from codetr.masks import Masks
 from codetr.models.ops.roi_pool import pool_rois
 from codetr.nms import ClasswiseNms
-from codetr.structures import (
-    Batch,
-    Candidates,
-    Detections,
-    Images,
-    Losses,
-    LossTerm,
-    Pyramid,
-    Targets,
-)
+from codetr.structures import Batch, Candidates, Detections, Images, Pyramid, Targets
 from codetr.supervision.assigners.max_iou import MaxIouAssigner
 from codetr.supervision.assigners.sampling import RandomSampler
 from codetr.supervision.aux_heads.box_head import BoxHead, SharedFcBoxHead

@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from codetr.loss_terms import Count, Losses, LossTerm
 from codetr.nms import ClasswiseNms
-from codetr.structures import Batch, Candidates, Losses, LossTerm, Pyramid
+from codetr.structures import Batch, Candidates, Pyramid
 from codetr.supervision.assigners.max_iou import MaxIouAssigner
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
 from codetr.supervision.aux_heads.coder import DeltaCoder
@@ -25,7 +26,6 @@ from codetr.supervision.aux_heads.matched import (
     DenseTargets,
     candidates,
     count_positives,
-    divisor,
 )
 from codetr.supervision.aux_heads.selection import DenseSelection, Selection
 from codetr.supervision.criteria.focal import one_hot_labels, sigmoid_focal_loss
@@ -80,14 +80,15 @@ class RetinaNetHead(DenseBranches[Anchors]):
         self, predictions: DensePredictions, places: Anchors, wanted: DenseTargets
     ) -> Losses:
         """Both are divided by the positives of this process alone, as in mmdet."""
-        num_pos = divisor(count_positives(wanted.positive).to(predictions.logits.dtype))
+        number = count_positives(wanted.positive).to(predictions.logits.dtype)
+        num_pos = Count(number, shared=False)
         one_hot = one_hot_labels(wanted.labels, self.num_classes, predictions.logits.dtype)
         focal = sigmoid_focal_loss(predictions.logits, one_hot).sum(dim=2) * ~wanted.ignored
         offsets = self.coder.encode(places.boxes, wanted.boxes_px)
         distance = (predictions.regression - offsets).abs().sum(dim=2) * wanted.positive
         return {
-            "cls": LossTerm(focal.sum() / num_pos, self.cls_weight),
-            "bbox": LossTerm(distance.sum() / num_pos, self.bbox_weight),
+            "cls": LossTerm(focal.sum(), self.cls_weight, num_pos),
+            "bbox": LossTerm(distance.sum(), self.bbox_weight, num_pos),
         }
 
     def candidates(

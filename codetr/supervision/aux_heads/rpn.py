@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codetr.boxes import at_least_float32
+from codetr.loss_terms import Losses, LossTerm
 from codetr.nms import surviving
-from codetr.structures import Images, Losses, LossTerm, Pyramid, Targets
+from codetr.structures import Images, Pyramid, Targets
 from codetr.supervision.assigners.max_iou import MaxIouAssigner
 from codetr.supervision.assigners.sampling import RandomSampler, Sample
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from codetr.classification import Sigmoid
+from codetr.loss_terms import Count
 from codetr.supervision.criteria.set_criterion import Classification
 
 
@@ -45,9 +46,9 @@ class FederatedClassification(nn.Module):
         """As the inner loss."""
         return self.inner.reads
 
-    def divisor(self, matched: Tensor, num_boxes: Tensor) -> Tensor:
+    def counts(self, matched: Tensor, num_boxes: Count) -> Sequence[Count]:
         """As the inner loss."""
-        return self.inner.divisor(matched, num_boxes)
+        return self.inner.counts(matched, num_boxes)
 
     def forward(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
         """See ``Classification``."""

@@ -12,17 +12,8 @@ from torch import Tensor, nn
 
 from codetr.boxes import cxcywh_to_xyxy, paired_giou, paired_iou
 from codetr.classification import Sigmoid
-from codetr.distributed import mean_over_ranks
-from codetr.structures import (
-    Assignment,
-    Batch,
-    BoxCounts,
-    Losses,
-    LossTerm,
-    Predictions,
-    Targets,
-    prefixed,
-)
+from codetr.loss_terms import Count, Losses, LossTerm, prefixed
+from codetr.structures import Assignment, Batch, BoxCounts, Predictions, Targets
 from codetr.supervision.criteria.focal import quality_focal_loss, sigmoid_focal_loss
 
 
@@ -43,9 +34,9 @@ class Classification(Protocol):
         """
         ...
 
-    def divisor(self, matched: Tensor, num_boxes: Tensor) -> Tensor:
-        """() or (L,): what the sum over a layer is divided by. ``matched`` (L, B, Q) is False for
-        background; ``num_boxes`` () is the divisor of the losses of boxes.
+    def counts(self, matched: Tensor, num_boxes: Count) -> Sequence[Count]:
+        """What the sum over each layer is divided by. ``matched`` (L, B, Q) is False for
+        background; ``num_boxes`` is what losses of boxes are divided by.
         """
         ...
 
@@ -61,9 +52,9 @@ class _PerBox(nn.Module):
 
     reads = Sigmoid
 
-    def divisor(self, matched: Tensor, num_boxes: Tensor) -> Tensor:
+    def counts(self, matched: Tensor, num_boxes: Count) -> Sequence[Count]:
         """See ``Classification``."""
-        return num_boxes
+        return [num_boxes] * len(matched)
 
 
 class FocalClassification(_PerBox):
@@ -104,21 +95,21 @@ def concatenated(targets: Sequence[Targets]) -> Targets:
 @dataclass(frozen=True, kw_only=True)
 class Supervised:
     """A group of queries and what they are to find: ``layers`` from first to last, each with its
-    assignment to ``targets``; their sums are divided by ``num_boxes`` (); ``background`` weights
+    assignment to ``targets``; their sums are divided by ``num_boxes``; ``background`` weights
     the class loss of queries without a target.
     """
 
     layers: Sequence[Predictions]
     targets: Sequence[Targets]
     assignments: Sequence[Assignment]
-    num_boxes: Tensor
+    num_boxes: Count
     background: float = 1.0
 
 
 class SetCriterion(nn.Module):
     """Classification of all queries, L1 and GIoU of the matched ones (DETR, equation 2).
 
-    Each is summed and divided by ``num_boxes`` (classification: by its own ``divisor``). L1 is on
+    Each is summed and divided by ``num_boxes`` (classification: by its own ``counts``). L1 is on
     relative cxcywh, GIoU on pixels; both are weighted by the target's own weight.
     """
 
@@ -143,7 +134,7 @@ class SetCriterion(nn.Module):
         predictions: Predictions,
         targets: Sequence[Targets],
         assignment: Assignment,
-        num_boxes: Tensor,
+        num_boxes: Count,
         background: float = 1.0,
     ) -> Losses:
         """Losses ``cls``, ``bbox`` and ``giou`` of one layer; ``background`` weights the class
@@ -157,7 +148,7 @@ class SetCriterion(nn.Module):
         layers: Sequence[Predictions],
         targets: Sequence[Targets],
         assignments: Sequence[Assignment],
-        num_boxes: Tensor,
+        num_boxes: Count,
         background: float = 1.0,
     ) -> list[Losses]:
         """The losses of every layer by itself; all are computed at once."""
@@ -218,14 +209,16 @@ class SetCriterion(nn.Module):
         pairs (2, P).
         """
         of_pairs = _sums(per_pair, [len(assignment) for assignment in group.assignments])
-        divisor = group.num_boxes.to(per_pair.dtype) + torch.finfo(per_pair.dtype).eps
-        cls = per_query.sum(dim=(1, 2)) / self.classification.divisor(matched, divisor)
-        bbox, giou = (of_pairs / divisor).unbind()
-        weighted = {"cls": (cls, self.cls), "bbox": (bbox, self.l1), "giou": (giou, self.giou)}
-        terms = [
-            [LossTerm(value, w) for value in values.unbind()] for values, w in weighted.values()
+        sums = per_query.sum(dim=(1, 2)), *of_pairs.unbind()
+        counts = self.classification.counts(matched, group.num_boxes)
+        return [
+            {
+                "cls": LossTerm(cls, self.cls, count),
+                "bbox": LossTerm(bbox, self.l1, group.num_boxes),
+                "giou": LossTerm(giou, self.giou, group.num_boxes),
+            }
+            for cls, bbox, giou, count in zip(*map(Tensor.unbind, sums), counts, strict=True)
         ]
-        return [dict(zip(weighted, layer, strict=True)) for layer in zip(*terms, strict=True)]
 
 
 def _side_by_side(groups: Sequence[Supervised]) -> tuple[Tensor, Tensor]:
@@ -292,10 +285,9 @@ def matched_pairs(
     return batch.mean_over_step(pairs)
 
 
-def normaliser(pairs: float, like: Tensor) -> Tensor:
-    """Number of ``pairs``, averaged over processes, at least 1."""
-    count = torch.full((), float(pairs), dtype=like.dtype, device=like.device)
-    return mean_over_ranks(count).clamp(min=1)
+def normaliser(pairs: float, like: Tensor) -> Count:
+    """Number of ``pairs``, to be averaged over processes, at least 1."""
+    return Count(torch.full((), float(pairs), dtype=like.dtype, device=like.device))
 
 
 def deep_supervision(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from codetr.classification import Softmax
+from codetr.loss_terms import Count
 from codetr.supervision.criteria.focal import one_hot_labels
 
 
@@ -27,9 +28,10 @@ class SoftmaxClassification(nn.Module):
         entropy = -logits.log_softmax(-1) * one_hot_labels(labels, logits.shape[-1], logits.dtype)
         return entropy * self._weights(labels < logits.shape[-1] - 1, logits)[..., None]
 
-    def divisor(self, matched: Tensor, num_boxes: Tensor) -> Tensor:
-        """(L,) sums of weights."""
-        return self._weights(matched, num_boxes).sum(dim=(1, 2))
+    def counts(self, matched: Tensor, num_boxes: Count) -> list[Count]:
+        """The sum of weights of every layer."""
+        sums = self._weights(matched, num_boxes.number).sum(dim=(1, 2))
+        return [Count(number, minimum=0, shared=False) for number in sums.unbind()]
 
     def _weights(self, matched: Tensor, like: Tensor) -> Tensor:
         """1 where ``matched``, ``background`` elsewhere, in the dtype of ``like``."""

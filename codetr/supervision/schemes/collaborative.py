@@ -13,19 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from codetr.errors import UserError
+from codetr.loss_terms import Losses, prefixed, scaled
 from codetr.models.layers import sine_coordinates
 from codetr.models.transformers import QueryForm
-from codetr.structures import (
-    Batch,
-    Candidates,
-    Decoded,
-    Losses,
-    Memory,
-    Pyramid,
-    QueryGroup,
-    prefixed,
-    scaled,
-)
+from codetr.structures import Batch, Candidates, Decoded, Memory, Pyramid, QueryGroup
 from codetr.supervision.aux_heads.protocol import AuxHead
 from codetr.supervision.criteria import SetCriterion, Supervised, by_layer, supervised
 from codetr.supervision.schemes.positives import count_positives, positive_group

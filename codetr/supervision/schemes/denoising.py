@@ -14,18 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from codetr.boxes import cxcywh_to_xyxy, logit, xyxy_to_cxcywh
+from codetr.loss_terms import Losses
 from codetr.models.detectors.protocol import MAIN
 from codetr.models.transformers import QueryForm
-from codetr.structures import (
-    Assignment,
-    Batch,
-    BoxCounts,
-    Decoded,
-    Losses,
-    Queries,
-    QueryGroup,
-    Targets,
-)
+from codetr.structures import Assignment, Batch, BoxCounts, Decoded, Queries, QueryGroup, Targets
 from codetr.supervision.criteria import SetCriterion, deep_supervision
 from codetr.supervision.schemes.protocol import Proposal, Scheme, Start
 

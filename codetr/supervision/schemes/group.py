@@ -9,16 +9,9 @@ import torch
 from torch import nn
 
 from codetr.errors import UserError
+from codetr.loss_terms import Losses, scaled
 from codetr.models.transformers import QueryTable
-from codetr.structures import (
-    Assignment,
-    Batch,
-    Decoded,
-    Losses,
-    Predictions,
-    QueryGroup,
-    scaled,
-)
+from codetr.structures import Assignment, Batch, Decoded, Predictions, QueryGroup
 from codetr.supervision.assigners import CostTables, HungarianMatcher
 from codetr.supervision.criteria import SetCriterion, deep_supervision, matched_pairs
 from codetr.supervision.schemes.protocol import MatchingScheme, Proposal, Start

@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from codetr.errors import UserError
+from codetr.loss_terms import Losses, scaled
 from codetr.models.transformers import QueryTable
-from codetr.structures import (
-    Assignment,
-    Batch,
-    Decoded,
-    Losses,
-    QueryGroup,
-    Targets,
-    scaled,
-)
+from codetr.structures import Assignment, Batch, Decoded, QueryGroup, Targets
 from codetr.supervision.assigners import CostTables, HungarianMatcher
 from codetr.supervision.criteria import SetCriterion, deep_supervision, matched_pairs
 from codetr.supervision.schemes.protocol import MatchingScheme, Proposal, Start

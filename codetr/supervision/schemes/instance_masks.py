@@ -11,10 +11,11 @@ from torch import Tensor
 
 from codetr.boxes import clip_xyxy, cxcywh_to_xyxy
 from codetr.errors import UserError
+from codetr.loss_terms import Losses, LossTerm
 from codetr.models.detectors.protocol import MAIN
 from codetr.models.masks import MaskBranch, MaskPredictions
 from codetr.models.masks.refine import REFINED_FROM
-from codetr.structures import Batch, Decoded, Losses, LossTerm, Targets
+from codetr.structures import Batch, Decoded, Targets
 from codetr.supervision.assigners.max_iou import MaxIouAssigner
 from codetr.supervision.assigners.sampling import RandomSampler
 from codetr.supervision.aux_heads.regions import Regions, RegionSampler

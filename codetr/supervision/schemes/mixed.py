@@ -7,18 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor, nn
 
 from codetr.errors import UserError
+from codetr.loss_terms import Count, Losses, prefixed
 from codetr.models.detectors.protocol import MAIN
 from codetr.models.layers import FeedForward
-from codetr.structures import (
-    CROSS_ATTENTION,
-    Assignment,
-    Batch,
-    Decoded,
-    Losses,
-    Predictions,
-    Targets,
-    prefixed,
-)
+from codetr.structures import CROSS_ATTENTION, Assignment, Batch, Decoded, Predictions, Targets
 from codetr.supervision.assigners.top_k import TopKAssigner, with_best_target
 from codetr.supervision.criteria import SetCriterion, normaliser
 from codetr.supervision.schemes.protocol import Scheme
@@ -96,7 +88,7 @@ class Mixed(Scheme):
         layer: Predictions,
         targets: Sequence[Targets],
         pairs: Assignment,
-        num_boxes: Tensor,
+        num_boxes: Count,
     ) -> Losses:
         """Boxes count once per pair; a query has one class, that of its best target."""
         single = with_best_target(pairs, *layer.boxes.shape[:2])

@@ -8,8 +8,9 @@ from typing import Literal
 
 import torch
 
+from codetr.loss_terms import Losses, prefixed
 from codetr.models.detectors.protocol import MAIN
-from codetr.structures import Assignment, Batch, Decoded, Losses, Targets, prefixed
+from codetr.structures import Assignment, Batch, Decoded, Targets
 from codetr.supervision.assigners import AnchorMatcher, CostTables, HungarianMatcher
 from codetr.supervision.criteria import SetCriterion, deep_supervision, matched_pairs, normaliser
 from codetr.supervision.schemes.protocol import MatchingScheme

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from codetr.errors import UserError
+from codetr.loss_terms import Losses
 from codetr.models.detectors.protocol import Detector
 from codetr.models.transformers import QueryForm, QueryTable
-from codetr.structures import Assignment, Batch, Decoded, Losses, Memory, Queries, QueryGroup
+from codetr.structures import Assignment, Batch, Decoded, Memory, Queries, QueryGroup
 from codetr.supervision.assigners import CostTables, solve
 
 
@@ -48,6 +49,8 @@ class Scheme(nn.Module, ABC):
     together with the main ones. ``adds_groups`` says whether it adds query groups, which not
     every detector can decode; ``form`` is that of queries that it makes itself, if any. Modules of
     it that read class logits say by ``reads`` which kind of ``codetr.classification`` they take.
+    Losses are the same ones for every batch, with boxes and without, since processes reduce their
+    counts together.
     """
 
     tables: Sequence[QueryTable]

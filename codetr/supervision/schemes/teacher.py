@@ -9,8 +9,9 @@ from functools import partial
 import torch
 
 from codetr.errors import UserError
+from codetr.loss_terms import Losses, prefixed, scaled
 from codetr.models.detectors.protocol import MAIN
-from codetr.structures import Assignment, Batch, Decoded, Losses, Targets, prefixed, scaled
+from codetr.structures import Assignment, Batch, Decoded, Targets
 from codetr.supervision.assigners import CostTables, HungarianMatcher
 from codetr.supervision.criteria import SetCriterion, deep_supervision, matched_pairs, normaliser
 from codetr.supervision.schemes.one_to_one import ProposalLabels, proposal_targets

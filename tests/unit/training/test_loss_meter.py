@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from codetr.errors import UserError
-from codetr.structures import LossTerm
+from codetr.loss_terms import LossTerm
 from codetr.training.loss_meter import FiniteGuard, LossMeter
 
 

@@ -15,14 +15,13 @@ from torch.utils.data import DataLoader
 from codetr.checkpoints.files import RunRecord, read_detector_file
 from codetr.classes import ClassList
 from codetr.errors import UserError
+from codetr.loss_terms import Losses, LossTerm
 from codetr.models.transformers import QueryTable
 from codetr.structures import (
     Batch,
     Decoded,
     ImageInfo,
     Images,
-    Losses,
-    LossTerm,
     Memory,
     Predictions,
     Queries,

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from codetr.structures import total_loss
+from codetr.loss_terms import total_loss
 from codetr.supervision.assigners.sampling import RandomSampler
 from codetr.supervision.aux_heads.box_head import ConvFcBoxHead, SharedFcBoxHead
 from codetr.supervision.aux_heads.coder import DeltaCoder

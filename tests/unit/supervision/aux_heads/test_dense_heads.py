@@ -4,13 +4,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from codetr.structures import Batch, Detections, Pyramid, total_loss
+from codetr.loss_terms import total_loss
+from codetr.structures import Batch, Detections, Pyramid
 from codetr.supervision.aux_heads.anchors import AnchorGrid
 from codetr.supervision.aux_heads.atss import AtssHead
 from codetr.supervision.aux_heads.fcos import FcosHead
 from codetr.supervision.aux_heads.gfl import GflHead
 from codetr.supervision.aux_heads.paa import PaaHead
 from codetr.supervision.aux_heads.retinanet import RetinaNetHead, positives_first
+from codetr.training.losses import divided
 
 CLASSES = 5
 HEADS = {
@@ -192,12 +194,12 @@ def test_normalisers_are_averaged_over_processes_where_the_official_ones_are(
     pyramid, batch = small_batch((3, 2))
     head = build(name)
     nn.init.zeros_(head.cls.bias)  # so that no sum of scores is below the least divisor
-    alone = head(pyramid, batch).losses
+    alone = divided(head(pyramid, batch).losses)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.mul_(8))
     factor = 1 if name in ("retinanet", "paa") else 4
-    for key, term in head(pyramid, batch).losses.items():
+    for key, term in divided(head(pyramid, batch).losses).items():
         torch.testing.assert_close(term.value * factor, alone[key].value)
 
 

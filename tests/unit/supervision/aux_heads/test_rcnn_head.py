@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from codetr.structures import total_loss
+from codetr.loss_terms import total_loss
 from codetr.supervision.assigners.sampling import RandomSampler
 from codetr.supervision.aux_heads.box_head import SharedFcBoxHead
 from codetr.supervision.aux_heads.coder import DeltaCoder

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.testing import assert_close
 from torchvision.ops import batched_nms
 
-from codetr.structures import Images, Pyramid, total_loss
+from codetr.loss_terms import total_loss
+from codetr.structures import Images, Pyramid
 from codetr.supervision.assigners.sampling import RandomSampler
 from codetr.supervision.aux_heads.box_head import SharedFcBoxHead
 from codetr.supervision.aux_heads.rcnn import RcnnHead

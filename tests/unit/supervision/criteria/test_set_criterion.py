@@ -1,6 +1,7 @@
 """The set criterion against a loop over queries, and the laws of deep supervision."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -8,8 +9,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torchvision.ops import box_convert, box_iou, generalized_box_iou
 
-import codetr.supervision.criteria.set_criterion as set_criterion
-from codetr.structures import Assignment, Predictions, Targets, total_loss
+from codetr.loss_terms import Count, Losses, total_loss
+from codetr.structures import Assignment, Predictions, Targets
 from codetr.supervision.criteria import (
     FocalClassification,
     QualityClassification,
@@ -97,7 +98,7 @@ def test_equals_a_loop_over_queries(quality: bool, weighted: bool) -> None:
     classification = QualityClassification() if quality else FocalClassification()
     criterion = SetCriterion(classification, cls=1.5, l1=5.0, giou=2.0)
     found, truth = predictions(), targets(weighted=weighted)
-    losses = criterion(found, truth, pairs(*MATCHED), torch.tensor(4.0))
+    losses = criterion(found, truth, pairs(*MATCHED), Count(torch.tensor(4.0)))
     expected = looped(found, truth, quality, 4.0)
     for name, value in expected.items():
         assert losses[name].value.item() == pytest.approx(value, rel=1e-9), name
@@ -110,8 +111,8 @@ def test_equals_a_loop_over_queries(quality: bool, weighted: bool) -> None:
 
 def test_the_order_of_pairs_does_not_matter() -> None:
     criterion, found, truth = SetCriterion(QualityClassification()), predictions(), targets()
-    one = criterion(found, truth, pairs(*MATCHED), torch.tensor(5.0))
-    other = criterion(found, truth, pairs(*reversed(MATCHED)), torch.tensor(5.0))
+    one = criterion(found, truth, pairs(*MATCHED), Count(torch.tensor(5.0)))
+    other = criterion(found, truth, pairs(*reversed(MATCHED)), Count(torch.tensor(5.0)))
     assert_close(total_loss(one), total_loss(other))
 
 
@@ -125,14 +126,16 @@ def test_giou_is_measured_in_pixels() -> None:
         size=torch.tensor([1000.0, 1000.0]),
     )
     found = Predictions(logits=torch.zeros(1, 1, CLASSES, dtype=DOUBLE), boxes=tiny[None])
-    losses = SetCriterion(FocalClassification())(found, [truth], pairs((0, 0, 0)), torch.ones(()))
+    losses = SetCriterion(FocalClassification())(
+        found, [truth], pairs((0, 0, 0)), Count(torch.ones(()))
+    )
     assert losses["giou"].value.item() == pytest.approx(0, abs=1e-9)
 
 
 def test_quality_is_a_constant_target() -> None:
     """The class loss must not push boxes towards or away from their targets."""
     criterion, found = SetCriterion(QualityClassification()), predictions()
-    losses = criterion(found, targets(), pairs(*MATCHED), torch.tensor(5.0))
+    losses = criterion(found, targets(), pairs(*MATCHED), Count(torch.tensor(5.0)))
     grads = torch.autograd.grad(losses["cls"].value, [found.logits, found.boxes], allow_unused=True)
     assert grads[0].abs().min() > 0
     assert grads[1] is None
@@ -143,7 +146,7 @@ def test_a_teachers_box_counts_by_its_score() -> None:
     criterion, found = SetCriterion(FocalClassification()), predictions()
     truth = targets(weighted=True)
     truth[0].weights[1] = 0.0  # matched by query 4 of image 0
-    losses = criterion(found, truth, pairs(*MATCHED), torch.tensor(5.0))
+    losses = criterion(found, truth, pairs(*MATCHED), Count(torch.tensor(5.0)))
     logits, coordinates = torch.autograd.grad(total_loss(losses), [found.logits, found.boxes])
     assert not logits[0, 4].any()
     assert not coordinates[0, 4].any()
@@ -155,7 +158,7 @@ def test_no_targets_leave_background_and_a_graph(classification: nn.Module) -> N
     found, truth = predictions(), targets((0, 0))
     assignment = pairs()
     num_boxes = normaliser(len(assignment), found.boxes)
-    assert num_boxes.item() == 1
+    assert num_boxes.divisor() == pytest.approx(1)
     losses = SetCriterion(classification)(found, truth, assignment, num_boxes)
     assert losses["cls"].value > 0
     assert losses["bbox"].value == losses["giou"].value == 0
@@ -168,21 +171,16 @@ def test_half_precision_logits_are_measured_in_the_precision_of_the_boxes() -> N
     criterion, found = SetCriterion(QualityClassification()), predictions()
     rough = Predictions(logits=found.logits.detach().bfloat16(), boxes=found.boxes)
     same = Predictions(logits=rough.logits.double(), boxes=found.boxes)
-    truth, divisor = targets(), torch.tensor(5.0)
-    losses = [criterion(p, truth, pairs(*MATCHED), divisor)["cls"].value for p in (rough, same)]
+    truth, count = targets(), Count(torch.tensor(5.0))
+    losses = [criterion(p, truth, pairs(*MATCHED), count)["cls"].value for p in (rough, same)]
     assert losses[0].dtype == DOUBLE
     assert_close(*losses)
 
 
-def test_normaliser_is_the_mean_over_processes_but_at_least_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    like = torch.zeros((), dtype=DOUBLE)
-    assert normaliser(len(MATCHED), like).item() == 5
-    monkeypatch.setattr(set_criterion, "mean_over_ranks", lambda count: count / 8)
-    assert normaliser(len(MATCHED), like).item() == 1
-    monkeypatch.setattr(set_criterion, "mean_over_ranks", lambda count: (count + 1) / 2)
-    assert normaliser(len(MATCHED), like).item() == 3
+def test_pairs_are_counted_on_all_processes_and_at_least_once() -> None:
+    count = normaliser(len(MATCHED), torch.zeros((), dtype=DOUBLE))
+    assert count.shared
+    assert (count.number.item(), count.number.dtype, count.minimum) == (5, DOUBLE, 1)
 
 
 def test_deep_supervision_measures_each_layer_under_its_own_assignment() -> None:
@@ -193,9 +191,13 @@ def test_deep_supervision_measures_each_layer_under_its_own_assignment() -> None
     losses = deep_supervision(criterion, layers, truth, assignments)
     assert list(losses) == [f"layer{i}/{n}" for i in (0, 1) for n in ("cls", "bbox", "giou")]
     for i, (layer, assignment) in enumerate(zip(layers, assignments, strict=True)):
-        alone = criterion(layer, truth, assignment, torch.tensor(5.0, dtype=DOUBLE))
+        alone = criterion(layer, truth, assignment, Count(torch.tensor(5.0, dtype=DOUBLE)))
         for name, term in alone.items():
             assert_close(losses[f"layer{i}/{name}"].value, term.value)
+
+
+def values(layers: Sequence[Losses]) -> list[dict[str, Tensor]]:
+    return [{name: term.value for name, term in layer.items()} for layer in layers]
 
 
 @pytest.mark.parametrize("kind", [FocalClassification, QualityClassification])
@@ -215,20 +217,20 @@ def test_groups_together_are_measured_as_each_by_itself(kind: type[nn.Module]) -
             layers=[predictions() for _ in range(layers)],
             targets=few,
             assignments=[pairs((0, i, 0)) for i in range(layers)],
-            num_boxes=torch.tensor(1.0),
+            num_boxes=Count(torch.tensor(1.0)),
         ),
         Supervised(
             layers=wide,
             targets=many,
             assignments=[pairs(*MATCHED), pairs((0, 6, 1)), pairs()],
-            num_boxes=torch.tensor(4.0),
+            num_boxes=Count(torch.tensor(4.0)),
             background=0.3,
         ),
     ]
     together = criterion.groups(groups)
     for group, found in zip(groups, together, strict=True):
         (alone,) = criterion.groups([group])
-        assert_close(found, alone)
+        assert_close(values(found), values(alone))
         leaves = [t for layer in group.layers for t in (layer.logits, layer.boxes)]
         grads = [
             torch.autograd.grad(sum(map(total_loss, own)), leaves, retain_graph=True)
@@ -237,4 +239,4 @@ def test_groups_together_are_measured_as_each_by_itself(kind: type[nn.Module]) -
         assert_close(*grads)
         for i, own in enumerate(found):
             parts = group.layers[i], group.targets, group.assignments[i], group.num_boxes
-            assert_close(own, criterion(*parts, group.background))
+            assert_close(values([own]), values([criterion(*parts, group.background)]))

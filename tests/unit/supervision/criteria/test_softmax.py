@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from codetr.classification import Softmax
+from codetr.loss_terms import Count
 from codetr.structures import Assignment, Predictions, Targets
 from codetr.supervision.criteria import (
     FederatedClassification,
@@ -51,8 +52,8 @@ def test_is_the_weighted_mean_whatever_the_number_of_boxes(num_boxes: float) -> 
     criterion = SetCriterion(SoftmaxClassification(BACKGROUND))
     layers = [predictions(2, 4), predictions(2, 4)]
     matched = [pairs((0, 1, 0), (0, 3, 1)), pairs((0, 0, 1), (1, 2, 2), (0, 2, 0))]
-    divisor = torch.tensor(num_boxes)
-    found = criterion.layers(layers, targets([[2, 0], [1]]), matched, divisor)
+    count = Count(torch.tensor(num_boxes, dtype=torch.float64))
+    found = criterion.layers(layers, targets([[2, 0], [1]]), matched, count)
     assert_close(found[0]["cls"].value, expected(layers[0].logits, [[3, 2, 3, 0], [3] * 4]))
     assert_close(found[1]["cls"].value, expected(layers[1].logits, [[0, 3, 2, 3], [3, 3, 1, 3]]))
     assert found[0]["cls"].value.isfinite()
@@ -67,7 +68,7 @@ def test_groups_are_means_of_their_own() -> None:
             layers=[found],
             targets=targets([[1]]),
             assignments=[assignment],
-            num_boxes=torch.tensor(1.0),
+            num_boxes=Count(torch.tensor(1.0, dtype=torch.float64)),
         )
 
     ((one,), (other,)) = criterion.groups([group(few, pairs((0, 1, 0))), group(many, pairs())])
@@ -78,7 +79,7 @@ def test_groups_are_means_of_their_own() -> None:
 def test_without_objects_all_is_background() -> None:
     found = predictions(1, 3)
     criterion = SetCriterion(SoftmaxClassification(BACKGROUND))
-    losses = criterion(found, targets([[]]), pairs(), torch.tensor(1.0))
+    losses = criterion(found, targets([[]]), pairs(), Count(torch.tensor(1.0, dtype=torch.float64)))
     assert_close(losses["cls"].value, F.cross_entropy(found.logits[0], torch.tensor([K] * 3)))
     losses["cls"].value.backward()
     assert found.logits.grad is not None
@@ -90,7 +91,9 @@ def test_a_teachers_box_counts_by_its_score() -> None:
     found, assignment = predictions(1, 2), pairs((0, 0, 0))
 
     def gradient(weight: float) -> Tensor:
-        losses = criterion(found, targets([[1]], weight), assignment, torch.tensor(1.0))
+        losses = criterion(
+            found, targets([[1]], weight), assignment, Count(torch.tensor(1.0, dtype=torch.float64))
+        )
         return torch.autograd.grad(losses["cls"].value, found.logits)[0][0]
 
     assert_close(gradient(0.25)[0], gradient(1.0)[0] / 4)

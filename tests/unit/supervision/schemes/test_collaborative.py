@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from codetr.loss_terms import LossTerm
 from codetr.models.layers import sine_coordinates
 from codetr.structures import (
     Batch,
     Candidates,
     Decoded,
     Images,
-    LossTerm,
     Memory,
     Predictions,
     Pyramid,

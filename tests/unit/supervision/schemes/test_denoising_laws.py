@@ -7,18 +7,10 @@ import torch
 from torch.testing import assert_close
 
 from codetr.boxes import cxcywh_to_xyxy
+from codetr.loss_terms import total_loss
 from codetr.models.detectors.protocol import MAIN
-from codetr.structures import (
-    Batch,
-    Decoded,
-    Images,
-    Memory,
-    Predictions,
-    QueryGroup,
-    Targets,
-    total_loss,
-)
-from codetr.supervision.criteria import QualityClassification, SetCriterion, set_criterion
+from codetr.structures import Batch, Decoded, Images, Memory, Predictions, QueryGroup, Targets
+from codetr.supervision.criteria import QualityClassification, SetCriterion
 from codetr.supervision.schemes import Denoising, Start
 from codetr.supervision.schemes.denoising import GROUP
 
@@ -149,25 +141,6 @@ def test_no_box_at_all_makes_an_empty_group_with_losses_and_gradients_of_zero() 
     assert torch.equal(
         part.label_embedding.weight.grad, torch.zeros(CLASSES, DIM, dtype=torch.float64)
     )
-
-
-def test_processes_without_boxes_take_part_in_the_same_reductions(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def reductions(*counts: int) -> list[float]:
-        taken: list[float] = []
-        monkeypatch.setattr(
-            set_criterion, "mean_over_ranks", lambda value: taken.append(value.item()) or value
-        )
-        part, data = scheme(), batch(*counts)
-        group = proposed(part, data)
-        content = group.queries.content
-        found = Predictions(logits=content[..., :1].expand(-1, -1, CLASSES), boxes=content[..., :4])
-        part.score({GROUP: Decoded(layers=(found,), group=group)}, data)
-        return taken
-
-    assert len(reductions(3, 2)) == len(reductions(0, 0)) == 1
-    assert reductions(0, 0) == [0]
 
 
 def test_score_measures_the_known_pairs_on_every_layer() -> None:

@@ -9,17 +9,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from codetr.errors import UserError
+from codetr.loss_terms import Losses
 from codetr.models.transformers import QueryTable
-from codetr.structures import (
-    Batch,
-    Decoded,
-    Images,
-    Losses,
-    Predictions,
-    Queries,
-    QueryGroup,
-    Targets,
-)
+from codetr.structures import Batch, Decoded, Images, Predictions, Queries, QueryGroup, Targets
 from codetr.supervision.assigners import HungarianMatcher
 from codetr.supervision.criteria import FocalClassification, SetCriterion
 from codetr.supervision.schemes import Group, Hybrid, Scheme, Start

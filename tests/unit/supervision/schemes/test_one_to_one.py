@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from codetr.loss_terms import Count
 from codetr.models.detectors.protocol import MAIN
 from codetr.structures import Batch, Decoded, Images, Predictions, Queries, QueryGroup, Targets
 from codetr.supervision.assigners import HungarianMatcher
@@ -69,7 +70,7 @@ def test_each_layer_is_matched_and_measured_by_itself() -> None:
     part = scheme()
     for i, layer in enumerate(answers[MAIN].layers):
         (assignment,) = part.matcher([layer], data.targets)
-        alone = part.criterion(layer, data.targets, assignment, torch.tensor(4.0).double())
+        alone = part.criterion(layer, data.targets, assignment, Count(torch.tensor(4.0).double()))
         for name, term in alone.items():
             assert_close(losses[f"layer{i}/{name}"].value, term.value)
 

@@ -1,0 +1,67 @@
+"""Terms of a loss: what they count, how they are named, weighted and summed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Count:
+    """What a sum is divided by: ``number`` () of this process or, where it is ``shared``, its mean
+    over processes (``codetr.training.losses.divided``); at least ``minimum``.
+    """
+
+    number: Tensor
+    minimum: float = 1.0
+    shared: bool = True
+
+    def divisor(self) -> Tensor:
+        """() for this process alone."""
+        return divisor(self.number.clamp(min=self.minimum))
+
+
+def divisor(number: Tensor) -> Tensor:
+    """``number`` plus the epsilon of its type: 0 / 0 becomes 0 (mmdet)."""
+    return number + torch.finfo(number.dtype).eps
+
+
+class LossTerm(NamedTuple):
+    """One loss: ``sum`` () divided by ``over`` is raw (what is logged), ``weight`` enters the total
+    only. Without ``over`` there is nothing (more) to divide by.
+    """
+
+    sum: Tensor
+    weight: float
+    over: Count | None = None
+
+    @property
+    def value(self) -> Tensor:
+        """The raw loss, by what this process has counted."""
+        return self.sum if self.over is None else self.sum / self.over.divisor()
+
+
+Losses = dict[str, LossTerm]
+"""Loss terms by name, ``scheme/layer/name`` once they have left their scheme."""
+
+
+def total_loss(losses: Losses) -> Tensor:
+    """The one place where losses are weighted and summed. Raises ValueError if there are none."""
+    if not losses:
+        raise ValueError("no loss to sum: add scheme=[one_to_one] or another scheme")
+    values = torch.stack([term.value for term in losses.values()])
+    weights = torch.tensor([term.weight for term in losses.values()], dtype=values.dtype)
+    return (values * weights.to(values.device, non_blocking=True)).sum()
+
+
+def prefixed(prefix: str, losses: Losses) -> Losses:
+    """The same losses under ``prefix/name``."""
+    return {f"{prefix}/{name}": term for name, term in losses.items()}
+
+
+def scaled(factor: float, losses: Losses) -> Losses:
+    """The same losses with their weights multiplied by ``factor``; raw values stay."""
+    return {name: t._replace(weight=t.weight * factor) for name, t in losses.items()}
