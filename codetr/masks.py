@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,21 @@ class Masks(TensorStruct):
 
     def __len__(self) -> int:
         return self.scores.shape[0]
+
+    def mirrored(self) -> Masks:
+        """Those of the mirror image, with left and right exchanged."""
+        return replace(self, probabilities=self.probabilities.flip(-1))
+
+
+def joined_masks(parts: Sequence[Masks | None]) -> Masks | None:
+    """One after the other; None where one of them is."""
+    present = [part for part in parts if part is not None]
+    if len(present) < len(parts) or not present:
+        return None
+    return Masks(
+        probabilities=torch.cat([part.probabilities for part in present]),
+        scores=torch.cat([part.scores for part in present]),
+    )
 
 
 def paste(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:

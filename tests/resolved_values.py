@@ -25,7 +25,7 @@ SECTIONS = (
     *("evaluation", "optimizer", "schedule", "trainer"),
 )
 """What makes a recipe. The others (data, callbacks ...) say where and how it runs."""
-NEW = ("supervision.matcher", "augmentation.mix.masks")
+NEW = ("supervision.matcher", "augmentation.mix.masks", "evaluation.masks")
 """Keys that did not exist under another name: what ``scheme`` resolves to has their values."""
 
 register()

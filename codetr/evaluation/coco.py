@@ -15,7 +15,8 @@ from torch import Tensor
 from codetr.classes import ClassList
 from codetr.distributed import is_first_rank
 from codetr.errors import UserError
-from codetr.evaluation.detection_metric import DetectionMetric
+from codetr.evaluation.detection_metric import DetectionMetric, EncodedMasks
+from codetr.evaluation.encoding import encode
 from codetr.evaluation.ground_truth import ImageTruth, read_ground_truth
 from codetr.evaluation.limits import Limit
 from codetr.evaluation.metrics import MAX_DETECTIONS, CocoMetrics, coco_metrics
@@ -25,6 +26,7 @@ from codetr.evaluation.report import (
     class_names,
     class_table,
     coco_lines,
+    mask_records,
     prediction_records,
     summary_text,
     write_json,
@@ -32,6 +34,9 @@ from codetr.evaluation.report import (
 from codetr.structures import Detections, ImageInfo
 
 log = logging.getLogger(__name__)
+
+MASK = "mask_"
+"""Before the names of numbers that are of masks."""
 
 
 class Measure(Protocol):
@@ -53,10 +58,15 @@ class Measure(Protocol):
         ...
 
     def __call__(
-        self, detections: Mapping[int, Tensor], truth: Mapping[int, ImageTruth], num_classes: int
+        self,
+        detections: Mapping[int, Tensor],
+        truth: Mapping[int, ImageTruth],
+        num_classes: int,
+        masks: Mapping[int, EncodedMasks] | None = None,
     ) -> CocoMetrics:
         """Evaluate the images in ``detections``: by image id, rows (n, 6) float64 of label, score
-        and x, y, w, h in pixels. ``truth`` knows these images.
+        and x, y, w, h in pixels; with ``masks``, by image id in the same order, these instead of
+        the boxes. ``truth`` knows these images.
         """
         ...
 
@@ -93,10 +103,14 @@ class CocoMeasure:
         return Limit(key="evaluation.max_detections", most=most, remedy=remedy, of_class=True)
 
     def __call__(
-        self, detections: Mapping[int, Tensor], truth: Mapping[int, ImageTruth], num_classes: int
+        self,
+        detections: Mapping[int, Tensor],
+        truth: Mapping[int, ImageTruth],
+        num_classes: int,
+        masks: Mapping[int, EncodedMasks] | None = None,
     ) -> CocoMetrics:
         """See ``Measure``."""
-        return coco_metrics(detections, truth, num_classes, self.max_detections)
+        return coco_metrics(detections, truth, num_classes, self.max_detections, masks)
 
 
 class CocoEvaluator(DetectionMetric):
@@ -105,7 +119,8 @@ class CocoEvaluator(DetectionMetric):
     Exactly the images that were given to ``update`` are evaluated, each once, however often and
     on however many ranks it was given (samplers repeat images to fill the last batch). ``measure``
     says how: by default numbers equal pycocotools' ``COCOeval`` on these images, with
-    ``max_detections`` (see ``CocoMeasure``), -1 where there is nothing to measure.
+    ``max_detections`` (see ``CocoMeasure``), -1 where there is nothing to measure. With ``masks``
+    the detections have some, which are measured too: numbers of the same names after ``mask_``.
     Raises UserError where the annotation file cannot be used (see ``read_ground_truth``).
     """
 
@@ -115,18 +130,22 @@ class CocoEvaluator(DetectionMetric):
         classes: ClassList,
         measure: Measure | None = None,
         max_detections: Sequence[int] = MAX_DETECTIONS,
+        masks: bool = False,
     ) -> None:
         super().__init__()
+        self.with_masks = masks
         self.annotation_file = Path(annotation_file)
         self.classes = classes
         self.measure = measure or CocoMeasure(max_detections)
-        self.truth = read_ground_truth(self.annotation_file, classes)
+        self.truth = read_ground_truth(self.annotation_file, classes, masks)
 
     def reset(self) -> None:
         """Forget all detections and results."""
         super().reset()
         self._detections: dict[int, Tensor] = {}
+        self._encoded: dict[int, EncodedMasks] = {}
         self._metrics: CocoMetrics | None = None
+        self._mask_metrics: CocoMetrics | None = None
 
     def update(self, detections: Sequence[Detections], infos: Sequence[ImageInfo]) -> None:
         """Add the detections of some images. Raises UserError for an image that is not in the
@@ -135,7 +154,8 @@ class CocoEvaluator(DetectionMetric):
         for found, info in zip(detections, infos, strict=True):
             on_host = found.to("cpu")
             self._require_valid(on_host, info)
-            self.add(on_host, info)
+            masks = encode(on_host, info.original_size) if self.with_masks else None
+            self.add(on_host, info, masks)
 
     def _require_valid(self, found: Detections, info: ImageInfo) -> None:
         if info.image_id not in self.truth:
@@ -169,7 +189,17 @@ class CocoEvaluator(DetectionMetric):
             seen, total = len(self._detections), len(self.truth)
             log.info("evaluating %d of %d images of %s", seen, total, self.annotation_file.name)
         self._metrics = self.measure(self._detections, self.truth, len(self.classes))
-        return dict(self._metrics.summary)
+        if not self.with_masks:
+            return dict(self._metrics.summary)
+        self._encoded = self.masks_by_image()
+        self._mask_metrics = self.measure(
+            self._detections, self.truth, len(self.classes), self._encoded
+        )
+        return {**self._metrics.summary, **self._of_masks()}
+
+    def _of_masks(self) -> dict[str, float]:
+        found = {} if self._mask_metrics is None else self._mask_metrics.summary
+        return {f"{MASK}{name}": value for name, value in found.items()}
 
     @property
     def metrics(self) -> CocoMetrics:
@@ -187,8 +217,12 @@ class CocoEvaluator(DetectionMetric):
         return {n: dict(own) for n, own in zip(names, self.metrics.per_class, strict=True)}
 
     def table(self) -> str:
-        """The lines of the usual table."""
-        return summary_text(self.metrics.summary, self.measure.lines)
+        """The lines of the usual table, and of that of masks."""
+        boxes = summary_text(self.metrics.summary, self.measure.lines)
+        if self._mask_metrics is None:
+            return boxes
+        masks = summary_text(self._mask_metrics.summary, self.measure.lines)
+        return f"boxes\n{boxes}\nmasks\n{masks}"
 
     @property
     def detections(self) -> Mapping[int, Tensor]:
@@ -208,6 +242,7 @@ class CocoEvaluator(DetectionMetric):
         """Write the numbers, ``per_class`` and the number of images as JSON, on rank 0 only."""
         content = {
             **self.metrics.summary,
+            **self._of_masks(),
             "per_class": self.per_class,
             "images": len(self._detections),
             "images_in_split": len(self.truth),
@@ -224,3 +259,13 @@ class CocoEvaluator(DetectionMetric):
             raise RuntimeError("call compute() first")
         if is_first_rank():
             write_json(Path(path), prediction_records(self._detections, self.classes))
+
+    def write_mask_predictions(self, path: str | Path) -> None:
+        """Write the masks as COCO result records: run lengths, and the score of the mask. Without a
+        box, so that COCO's tools tell sizes by the mask. As ``write_predictions``.
+        """
+        if self._metrics is None:
+            raise RuntimeError("call compute() first")
+        if is_first_rank():
+            records = mask_records(self._detections, self._encoded, self.classes)
+            write_json(Path(path), records)

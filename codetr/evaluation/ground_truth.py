@@ -11,8 +11,15 @@ import torch
 from torch import Tensor
 
 from codetr.classes import ClassList
-from codetr.data.coco_json import read_images, read_objects, require_lists
+from codetr.data.coco_json import (
+    CocoImages,
+    CocoObjects,
+    read_images,
+    read_objects,
+    require_lists,
+)
 from codetr.errors import UserError
+from codetr.evaluation.encoding import RunLengths, encode_segmentation
 from codetr.json_text import parse_json
 
 
@@ -22,13 +29,15 @@ class ImageTruth:
 
     ``boxes_xywh_px`` (n, 4) float64, corner and size in pixels; ``labels`` (n,) int64 contiguous;
     ``crowd`` (n,) int64, 1 = region with many objects that is ignored in matching; ``area`` (n,)
-    float64 in px^2, of the object (not the box), which decides between small, medium and large.
+    float64 in px^2, of the object (not the box), which decides between small, medium and large;
+    ``masks`` (n) their run lengths, where they were asked for.
     """
 
     boxes_xywh_px: Tensor
     labels: Tensor
     crowd: Tensor
     area: Tensor
+    masks: tuple[RunLengths, ...] | None = None
 
 
 def read_json(path: Path) -> Any:
@@ -40,12 +49,13 @@ def read_json(path: Path) -> Any:
     return parse_json(content, str(path))
 
 
-def read_ground_truth(path: Path, classes: ClassList) -> dict[int, ImageTruth]:
+def read_ground_truth(path: Path, classes: ClassList, masks: bool = False) -> dict[int, ImageTruth]:
     """The annotations of every image of a COCO file, by image id; empty images are there too.
+    ``masks``: with those of the objects and crowd regions.
 
     Missing or null ``iscrowd`` counts as 0, missing or null ``area`` as the area of the box. Raises
-    UserError where the file is not in COCO format, a value cannot be meant, or a category is not in
-    the class list.
+    UserError where the file is not in COCO format, a value cannot be meant, a category is not in
+    the class list, or an object has no mask that is asked for.
     """
     content = require_lists(read_json(path), path, ("images", "annotations"))
     images = read_images(content, path)
@@ -57,7 +67,33 @@ def read_ground_truth(path: Path, classes: ClassList) -> dict[int, ImageTruth]:
     counts = np.bincount(objects.images, minlength=len(images.ids)).tolist()
     columns = (objects.boxes_xywh_px, labels, objects.crowd.astype(np.int64), objects.area)
     by_image = zip(*(torch.from_numpy(column).split(counts) for column in columns), strict=True)
+    outlines = _outlines(objects, images, path) if masks else None
+    ends = np.cumsum(counts).tolist()
     return {
-        number: ImageTruth(boxes_xywh_px=boxes, labels=label, crowd=crowd, area=area)
-        for number, (boxes, label, crowd, area) in zip(images.ids, by_image, strict=True)
+        number: ImageTruth(
+            boxes_xywh_px=boxes,
+            labels=label,
+            crowd=crowd,
+            area=area,
+            masks=None if outlines is None else tuple(outlines[end - len(label) : end]),
+        )
+        for number, (boxes, label, crowd, area), end in zip(images.ids, by_image, ends, strict=True)
     }
+
+
+def _outlines(objects: CocoObjects, images: CocoImages, path: Path) -> list[RunLengths]:
+    """The masks of ``objects``, in their order."""
+    sizes, found = images.sizes.tolist(), []
+    for entry, image in zip(objects.entries, objects.images.tolist(), strict=True):
+        height, width = sizes[image]
+        try:
+            if min(height, width) < 1:
+                raise ValueError("its image has no height and width")
+            found.append(encode_segmentation(entry.get("segmentation"), (height, width)))
+        except (TypeError, ValueError, KeyError, IndexError) as error:
+            raise UserError(
+                f"annotation {entry.get('id')} in {path} has no usable segmentation ({error}), "
+                "with which masks could be measured: add polygons or run lengths, or set "
+                "evaluation.masks=false"
+            ) from None
+    return found

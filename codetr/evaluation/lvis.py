@@ -21,6 +21,7 @@ from codetr.classes import ClassList
 from codetr.data.json_columns import as_integer
 from codetr.errors import UserError
 from codetr.evaluation.coco import CocoEvaluator
+from codetr.evaluation.detection_metric import EncodedMasks
 from codetr.evaluation.ground_truth import ImageTruth, read_json
 from codetr.evaluation.limits import Limit
 from codetr.evaluation.metrics import CocoMetrics, class_numbers
@@ -77,11 +78,18 @@ class LvisMeasure:
         return Limit(key=key, most=self.max_detections, remedy="raise it")
 
     def __call__(
-        self, detections: Mapping[int, Tensor], truth: Mapping[int, ImageTruth], num_classes: int
+        self,
+        detections: Mapping[int, Tensor],
+        truth: Mapping[int, ImageTruth],
+        num_classes: int,
+        masks: Mapping[int, EncodedMasks] | None = None,
     ) -> CocoMetrics:
         """See ``codetr.evaluation.coco.Measure``."""
-        found = Rows.of_detections(detections, self.max_detections)
-        wanted = Rows.of_truth({image: truth[image] for image in detections})
+        limit = self.max_detections
+        found = Rows.of_detections(detections, limit)
+        if masks is not None:
+            found = Rows.of_masks(detections, masks, limit)
+        wanted = Rows.of_truth({image: truth[image] for image in detections}, masks is not None)
         images: list[set[int]] = [set() for _ in range(num_classes)]
         for image in detections:
             for label in {*truth[image].labels.tolist(), *self.negative[image]}:
@@ -141,7 +149,7 @@ class LvisMeasure:
 
 
 def lvis_evaluator(
-    annotation_file: str | Path, classes: ClassList, max_detections: int = 300
+    annotation_file: str | Path, classes: ClassList, max_detections: int = 300, masks: bool = False
 ) -> CocoEvaluator:
     """An evaluator with the LVIS numbers; the rest is ``CocoEvaluator``.
 
@@ -149,7 +157,7 @@ def lvis_evaluator(
     from Objects365, and ViT-L, count 1000.
     """
     measure = read_lvis_measure(Path(annotation_file), classes, max_detections)
-    return CocoEvaluator(annotation_file, classes, measure)
+    return CocoEvaluator(annotation_file, classes, measure, masks=masks)
 
 
 def read_lvis_measure(path: Path, classes: ClassList, max_detections: int = 300) -> LvisMeasure:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from codetr.evaluation.detection_metric import EncodedMasks
 from codetr.evaluation.ground_truth import ImageTruth
 from codetr.evaluation.per_class import Curves, Rows, class_curves, mean
 
@@ -38,12 +39,14 @@ def coco_metrics(
     truth: Mapping[int, ImageTruth],
     num_classes: int,
     max_detections: Sequence[int] = MAX_DETECTIONS,
+    masks: Mapping[int, EncodedMasks] | None = None,
 ) -> CocoMetrics:
     """Evaluate the images in ``detections``: by image id, rows (n, 6) float64 of label, score and
-    x, y, w, h in pixels. ``truth`` must know these images.
+    x, y, w, h in pixels; with ``masks``, by image id in the same order, those and not the boxes.
+    ``truth`` must know these images.
     """
-    wanted = Rows.of_truth({image: truth[image] for image in detections})
-    found = Rows.of_detections(detections)
+    wanted = Rows.of_truth({image: truth[image] for image in detections}, masks is not None)
+    found = Rows.of_detections(detections) if masks is None else Rows.of_masks(detections, masks)
     curves = [
         _class_curves(wanted.of_class(label), found.of_class(label), max_detections)
         for label in range(num_classes)

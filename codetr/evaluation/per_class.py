@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
 from torch import Tensor
 
+from codetr.evaluation.detection_metric import EncodedMasks
+from codetr.evaluation.encoding import run_lengths
 from codetr.evaluation.ground_truth import ImageTruth
 
 Curves = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -28,12 +31,14 @@ detections of each image count; -1 where there is no box to be found.
 @dataclass(frozen=True)
 class Rows:
     """Boxes of many images, sorted by label, in an image in the order they came: ``images`` (n,),
-    ``labels`` (n,), ``values`` (n, 7): x, y, w, h, area (px and px^2), score, crowd region.
+    ``labels`` (n,), ``values`` (n, 7): x, y, w, h, area (px and px^2), score, crowd region;
+    ``masks`` (n,) their run lengths, where masks are measured and not boxes.
     """
 
     images: NDArray[np.int64]
     labels: NDArray[np.int64]
     values: NDArray[np.float64]
+    masks: NDArray[np.object_] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,8 +61,33 @@ class Rows:
         return cls._sorted(images, table[:, 0], np.column_stack([boxes, area, scores, crowd]))
 
     @classmethod
-    def of_truth(cls, truth: Mapping[int, ImageTruth]) -> Rows:
-        """All boxes, with score 1."""
+    def of_masks(
+        cls,
+        detections: Mapping[int, Tensor],
+        masks: Mapping[int, EncodedMasks],
+        limit: int | None = None,
+    ) -> Rows:
+        """The same of the ``masks`` of the detections: by their own scores and areas."""
+        tables, encoded = [], []
+        for image in sorted(detections):
+            own = masks.get(image)
+            scores = torch.zeros(0, dtype=torch.float64) if own is None else own.scores
+            order = scores.argsort(descending=True, stable=True)[:limit]
+            kept = order if limit is not None else torch.arange(len(scores))
+            table = detections[image][kept].clone()
+            table[:, 1] = scores[kept]
+            lengths = [] if own is None else run_lengths(own)
+            tables.append(table)
+            encoded += [lengths[i] for i in kept.tolist()]
+        images = np.repeat(sorted(detections), [len(table) for table in tables])
+        rows = torch.cat([torch.zeros(0, 6, dtype=torch.float64), *tables]).numpy()
+        area = rle.area(encoded).astype(np.float64) if encoded else np.zeros(0)
+        values = np.column_stack([rows[:, 2:], area, rows[:, 1], np.zeros(len(rows))])
+        return cls._sorted(images, rows[:, 0], values, _objects(encoded))
+
+    @classmethod
+    def of_truth(cls, truth: Mapping[int, ImageTruth], masks: bool = False) -> Rows:
+        """All boxes, or ``masks``, with score 1."""
         ordered = [truth[image] for image in sorted(truth)]
         labels = torch.cat([t.labels for t in ordered]).numpy()
         images = np.repeat(sorted(truth), [len(t.labels) for t in ordered])
@@ -65,32 +95,53 @@ class Rows:
             torch.cat([getattr(t, name) for t in ordered]).numpy()
             for name in ("boxes_xywh_px", "area", "crowd")
         )
-        return cls._sorted(
-            images, labels, np.column_stack([boxes, area, np.ones(len(labels)), crowd])
-        )
+        values = np.column_stack([boxes, area, np.ones(len(labels)), crowd])
+        encoded = [one for t in ordered for one in t.masks or ()] if masks else None
+        return cls._sorted(images, labels, values, None if encoded is None else _objects(encoded))
 
     @classmethod
     def _sorted(
-        cls, images: NDArray[Any], labels: NDArray[Any], values: NDArray[np.float64]
+        cls,
+        images: NDArray[Any],
+        labels: NDArray[Any],
+        values: NDArray[np.float64],
+        masks: NDArray[np.object_] | None = None,
     ) -> Rows:
         whole = labels.astype(np.int64)
-        order = whole.argsort(kind="stable")
-        return cls(images.astype(np.int64)[order], whole[order], values[order])
+        rows = cls(images.astype(np.int64), whole, values, masks)
+        return rows._take(whole.argsort(kind="stable"))
+
+    def _take(self, index: Any) -> Rows:
+        masks = None if self.masks is None else self.masks[index]
+        return Rows(self.images[index], self.labels[index], self.values[index], masks)
 
     def of_class(self, label: int) -> Rows:
         """Those of one class."""
         low, high = np.searchsorted(self.labels, [label, label + 1])
-        return Rows(self.images[low:high], self.labels[low:high], self.values[low:high])
+        return self._take(slice(low, high))
 
     def within(self, images: set[int]) -> Rows:
         """Those in some images."""
         inside = np.isin(self.images, list(images))
-        return Rows(self.images[inside], self.labels[inside], self.values[inside])
+        return self._take(inside)
+
+    def sizes(self) -> dict[int, dict[str, int]]:
+        """Height and width of the images that masks are of."""
+        if self.masks is None:
+            return {}
+        return {
+            image: dict(zip(("height", "width"), mask["size"], strict=True))
+            for image, mask in zip(self.images.tolist(), self.masks, strict=True)
+        }
 
     def annotations(self) -> list[dict[str, Any]]:
         """As COCO annotations of category 1."""
+        masks: Sequence[dict[str, Any]] = [{}] * len(self)
+        if self.masks is not None:
+            masks = [{"segmentation": dict(mask)} for mask in self.masks]
         return [
             {
+                **mask,
                 "id": number,
                 "image_id": image,
                 "category_id": 1,
@@ -99,8 +150,8 @@ class Rows:
                 "score": score,
                 "iscrowd": int(crowd),
             }
-            for number, (image, (*box, area, score, crowd)) in enumerate(
-                zip(self.images.tolist(), self.values.tolist(), strict=True), start=1
+            for number, (image, (*box, area, score, crowd), mask) in enumerate(
+                zip(self.images.tolist(), self.values.tolist(), masks, strict=True), start=1
             )
         ]
 
@@ -116,10 +167,12 @@ def class_curves(
     there is one, with id 1) of its COCO data set. With ``lvis``, lists of these images say where
     the class counts.
     """
+    sizes = wanted.sizes() | found.sizes()
+    frame = {**frame, "images": [{**one, **sizes.get(one["id"], {})} for one in frame["images"]]}
     evaluation = COCOeval_faster(
         COCO({**frame, "annotations": wanted.annotations()}),
         COCO({**frame, "annotations": found.annotations()}),
-        "bbox",
+        "bbox" if found.masks is None else "segm",
         print_function=_silent,
         lvis_style=lvis,
     )
@@ -127,6 +180,12 @@ def class_curves(
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation.eval["precision"][:, :, 0], evaluation.eval["recall"][:, 0]
+
+
+def _objects(values: Sequence[Any]) -> NDArray[np.object_]:
+    table = np.empty(len(values), dtype=object)
+    table[:] = values
+    return table
 
 
 def mean(values: NDArray[np.float64]) -> float:

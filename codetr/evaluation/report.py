@@ -12,6 +12,7 @@ from rich.table import Table
 from torch import Tensor
 
 from codetr.classes import ClassList
+from codetr.evaluation.detection_metric import EncodedMasks
 from codetr.evaluation.metrics import PER_CLASS, CocoMetrics
 from codetr.evaluation.precision_recall import Curves
 
@@ -105,6 +106,24 @@ def prediction_records(
         }
         for image_id, rows in detections.items()
         for label, score, *box in rows.tolist()
+    ]
+
+
+def mask_records(
+    detections: Mapping[int, Tensor], masks: Mapping[int, EncodedMasks], classes: ClassList
+) -> list[dict[str, Any]]:
+    """COCO result records of the masks of ``detections``, by image id and in the same order."""
+    return [
+        {
+            "image_id": image_id,
+            "category_id": classes.category_ids[label],
+            "segmentation": {"size": list(own.size), "counts": counts.decode("ascii")},
+            "score": score,
+        }
+        for image_id, own in masks.items()
+        for label, counts, score in zip(
+            detections[image_id][:, 0].int().tolist(), own.counts, own.scores.tolist(), strict=True
+        )
     ]
 
 

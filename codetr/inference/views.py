@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from codetr.errors import UserError
+from codetr.masks import joined_masks
 from codetr.nms import Nms, Suppress
 from codetr.structures import Detections
 
@@ -39,7 +40,11 @@ class Mirrored:
         """See ``Finder``."""
         found = self.finder([image.flip(-1) for image in images])
         return tuple(
-            replace(one, boxes_xyxy_px=mirrored_boxes(one.boxes_xyxy_px, image.shape[-1]))
+            replace(
+                one,
+                boxes_xyxy_px=mirrored_boxes(one.boxes_xyxy_px, image.shape[-1]),
+                masks=None if one.masks is None else one.masks.mirrored(),
+            )
             for one, image in zip(found, images, strict=True)
         )
 
@@ -174,8 +179,13 @@ def merged(views: Sequence[Detections], suppress: Suppress, limit: int) -> Detec
     boxes = torch.cat([view.boxes_xyxy_px for view in views])
     scores = torch.cat([view.scores for view in views])
     labels = torch.cat([view.labels for view in views])
-    keep, scores = suppress(boxes, scores, labels)
-    kept = Detections(boxes_xyxy_px=boxes[keep], scores=scores, labels=labels[keep])
+    masks = joined_masks([view.masks for view in views])
+    keep, decayed = suppress(boxes, scores, labels)
+    if masks is not None:
+        factor = decayed / scores[keep].clamp(min=torch.finfo(scores.dtype).tiny)
+        masks = masks.map(lambda values: values[keep])
+        masks = replace(masks, scores=masks.scores * factor)
+    kept = Detections(boxes_xyxy_px=boxes[keep], scores=decayed, labels=labels[keep], masks=masks)
     return kept.take(slice(limit))
 
 

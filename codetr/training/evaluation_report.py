@@ -20,6 +20,7 @@ from codetr.training.launcher import METRICS_FILE
 log = logging.getLogger(__name__)
 
 PREDICTIONS_FILE = "predictions.json"
+MASKS_FILE = "predictions_masks.json"
 
 
 class EvaluationReport(Callback):
@@ -37,6 +38,8 @@ class EvaluationReport(Callback):
         self.metrics = self.evaluator.compute()
         self.evaluator.write_metrics(self.folder / METRICS_FILE)
         self.evaluator.write_predictions(self.folder / PREDICTIONS_FILE)
+        if self.evaluator.with_masks:
+            self.evaluator.write_mask_predictions(self.folder / MASKS_FILE)
         if trainer.is_global_zero:
             self._report(trainer.loggers)
 
@@ -57,6 +60,7 @@ class EvaluationReport(Callback):
             if isinstance(logger, WandbLogger):
                 publish(logger, self.evaluator, diagnosis, pictures)
         written = [METRICS_FILE, PREDICTIONS_FILE]
+        written += [MASKS_FILE] if self.evaluator.with_masks else []
         written += [SUMMARY_FILE, *(path.name for path in pictures)] if diagnosis else []
         log.info("wrote %s to %s", ", ".join(written), self.folder)
 

@@ -29,11 +29,23 @@ def build_evaluator(
         annotation_file=annotation_file,
         classes=classes,
         **({} if chosen is None else {"max_detections": chosen}),
+        **({"masks": True} if finds_masks(cfg) else {}),
     )
     limits = [evaluator.measure.limit, *(model_limits(cfg) if is_main(cfg) else [])]
     for line in exceeded(limits, evaluator.truth):
         rank_zero_only(log.warning)(line)
     return evaluator
+
+
+def finds_masks(cfg: DictConfig) -> bool:
+    """Whether the evaluated branch finds masks, and these are to be measured."""
+    if cfg.evaluation.get("masks") is False:
+        return False
+    if is_main(cfg):
+        return cfg.model.detector.get("mask_branch") is not None
+    heads = (part.get("heads") or {} for part in cfg.scheme.values())
+    name = cfg.evaluation.branch
+    return any(name in own and own[name].get("mask_head") is not None for own in heads)
 
 
 def is_main(cfg: DictConfig) -> bool:
