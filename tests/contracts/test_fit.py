@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hydra.utils import instantiate
 from test_experiment_training import SMALL
 from tiny import backward, batch, composed, options
 from torch import nn
 
+from codetr.checkpoints.experiment import without_initial_weights
 from codetr.errors import UserError
 from codetr.supervision.schemes.protocol import require_fit
 
+MODELS = [
+    model
+    for model in options("model")
+    if composed((f"model={model}",)).model.encoder._target_.endswith(".DeformableEncoder")
+]
+"""Those whose backbone may be exchanged for a small one."""
 SCHEMES = ("denoising", "collaborative", "hybrid", "group", "mixed")
 SOFTMAX = "model.head.classification={_target_: codetr.classification.Softmax, background: 3}"
 
@@ -30,7 +38,7 @@ def refusal(detector: nn.Module, schemes: nn.ModuleDict) -> str | None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("model", MODELS)
 def test_a_scheme_is_refused_exactly_where_a_step_would_fail(model: str, scheme: str) -> None:
     overrides = (f"model={model}", f"scheme=[one_to_one,{scheme}]")
     if scheme == "group" and not composed(overrides).supervision.per_query.content:
@@ -45,6 +53,15 @@ def test_a_scheme_is_refused_exactly_where_a_step_would_fail(model: str, scheme:
         assert said.startswith(f"scheme=[{scheme}] ")
         with pytest.raises((AssertionError, RuntimeError, ValueError)):
             backward(detector, schemes, batch((3, 2)))
+
+
+@pytest.mark.parametrize("model", sorted({*options("model")} - {*MODELS}))
+def test_other_models_train_as_published(model: str) -> None:
+    with torch.device("meta"):
+        cfg = composed((f"model={model}", "scheme=[one_to_one]", "num_classes=3"))
+        detector = instantiate(without_initial_weights(cfg.model.detector))
+        schemes = {name: instantiate(part) for name, part in cfg.scheme.items()}
+    require_fit(detector, schemes)
 
 
 @pytest.mark.parametrize(
