@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Trains on several machines of a Slurm cluster, and is queued again before its time is up:
+#   sbatch --nodes=2 scripts/slurm.sh experiment=co_dino_5scale_r50_1x_coco data.root=FOLDER name=NAME
+# Lightning reads ranks and addresses from Slurm: one task per GPU, and the same numbers below as there.
+#SBATCH --job-name=codetr
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -euo pipefail
+
+case " $* " in
+    *" name="*) ;;
+    *) echo "give name=NAME: all tasks write to runs/NAME, and resume from there" >&2; exit 2 ;;
+esac
+name=$(printf '%s\n' "$@" | sed -n 's/^name=//p' | tail -n 1)
+resume=()
+if [[ -f runs/$name/last.ckpt ]]; then resume=(ckpt_path=last); fi
+
+status=0
+srun codetr-train trainer=ddp trainer.num_nodes="${SLURM_NNODES:?run this by sbatch}" \
+    trainer.devices="${SLURM_NTASKS_PER_NODE:?}" "$@" "${resume[@]}" || status=$?
+# 143: stopped by the signal, with a checkpoint; anything else is the end, good or bad
+if [[ $status -eq 143 ]]; then scontrol requeue "$SLURM_JOB_ID"; fi
+exit "$status"
