@@ -15,11 +15,8 @@ import yaml
 
 from codetr.checkpoints.plain import plain_text
 from codetr.errors import UserError
+from codetr.run_folder import RunFolder
 
-CONFIG_FILE = "config.yaml"
-CURVES_FILE = "metrics.csv"
-METRICS_FILE = "metrics.json"
-JOB_FILE = "job.json"
 FOREIGN = {".hydra", "wandb", "submitit"}
 """Folders inside a run that are not runs, though they may hold files of these names."""
 
@@ -52,7 +49,8 @@ def read_runs(folder: Path) -> list[Run]:
     """All runs below ``folder``, in the order of their jobs. Raises UserError if there is none."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder: give a sweep's, such as runs/sweeps/NAME")
-    files = [*folder.rglob(CONFIG_FILE), *folder.rglob(JOB_FILE)]
+    names = RunFolder(folder)
+    files = [*folder.rglob(names.config.name), *folder.rglob(names.job.name)]
     own = {f.parent for f in files if not FOREIGN & set(f.relative_to(folder).parts)}
     if not own:
         raise UserError(f"{folder}: holds no run: give a sweep's folder, such as runs/sweeps/NAME")
@@ -67,8 +65,9 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 def read_run(folder: Path) -> Run:
     """The run in ``folder``. Raises UserError for files that are not a run's."""
-    job = _read_json(folder / JOB_FILE) or {}
-    config = _read_config(folder / CONFIG_FILE)
+    files = RunFolder(folder)
+    job = _read_json(files.job) or {}
+    config = _read_config(files.config)
     swept = dict(job.get("swept") or config.get("swept") or {})
     seed = swept.pop("seed", config.get("seed"))
     return Run(
@@ -77,8 +76,8 @@ def read_run(folder: Path) -> Run:
         seed=seed,
         heads=tuple(config["aux_heads"] or ()) if "aux_heads" in config else None,
         overrides=tuple(job.get("overrides", ())),
-        metrics=_read_json(folder / METRICS_FILE),
-        curves=read_curves(folder / CURVES_FILE),
+        metrics=_read_json(files.metrics),
+        curves=read_curves(files.log),
     )
 
 

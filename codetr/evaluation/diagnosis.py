@@ -26,8 +26,8 @@ from codetr.evaluation.ground_truth import ImageTruth
 from codetr.evaluation.matching import Floats, make_scenes
 from codetr.evaluation.precision_recall import RECALLS, THRESHOLDS, Curves, curves, rank
 from codetr.evaluation.report import write_json
+from codetr.run_folder import RunFolder
 
-SUMMARY_FILE = "diagnosis.json"
 PICTURES = ("precision_recall.png", "f1.png", "confusion_matrix.png", "errors.png")
 _MOST_MIX_UPS = 10  # that are printed
 _DIGITS = 4
@@ -94,7 +94,7 @@ class Diagnosis:
         """Write ``diagnosis.json``, the curves and the confusion matrix as CSV, and the pictures,
         whose paths are returned.
         """
-        write_json(folder / SUMMARY_FILE, self.summary())
+        write_json(RunFolder(folder).diagnosis, self.summary())
         measured = self.curves.measured
         names = [self.names[k] for k in measured]
         precision, f1 = self.curves.precision[measured], self.curves.f1_above[measured]

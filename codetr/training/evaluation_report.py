@@ -12,15 +12,12 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from rich.console import Console
 
 from codetr.evaluation import CocoEvaluator
-from codetr.evaluation.diagnosis import SUMMARY_FILE, Diagnosis, diagnose
+from codetr.evaluation.diagnosis import Diagnosis, diagnose
 from codetr.evaluation.error_kinds import Kind
 from codetr.evaluation.report import class_names
-from codetr.training.launcher import METRICS_FILE
+from codetr.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
-
-PREDICTIONS_FILE = "predictions.json"
-MASKS_FILE = "predictions_masks.json"
 
 
 class EvaluationReport(Callback):
@@ -30,16 +27,16 @@ class EvaluationReport(Callback):
     """
 
     def __init__(self, evaluator: CocoEvaluator, folder: str | Path) -> None:
-        self.evaluator, self.folder = evaluator, Path(folder)
+        self.evaluator, self.folder = evaluator, RunFolder(Path(folder))
         self.metrics: dict[str, float] = {}
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure on all ranks, report on the first."""
         self.metrics = self.evaluator.compute()
-        self.evaluator.write_metrics(self.folder / METRICS_FILE)
-        self.evaluator.write_predictions(self.folder / PREDICTIONS_FILE)
+        self.evaluator.write_metrics(self.folder.metrics)
+        self.evaluator.write_predictions(self.folder.predictions)
         if self.evaluator.with_masks:
-            self.evaluator.write_mask_predictions(self.folder / MASKS_FILE)
+            self.evaluator.write_mask_predictions(self.folder.mask_predictions)
         if trainer.is_global_zero:
             self._report(trainer.loggers)
 
@@ -54,15 +51,15 @@ class EvaluationReport(Callback):
                 if table is not None:
                     console.print(table)
             log.info("%s", diagnosis.threshold_line())
-            pictures = diagnosis.write(self.folder)
+            pictures = diagnosis.write(self.folder.path)
         for logger in loggers:
             logger.log_metrics({f"eval/{name}": value for name, value in self.metrics.items()})
             if isinstance(logger, WandbLogger):
                 publish(logger, self.evaluator, diagnosis, pictures)
-        written = [METRICS_FILE, PREDICTIONS_FILE]
-        written += [MASKS_FILE] if self.evaluator.with_masks else []
-        written += [SUMMARY_FILE, *(path.name for path in pictures)] if diagnosis else []
-        log.info("wrote %s to %s", ", ".join(written), self.folder)
+        written = [self.folder.metrics, self.folder.predictions]
+        written += [self.folder.mask_predictions] if self.evaluator.with_masks else []
+        written += [self.folder.diagnosis, *pictures] if diagnosis else []
+        log.info("wrote %s to %s", ", ".join(path.name for path in written), self.folder.path)
 
 
 def diagnosed(evaluator: CocoEvaluator) -> Diagnosis | None:

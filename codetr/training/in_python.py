@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from codetr.checkpoints.experiment import compose_train
 from codetr.errors import UserError
+from codetr.run_folder import RunFolder
 from codetr.training import train as training
 
 
@@ -26,12 +27,12 @@ class TrainingResult:
     @property
     def best(self) -> Path:
         """The checkpoint with the best validation AP, for ``codetr.load`` and eval.py."""
-        return self.folder / training.BEST
+        return RunFolder(self.folder).best
 
     @property
     def model(self) -> Path:
         """Its detector alone."""
-        return self.folder / training.EXPORT
+        return RunFolder(self.folder).detector
 
 
 def train(overrides: Sequence[str] = ()) -> TrainingResult:

@@ -27,7 +27,7 @@ from codetr.moved_keys import require_present_keys
 from codetr.overrides import readable
 from codetr.training.shell import one_line_errors, print_any_name
 from codetr.training.sweeps.cluster import SubmititRunner
-from codetr.training.sweeps.jobs import METRICS_FILE, Job, plan, require_own_folders
+from codetr.training.sweeps.jobs import Job, plan, require_own_folders
 from codetr.training.sweeps.local import Done, LocalRunner, make_slots
 from codetr.training.sweeps.process import Start
 from codetr.training.sweeps.results import JobResult, read_result, write_table
@@ -93,7 +93,7 @@ class SweepLauncher(Launcher):
         starts = []
         for job in jobs:
             log.info("job %d: %s", job.number, job.label)
-            (job.folder / METRICS_FILE).unlink(missing_ok=True)
+            job.run.metrics.unlink(missing_ok=True)
             job.note(finished=False)
             command = tuple(job.command(script, options))
             starts.append(Start(command=command, folder=job.folder, env=env))

@@ -15,11 +15,12 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from codetr.run_folder import RunFolder
+
 log = logging.getLogger(__name__)
 
 STEP = "step"
 TAG_LENGTH = 64
-RUN_ID_FILE = "wandb_run_id.txt"
 BEST_METRICS = ("val/AP", "val/AP50", "val/AP75")
 """Of which W&B's summary has the highest."""
 EVALUATED = ("val/", "eval/")
@@ -36,7 +37,7 @@ class CsvLogger(Logger):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
-        self.path = Path(folder) / "metrics.csv"
+        self.path = RunFolder(Path(folder)).log
         self._columns: list[str] = [STEP]
         self._row: dict[str, Any] = {}
         self._started = False
@@ -152,7 +153,7 @@ class SafeWandbLogger(WandbLogger):
         swept: Mapping[str, Any] | None = None,
         resumes: str | None = None,
     ) -> None:
-        self._id_file = Path(folder) / RUN_ID_FILE
+        self._id_file = RunFolder(Path(folder)).wandb_id
         if run_id is None and resumes is not None and self._id_file.is_file():
             run_id = self._id_file.read_text().strip() or None
         if offline is None:

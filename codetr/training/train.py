@@ -28,22 +28,18 @@ from codetr.data.datamodule import CocoDataModule
 from codetr.errors import UserError
 from codetr.models.ops import avoid_cudnn_attention, use_msda
 from codetr.models.ops.cpu_memory import keep_freed_memory
+from codetr.run_folder import RunFolder
 from codetr.settings import check_settings
 from codetr.training.acceleration import accelerate
 from codetr.training.callbacks import BestResult, Throughput
-from codetr.training.callbacks.checkpoints import LAST
 from codetr.training.callbacks.speed import peak_memory_gib
 from codetr.training.evaluators import build_evaluator
-from codetr.training.launcher import METRICS_FILE
 from codetr.training.loggers import CsvLogger
 from codetr.training.module import DetectionModule
 from codetr.training.optim import can_fuse
 from codetr.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
-
-BEST = "best.ckpt"
-EXPORT = "model.safetensors"
 
 
 def train(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
@@ -56,10 +52,10 @@ def train(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
     """
     start = time.perf_counter()
     check_settings(cfg, given)
-    run_dir = Path(cfg.paths.run_dir)
+    folder = RunFolder(Path(cfg.paths.run_dir))
     prepare_process(cfg.seed)
     datamodule, classes = build_data(cfg)
-    write_config(cfg, run_dir / "config.yaml")
+    write_config(cfg, folder.config)
     record = build_record(cfg, classes)
     callbacks = build_callbacks(cfg)
     trainer = build_trainer(cfg.trainer, cfg.data.batch_size, callbacks, build_loggers(cfg))
@@ -70,12 +66,12 @@ def train(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
     announce(cfg, module, trainer)
     log.info("deformable attention: %s", attention)
     log_config(trainer, record.config)
-    resume = resume_path(cfg.ckpt_path, run_dir)
+    resume = resume_path(cfg.ckpt_path, folder)
     trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
-    metrics = finish(trainer, module, callbacks, run_dir)
+    metrics = finish(trainer, module, callbacks, folder)
     metrics["wall_time_s"] = time.perf_counter() - start
     if trainer.is_global_zero:
-        (run_dir / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n")
+        folder.metrics.write_text(json.dumps(metrics, indent=2) + "\n")
     return metrics
 
 
@@ -233,34 +229,33 @@ def announce(cfg: DictConfig, module: DetectionModule, trainer: Trainer) -> None
     )
 
 
-def resume_path(ckpt_path: str | None, run_dir: Path) -> str | None:
+def resume_path(ckpt_path: str | None, folder: RunFolder) -> str | None:
     """The checkpoint to resume from: that of the run folder for ``last`` (None where there is
     none yet), else the named file. Raises UserError where that does not exist.
     """
     if ckpt_path is None:
         return None
     if ckpt_path == "last":
-        last = run_dir / LAST
-        if not last.is_file():
-            log.info("ckpt_path=last: no %s yet, starting from the beginning", last)
+        if not folder.last.is_file():
+            log.info("ckpt_path=last: no %s yet, starting from the beginning", folder.last)
             return None
-        log.info("resuming from %s", last)
-        return str(last)
+        log.info("resuming from %s", folder.last)
+        return str(folder.last)
     if not Path(ckpt_path).is_file():
         raise UserError(f"{ckpt_path}: no such checkpoint file: give ckpt_path=last or a .ckpt")
     return ckpt_path
 
 
 def finish(
-    trainer: Trainer, module: DetectionModule, callbacks: Sequence[Callback], run_dir: Path
+    trainer: Trainer, module: DetectionModule, callbacks: Sequence[Callback], folder: RunFolder
 ) -> dict[str, Any]:
     """Export the best detector, print its COCO table, and collect what metrics.json says."""
     best = next(c for c in callbacks if isinstance(c, BestResult))
     speed = next((c for c in callbacks if isinstance(c, Throughput)), None)
     if trainer.is_global_zero:
-        source = next((p for p in (run_dir / BEST, run_dir / LAST) if p.is_file()), None)
+        source = next((p for p in (folder.best, folder.last) if p.is_file()), None)
         if source is not None:
-            export_detector(source, run_dir / EXPORT)
+            export_detector(source, folder.detector)
         if best.table:
             log.info("best validation, of epoch %d:\n%s", best.epoch, best.table)
     return {

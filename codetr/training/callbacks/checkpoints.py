@@ -10,8 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from codetr.errors import UserError
-
-LAST = "last.ckpt"
+from codetr.run_folder import RunFolder
 
 
 class LastCheckpoint(Checkpoint):
@@ -24,7 +23,7 @@ class LastCheckpoint(Checkpoint):
             raise UserError(
                 f"checkpointing.last.every_n_steps={every_n_steps}: give a positive number or null"
             )
-        self.path = Path(folder) / LAST
+        self.path = RunFolder(Path(folder)).last
         self.every_n_steps = every_n_steps
         self._saved_step = 0  # at step 0 there is nothing to lose
 

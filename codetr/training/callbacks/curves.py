@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from codetr.run_folder import RunFolder
 from codetr.training.loggers import STEP, CsvLogger
 
 Curve = list[tuple[float, float]]
@@ -64,7 +65,7 @@ class CurvePlot(Callback):
     """Redraws ``<folder>/curves.png`` from metrics.csv after every epoch."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder) / "curves.png"
+        self.path = RunFolder(Path(folder)).curves
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw, on rank 0."""

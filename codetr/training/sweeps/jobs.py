@@ -14,11 +14,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from codetr.errors import UserError
-
-METRICS_FILE = "metrics.json"
-LAST_CHECKPOINT = "last.ckpt"
-STATE_FILE = "job.json"
-"""Beside a job's run: what it is, and whether it is finished."""
+from codetr.run_folder import RunFolder
 
 Scalar = str | int | float | bool
 
@@ -47,20 +43,20 @@ class Job:
         return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in values.items())
 
     @property
-    def state_file(self) -> Path:
-        """Where the job says what it is."""
-        return self.folder / STATE_FILE
+    def run(self) -> RunFolder:
+        """The files of its run."""
+        return RunFolder(self.folder)
 
     def finished(self) -> bool:
         """Whether this very job has been done to its end."""
-        state = _read(self.state_file) or {}
+        state = _read(self.run.job) or {}
         same = state.get("fingerprint") == self.fingerprint
-        return same and state.get("finished") is True and (self.folder / METRICS_FILE).is_file()
+        return same and state.get("finished") is True and self.run.metrics.is_file()
 
     def note(self, *, finished: bool) -> None:
         """Write the state file, so that no interruption leaves half of it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        part = self.state_file.with_suffix(".part")
+        part = self.run.job.with_suffix(".part")
         content = {
             "fingerprint": self.fingerprint,
             "overrides": list(self.overrides),
@@ -68,13 +64,13 @@ class Job:
             "finished": finished,
         }
         part.write_text(json.dumps(content, indent=2) + "\n")
-        part.replace(self.state_file)
+        part.replace(self.run.job)
 
     def command(self, script: Path, options: Sequence[str]) -> list[str]:
         """The job as a command without ``-m`` (Lightning's DDP repeats it for its processes), with
         hydra's ``options``. It resumes from the job's last checkpoint, if it has left one.
         """
-        resume = (self.folder / LAST_CHECKPOINT).is_file() and not any(
+        resume = self.run.last.is_file() and not any(
             override.startswith("ckpt_path=") for override in self.overrides
         )
         return [
@@ -109,7 +105,7 @@ def plan(job_overrides: Sequence[Sequence[str]], first: int, sweep_folder: Path)
 def require_own_folders(jobs: Iterable[Job]) -> None:
     """Raise UserError where a folder holds another job's run: nothing is overwritten."""
     for job in jobs:
-        state = _read(job.state_file)
+        state = _read(job.run.job)
         if state is not None and state.get("fingerprint") != job.fingerprint:
             raise UserError(
                 f"{job.folder} holds another job ({shlex.join(state.get('overrides', []))}): give "

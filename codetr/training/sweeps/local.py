@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from types import FrameType
 
 from codetr.errors import UserError
-from codetr.training.sweeps.process import CONSOLE_FILE, Start, begin
+from codetr.run_folder import RunFolder
+from codetr.training.sweeps.process import Start, begin
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class LocalRunner:
         while waiting or running:
             while waiting and free:
                 index, start = waiting.popleft()
-                where = "" if alone else f", its output in {start.folder / CONSOLE_FILE}"
+                where = "" if alone else f", its output in {RunFolder(start.folder).console}"
                 log.info("%s starts%s", start.folder, where)
                 try:
                     running[index] = (begin(start, free[0].env, console=alone), free[0])

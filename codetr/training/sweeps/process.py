@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from codetr.errors import UserError
-
-LOCK_FILE = "job.lock"
-CONSOLE_FILE = "console.txt"
+from codetr.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +29,7 @@ def begin(start: Start, env: Mapping[str, str], *, console: bool) -> subprocess.
     a job that goes on in the background is not started a second time. Raises UserError then.
     """
     start.folder.mkdir(parents=True, exist_ok=True)
-    with (start.folder / LOCK_FILE).open("w") as lock:
+    with RunFolder(start.folder).lock.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -41,7 +39,7 @@ def begin(start: Start, env: Mapping[str, str], *, console: bool) -> subprocess.
         full = {**start.env, **env}
         if console:
             return subprocess.Popen(start.command, env=full, pass_fds=[lock.fileno()])
-        with (start.folder / CONSOLE_FILE).open("ab") as output:
+        with RunFolder(start.folder).console.open("ab") as output:
             return subprocess.Popen(
                 start.command, env=full, pass_fds=[lock.fileno()], stdout=output, stderr=output
             )

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from codetr.training.sweeps.jobs import METRICS_FILE, Job
+from codetr.training.sweeps.jobs import Job
 
 COLUMNS = {"AP": "AP", "AP50": "AP50", "step_time_s": "s / step", "peak_memory_gib": "memory GiB"}
 """What a sweep's table shows of each job's metrics.json, and under which heading."""
@@ -30,7 +30,7 @@ class JobResult:
 
 def read_result(job: Job, exit_code: int) -> JobResult:
     """The result of a job that has ended."""
-    path = job.folder / METRICS_FILE
+    path = job.run.metrics
     metrics = json.loads(path.read_text()) if exit_code == 0 and path.is_file() else None
     return JobResult(job=job, exit_code=exit_code, metrics=metrics)
 

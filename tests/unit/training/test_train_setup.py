@@ -11,6 +11,7 @@ from codetr.classes import ClassList
 from codetr.conf_folder import conf_folder
 from codetr.data.custom import CustomFolder
 from codetr.errors import UserError
+from codetr.run_folder import RunFolder
 from codetr.training.callbacks import BestResult
 from codetr.training.evaluate import require_known_classes, with_run, without_initial_weights
 from codetr.training.loggers import CsvLogger
@@ -57,12 +58,13 @@ def test_without_validation_there_is_no_best_checkpoint(tmp_path: Path) -> None:
 
 
 def test_last_is_optional_and_a_named_file_is_not(tmp_path: Path) -> None:
-    assert resume_path(None, tmp_path) is None
-    assert resume_path("last", tmp_path) is None
+    folder = RunFolder(tmp_path)
+    assert resume_path(None, folder) is None
+    assert resume_path("last", folder) is None
     (tmp_path / "last.ckpt").touch()
-    assert resume_path("last", tmp_path) == str(tmp_path / "last.ckpt")
+    assert resume_path("last", folder) == str(tmp_path / "last.ckpt")
     with pytest.raises(UserError, match=r"other\.ckpt: no such"):
-        resume_path(str(tmp_path / "other.ckpt"), tmp_path)
+        resume_path(str(tmp_path / "other.ckpt"), folder)
 
 
 def run_record() -> RunRecord:

@@ -86,6 +86,6 @@ def test_folder_of_another_job_is_not_taken(tmp_path: Path) -> None:
 def test_damaged_state_is_named(tmp_path: Path) -> None:
     first, _ = jobs(tmp_path)
     first.note(finished=True)
-    first.state_file.write_text("{")
+    first.run.job.write_text("{")
     with pytest.raises(UserError, match=r"job\.json: is not JSON"):
         first.finished()
