@@ -37,8 +37,12 @@ def before_background(classes: int, rows: int) -> Tensor | None:
 
 
 def per_score(classes: int, rows: int) -> Tensor | None:
-    """One row per class; after a softmax, the background's at the end."""
-    return before_background(classes, rows) if rows == classes + 1 else per_anchor(classes, rows)
+    """One row per class; after a softmax, the background's at the end. Any other number is that of
+    a layer before it, whose rows belong to no class.
+    """
+    if rows == classes:
+        return torch.arange(rows)[:, None]
+    return before_background(classes, rows)
 
 
 def per_coordinate(classes: int, rows: int) -> Tensor | None:

@@ -89,3 +89,15 @@ def test_which_tensors_have_class_rows() -> None:
     layer = "detector.head.classify.6"
     assert class_layout(layer + ".weight", layer) is objectness
     assert class_layout("detector.head.classify.5.weight", layer) is per_score
+
+
+def test_layers_before_the_scores_stay_as_they_are_where_classes_change_places() -> None:
+    match = match_classes(["a", "b", "c"], ["c", "a", "b"])
+    layout = class_layout("detector.head.classify.0.weight")
+    assert layout is not None
+    hidden = torch.randn(12, 12)  # of a perceptron, four times as many as classes
+    assert torch.equal(copy_class_rows(hidden, torch.zeros(12, 12), layout, match), hidden)
+    for scores in (torch.randn(3, 12), torch.randn(4, 12)):
+        found = copy_class_rows(scores, torch.zeros_like(scores), layout, match)
+        assert torch.equal(found[:3], scores[[2, 0, 1]])
+        assert torch.equal(found[3:], scores[3:])
