@@ -32,6 +32,10 @@ class Classification(Protocol):
         """(..., K) ``scores`` of what may become detections, 0 for what may not."""
         ...
 
+    def most_detections(self, logits: Tensor) -> int:
+        """How many there may be of an image with ``logits`` (..., Q, width)."""
+        ...
+
 
 @dataclass(frozen=True)
 class Sigmoid:
@@ -52,6 +56,10 @@ class Sigmoid:
     def detection_scores(self, logits: Tensor) -> Tensor:
         """All of them: a query may detect several classes."""
         return self.scores(logits)
+
+    def most_detections(self, logits: Tensor) -> int:
+        """One of every query and class."""
+        return logits.shape[-2] * logits.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,10 @@ class Softmax:
         scores = self.scores(logits)
         classes = torch.arange(self.background, device=logits.device)
         return scores.where(scores.argmax(-1, keepdim=True) == classes, 0.0)
+
+    def most_detections(self, logits: Tensor) -> int:
+        """One of every query."""
+        return logits.shape[-2]
 
 
 SIGMOID = Sigmoid()

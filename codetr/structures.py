@@ -47,8 +47,8 @@ class Images(TensorStruct):
 class DetectionTokens(TensorStruct):
     """Tokens that passed through a backbone beside the image's patches, to become queries.
 
-    ``content`` (B, Q, C); ``position`` (B, Q, D) what was learned of their place, None where that
-    is part of the content.
+    ``content`` (B, Q, C); ``position`` (Q, D) what was learned of their place, the same for all
+    images, None where that is part of the content.
     """
 
     content: Tensor

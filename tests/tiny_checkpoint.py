@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,7 +32,12 @@ TINY = (
 
 def save_tiny(path: Path, *overrides: str) -> Path:
     """Write it, with scores that are spread over (0, 1)."""
-    cfg = compose_train([*TINY, *overrides])
+    return save_checkpoint(path, [*TINY, *overrides])
+
+
+def save_checkpoint(path: Path, overrides: Sequence[str]) -> Path:
+    """The same of any model."""
+    cfg = compose_train(overrides)
     torch.manual_seed(0)
     detector = instantiate(cfg.model.detector)
     with torch.no_grad():

@@ -65,7 +65,8 @@ class Postprocess:
         """The best k of all (query, class) pairs: boxes (B, k, 4), scores and labels (B, k)."""
         dtype = torch.promote_types(predictions.logits.dtype, torch.float32)
         probability = predictions.scores(dtype).flatten(1)
-        k = min(self.pre_nms or self.max_detections, probability.shape[1])
+        most = predictions.classification.most_detections(predictions.logits)
+        k = min(self.pre_nms or self.max_detections, most)
         scores, pair = probability.topk(k, dim=1)
         num_classes = predictions.num_classes
         query = pair // num_classes

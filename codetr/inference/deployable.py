@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from codetr.boxes import cxcywh_to_xyxy
 from codetr.errors import UserError
-from codetr.structures import Images
+from codetr.structures import Images, Predictions
 
 RAW_OUTPUTS = ("logits", "boxes")
 TOP_OUTPUTS = ("scores", "labels", "boxes_xyxy_px")
@@ -20,8 +20,9 @@ class Deployable(nn.Module):
 
     ``mean`` and ``std`` (RGB, 0 to 255) are applied inside. With ``top_k`` the outputs are
     ``scores`` (B, k), ``labels`` (B, k) int64 and ``boxes_xyxy_px`` (B, k, 4) in pixels of the
-    input, best score first; without (None) ``logits`` (B, Q, K) before the sigmoid and ``boxes``
-    (B, Q, 4) cxcywh relative to the valid area. No suppression of overlapping boxes is inside.
+    input, best score first; without (None) ``logits`` (B, Q, K) before the sigmoid (of a softmax,
+    with background, (B, Q, K + 1)) and ``boxes`` (B, Q, 4) cxcywh relative to the valid area. No
+    suppression of overlapping boxes is inside.
     """
 
     mean: Tensor
@@ -61,14 +62,14 @@ class Deployable(nn.Module):
         )
         if self.top_k is None:
             return found.logits, found.boxes
-        return self._top(found.scores(), found.boxes, sizes)
+        return self._top(found, self.top_k, sizes)
 
-    def _top(self, scores: Tensor, boxes: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _top(self, found: Predictions, top_k: int, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best pairs of query and class, as ``codetr.evaluation.Postprocess`` without NMS."""
-        num_queries, num_classes = scores.shape[1:]
-        best, pair = scores.flatten(1).topk(min(self.top_k or 0, num_queries * num_classes), dim=1)
+        num_classes, most = found.num_classes, found.classification.most_detections(found.logits)
+        best, pair = found.scores().flatten(1).topk(min(top_k, most), dim=1)
         query = torch.div(pair, num_classes, rounding_mode="floor")
-        chosen = boxes.gather(1, query[..., None].expand(-1, -1, 4))
+        chosen = found.boxes.gather(1, query[..., None].expand(-1, -1, 4))
         size_whwh = sizes.flip(-1).repeat(1, 2)[:, None].to(chosen.dtype)
         corners = (cxcywh_to_xyxy(chosen) * size_whwh).clamp(min=0)
         return best, pair - query * num_classes, torch.minimum(corners, size_whwh)

@@ -203,8 +203,7 @@ class TokenSwinBackbone(nn.Module):
                 cells = stage.downsample(cells)
                 tokens = _widened(stage.downsample, tokens)
         maps = [cells.permute(0, 3, 1, 2) for cells in (*outputs[1:], self.merging(outputs[-1]))]
-        positions = self.positions.expand(cells.shape[0], -1, -1)
-        found = DetectionTokens(content=tokens, position=positions)
+        found = DetectionTokens(content=tokens, position=self.positions)
         return Pyramid(maps=tuple(maps), strides=self.strides, detection=found)
 
     def _patches(self, cells: Tensor, padding: Tensor | None) -> PatchPositions:

@@ -86,16 +86,20 @@ class ProjectedTokenQueries(nn.Module):
         """
         tokens = detection_tokens(memory)
         assert tokens.position is not None
-        groups = [(self.content(tokens.content), self.position(tokens.position))]
+        content, (position,) = self.content(tokens.content), self.position(tokens.position[None])
+        groups = [(content, position)]
         for table in tables:
             assert table.content is not None
             assert table.position is not None
-            images = tokens.content.shape[0]
-            groups.append(
-                (table.content.expand(images, -1, -1), table.position.expand(images, -1, -1))
-            )
+            groups.append((table.content, table.position))
         return tuple(self._queries(memory, content, position) for content, position in groups)
 
     def _queries(self, memory: Memory, content: Tensor, position: Tensor) -> Queries:
+        """From content (B, Q, C) or (Q, C) and position (Q, C)."""
         points = self.reference_points(position).sigmoid().to(memory.valid_ratios.dtype)
-        return Queries(content=content, anchors=points, position=position)
+        images = memory.tokens.shape[0]  # len() would fix it in an exported program
+        return Queries(
+            content=content.expand(images, -1, -1),
+            anchors=points.expand(images, -1, -1),
+            position=position.expand(images, -1, -1),
+        )

@@ -29,7 +29,7 @@ OPTIONS = {"dim": DIM, "heads": 2, "levels": 2, "points": 2, "hidden": DIM}
 
 def pyramid(width: int = DIM, detection: bool = True) -> Pyramid:
     content = torch.randn(2, QUERIES, 24, dtype=torch.float64)
-    position = torch.randn(QUERIES, 12, dtype=torch.float64).expand(2, -1, -1)
+    position = torch.randn(QUERIES, 12, dtype=torch.float64)
     return Pyramid(
         maps=tuple(torch.randn(2, width, n, n + 1, dtype=torch.float64) for n in (4, 2)),
         strides=(8, 16),

@@ -1,0 +1,89 @@
+"""YOLOS and ViDT: exported with free sizes, and published and loaded again."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_checkpoint import CLASSES, save_checkpoint
+
+import codetr
+from codetr.checkpoints.files import read_detector_file
+from codetr.inference.export import Format, export
+from codetr.inference.export_check import as_cases
+from codetr.inference.predictor import Prediction
+from codetr.structures import Images
+
+COMMON = (
+    "model.backbone.pretrained=false",
+    "model.dim=32",
+    "model.hidden=32",
+    "model.heads=2",
+    "model.num_queries=12",
+    "evaluation=coco",
+    "augmentation=none",
+    f"num_classes={len(CLASSES)}",
+)
+MODELS = {
+    "yolos": ("model.backbone.depth=2", "model.backbone.table=[128,160]"),
+    "vidt": (
+        "model.points=2",
+        "model.decoder_layers=2",
+        "model.backbone.embed_dim=8",
+        "model.backbone.depths=[1,1,2,1]",
+        "model.backbone.heads=[1,1,2,2]",
+        "model.backbone.window=3",
+        "model.backbone.last_width=16",
+        "model.query_init.width=64",
+    ),
+}
+
+
+def checkpoint(model: str, folder: Path) -> Path:
+    """A small one with random weights."""
+    overrides = (f"model={model}", *COMMON, *MODELS[model])
+    return save_checkpoint(folder / f"{model}.safetensors", overrides)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+@pytest.mark.parametrize("model", MODELS)
+def test_exported_files_take_any_size(model: str, kind: Format, tmp_path: Path) -> None:
+    """Of YOLOS, 128 x 160 has as many patches as the tables of positions."""
+    source = checkpoint(model, tmp_path)
+    cases = as_cases([[2, 131, 165], [1, 96, 200], [3, 200, 97], [1, 128, 160]])
+    content, path = read_detector_file(source), tmp_path / f"{model}.{kind}"
+    done = export(content, str(source), path, kind, cases=cases, top_k=20)
+    assert len(done.differences) == len(cases)
+    assert max(found.distances.max() for found in done.differences) < 1e-4
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_published_folder_predicts_the_same(model: str, tmp_path: Path) -> None:
+    source = checkpoint(model, tmp_path)
+    image = tmp_path / "image.png"
+    Image.effect_noise((150, 131), 90).convert("RGB").save(image)
+    detector = codetr.load(str(source), device="cpu")
+    detector.save_pretrained(tmp_path / "hub")
+    again = codetr.Predictor.from_pretrained(tmp_path / "hub", device="cpu")
+    one, other = (each.predict(str(image)) for each in (detector, again))
+    assert isinstance(one, Prediction)
+    assert isinstance(other, Prediction)
+    assert len(one) == (12 if model == "yolos" else 36)
+    torch.testing.assert_close(one.scores, other.scores)
+    torch.testing.assert_close(one.boxes_xyxy_px, other.boxes_xyxy_px)
+
+
+@torch.no_grad()
+def test_what_vidt_finds_does_not_hang_on_its_batch(tmp_path: Path) -> None:
+    """A narrower image beside a wide one, and alone in a frame of that size."""
+    content = read_detector_file(checkpoint("vidt", tmp_path))
+    detector = codetr.load(str(tmp_path / "vidt.safetensors"), device="cpu").detector.double()
+    assert content.record.classes == CLASSES
+    sizes = torch.tensor([[96, 160], [96, 100]])
+    padding = torch.zeros(2, 96, 160, dtype=torch.bool)
+    padding[1, :, 100:] = True
+    pixels = torch.randn(2, 3, 96, 160, dtype=torch.float64).masked_fill(padding[:, None], 0)
+    both = Images(pixels=pixels, padding=padding, sizes=sizes, padded_sizes=sizes)
+    alone = both.map(lambda value: value[1:])
+    torch.testing.assert_close(detector(both).boxes[1:], detector(alone).boxes)
