@@ -8,7 +8,7 @@ channels of a merged cell as (channel, row, column) where the original concatena
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -20,16 +20,6 @@ _FROM_MMDET: tuple[tuple[str, str], ...] = (
     (_BLOCK + r"ffn\.layers\.1\.(.*)", r"layers.\1.blocks.\2.mlp.fc2.\3"),
     (_BLOCK + r"(norm[12]\..*)", r"layers.\1.blocks.\2.\3"),
     (r"stages\.(\d+)\.downsample\.(.*)", r"layers.\1.downsample.\2"),
-)
-
-_LAYER = r"layers\.(\d+)\.blocks\.(\d+)\."
-_TO_MMDET: tuple[tuple[str, str], ...] = (
-    (r"patch_embed\.proj\.(.*)", r"patch_embed.projection.\1"),
-    (_LAYER + r"attn\.(.*)", r"stages.\1.blocks.\2.attn.w_msa.\3"),
-    (_LAYER + r"mlp\.fc1\.(.*)", r"stages.\1.blocks.\2.ffn.layers.0.0.\3"),
-    (_LAYER + r"mlp\.fc2\.(.*)", r"stages.\1.blocks.\2.ffn.layers.1.\3"),
-    (_LAYER + r"(norm[12]\..*)", r"stages.\1.blocks.\2.\3"),
-    (r"layers\.(\d+)\.downsample\.(.*)", r"stages.\1.downsample.\2"),
 )
 
 _PREFIX = "backbone."
@@ -51,12 +41,15 @@ def to_official_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ``state`` is a detector's (``backbone.stages...``, other parts stay as they are) or a
     backbone's alone (``stages...``); a mapping without such names comes back equal.
     """
-    return _convert(state, _FROM_MMDET, from_unfold_order)
-
-
-def to_mmdet_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of ``to_official_swin``."""
-    return _convert(state, _TO_MMDET, to_unfold_order)
+    converted = {}
+    for name, value in state.items():
+        prefix = _PREFIX if name.startswith(_PREFIX) else ""
+        renamed = _rename(name.removeprefix(prefix))
+        merges = renamed is not None and ".downsample." in renamed
+        converted[name if renamed is None else prefix + renamed] = (
+            from_unfold_order(value) if merges else value
+        )
+    return converted
 
 
 def from_unfold_order(weight: Tensor) -> Tensor:
@@ -64,28 +57,7 @@ def from_unfold_order(weight: Tensor) -> Tensor:
     return weight.unflatten(-1, (-1, 2, 2)).transpose(-3, -1).flatten(-3)
 
 
-def to_unfold_order(weight: Tensor) -> Tensor:
-    """(..., 4 C) over (column, row, channel) to (channel, row, column)."""
-    return weight.unflatten(-1, (2, 2, -1)).transpose(-3, -1).flatten(-3)
-
-
-def _convert(
-    state: Mapping[str, Tensor],
-    rules: tuple[tuple[str, str], ...],
-    reorder: Callable[[Tensor], Tensor],
-) -> dict[str, Tensor]:
-    converted = {}
-    for name, value in state.items():
-        prefix = _PREFIX if name.startswith(_PREFIX) else ""
-        renamed = _rename(name.removeprefix(prefix), rules)
-        merges = renamed is not None and ".downsample." in renamed
-        converted[name if renamed is None else prefix + renamed] = (
-            reorder(value) if merges else value
-        )
-    return converted
-
-
-def _rename(name: str, rules: tuple[tuple[str, str], ...]) -> str | None:
+def _rename(name: str) -> str | None:
     """The new name by the first rule that matches all of ``name``; None if none does."""
-    matches = ((re.fullmatch(pattern, name), new) for pattern, new in rules)
+    matches = ((re.fullmatch(pattern, name), new) for pattern, new in _FROM_MMDET)
     return next((match.expand(new) for match, new in matches if match), None)

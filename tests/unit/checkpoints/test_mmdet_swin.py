@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mmdet_swin_names import to_mmdet_swin, to_unfold_order
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -11,9 +12,7 @@ from torch.testing import assert_close
 from codetr.checkpoints.mmdet_swin import (
     from_unfold_order,
     is_mmdet_swin,
-    to_mmdet_swin,
     to_official_swin,
-    to_unfold_order,
 )
 from codetr.models.backbones import SwinBackbone
 from codetr.models.backbones.swin import PatchMerging
