@@ -24,6 +24,7 @@ Box = tuple[float, float, float, float]
 
 _SUPERSAMPLING = 4
 _MIN_VISIBLE = 0.25
+_SHOWN = 0.5  # share of a pixel that belongs to the mask
 _MIN_CONTRAST = 70.0  # Euclidean RGB distance of a shape's first colour to what lies under it
 _MIN_TEXTURE = 90.0  # and of its second colour to the first
 _HUE_SPREAD = 0.04  # standard deviation of a class's hue, as a share of the colour circle
@@ -43,23 +44,34 @@ class SceneStyle:
 
 @dataclass(frozen=True)
 class SceneObject:
-    """A painted shape: class index, xyxy box and area in pixels.
+    """A painted shape: class index, xyxy box and area in pixels, and ``mask`` (H, W) uint8.
 
-    Both are of all that lies within the image, as if nothing occluded the shape.
+    Box and area are of all that lies within the image, as if nothing occluded the shape; the mask
+    is 1 where at least half of a pixel shows it.
     """
 
     label: int
     box: Box
     area: float
+    mask: NDArray[np.uint8]
 
 
 @dataclass
 class _Painted:
-    """A shape on the canvas: its full area, and the coverage that is still visible."""
+    """A shape on the canvas: what ``SceneObject`` has, its area beyond the image too, and the
+    coverage that is still visible.
+    """
 
-    object: SceneObject
+    label: int
+    box: Box
+    area: float
     full_area: float
     visible: Pixels
+
+    def finished(self) -> SceneObject:
+        """When nothing more is painted over it."""
+        mask = (self.visible >= _SHOWN).astype(np.uint8)
+        return SceneObject(self.label, self.box, self.area, mask)
 
 
 def render_scene(
@@ -84,10 +96,10 @@ def render_scene(
         _paint(rng, canvas, mask, name)
         for p, left in zip(painted, visible, strict=True):
             p.visible = left
-        painted.append(_Painted(SceneObject(label, box, float(mask.sum())), full_area, mask))
+        painted.append(_Painted(label, box, float(mask.sum()), full_area, mask))
     canvas += rng.uniform(2, 8) * rng.standard_normal(canvas.shape, dtype=np.float32)
     pixels = canvas.round().clip(0, 255).astype(np.uint8)
-    return pixels, [p.object for p in painted]
+    return pixels, [p.finished() for p in painted]
 
 
 def _place(
