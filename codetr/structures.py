@@ -210,13 +210,13 @@ class Detections(TensorStruct):
 
     ``boxes_xyxy_px`` (n, 4) in pixels: of the original image, or of the one that the network saw
     where an auxiliary head found them; ``scores`` (n,) in (0, 1]; ``labels`` (n,) int64, contiguous
-    class indices; ``masks`` of the objects within their boxes, None without a mask head.
+    class indices; ``cells``: the objects' masks within their boxes, None without a mask head.
     """
 
     boxes_xyxy_px: Tensor
     scores: Tensor
     labels: Tensor
-    masks: Masks | None = None
+    cells: Masks | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -233,9 +233,9 @@ class Detections(TensorStruct):
         """(n, H, W) bool: the masks in the image of ``size`` (height, width) that the boxes are
         of. Raises ValueError where there are none.
         """
-        if self.masks is None:
+        if self.cells is None:
             raise ValueError("these detections have no masks: they are of a model without any")
-        return paste(self.masks.probabilities, self.boxes_xyxy_px, size)
+        return paste(self.cells.probabilities, self.boxes_xyxy_px, size)
 
 
 @dataclass(frozen=True, kw_only=True)

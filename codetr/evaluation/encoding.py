@@ -23,19 +23,19 @@ def encode(found: Detections, size: tuple[int, int]) -> EncodedMasks:
     """The masks of ``found``, pasted into their image of ``size`` (height, width), as run lengths.
     Raises ValueError where there are none.
     """
-    if found.masks is None:
+    if found.cells is None:
         raise ValueError("these detections have no masks")
     counts: list[bytes] = []
     block = max(1, AT_ONCE // max(size[0] * size[1], 1))
     parts = zip(
-        found.masks.probabilities.split(block), found.boxes_xyxy_px.split(block), strict=True
+        found.cells.probabilities.split(block), found.boxes_xyxy_px.split(block), strict=True
     )
     for probabilities, boxes in parts:
         bitmaps = paste(probabilities, boxes, size).to("cpu").numpy().view(np.uint8)
         # (n, W, H) in memory, which run lengths go down the columns of
         columns = np.ascontiguousarray(bitmaps.transpose(0, 2, 1))
         counts += [one["counts"] for one in rle.encode(columns.transpose(2, 1, 0))]
-    return EncodedMasks(counts=counts, scores=found.masks.scores, size=size)
+    return EncodedMasks(counts=counts, scores=found.cells.scores, size=size)
 
 
 def run_lengths(masks: EncodedMasks) -> list[RunLengths]:

@@ -94,10 +94,14 @@ def class_names(classes: ClassList) -> tuple[str, ...]:
 
 
 def prediction_records(
-    detections: Mapping[int, Tensor], classes: ClassList
+    detections: Mapping[int, Tensor],
+    classes: ClassList,
+    masks: Mapping[int, EncodedMasks] | None = None,
 ) -> list[dict[str, Any]]:
-    """COCO result records of rows (n, 6) label, score, x, y, w, h by image id."""
-    return [
+    """COCO result records of rows (n, 6) label, score, x, y, w, h by image id; with ``masks``, by
+    image id in the same order, ``segmentation`` and ``mask_score`` too.
+    """
+    records = [
         {
             "image_id": image_id,
             "category_id": classes.category_ids[int(label)],
@@ -107,6 +111,13 @@ def prediction_records(
         for image_id, rows in detections.items()
         for label, score, *box in rows.tolist()
     ]
+    if masks:
+        others = mask_records(detections, masks, classes)
+        records = [
+            one | {"segmentation": other["segmentation"], "mask_score": other["score"]}
+            for one, other in zip(records, others, strict=True)
+        ]
+    return records
 
 
 def mask_records(

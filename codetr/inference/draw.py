@@ -6,12 +6,13 @@ An image here is a uint8 tensor (3, H, W), RGB; boxes are xyxy in its pixels.
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
 import matplotlib
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
@@ -21,6 +22,9 @@ Colour = tuple[int, int, int]
 
 BACKGROUND = 32
 """Grey level between the images of a panel."""
+
+TINT = 0.45
+"""How much of what is seen in a mask is the colour of its class."""
 
 HUE_STEP = (5**0.5 - 1) / 2
 """The golden ratio: multiples of it, modulo 1, are spread evenly for any number of classes."""
@@ -53,19 +57,23 @@ def draw_boxes(
     names: Sequence[str],
     scores: Tensor | None = None,
     *,
+    masks: Tensor | None = None,
     min_side: int = 480,
 ) -> Tensor:
-    """The image with boxes (n, 4), each with its class name and score; best scores on top.
+    """The image with boxes (n, 4), each with its class name and score; best scores on top. Masks
+    (n, H, W) bool are tinted in the colour of their class, with an edge.
 
     Where the longer side is below ``min_side`` the result is enlarged by the smallest integer
     factor that reaches it, so that labels can be read; otherwise the size stays.
     """
     factor = enlargement(image, min_side)
+    order = range(len(labels)) if scores is None else scores.argsort().tolist()
+    if masks is not None:
+        image = tinted(image.cpu(), masks.cpu(), labels.tolist(), order)
     canvas = to_pil_image(image.cpu().repeat_interleave(factor, 1).repeat_interleave(factor, 2))
     pen = ImageDraw.Draw(canvas)
     font = _font(max(canvas.size))
     width = max(1, round(max(canvas.size) / 320))
-    order = range(len(labels)) if scores is None else scores.argsort().tolist()
     corners = (boxes_xyxy_px.detach().cpu().double() * factor).tolist()
     classes = labels.tolist()
     certainty = [None] * len(classes) if scores is None else scores.tolist()
@@ -77,6 +85,20 @@ def draw_boxes(
         text = text if certainty[i] is None else f"{text} {certainty[i]:.2f}"
         _label(pen, corners[i], text, class_colour(classes[i]), font, canvas.size)
     return pil_to_tensor(canvas)
+
+
+def tinted(image: Tensor, masks: Tensor, labels: Sequence[int], order: Iterable[int]) -> Tensor:
+    """The image with ``masks`` (n, H, W) bool laid over it one after the other in ``order``: half
+    of what is seen there is the colour of the class, all of it at the inner edge.
+    """
+    canvas = image.float()
+    for i in order:
+        mask, colour = masks[i], torch.tensor(class_colour(labels[i]), dtype=torch.float32)
+        around = F.pad(mask[None].float(), (1, 1, 1, 1), mode="replicate")
+        inner = F.max_pool2d(-around, 3, stride=1)[0] < -0.5  # all neighbours are in the mask
+        share = torch.where(mask & ~inner, 1.0, TINT * mask)
+        canvas += share * (colour[:, None, None] - canvas)
+    return canvas.round().to(torch.uint8)
 
 
 def enlargement(image: Tensor, min_side: int) -> int:

@@ -19,6 +19,7 @@ from codetr.boxes import cxcywh_to_xyxy
 from codetr.checkpoints.files import RunRecord
 from codetr.classes import ClassList
 from codetr.data.images import ImageError, PixelRules, read_image
+from codetr.data.resize import resize_nearest
 from codetr.inference.draw import denormalise, draw_boxes, grid, save_png, side_by_side
 from codetr.structures import Batch, Detections, ImageInfo, Targets
 
@@ -42,10 +43,18 @@ def _reduced(image: Tensor, boxes_xyxy_px: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _with_targets(image: Tensor, targets: Targets, names: Sequence[str]) -> Tensor:
-    """The image with its true boxes, which are relative to ``targets.size``."""
+    """The image with its true boxes, which are relative to ``targets.size``, and masks."""
     boxes = cxcywh_to_xyxy(targets.boxes.cpu()) * targets.size_whwh.cpu()
+    height, width = image.shape[-2:]
     image, boxes = _reduced(image, boxes)
-    return draw_boxes(image, boxes, targets.labels.cpu(), names)
+    masks = targets.masks
+    if masks is not None:
+        masks = resize_nearest(masks.cpu()[:, :height, :width], _size(image)) > 0
+    return draw_boxes(image, boxes, targets.labels.cpu(), names, masks=masks)
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    return image.shape[-2], image.shape[-1]
 
 
 def batch_pictures(
@@ -79,9 +88,16 @@ class Comparison:
     names: Sequence[str]
 
     def picture(self) -> Tensor:
-        """The predicted boxes (left) and the true ones (right)."""
+        """The predicted boxes with their masks (left) and the true boxes (right)."""
         found = self.predicted
-        left = draw_boxes(self.image, found.boxes_xyxy_px, found.labels, self.names, found.scores)
+        left = draw_boxes(
+            self.image,
+            found.boxes_xyxy_px,
+            found.labels,
+            self.names,
+            found.scores,
+            masks=None if found.cells is None else found.bitmaps(_size(self.image)),
+        )
         right = draw_boxes(self.image, self.true_boxes, self.true_labels, self.names)
         return side_by_side(left, right, ("predicted", "true"))
 
@@ -102,6 +118,19 @@ class Comparison:
             "predicted": {"box_data": predicted, "class_labels": labels},
             "true": {"box_data": true, "class_labels": labels},
         }
+
+    def mask_layers(self) -> dict[str, Any]:
+        """The predicted masks as ``wandb.Image`` takes them: the class of each pixel counted from
+        1, of the best mask that has it; nothing where there are none.
+        """
+        if self.predicted.cells is None:
+            return {}
+        bitmaps = self.predicted.bitmaps(_size(self.image))
+        classes = torch.zeros(_size(self.image), dtype=torch.int64)
+        for bitmap, label in zip(bitmaps.flip(0), self.predicted.labels.flip(0), strict=True):
+            classes[bitmap] = label + 1
+        labels = {0: "background", **{i + 1: name for i, name in enumerate(self.names)}}
+        return {"predicted": {"mask_data": classes.numpy(), "class_labels": labels}}
 
 
 def _layer_box(box: Sequence[float], label: int, caption: str) -> dict[str, Any]:
@@ -183,7 +212,8 @@ class TrainingPreview(Callback):
 
 class Panel:
     """Puts the first ``images`` that it is given together: predictions with a score above
-    ``min_score`` beside the true boxes. W&B gets them one by one too, with boxes to switch on.
+    ``min_score`` beside the true boxes. W&B gets them one by one too, with boxes and masks to
+    switch on.
     """
 
     def __init__(self, images: int, columns: int, min_score: float) -> None:
@@ -214,9 +244,11 @@ class Panel:
             publish(trainer, f"pictures/{name}", grid(pictures, self.columns), path)
             images = [to_pil_image(shown.image) for shown in self._shown]
             layers = [shown.layers() for shown in self._shown]
+            masks = [shown.mask_layers() for shown in self._shown]
+            also = {"masks": masks} if all(masks) else {}
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
-                    logger.log_image(key=f"boxes/{name}", images=images, boxes=layers)
+                    logger.log_image(key=f"boxes/{name}", images=images, boxes=layers, **also)
         self._shown = []
 
 

@@ -14,6 +14,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from codetr.classes import ClassList
 from codetr.errors import UserError
+from codetr.evaluation.encoding import encode
 from codetr.evaluation.report import prediction_records
 from codetr.inference.draw import draw_boxes
 from codetr.structures import Detections
@@ -24,7 +25,8 @@ T = TypeVar("T", bound="Prediction")
 @dataclass(frozen=True, kw_only=True)
 class Prediction(Detections):
     """Detections of one image, best score first: ``boxes_xyxy_px`` (n, 4) in its pixels,
-    ``scores`` (n,), ``labels`` (n,) class indices, and ``names``.
+    ``scores`` (n,), ``labels`` (n,) class indices, and ``names``; ``masks`` of models that find
+    such.
 
     ``class_list``: all classes of the model; ``pixels``: the image, uint8 (H, W, 3) RGB.
     """
@@ -42,16 +44,37 @@ class Prediction(Detections):
         """The class name of each detection."""
         return tuple(self.classes[label] for label in self.labels.tolist())
 
+    @property
+    def masks(self) -> Tensor | None:
+        """(n, H, W) bool in the pixels of the image, made anew each time; None where the model
+        finds no masks.
+        """
+        return None if self.cells is None else self.bitmaps(self.size)
+
+    @property
+    def mask_scores(self) -> Tensor | None:
+        """(n,) how sure the model is of each mask: the score of its box, times the overlap that it
+        expects.
+        """
+        return None if self.cells is None else self.cells.scores
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the image."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
     def take(self: T, index: Tensor | slice) -> T:
         """The detections that ``index`` picks, of the same image."""
         return super().take(index)  # the image is an array, which is no tensor to pick from
 
     def plot(self) -> Image.Image:
-        """The image with boxes, class names and scores; a small one is enlarged for its labels."""
+        """The image with boxes, class names, scores and masks; a small one is enlarged for its
+        labels.
+        """
         image = torch.from_numpy(self.pixels).permute(2, 0, 1)
         boxes, scores = self.boxes_xyxy_px, self.scores.float()
         drawn: Image.Image = to_pil_image(
-            draw_boxes(image, boxes, self.labels, self.classes, scores)
+            draw_boxes(image, boxes, self.labels, self.classes, scores, masks=self.masks)
         )
         return drawn
 
@@ -73,12 +96,14 @@ class Prediction(Detections):
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """COCO results: ``image_id``, ``category_id`` of the training data, ``bbox`` (x, y, width,
-        height in pixels) and ``score`` of each detection.
+        height in pixels) and ``score`` of each detection; of masks ``segmentation``, compressed run
+        lengths, and ``mask_score``.
         """
         boxes = self.boxes_xyxy_px.double()
         columns = torch.stack([self.labels.double(), self.scores.double()], dim=1)
         rows = torch.cat([columns, boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
-        return prediction_records({image_id: rows}, self.class_list)
+        masks = {} if self.cells is None else {image_id: encode(self, self.size)}
+        return prediction_records({image_id: rows}, self.class_list, masks)
 
     def to_supervision(self) -> Any:
         """``supervision.Detections`` with the names under ``class_name``.
@@ -95,6 +120,7 @@ class Prediction(Detections):
             xyxy=self.boxes_xyxy_px.float().numpy(),
             confidence=self.scores.float().numpy(),
             class_id=self.labels.numpy(),
+            mask=None if self.masks is None else self.masks.numpy(),
             data={"class_name": np.array(self.names, dtype=str)},
         )
 

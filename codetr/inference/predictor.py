@@ -67,6 +67,7 @@ class Predictor(ModelHubMixin):
                 boxes_xyxy_px=seen.boxes_xyxy_px,
                 scores=seen.scores,
                 labels=seen.labels,
+                cells=seen.cells,
                 class_list=self.record.classes,
                 pixels=image.permute(1, 2, 0).numpy(),
             ).take(seen.scores > threshold)

@@ -12,6 +12,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from codetr.classes import ClassList
+from codetr.evaluation.detection_metric import EncodedMasks
+from codetr.evaluation.encoding import encode
 from codetr.evaluation.report import prediction_records, write_json
 from codetr.inference.draw import draw_boxes
 from codetr.inference.prediction import Prediction
@@ -35,13 +37,14 @@ class Writer(Protocol):
 
 class CocoFiles:
     """``images.json`` (a COCO data set without boxes) and ``predictions.json`` (COCO results for
-    it); image ids count from 1.
+    it, with run lengths of masks where there are some); image ids count from 1.
     """
 
     def __init__(self, folder: Path, classes: ClassList) -> None:
         self.folder, self.classes = folder, classes
         self._images: list[dict[str, Any]] = []
         self._rows: dict[int, Tensor] = {}
+        self._masks: dict[int, EncodedMasks] = {}
 
     def add(self, frame: Frame, found: Prediction) -> None:
         """See ``Writer``."""
@@ -54,6 +57,8 @@ class CocoFiles:
         boxes = found.boxes_xyxy_px.double()
         columns = torch.stack([found.labels.double(), found.scores.double()], dim=1)
         self._rows[number] = torch.cat([columns, boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
+        if found.cells is not None:
+            self._masks[number] = encode(found, (height, width))
 
     def close(self) -> None:
         """See ``Writer``."""
@@ -63,7 +68,8 @@ class CocoFiles:
         ]
         data = {"images": self._images, "annotations": [], "categories": categories}
         write_json(self.folder / "images.json", data)
-        write_json(self.folder / "predictions.json", prediction_records(self._rows, self.classes))
+        records = prediction_records(self._rows, self.classes, self._masks)
+        write_json(self.folder / "predictions.json", records)
 
 
 class CsvFile:
@@ -144,9 +150,14 @@ class AnnotatedVideo:
 
 
 def annotated(frame: Frame, found: Prediction) -> Tensor:
-    """The image with its boxes; small ones are enlarged so that labels can be read."""
+    """The image with its boxes and masks; small ones are enlarged so that labels can be read."""
     return draw_boxes(
-        frame.image, found.boxes_xyxy_px, found.labels, found.classes, found.scores.float()
+        frame.image,
+        found.boxes_xyxy_px,
+        found.labels,
+        found.classes,
+        found.scores.float(),
+        masks=found.masks,
     )
 
 

@@ -43,7 +43,7 @@ class Mirrored:
             replace(
                 one,
                 boxes_xyxy_px=mirrored_boxes(one.boxes_xyxy_px, image.shape[-1]),
-                masks=None if one.masks is None else one.masks.mirrored(),
+                cells=None if one.cells is None else one.cells.mirrored(),
             )
             for one, image in zip(found, images, strict=True)
         )
@@ -179,13 +179,13 @@ def merged(views: Sequence[Detections], suppress: Suppress, limit: int) -> Detec
     boxes = torch.cat([view.boxes_xyxy_px for view in views])
     scores = torch.cat([view.scores for view in views])
     labels = torch.cat([view.labels for view in views])
-    masks = joined_masks([view.masks for view in views])
+    masks = joined_masks([view.cells for view in views])
     keep, decayed = suppress(boxes, scores, labels)
     if masks is not None:
         factor = decayed / scores[keep].clamp(min=torch.finfo(scores.dtype).tiny)
         masks = masks.map(lambda values: values[keep])
         masks = replace(masks, scores=masks.scores * factor)
-    kept = Detections(boxes_xyxy_px=boxes[keep], scores=decayed, labels=labels[keep], masks=masks)
+    kept = Detections(boxes_xyxy_px=boxes[keep], scores=decayed, labels=labels[keep], cells=masks)
     return kept.take(slice(limit))
 
 

@@ -68,11 +68,11 @@ def test_losses_and_boxes_of_the_rest_do_not_depend_on_masks(masks: str) -> None
         one = detect(plain.eval(), postprocess, data.images, infos(data))
         other = detect(masked.eval(), postprocess, data.images, infos(data))
     for a, b in zip(one, other, strict=True):
-        assert a.masks is None
+        assert a.cells is None
         assert torch.equal(a.boxes_xyxy_px, b.boxes_xyxy_px)
         assert torch.equal(a.scores, b.scores)
-        assert b.masks is not None
-        assert (b.masks.scores <= b.scores).all()
+        assert b.cells is not None
+        assert (b.cells.scores <= b.scores).all()
 
 
 @pytest.mark.parametrize("masks", MASKS)
@@ -89,7 +89,7 @@ def test_masks_do_not_depend_on_the_batch_or_the_block(masks: str) -> None:
             (single,) = detect(detector, postprocess, alone, infos(data)[b : b + 1])
             for found in (other, single):
                 torch.testing.assert_close(
-                    found.masks.probabilities, one.masks.probabilities, atol=1e-4, rtol=1e-4
+                    found.cells.probabilities, one.cells.probabilities, atol=1e-4, rtol=1e-4
                 )
             assert one.bitmaps(infos(data)[b].original_size).shape == (
                 len(one),
@@ -107,7 +107,7 @@ def test_no_detections_have_no_masks() -> None:
         )
         nothing = tuple(one.take(slice(0)) for one in found)
         for one in detector.mask_branch(memory, nothing, infos(data)):
-            assert len(one.masks) == 0
+            assert len(one.cells) == 0
             assert one.bitmaps((20, 30)).shape == (0, 20, 30)
 
 

@@ -72,7 +72,7 @@ def test_bitmaps_follow_their_detections() -> None:
         boxes_xyxy_px=torch.cat([corners, corners + 3 + torch.rand(5, 2) * 8], dim=1),
         scores=torch.rand(5),
         labels=torch.arange(5),
-        masks=Masks(probabilities=torch.rand(5, 6, 6), scores=torch.rand(5)),
+        cells=Masks(probabilities=torch.rand(5, 6, 6), scores=torch.rand(5)),
     )
     bitmaps = found.bitmaps((24, 24))
     index = torch.tensor([4, 1])

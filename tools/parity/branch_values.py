@@ -58,13 +58,13 @@ def found_masks(
     detail = branch.head.detail(pyramid.maps[0])
     values: Values = {}
     for b, (one, info) in enumerate(zip(branch(memory, found, infos), infos, strict=True)):
-        assert one.masks is not None
+        assert one.cells is not None
         scaled = one.boxes_xyxy_px * one.boxes_xyxy_px.new_tensor(info.scale * 2)
         boxes = [scaled if i == b else scaled[:0] for i in range(len(infos))]
         said = branch.predict(pyramid, boxes, one.labels, detail)
         bits = one.bitmaps(info.original_size)
         values |= {
-            f"mask{b}_score": one.masks.scores,
+            f"mask{b}_score": one.cells.scores,
             f"mask{b}_bits": bits,
             f"mask{b}_area": bits.sum(dim=(1, 2)),
             f"mask{b}_final_logits": refined(said.stages),

@@ -78,8 +78,8 @@ def _one_pasted(case: Case, name: str, found: Detections) -> Values:
         return {}
     (index,) = arrays[f"eval/{name}_paste_index"].tolist()
     top, bottom, left, right = arrays[f"eval/{name}_paste_window"].tolist()
-    assert found.masks is not None
-    cells, box = found.masks.probabilities[index], found.boxes_xyxy_px[index]
+    assert found.cells is not None
+    cells, box = found.cells.probabilities[index], found.boxes_xyxy_px[index]
     return {f"{name}_paste_prob": probability(cells, box, (top, bottom, left, right))}
 
 

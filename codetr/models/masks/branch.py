@@ -57,7 +57,7 @@ class MaskBranch(nn.Module):
         pyramid = memory.pyramid()
         detail = self.head.detail(pyramid.maps[0])
         return tuple(
-            replace(one, masks=self._of_image(pyramid, image, one, info.scale, detail))
+            replace(one, cells=self._of_image(pyramid, image, one, info.scale, detail))
             for image, (one, info) in enumerate(zip(found, infos, strict=True))
         )
 

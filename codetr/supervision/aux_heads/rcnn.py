@@ -192,7 +192,7 @@ class RcnnHead(nn.Module):
         logits = self.mask_head(features, torch.cat([one.labels for one in found]))
         parts = at_least_float32(logits).sigmoid().split([len(one) for one in found])
         return tuple(
-            replace(one, masks=Masks(probabilities=part, scores=one.scores))
+            replace(one, cells=Masks(probabilities=part, scores=one.scores))
             for one, part in zip(found, parts, strict=True)
         )
 

@@ -19,6 +19,10 @@ def progress_bar(refresh_rate: int = 1) -> ProgressBar:
     return SilentProgressBar()
 
 
+LINE = ("loss", "val/AP", "val/AP50", "val/mask_AP")
+"""What the line of an epoch tells, as far as it is measured."""
+
+
 class SilentProgressBar(ProgressBar):
     """Keeps Lightning from adding its own bar."""
 
@@ -32,7 +36,7 @@ class SilentProgressBar(ProgressBar):
 class EpochLine(Callback):
     """One line in the log per epoch, which files and pipes can show too."""
 
-    def __init__(self, names: tuple[str, ...] = ("loss", "val/AP", "val/AP50")) -> None:
+    def __init__(self, names: tuple[str, ...] = LINE) -> None:
         self.names = tuple(names)
         self._start = 0.0
 

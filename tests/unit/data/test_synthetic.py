@@ -147,3 +147,30 @@ def test_boxes_bound_the_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_parameters() -> None:
     with pytest.raises(UserError, match="size=8"):
         SyntheticScenes(size=8)
+
+
+def test_masks_are_what_is_visible(tmp_path: Path) -> None:
+    """No pixel is of two objects, a mask lies in its box, and what nothing was painted over has the
+    whole of its area.
+    """
+    splits = SMALL(tmp_path)
+    annotations = load_annotations(splits.train.annotations, segmentations=True)
+    whole = 0
+    for index in range(len(annotations)):
+        targets = annotations.targets(index)
+        masks = targets.masks
+        assert masks is not None
+        assert masks.sum(dim=0).amax() <= 1
+        for mask, (x0, y0, x1, y1) in zip(masks, targets.boxes.tolist(), strict=True):
+            assert mask.any()
+            rows, columns = mask.nonzero().T
+            assert columns.min() >= np.floor(x0)
+            assert columns.max() < np.ceil(x1)
+            assert rows.min() >= np.floor(y0)
+            assert rows.max() < np.ceil(y1)
+        last = len(targets) - 1  # nothing was painted over the last
+        if last >= 0:
+            area = float(annotations.written.area[annotations.offsets[index + 1] - 1])
+            assert int(masks[last].sum()) == pytest.approx(area, abs=0.03 * area + 6)
+            whole += 1
+    assert whole > 5

@@ -65,7 +65,7 @@ def detections(path: Path, images: int = 20) -> tuple[ClassList, dict[int, tuple
                 boxes_xyxy_px=boxes,
                 scores=scores[0],
                 labels=labels,
-                masks=Masks(probabilities=0.7 * cells + 0.3 * noise, scores=scores[1]),
+                cells=Masks(probabilities=0.7 * cells + 0.3 * noise, scores=scores[1]),
             ),
         )
     return annotations.classes, found
@@ -172,7 +172,7 @@ def _rectangles(path: Path, lvis: bool) -> dict[int, Detections]:
             boxes_xyxy_px=table[:, :4],
             scores=table[:, 4],
             labels=table[:, 5].long(),
-            masks=Masks(probabilities=torch.ones(len(table), 128, 128), scores=table[:, 4]),
+            cells=Masks(probabilities=torch.ones(len(table), 128, 128), scores=table[:, 4]),
         )
     extra = {"neg_category_ids": [2], "not_exhaustive_category_ids": [1]} if lvis else {}
     content = {

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,12 +10,14 @@ from codetr.classes import ClassList
 from codetr.data.images import ImageError
 from codetr.inference.draw import class_colour
 from codetr.inference.pictures import (
+    Comparison,
     EvaluationPanel,
     Panel,
     batch_pictures,
     compare,
     relabelled,
 )
+from codetr.masks import Masks
 from codetr.structures import Batch, Detections, ImageInfo, Images, Targets
 
 MEAN, STD = (100.0, 110.0, 120.0), (50.0, 60.0, 70.0)
@@ -139,3 +142,42 @@ def test_true_boxes_of_a_subset_have_the_name_and_colour_of_their_class(tmp_path
     right = picture[:, picture.shape[-2] - 4 - SIDE :, 4 + SIDE + 4 :]
     assert has_colour(right, SIDE // 4, SIDE // 2, label=0)
     assert not has_colour(right, SIDE // 4, SIDE // 2, label=1)
+
+
+def test_training_pictures_show_the_masks() -> None:
+    masks = torch.zeros(1, SIDE + 8, SIDE + 4, dtype=torch.uint8)  # padded, as collating does
+    masks[0, 250:350, 200:300] = 1
+    images = Images(
+        pixels=torch.zeros(1, 3, SIDE + 8, SIDE + 4),
+        padding=torch.zeros(1, SIDE + 8, SIDE + 4, dtype=torch.bool),
+        sizes=torch.tensor([[SIDE, SIDE]]),
+        padded_sizes=torch.tensor([[SIDE + 8, SIDE + 4]]),
+    )
+    plain, tinted = (
+        batch_pictures(Batch(images=images, targets=(one,)), ["a", "b"], MEAN, STD)[0].int()
+        for one in (targets(), replace(targets(), masks=masks))
+    )
+    changed = (plain != tinted).any(dim=0)
+    assert changed[251:349, 201:299].all()
+    assert changed.sum() == 100 * 100 - int((~changed[250:350, 200:300]).sum())
+
+
+def test_masks_of_a_comparison_are_layers_of_classes() -> None:
+    found = Detections(
+        boxes_xyxy_px=torch.tensor([[10.0, 10.0, 50.0, 50.0], [30.0, 30.0, 90.0, 90.0]]),
+        scores=torch.tensor([0.9, 0.5]),
+        labels=torch.tensor([1, 0]),
+        cells=Masks(probabilities=torch.ones(2, 32, 32), scores=torch.tensor([0.9, 0.5])),
+    )
+    shown = Comparison(
+        image=torch.zeros(3, 100, 100, dtype=torch.uint8),
+        predicted=found,
+        true_boxes=torch.zeros(0, 4),
+        true_labels=torch.zeros(0, dtype=torch.int64),
+        names=["a", "b"],
+    )
+    layer = shown.mask_layers()["predicted"]
+    data = layer["mask_data"]
+    assert (data[20, 20], data[40, 40], data[70, 70], data[5, 5]) == (2, 2, 1, 0)
+    assert layer["class_labels"] == {0: "background", 1: "a", 2: "b"}
+    assert replace(shown, predicted=replace(found, cells=None)).mask_layers() == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,6 +14,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from faster_coco_eval.core import mask as rle
 from omegaconf import OmegaConf
 from PIL import Image
 from tiny_checkpoint import save_tiny
@@ -25,6 +27,7 @@ from codetr.inference import inputs
 from codetr.inference.inputs import as_image
 from codetr.inference.prediction import Prediction
 from codetr.inference.predictor import THRESHOLD
+from codetr.masks import Masks
 
 CLASSES = ClassList(names=("ant", "bee"), category_ids=(7, 9))
 PIXELS = np.full((40, 60, 3), 90, dtype=np.uint8)
@@ -47,6 +50,48 @@ def test_coco_records_have_the_ids_of_the_training_data(found: Prediction) -> No
     assert [r["category_id"] for r in (first, second)] == [9, 7]
     assert {r["image_id"] for r in (first, second)} == {3}
     assert first["score"] == pytest.approx(0.9)
+
+
+@pytest.fixture
+def masked(found: Prediction) -> Prediction:
+    cells = torch.zeros(2, 4, 4)
+    cells[0, :, :2], cells[1] = 1.0, 1.0  # the left half; all
+    return replace(found, cells=Masks(probabilities=cells, scores=torch.tensor([0.5, 0.2])))
+
+
+def test_masks_are_bitmaps_of_the_image(found: Prediction, masked: Prediction) -> None:
+    assert found.masks is None
+    assert found.mask_scores is None
+    assert "segmentation" not in found.to_coco(image_id=3)[0]
+    masks = masked.masks
+    assert masks is not None
+    assert masks.shape == (2, 40, 60)
+    assert masks.dtype == torch.bool
+    assert masks[0, 5:25, 11:19].float().mean() > 0.95
+    assert 180 < masks[0].sum() < 220
+    assert not masks[0, :, 22:].any()
+    best = masked.take(masked.scores > 0.5)
+    assert best.masks is not None
+    assert torch.equal(best.masks, masks[:1])
+
+
+def test_coco_records_have_run_lengths(masked: Prediction) -> None:
+    masks = masked.masks
+    assert masks is not None
+    for record, mask, score in zip(masked.to_coco(3), masks, (0.5, 0.2), strict=True):
+        counts = record["segmentation"]["counts"].encode()
+        decoded = rle.decode({"size": record["segmentation"]["size"], "counts": counts})
+        assert np.array_equal(decoded.astype(bool), mask.numpy())
+        assert record["mask_score"] == pytest.approx(score)
+
+
+def test_picture_tints_masks(found: Prediction, masked: Prediction) -> None:
+    plain, tinted = (np.asarray(one.plot()).astype(int) for one in (found, masked))
+    factor = plain.shape[1] // 60
+    changed = (plain != tinted).any(axis=2)
+    assert changed[20 * factor, 14 * factor]  # within the mask
+    assert not changed[20 * factor, 26 * factor]  # within the box, outside the mask
+    assert not changed[35 * factor, 50 * factor]
 
 
 def test_some_of_it_is_still_of_the_same_image(found: Prediction) -> None:
