@@ -245,7 +245,7 @@ class Panel:
             images = [to_pil_image(shown.image) for shown in self._shown]
             layers = [shown.layers() for shown in self._shown]
             masks = [shown.mask_layers() for shown in self._shown]
-            also = {"masks": masks} if all(masks) else {}
+            also: dict[str, Any] = {"masks": masks} if all(masks) else {}
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_image(key=f"boxes/{name}", images=images, boxes=layers, **also)
