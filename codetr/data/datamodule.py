@@ -30,8 +30,9 @@ from codetr.data.loading import load_split
 from codetr.data.placement import AUTO, require_reading
 from codetr.data.samplers import EvalSampler, TrainSampler
 from codetr.data.sources import Source, Split, Splits
-from codetr.data.steps import StepLoader
+from codetr.data.steps import StepLoader, remaining
 from codetr.data.teachers import Parallel, TeacherBoxes
+from codetr.data.workers import SteadyLoader
 from codetr.errors import UserError
 from codetr.structures import Batch
 
@@ -235,6 +236,7 @@ class CocoDataModule(LightningDataModule):
         return StepLoader(
             dataset,
             step_batches=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
+            window=lambda: remaining(self.trainer),
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
@@ -246,7 +248,7 @@ class CocoDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Every image of the evaluated split once over all ranks."""
-        return DataLoader(
+        return SteadyLoader(
             Batched(self.eval_dataset),
             batch_size=None,
             sampler=self._eval_sampler(),

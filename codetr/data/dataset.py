@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -21,17 +22,23 @@ _ATTEMPTS = 1000  # of augmentation, until it accepts an image
 
 @contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
-    """Seed torch's CPU generator from integers >= 0 for a while, then restore it.
+    """Seed the generators that an augmentation may draw from (torch's, Python's, NumPy's) from
+    integers >= 0 for a while, then restore them.
 
-    Only the CPU generator: ``torch.manual_seed`` would reseed CUDA too, in the middle of a
-    training step when data is loaded by the main process.
+    Of torch only the CPU generator: ``torch.manual_seed`` would reseed CUDA too, in the middle of
+    a training step when data is loaded by the main process.
     """
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(mixed_seed(*entropy))
+    state, python, numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    seed = mixed_seed(*entropy)
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
     try:
         yield
     finally:
         torch.set_rng_state(state)
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def mixed_seed(*entropy: int) -> int:

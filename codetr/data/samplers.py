@@ -18,12 +18,17 @@ from codetr.data.sample import SampleKey
 
 
 class TrainSampler(DistributedSampler[SampleKey]):
-    """Shuffled images for full batches, equally many on every rank; order by (seed, epoch) alone.
+    """Shuffled images for full batches, equally many on every rank; order by (seed, epoch) alone:
+    on any number of ranks they train on the same batches one after the other, up to those that
+    fill up the last step.
 
     Each ``batch_size`` keys in a row are a batch. With ``groups`` (num_images,) int64, such as
     portrait or landscape, its images are of one group, except where groups meet: at most one batch
     per boundary. With ``repeats`` (num_images,) int64 an image stands that often in an epoch, as
     numbered copies. An epoch repeats as many images as it takes to fill the last batches.
+
+    ``start`` leaves out that many batches of this rank: those that an interrupted run has trained
+    on. It holds until it is set again.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class TrainSampler(DistributedSampler[SampleKey]):
         self.batch_size = batch_size
         self.groups = torch.zeros_like(self.images) if groups is None else groups[self.images]
         self.num_batches = -(-len(self.images) // (batch_size * world_size))
+        self.start = 0
 
     def __len__(self) -> int:
         return self.num_batches * self.batch_size
@@ -54,8 +60,10 @@ class TrainSampler(DistributedSampler[SampleKey]):
         num_batches = self.num_batches * self.num_replicas
         positions = torch.arange(num_batches * self.batch_size) % len(order)
         batches = order[positions].view(num_batches, self.batch_size)
-        batches = batches[torch.randperm(num_batches, generator=generator)]
-        chosen = batches[self.rank :: self.num_replicas].flatten()
+        needed = -(-len(order) // self.batch_size)  # the others are there for equal shares
+        shuffled = batches[torch.randperm(needed, generator=generator)]
+        own = torch.cat([shuffled, batches[needed:]])[self.rank :: self.num_replicas]
+        chosen = own[self.start :].flatten()
         keys = zip(self.images[chosen].tolist(), self.copies[chosen].tolist(), strict=True)
         for image, copy in keys:
             yield SampleKey(image, self.epoch, copy)

@@ -1,8 +1,11 @@
+import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hydra.utils
+import numpy as np
 import pytest
 import torch
 from lightning import LightningModule, Trainer
@@ -346,3 +349,27 @@ def _config(data: str, augmentation: str, root: Path) -> Any:
             "augmentation": OmegaConf.load(CONF / "augmentation" / f"{augmentation}.yaml"),
         }
     )
+
+
+def test_any_generator_follows_the_sample_and_not_the_process(make_root: MakeRoot) -> None:
+    """Augmentations of other libraries draw from Python's and NumPy's generators."""
+
+    def noisy(sample: Sample) -> Sample:
+        shift = (random.random(), float(np.random.rand()), float(torch.rand(())))
+        return replace(sample, scale=shift[:2], image=sample.image.float() + shift[2])
+
+    root = make_root()
+
+    def drawn(before: int) -> list[tuple[float, float]]:
+        module = CocoDataModule(root, FOLDER, noisy, Chain(), num_workers=0)
+        module.setup("fit")
+        for _ in range(before):
+            random.random()
+            np.random.rand()
+        expected = random.getstate(), np.random.get_state()[2]
+        scales = [module.train_dataset[key].scale for key in (SampleKey(0, 3), SampleKey(1, 3))]
+        assert (random.getstate(), np.random.get_state()[2]) == expected
+        return scales
+
+    assert drawn(0) == drawn(7)
+    assert len(set(drawn(0))) == 2

@@ -102,3 +102,26 @@ def test_one_large_batch_is_divided_over_the_ranks() -> None:
         [[0, 1, 2, 3]],
         [[4, 5, 6, 7]],
     ]
+
+
+@pytest.mark.parametrize("repeats", [None, torch.tensor([1, 2] * 11 + [3])])
+@pytest.mark.parametrize("groups", [None, torch.tensor([0, 1] * 11 + [1])])
+def test_ranks_share_the_order_of_one(groups: Tensor | None, repeats: Tensor | None) -> None:
+    """A run may go on within an epoch on another number of ranks."""
+    options = {"num_images": 23, "batch_size": 2, "seed": 5, "groups": groups, "repeats": repeats}
+    alone = _epoch(2, **options)
+    for ranks in (2, 3, 4):
+        shares = [_epoch(2, **options, rank=r, world_size=ranks) for r in range(ranks)]
+        together = [batch for step in zip(*shares, strict=True) for batch in step]
+        assert together[: len(alone)] == alone
+        assert len(together) - len(alone) < ranks
+
+
+@pytest.mark.parametrize("start", [0, 1, 3])
+def test_an_epoch_goes_on_from_a_position(start: int) -> None:
+    sampler = TrainSampler(23, 4, 0, rank=1, world_size=2)
+    sampler.set_epoch(3)
+    whole = list(sampler)
+    sampler.start = start
+    assert list(sampler) == whole[4 * start :]
+    assert len(sampler) == len(whole)  # as the epoch's: Lightning counts from its beginning

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from codetr.data.steps import StepLoader
+from codetr.data.sample import SampleKey
+from codetr.data.samplers import TrainSampler
+from codetr.data.steps import StepLoader, Window
 from codetr.structures import Batch, Images, Targets
 
 BOXES = [3, 0, 2, 5, 1, 4, 7]
@@ -62,3 +64,49 @@ def test_it_reads_no_further_ahead_than_one_step() -> None:
     for i in range(len(BOXES)):
         next(batches)
         assert len(read) == min(i + 3, len(BOXES))
+
+
+@pytest.mark.parametrize("stop", [None, 5])
+@pytest.mark.parametrize("start", [0, 1, 3, 4])
+def test_it_goes_on_from_any_batch_with_the_steps_of_a_whole_epoch(
+    start: int, stop: int | None
+) -> None:
+    def loaded(window: Window) -> list[tuple[int, list[tuple[int, ...]]]]:
+        loader = StepLoader(
+            BOXES,  # type: ignore[arg-type]
+            step_batches=3,
+            collate_fn=collate,
+            window=lambda: window,
+        )
+        return [(len(b.targets[0]), [counts.targets for counts in b.step]) for b in loader]
+
+    whole = loaded(Window(stop=stop))
+    assert len(whole) == (stop or len(BOXES))
+    counted = whole[-1][1]
+    assert counted == [(n,) for n in BOXES[:stop][3 * ((len(whole) - 1) // 3) :]]
+    found = loaded(Window(start=start, stop=stop))
+    assert [n for n, _ in found] == [n for n, _ in whole[start:]]
+    steps_begun = -(-start // 3) * 3
+    assert found[steps_begun - start :] == whole[steps_begun:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_before_the_position_are_not_read(workers: int) -> None:
+    class Keys:
+        def __getitem__(self, key: SampleKey) -> int:
+            assert key.image not in trained_on
+            return BOXES[key.image]
+
+        def __len__(self) -> int:
+            return len(BOXES)
+
+    sampler = TrainSampler(len(BOXES), 1, seed=3)
+    trained_on = {key.image for key in list(sampler)[:2]}
+    loader = StepLoader(
+        Keys(),  # type: ignore[arg-type]
+        sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        window=lambda: Window(start=2),
+    )
+    assert len(list(loader)) == len(BOXES) - 2

@@ -1,0 +1,34 @@
+"""Workers outlive what stops a run, and end with it."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from torch.utils.data import Dataset
+
+from codetr.data.workers import SteadyLoader
+
+
+class Processes(Dataset[int]):
+    """Each item is the process that reads it."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> int:
+        return os.getpid()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_workers_go_on_after_a_signal_to_all_processes(signum: signal.Signals) -> None:
+    loader = SteadyLoader(Processes(), batch_size=1, num_workers=2, prefetch_factor=1)
+    batches = iter(loader)
+    workers = {int(next(batches)), int(next(batches))}
+    assert os.getpid() not in workers
+    for pid in workers:
+        os.kill(pid, signum)
+    assert {int(pid) for pid in batches} == workers
+    del batches
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
