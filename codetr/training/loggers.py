@@ -31,8 +31,8 @@ UNDEFINED = -1.0
 class CsvLogger(Logger):
     """One row per logged step in ``<folder>/metrics.csv``; new names become new columns.
 
-    Rows of the same step are merged. An existing file is continued, which is what resuming
-    needs: rows at or after the first newly logged step are replaced.
+    Rows of the same step are merged. A run that is resumed goes on after the rows that stood in
+    the file when its checkpoint was written; any other replaces those at or after its first step.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -41,6 +41,7 @@ class CsvLogger(Logger):
         self._columns: list[str] = [STEP]
         self._row: dict[str, Any] = {}
         self._started = False
+        self._resumed: list[dict[str, Any]] | None = None
 
     @property
     def name(self) -> str:
@@ -95,13 +96,28 @@ class CsvLogger(Logger):
         with self.path.open(newline="") as file:
             return list(csv.DictReader(file))
 
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints: how many rows are written, and the last one, which may still grow."""
+        self.save()
+        rows = self.read()
+        return {"rows": len(rows), "last": dict(rows[-1]) if rows else {}}
+
+    @rank_zero_only
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """From a checkpoint: the first row that is logged will come after those of then."""
+        before = self.read()[: max(state["rows"] - 1, 0)]
+        if state["rows"] and len(before) == state["rows"] - 1:
+            self._resumed = [*before, dict(state["last"])]
+
     def _continue(self, step: int) -> None:
-        """Keep the rows before ``step`` of a file that is already there."""
+        """Keep the rows of a file that is already there."""
         self._started = True
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in self.read() if int(row[STEP]) < step]
+        rows = self._resumed
+        if rows is None:
+            rows = [row for row in self.read() if int(row[STEP]) < step]
         if rows:
-            self._columns = list(rows[0])
+            self._columns = list(dict.fromkeys(name for row in rows for name in row))
         self.path.unlink(missing_ok=True)
         if rows:
             self._write(rows)

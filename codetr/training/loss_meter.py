@@ -5,6 +5,8 @@ finite.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -60,6 +62,21 @@ class LossMeter:
         self._terms.clear()
         self._total, self._steps = None, 0
         return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of this process, on the host, in plain types: what was added since the last reading."""
+        return {
+            "total": None if self._total is None else self._total.cpu(),
+            "steps": self._steps,
+            "terms": [(list(names), v.cpu(), n) for names, (v, n) in self._terms.items()],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """The inverse of ``state_dict``."""
+        total = state["total"]
+        self._total = None if total is None else total.to(device)
+        self._steps = state["steps"]
+        self._terms = {tuple(names): (v.to(device), n) for names, v, n in state["terms"]}
 
     def not_finite(self) -> list[str]:
         """Names of the latest step's values that are NaN or infinite."""

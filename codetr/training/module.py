@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from codetr.checkpoints.files import RunRecord
+from codetr.distributed import gathered
 from codetr.evaluation import CocoEvaluator, Postprocess
 from codetr.evaluation.detect import detect
 from codetr.loss_terms import Losses, total_loss
@@ -30,6 +31,23 @@ BuildSchedule = Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.
 """(optimiser, optimiser steps per epoch) -> schedule, stepped after every optimiser step."""
 
 
+METERS, LOGGED = "loss_meters", "loggers"
+"""Where a checkpoint keeps the sums of losses of each process, and the states of loggers."""
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A logger that has to know what it had logged when a run was interrupted."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """From a checkpoint."""
+        ...
+
+
 class DetectionModule(LightningModule):
     """Trains ``detector`` by ``schemes`` and evaluates ``detector(images)`` alone.
 
@@ -42,8 +60,8 @@ class DetectionModule(LightningModule):
         evaluator: measures the detections of the evaluated split.
         record: classes, preprocessing and configuration, kept in every checkpoint.
         effective_batch: images per optimiser step over all devices.
-        seed: random draws depend on it, the epoch, the batch and the rank alone, so that a run
-            resumed at the end of an epoch repeats those of an uninterrupted one.
+        seed: random draws depend on it, the epoch, the batch and the rank alone, so that a resumed
+            run repeats those of an uninterrupted one.
 
     Raises UserError where the detector cannot be trained by a scheme.
     """
@@ -69,6 +87,7 @@ class DetectionModule(LightningModule):
         self.postprocess, self.evaluator = postprocess, evaluator
         self.record, self.effective_batch, self.seed = record, effective_batch, seed
         self.meter, self.guard = LossMeter(), FiniteGuard()
+        self._meters: list[dict[str, Any]] = []  # of all processes, from a checkpoint
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Optimiser over detector and schemes, and its schedule by step."""
@@ -100,6 +119,12 @@ class DetectionModule(LightningModule):
             Precision.clip_gradients(precision, optimizer, gradient_clip_val or 0.0, algorithm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_train_start(self) -> None:
+        """Go on with the sums of losses that were not logged yet when the run was interrupted."""
+        if self.trainer.fit_loop.restarting and len(self._meters) == self.trainer.world_size:
+            self.meter.load_state_dict(self._meters[self.global_rank], self.device)
+        self._meters = []
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Stop on all ranks if the step before was broken; seed this one."""
@@ -145,6 +170,18 @@ class DetectionModule(LightningModule):
         self.log_dict(values, sync_dist=True, batch_size=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Never write weights that a broken step has touched; add what deployment needs."""
+        """Never write weights that a broken step has touched; add what deployment needs, and what
+        has been logged and is still to be.
+        """
         self.guard.check(self.meter)
         checkpoint[RunRecord.KEY] = self.record.as_dict()
+        checkpoint[METERS] = gathered(self.meter.state_dict())
+        loggers = [logger for logger in self.trainer.loggers if isinstance(logger, Resumable)]
+        checkpoint[LOGGED] = [logger.state_dict() for logger in loggers]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take back what ``on_save_checkpoint`` added, where the file has it."""
+        self._meters = checkpoint.get(METERS, [])
+        loggers = [logger for logger in self.trainer.loggers if isinstance(logger, Resumable)]
+        for logger, state in zip(loggers, checkpoint.get(LOGGED, []), strict=False):
+            logger.load_state_dict(state)

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from codetr.errors import user_error
 from codetr.settings.check import require_setting
+from codetr.training.stopping import Stopped
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Set to 1 in the environment, it lets errors through with their tracebacks."""
@@ -35,10 +36,15 @@ def print_any_name() -> None:
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Print an error that a user can mend as one line on stderr and exit with status 2; others pass
-    through, and all do where ``FULL_ERROR`` is set.
+    through, and all do where ``FULL_ERROR`` is set. A run that a signal stopped says so in one
+    line, and exits with the status of a process that the signal has ended.
     """
     try:
         yield
+    except Stopped as stopped:
+        if not stopped.quiet:
+            print(stopped.line(), file=sys.stderr, flush=True)
+        raise SystemExit(stopped.exit_code) from None
     except Exception as error:
         text = one_line(error)
         if text is None or os.environ.get(FULL_ERROR) == "1":

@@ -31,12 +31,13 @@ from codetr.models.ops.cpu_memory import keep_freed_memory
 from codetr.run_folder import RunFolder
 from codetr.settings import check_settings
 from codetr.training.acceleration import accelerate
-from codetr.training.callbacks import BestResult, Throughput
+from codetr.training.callbacks import BestResult, SafePoints, Throughput
 from codetr.training.callbacks.speed import peak_memory_gib
 from codetr.training.evaluators import build_evaluator
 from codetr.training.loggers import CsvLogger
 from codetr.training.module import DetectionModule
 from codetr.training.optim import can_fuse
+from codetr.training.stopping import Stopped, StopSignals, next_command
 from codetr.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
@@ -48,8 +49,17 @@ def train(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
     Returns the best checkpoint's validation metrics (``AP``, ...) with ``step_time_s``,
     ``peak_memory_gib`` and ``wall_time_s``, which metrics.json has too. ``given`` are the overrides
     that ``cfg`` was made with, so that none is ignored. Raises UserError for whatever a user can
-    mend.
+    mend, and Stopped where a signal ended the run.
     """
+    try:
+        with StopSignals():
+            return _train(cfg, given)
+    except Stopped as stopped:
+        stopped.next_command, stopped.quiet = next_command(cfg), rank_zero_only.rank != 0  # type: ignore[attr-defined]
+        raise
+
+
+def _train(cfg: DictConfig, given: Sequence[str]) -> dict[str, Any]:
     start = time.perf_counter()
     check_settings(cfg, given)
     folder = RunFolder(Path(cfg.paths.run_dir))
@@ -170,12 +180,12 @@ def announce_start(cfg: DictConfig, done: Transfer) -> None:
 
 
 def build_callbacks(cfg: DictConfig) -> list[Callback]:
-    """The best result, callbacks that are not null, then the checkpoints."""
+    """Where the run may be kept, the best result, callbacks that are not null, the checkpoints."""
     checkpoints = dict(cfg.checkpointing)
     if not cfg.trainer.limit_val_batches:
         checkpoints.pop("best", None)  # without validation there is no best one
     parts = [*cfg.callbacks.values(), *checkpoints.values()]
-    return [BestResult(), *(instantiate(part) for part in parts if part is not None)]
+    return [SafePoints(), BestResult(), *(instantiate(part) for part in parts if part is not None)]
 
 
 def build_loggers(cfg: DictConfig) -> list[Logger]:

@@ -2,58 +2,54 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from codetr.errors import UserError
 from codetr.run_folder import RunFolder
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes ``<folder>/last.ckpt`` after every epoch, every ``every_n_steps`` optimiser steps if
-    set, and when the run is stopped by SIGTERM or Ctrl-C. ``ckpt_path=last`` resumes from there.
+    """``<folder>/last.ckpt``, which ``ckpt_path=last`` resumes from.
+
+    ``SafePoints`` has it written before and after every validation, between epochs, when the run
+    is stopped, and within an epoch every ``every_minutes`` and every ``every_n_steps`` optimiser
+    steps (None: not for that reason).
     """
 
-    def __init__(self, folder: str | Path, every_n_steps: int | None = None) -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            raise UserError(
-                f"checkpointing.last.every_n_steps={every_n_steps}: give a positive number or null"
-            )
-        self.path = RunFolder(Path(folder)).last
-        self.every_n_steps = every_n_steps
-        self._saved_step = 0  # at step 0 there is nothing to lose
-
-    def on_train_batch_end(
+    def __init__(
         self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        folder: str | Path,
+        every_n_steps: int | None = None,
+        every_minutes: float | None = None,
     ) -> None:
-        """Save within an epoch."""
-        step = trainer.global_step
-        if self.every_n_steps and step % self.every_n_steps == 0 and step != self._saved_step:
-            self._save(trainer)
+        for name, value in (("every_n_steps", every_n_steps), ("every_minutes", every_minutes)):
+            if value is not None and not value > 0:
+                raise UserError(
+                    f"checkpointing.last.{name}={value}: give a positive number or null"
+                )
+        self.path = RunFolder(Path(folder)).last
+        self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
+        self._time, self._step = time.monotonic(), 0
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after training and validation of an epoch."""
-        self._save(trainer)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What has been trained until now is kept."""
+        self._time, self._step = time.monotonic(), trainer.global_step
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Save when the run is stopped from outside; after an error the weights are suspect."""
-        stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
-        if stopped and trainer.global_step > self._saved_step and not trainer.sanity_checking:
-            self._save(trainer)
+    def due(self, step: int) -> bool:
+        """Whether to write within an epoch, after ``step`` optimiser steps."""
+        if step == self._step:
+            return False
+        waited = time.monotonic() - self._time
+        timely = self.every_minutes is not None and waited >= 60 * self.every_minutes
+        return timely or bool(self.every_n_steps and step % self.every_n_steps == 0)
 
-    def _save(self, trainer: Trainer) -> None:
+    def save(self, trainer: Trainer) -> None:
+        """Write the file; all processes together."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self._saved_step = trainer.global_step
         trainer.save_checkpoint(self.path)
+        self._time, self._step = time.monotonic(), trainer.global_step

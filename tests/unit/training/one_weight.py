@@ -5,14 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from codetr.loss_terms import Losses, LossTerm
 from codetr.models.transformers import QueryTable
 from codetr.structures import (
     Batch,
     Decoded,
     ImageInfo,
     Images,
-    Losses,
-    LossTerm,
     Memory,
     Predictions,
     Queries,

@@ -1,0 +1,75 @@
+"""What Lightning's loops say of a run in a checkpoint, put so that it goes on exactly from there.
+
+Lightning resumes from counters of batches and epochs that are ready, started, processed and
+completed, and guesses from their differences where the checkpoint was written. Its own checkpoints
+are written within hooks, before the step that just ended is logged; ours between steps, where all
+is logged, and its guesses need to be told.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+Progress = dict[str, Any]
+"""Of an epoch or of batches: ``total`` and ``current``, each with four counters."""
+
+
+class Moment(Enum):
+    """Where nothing is half done."""
+
+    STEPS = "between two optimiser steps of an epoch"
+    EPOCHS = "between two epochs"
+    VALIDATION = "before a validation"
+    END = "after training"
+
+
+def put_at_rest(loop: dict[str, Any], moment: Moment, validated: bool) -> None:
+    """Change ``loop``, a checkpoint's ``loops.fit_loop``, to what makes Lightning go on with what
+    comes after ``moment``. ``validated`` says whether a validation came before the next batch.
+
+    At ``STEPS`` and ``EPOCHS`` the next batch has been fetched, but is still to be trained on.
+    """
+    epoch: Progress = loop["epoch_progress"]
+    batch: Progress = loop["epoch_loop.batch_progress"]
+    if moment in (Moment.STEPS, Moment.EPOCHS):
+        for count in (batch["total"], batch["current"]):
+            count["ready"] -= 1
+    if moment is Moment.STEPS and validated:
+        # it will pass over the validation, and count the step before it once more
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+    if moment is Moment.EPOCHS:  # the epoch begins when the run goes on
+        for count in (epoch["total"], epoch["current"]):
+            count["ready"] = count["started"] = count["processed"]
+        batch["is_last_batch"] = False
+    if moment is Moment.VALIDATION:  # as if interrupted in its first batch: it is repeated
+        validation: Progress = loop["epoch_loop.val_loop.batch_progress"]
+        begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+        validation.update(total=begun, current=dict.fromkeys(begun, 0), is_last_batch=False)
+
+
+def is_validated(trainer: Trainer) -> bool:
+    """In ``on_train_batch_start``: whether a validation came between the batch before and this."""
+    loop, every = trainer.fit_loop.epoch_loop, trainer.val_check_batch  # type: ignore[attr-defined]
+    if not (isinstance(every, int) and loop._should_check_val_epoch()):
+        return False
+    progress = loop.batch_progress
+    of_epoch = trainer.check_val_every_n_epoch is not None
+    before = (progress.current if of_epoch else progress.total).ready - 1
+    return before > 0 and before % every == 0
+
+
+def move_to(trainer: Trainer, images_before: int, images_now: int) -> None:
+    """Restate the position in a restored epoch, counted in batches of ``images_before`` images
+    over all processes, in batches of ``images_now``; rounded down to a whole optimiser step.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    if progress.is_last_batch:  # only its validation is left
+        batches = int(trainer.num_training_batches)
+    else:
+        batches = progress.current.completed * images_before // images_now
+        batches -= batches % trainer.accumulate_grad_batches
+    for name in ("ready", "started", "processed", "completed"):
+        setattr(progress.current, name, batches)

@@ -1,0 +1,111 @@
+"""Stopping a run from outside, by SIGTERM or Ctrl-C, where it can be continued from."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from omegaconf import DictConfig
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(BaseException):
+    """The run was stopped by a signal. Not an Exception, like KeyboardInterrupt: what handles
+    errors must let it pass.
+
+    ``saved`` says how far the run is kept: ``last.ckpt at step 120``; None where nothing is.
+    """
+
+    def __init__(self, signum: int, saved: str | None = None) -> None:
+        self.signum, self.saved = signal.Signals(signum), saved
+        self.next_command: str | None = None
+        self.quiet = False  # where another process of the run says so
+        super().__init__(f"stopped by {self.signum.name}")
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell reports a process that a signal has ended: 143 for SIGTERM, 130 for SIGINT."""
+        return 128 + self.signum
+
+    def line(self) -> str:
+        """What the user has to know."""
+        text = f"{self}{f', {self.saved}' if self.saved else ' before its first checkpoint'}"
+        return f"{text}: continue with `{self.next_command}`" if self.next_command else text
+
+
+class StopSignals:
+    """Context in which SIGTERM and Ctrl-C raise ``Stopped``: at once, or with ``deferred`` only
+    where ``stop`` is called, so that no optimiser step is left half done. A second Ctrl-C does not
+    wait.
+
+    ``forward`` passes SIGTERM on to the processes that this one has started.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self.deferred = False
+        self.forward: Callable[[signal.Signals], None] | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> StopSignals:
+        global _current
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        self.install()
+        _current = self
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        global _current
+        _current = None
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._before.items():
+                signal.signal(number, handler)  # type: ignore[arg-type]
+        if self.signum is not None and isinstance(error, KeyboardInterrupt | SystemExit):
+            raise Stopped(self.signum) from None
+
+    def install(self) -> None:
+        """Take the signals, also from whatever has taken them since; only a main thread can."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._handle)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        again = self.signum is not None
+        if not again:
+            self.signum = signum
+            if self.forward is not None:
+                self.forward(signal.SIGTERM)
+        if not self.deferred:
+            raise Stopped(signum)
+        if again and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+
+
+_current: StopSignals | None = None
+
+
+def current() -> StopSignals | None:
+    """That of the context in which the program is, if any."""
+    return _current
+
+
+def next_command(cfg: DictConfig, given: Sequence[str] | None = None) -> str:
+    """The command line that continues the run of ``cfg``: this process's own (``given``, script
+    first), with the name that the run has now.
+    """
+    script, *overrides = sys.argv if given is None else given
+    kept = [o for o in overrides if not o.startswith(("ckpt_path=", "name="))]
+    own = [f"name={cfg.name}", "ckpt_path=last"]
+    program = [Path(sys.executable).name, script] if script.endswith(".py") else [Path(script).name]
+    return shlex.join([*program, *kept, *own])
