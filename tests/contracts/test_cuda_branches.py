@@ -87,7 +87,7 @@ UNCOVERED = {
     "codetr/models/ops/deformable_attention.py::_msda_cuda": "the kernel is registered for CUDA",
     "codetr/models/ops/deformable_attention.py::_msda_backward_cuda": "it is registered for CUDA",
     "codetr/models/ops/msda_triton.py::_level_table": "pinning needs CUDA's allocator",
-    "codetr/training/train.py::train": "a setting of the CPU's memory is left alone",
+    "codetr/training/train.py::_train": "a setting of the CPU's memory is left alone",
     "codetr/training/evaluate.py::evaluate": "a setting of the CPU's memory is left alone",
     "codetr/training/sweeps/local.py::_count_gpus": "counts GPUs: what follows takes any number",
 }
