@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from codetr.checkpoints.class_rows import match_classes
 from codetr.checkpoints.experiment import build_empty, build_record, compose_experiment
 from codetr.checkpoints.files import DetectorFile, read_detector_file
+from codetr.checkpoints.huggingface import HUGGINGFACE, read_huggingface
 from codetr.checkpoints.mmdet_swin import is_mmdet_swin
 from codetr.checkpoints.official import Conversion
 from codetr.checkpoints.official_file import OfficialFile, WeightSet, read_official_file
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 OFFICIAL = "official:"
 """What stands before the name of an official file, where ours could be meant."""
+FOREIGN = (OFFICIAL, HUGGINGFACE)
+"""Sources that describe no model of ours: the experiment does."""
 
 
 _SWIN = "a Swin Transformer of mmdetection: its keys are told under the original Swin's names"
@@ -105,9 +108,9 @@ def convert_file(
 def open_checkpoint(
     source: str, cfg: DictConfig | None = None, trust: bool = False
 ) -> DetectorFile:
-    """Read a file of a run of ours; an ``official:FILE``, which becomes a checkpoint of the
-    configuration ``cfg`` with the file's classes; or ``zoo:NAME``, published weights of that name,
-    which bring their own configuration. ``trust``: see ``local_file``.
+    """Read a file of a run of ours; an ``official:FILE`` or a ``huggingface:FOLDER``, which become
+    checkpoints of the configuration ``cfg`` with their own classes; or ``zoo:NAME``, published
+    weights of that name, which bring their own configuration. ``trust``: see ``local_file``.
 
     Raises UserError for an unusable file, an official one without a model in ``cfg``, one with
     keys that are not known, and published weights that cannot be had.
@@ -116,6 +119,10 @@ def open_checkpoint(
         entry = find_entry(source)
         file = read_official_file(local_file(entry, trust))
         return _completely(source, file, entry.config(len(file.classes)))
+    if source.startswith(HUGGINGFACE):
+        if cfg is None or cfg.get("model") is None:
+            raise UserError(f"{source}: give the experiment it belongs to: experiment=NAME")
+        return _completely(source, read_huggingface(source.removeprefix(HUGGINGFACE), cfg), cfg)
     if not source.startswith(OFFICIAL):
         return read_detector_file(source)
     file = read_official_file(source.removeprefix(OFFICIAL))

@@ -61,6 +61,22 @@ def read_official_file(path: str | Path, weight_set: WeightSet = "plain") -> Off
     path = Path(path)
     content = _content(path)
     plain, averages = _weight_sets(path, content)
+    meta = _mapping(content, "meta")
+    return as_official(path, plain, averages, _names(meta), _config_name(meta), weight_set)
+
+
+def as_official(
+    path: Path,
+    plain: dict[str, Tensor],
+    averages: Mapping[str, Tensor] | None = None,
+    names: tuple[str, ...] | None = None,
+    config: str = "",
+    weight_set: WeightSet = "plain",
+) -> OfficialFile:
+    """What a file with these weights under official names is; ``averages`` are its second set,
+    ``names`` those of its classes, where it says them. Raises UserError as ``read_official_file``.
+    """
+    averages = dict(averages or {})
     remarks = []
     dialect = dialect_of(plain)
     if dialect is None:
@@ -70,7 +86,9 @@ def read_official_file(path: str | Path, weight_set: WeightSet = "plain") -> Off
             "an official checkpoint of one of them (for a run of this program, leave out "
             "'official:')"
         )
-    if dialect.only_coco is not None and dialect.classes(plain) == CATEGORY_ROWS:
+    ids = dialect.classes(plain) == CATEGORY_ROWS and _by_category_id(names)
+    if dialect.only_coco is not None and ids:
+        names = None
         plain = dialect.only_coco(plain)
         averages = dialect.only_coco(averages) if averages else {}
         remarks.append("rows of the classes are COCO's category ids: took those of its 80 classes")
@@ -83,8 +101,7 @@ def read_official_file(path: str | Path, weight_set: WeightSet = "plain") -> Off
             + " names; files saved at the end of an epoch have the moving average, which the "
             "official evaluation uses, under the plain ones"
         )
-    meta = _mapping(content, "meta")
-    classes, remark = _classes(_names(meta), dialect.classes(plain))
+    classes, remark = _classes(names, dialect.classes(plain))
     chosen = plain | averages if weight_set == "ema" else plain
     return OfficialFile(
         path=path,
@@ -93,22 +110,34 @@ def read_official_file(path: str | Path, weight_set: WeightSet = "plain") -> Off
         other=tuple(f"{'plain' if weight_set == 'ema' else 'ema'}: {name}" for name in averages),
         classes=classes,
         ids_known=classes == COCO,
-        config=_config_name(meta),
+        config=config,
         remarks=(*remarks, remark) if remark else tuple(remarks),
     )
 
 
+def _by_category_id(names: tuple[str, ...] | None) -> bool:
+    """Whether so many names are COCO's by category id; names that are not said may be."""
+    if names is None or len(names) != CATEGORY_ROWS:
+        return True
+    return tuple(names[i] for i in COCO.category_ids) == COCO.names
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a ``.safetensors`` file. Raises UserError where it is missing or broken."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint file")
+    require_header(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: not a readable safetensors file ({error}): download it again"
+        ) from error
+
+
 def _content(path: Path) -> Mapping[Any, Any]:
     if path.suffix == ".safetensors":
-        if not path.is_file():
-            raise UserError(f"{path}: no such checkpoint file")
-        require_header(path)
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{path}: not a readable safetensors file ({error}): download it again"
-            ) from error
+        return read_tensors(path)
     content = read_pickled(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds no mapping of weights: give an official checkpoint")

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from codetr.checkpoints.convert import OFFICIAL, open_checkpoint
+from codetr.checkpoints.convert import FOREIGN, OFFICIAL, open_checkpoint
 from codetr.checkpoints.files import DetectorFile
 from codetr.errors import UserError
 from codetr.inference.predictor import Predictor, build_predictor
@@ -96,7 +96,7 @@ def require_used(given: Sequence[str], used: frozenset[str], checkpoint: str) ->
     """Raise UserError for an override of anything but ``used``, and for an official file what its
     experiment is made of: it would be ignored.
     """
-    known = used | OF_EXPERIMENT if checkpoint.startswith(OFFICIAL) else used
+    known = used | OF_EXPERIMENT if checkpoint.startswith(FOREIGN) else used
     for override in given:
         if not is_within(key_of(override), known):
             raise UserError(
@@ -107,7 +107,7 @@ def require_used(given: Sequence[str], used: frozenset[str], checkpoint: str) ->
 
 def open_chosen(cfg: DictConfig) -> DetectorFile:
     """The checkpoint of ``cfg``, an official one as that of its experiment. Raises UserError."""
-    if cfg.model is not None and not cfg.checkpoint.startswith(OFFICIAL):
+    if cfg.model is not None and not cfg.checkpoint.startswith(FOREIGN):
         raise UserError(
             f"{cfg.checkpoint}: brings its own model: leave out experiment= and model=, which are "
             f"for checkpoint={OFFICIAL}FILE"

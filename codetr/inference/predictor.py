@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from codetr.checkpoints.convert import OFFICIAL, open_checkpoint
+from codetr.checkpoints.convert import FOREIGN, OFFICIAL, open_checkpoint
 from codetr.checkpoints.experiment import compose_experiment, without_initial_weights
 from codetr.checkpoints.files import DetectorFile, RunRecord, write_detector_file
 from codetr.checkpoints.transfer import load_weights
@@ -252,7 +252,7 @@ def open_content(
     trust: bool = False,
 ) -> DetectorFile:
     """The content of a checkpoint; an official one as that of ``experiment``. Raises UserError."""
-    if source.startswith(OFFICIAL):
+    if source.startswith(FOREIGN):
         # one class stands for the file's own, whose number only reading it tells
         cfg = None if experiment is None else compose_experiment(experiment, 1, overrides)
         return open_checkpoint(source, cfg)

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from codetr.checkpoints.convert import OFFICIAL, open_checkpoint
+from codetr.checkpoints.convert import FOREIGN, OFFICIAL, open_checkpoint
 from codetr.checkpoints.experiment import without_initial_weights
 from codetr.checkpoints.files import DetectorFile, RunRecord
 from codetr.checkpoints.plain import plain
@@ -84,7 +84,7 @@ def evaluate(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, float]:
     a user can mend.
     """
     check_settings(cfg, given, nulls=True)
-    require_effect(given, ignored_in_evaluation(cfg.checkpoint, OFFICIAL))
+    require_effect(given, ignored_in_evaluation(cfg.checkpoint, FOREIGN))
     full, branch, datamodule, classes = open_branch(cfg)
     evaluator = build_evaluator(full, datamodule.val_annotations, classes, cfg.checkpoint)
     module = EvaluationModule(branch, evaluator, classes)
@@ -120,7 +120,7 @@ def open_branch(cfg: DictConfig) -> tuple[DictConfig, Branch, CocoDataModule, Cl
     classes of its labels. Raises UserError as ``evaluate``.
     """
     prepare_process(cfg.seed)
-    if cfg.model is not None and not cfg.checkpoint.startswith(OFFICIAL):
+    if cfg.model is not None and not cfg.checkpoint.startswith(FOREIGN):
         raise UserError(
             f"{cfg.checkpoint}: brings its own model: leave out experiment= and model=, which are "
             f"for checkpoint={OFFICIAL}FILE"

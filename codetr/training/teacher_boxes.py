@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from codetr.checkpoints.convert import OFFICIAL
+from codetr.checkpoints.convert import FOREIGN
 from codetr.classes import ClassList
 from codetr.distributed import is_first_rank
 from codetr.errors import UserError
@@ -58,7 +58,7 @@ def write_teacher_boxes(cfg: DictConfig, given: Sequence[str] = ()) -> int:
     that none is ignored. Raises UserError for whatever a user can mend.
     """
     check_settings(cfg, given, nulls=True)
-    require_effect(given, (*ignored_in_evaluation(cfg.checkpoint, OFFICIAL), *REPORTED))
+    require_effect(given, (*ignored_in_evaluation(cfg.checkpoint, FOREIGN), *REPORTED))
     full, branch, datamodule, classes = open_branch(cfg)
     results = ResultFile(classes, cfg.top_k, cfg.min_score)
     trainer = build_tester(full, branch)

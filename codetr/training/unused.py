@@ -52,9 +52,9 @@ def require_effect(
             raise UserError(f"{override}: changes nothing here: {told}")
 
 
-def ignored_in_evaluation(checkpoint: str, official: str) -> tuple[str, ...]:
-    """The keys that evaluating a checkpoint ignores; an ``official`` file's model is what its
-    experiment and further settings say.
+def ignored_in_evaluation(checkpoint: str, foreign: tuple[str, ...]) -> tuple[str, ...]:
+    """The keys that evaluating a checkpoint ignores; what begins with a ``foreign`` prefix is a
+    model that its experiment and further settings describe.
     """
-    of_model = () if checkpoint.startswith(official) else OF_MODEL
+    of_model = () if checkpoint.startswith(foreign) else OF_MODEL
     return (*TRAINING, *of_model, "trainer.limit_val_batches")

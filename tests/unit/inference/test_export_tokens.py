@@ -9,7 +9,7 @@ from tiny_checkpoint import CLASSES, save_checkpoint
 
 import codetr
 from codetr.checkpoints.files import read_detector_file
-from codetr.inference.export import Format, export
+from codetr.inference.export import TOLERANCE, Format, export
 from codetr.inference.export_check import as_cases
 from codetr.inference.predictor import Prediction
 from codetr.structures import Images
@@ -55,7 +55,8 @@ def test_exported_files_take_any_size(model: str, kind: Format, tmp_path: Path) 
     content, path = read_detector_file(source), tmp_path / f"{model}.{kind}"
     done = export(content, str(source), path, kind, cases=cases, top_k=20)
     assert len(done.differences) == len(cases)
-    assert max(found.distances.max() for found in done.differences) < 1e-4
+    assert max(found.distances.max() for found in done.differences) < TOLERANCE
+    assert max(found.distances.median() for found in done.differences) < 1e-5
 
 
 @pytest.mark.parametrize("model", MODELS)
