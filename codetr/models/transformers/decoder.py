@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from codetr.models.heads import Embeddings, Head
+from codetr.models.heads import Head
 from codetr.models.layers import (
     DeformableAttention,
     FeedForward,
@@ -18,16 +16,8 @@ from codetr.models.layers import (
     sine_coordinates,
 )
 from codetr.models.transformers.protocol import DecoderOutput
-from codetr.structures import CROSS_ATTENTION, Memory, Predictions, Queries, Tap
-
-
-class LayerOutput(NamedTuple):
-    """``content`` (B, Q, C) for the heads and the next layer; ``attended`` (B, Q, C), what left the
-    cross-attention.
-    """
-
-    content: Tensor
-    attended: Tensor
+from codetr.models.transformers.refinement import LayerOutput, decode
+from codetr.structures import Memory, Queries
 
 
 class DeformableDecoderLayer(nn.Module):
@@ -92,12 +82,14 @@ class AnchorPosition(nn.Module):
                 nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, anchors: Tensor) -> Tensor:
-        """``anchors`` cxcywh, encoded in the order y, x, w, h as DINO does."""
+        """``anchors`` (B, Q, 4) cxcywh."""
+        return self.mlp(self.encode(anchors))
+
+    def encode(self, anchors: Tensor) -> Tensor:
+        """Their sines (B, Q, 2C), C / 2 for each of y, x, w, h, in this order as DINO has it."""
         x, y, width, height = anchors.unbind(-1)
-        encoding = sine_coordinates(
-            torch.stack([y, x, width, height], -1), self.dim // 2, self.temperature
-        )
-        return self.mlp(encoding)
+        ordered = torch.stack([y, x, width, height], -1)
+        return sine_coordinates(ordered, self.dim // 2, self.temperature)
 
 
 class DeformableDecoder(nn.Module):
@@ -139,28 +131,17 @@ class DeformableDecoder(nn.Module):
         """Every layer's answer for ``queries``, whose anchors are boxes (B, Q, 4) or points
         (B, Q, 2); ``mask`` as in ``SelfAttention``.
         """
-        content = queries.content
-        anchors = queries.anchors  # what attention looks at
-        basis = anchors  # what the head refines: with gradient under look forward twice
-        predictions, taps = [], []
-        for i, layer in enumerate(self.layers):
+
+        def step(i: int, content: Tensor, anchors: Tensor) -> LayerOutput:
             ratios = memory.valid_ratios.repeat(1, 1, anchors.shape[-1] // 2)
             references = anchors[:, :, None] * ratios[:, None]  # (B, Q, L, 4 or 2)
             position = self._position(queries, references)
-            content, attended = layer(content, position, references, memory, mask)
-            embeddings = head.layer(i)
-            read = partial(self._predict, embeddings)
-            predictions.append(read(content, basis))
-            taps.append(Tap(hidden=attended, anchors=basis, read=read))
-            if self.refine:
-                refined = embeddings.boxes(content, anchors, self.eps)
-                anchors = refined.detach()
-                basis = refined if self.look_forward_twice else anchors
-        return DecoderOutput(layers=tuple(predictions), taps={CROSS_ATTENTION: tuple(taps)})
+            layer: DeformableDecoderLayer = self.layers[i]  # type: ignore[assignment]
+            return layer(content, position, references, memory, mask)
 
-    def _predict(self, embeddings: Embeddings, hidden: Tensor, anchors: Tensor) -> Predictions:
-        normed = hidden if self.norm is None else self.norm(hidden)
-        return embeddings(normed, anchors, self.eps)
+        return decode(
+            step, queries, head, self.norm, self.eps, self.refine, self.look_forward_twice
+        )
 
     def _position(self, queries: Queries, references: Tensor) -> Tensor:
         if self.anchor_position is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from codetr.models.transformers.decoder import DeformableDecoderLayer, LayerOutput
+from codetr.models.transformers.decoder import DeformableDecoderLayer
+from codetr.models.transformers.refinement import LayerOutput
 from codetr.structures import Memory
 
 
