@@ -26,17 +26,20 @@ class ClassCost(Protocol):
 
 @dataclass(frozen=True)
 class FocalCost:
-    """How the focal loss of a class changes where a query is matched (Deformable DETR)."""
+    """How the focal loss of a class changes where a query is matched (Deformable DETR). ``eps`` is
+    added to probabilities in logarithms (mmdet 1e-12, DETR's descendants 1e-8).
+    """
 
     alpha: float = 0.25
     gamma: float = 2.0
+    eps: float = 1e-12
     reads = Sigmoid
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """See ``ClassCost``."""
         p = logits[..., labels].mT.sigmoid()
-        positive = -torch.log(p + 1e-12) * self.alpha * (1 - p) ** self.gamma
-        negative = -torch.log(1 - p + 1e-12) * (1 - self.alpha) * p**self.gamma
+        positive = -torch.log(p + self.eps) * self.alpha * (1 - p) ** self.gamma
+        negative = -torch.log(1 - p + self.eps) * (1 - self.alpha) * p**self.gamma
         return positive - negative
 
 

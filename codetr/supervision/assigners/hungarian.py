@@ -10,10 +10,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from codetr.boxes import cxcywh_to_xyxy, paired_giou
+from codetr.boxes import cxcywh_to_xyxy
 from codetr.host_copy import HostCopy
 from codetr.structures import Assignment, Predictions, Targets
 from codetr.supervision.assigners.class_costs import FOCAL, ClassCost
+from codetr.supervision.overlaps import PIXELS, Overlap
 from codetr.tensor_struct import TensorStruct
 
 FORBIDDEN = 1e6
@@ -34,8 +35,8 @@ class HungarianMatcher(nn.Module):
     """Bipartite matching with class, L1 and GIoU costs (DETR).
 
     ``class_cost`` belongs to what logits mean: ``FocalCost`` (Deformable DETR) or
-    ``ProbabilityCost``. L1 is measured on relative cxcywh, GIoU on boxes in pixels, as the official
-    Co-DETR does.
+    ``ProbabilityCost``. L1 is measured on relative cxcywh, GIoU as ``overlap`` has it: on boxes in
+    pixels, as the official Co-DETR does.
     """
 
     def __init__(
@@ -44,10 +45,11 @@ class HungarianMatcher(nn.Module):
         l1: float = 5.0,
         giou: float = 2.0,
         class_cost: ClassCost = FOCAL,
+        overlap: Overlap = PIXELS,
     ) -> None:
         super().__init__()
         self.cls, self.l1, self.giou = cls, l1, giou
-        self.class_cost = class_cost
+        self.class_cost, self.overlap = class_cost, overlap
 
     @property
     def reads(self) -> type:
@@ -79,8 +81,8 @@ class HungarianMatcher(nn.Module):
         cls = self.class_cost(logits.to(boxes.dtype), targets.labels)
         wanted, size = targets.boxes.to(boxes.dtype), targets.size_whwh.to(boxes.dtype)
         distance = (boxes[:, None] - wanted[:, None]).abs().sum(-1)
-        corners, wanted_corners = cxcywh_to_xyxy(boxes) * size, cxcywh_to_xyxy(wanted) * size
-        overlap = paired_giou(corners[:, None], wanted_corners[:, None])
+        corners, wanted_corners = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(wanted)
+        overlap = self.overlap(corners[:, None], wanted_corners[:, None], size)
         return self.cls * cls + self.l1 * distance - self.giou * overlap
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codetr.boxes import cxcywh_to_xyxy, paired_giou, paired_iou
+from codetr.boxes import cxcywh_to_xyxy, paired_iou
 from codetr.classification import Sigmoid
 from codetr.loss_terms import Count, Losses, LossTerm, prefixed
 from codetr.structures import Assignment, Batch, BoxCounts, Predictions, Targets
 from codetr.supervision.criteria.focal import quality_focal_loss, sigmoid_focal_loss
+from codetr.supervision.overlaps import PIXELS, Overlap
 
 
 class Classification(Protocol):
@@ -110,7 +111,7 @@ class SetCriterion(nn.Module):
     """Classification of all queries, L1 and GIoU of the matched ones (DETR, equation 2).
 
     Each is summed and divided by ``num_boxes`` (classification: by its own ``counts``). L1 is on
-    relative cxcywh, GIoU on pixels; both are weighted by the target's own weight.
+    relative cxcywh, GIoU as ``overlap`` has it; both are weighted by the target's own weight.
     """
 
     def __init__(
@@ -119,10 +120,12 @@ class SetCriterion(nn.Module):
         cls: float = 1.0,
         l1: float = 5.0,
         giou: float = 2.0,
+        overlap: Overlap = PIXELS,
     ) -> None:
         super().__init__()
         self.classification = classification
         self.cls, self.l1, self.giou = cls, l1, giou
+        self.overlap = overlap
 
     @property
     def reads(self) -> type:
@@ -190,7 +193,7 @@ class SetCriterion(nn.Module):
         per_query = per_query * importance.index_put_(place, weights)
 
         distance = (found - wanted).abs().sum(-1)
-        mismatch = 1 - paired_giou(corners * size, wanted_corners * size)
+        mismatch = 1 - self.overlap(corners, wanted_corners, size)
         per_pair = torch.stack([distance, mismatch]) * weights
         pairs = [sum(map(len, group.assignments)) for group in groups]
         parts = zip(
