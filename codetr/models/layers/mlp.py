@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -17,14 +19,45 @@ class Mlp(nn.Sequential):
         super().__init__(*layers[:-1])
 
 
-class FeedForward(nn.Module):
-    """The transformer's two-layer perceptron with its residual: (..., dim) to (..., dim)."""
+class ScaleMlp(Mlp):
+    """From a content to what its position is multiplied with, channel by channel: (..., dim) to
+    (..., dim) (Conditional DETR, section 3.2; DAB-DETR, section 4.3).
+    """
 
-    def __init__(self, dim: int, hidden: int, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int = 256) -> None:
+        super().__init__(dim, dim, dim)
+        xavier_matrices(self)
+
+
+def xavier_matrices(*modules: nn.Module) -> None:
+    """Start all parameters of more than one dimension by Xavier's rule, as DETR's official code."""
+    for module in modules:
+        for parameter in module.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+
+RELU = partial(nn.ReLU, inplace=True)
+"""Of the widest tensor of a layer: no copy."""
+
+
+class FeedForward(nn.Module):
+    """The transformer's two-layer perceptron with its residual: (..., dim) to (..., dim).
+
+    ``activation`` builds what stands between both layers.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        dropout: float = 0.0,
+        activation: Callable[[], nn.Module] = RELU,
+    ) -> None:
         super().__init__()
         self.expand = nn.Linear(dim, hidden)
         self.contract = nn.Linear(hidden, dim)
-        self.activation = nn.ReLU(inplace=True)  # the widest tensor of a layer: no copy
+        self.activation = activation()
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

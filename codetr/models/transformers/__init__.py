@@ -1,10 +1,23 @@
 """Encoders, query initialisation and decoders."""
 
+from codetr.models.transformers.anchors import (
+    AnchorQueries,
+    Patterns,
+    PointQueries,
+    UnknownLabel,
+)
+from codetr.models.transformers.conditional import (
+    AnchorSpatial,
+    ConditionalDecoder,
+    ConditionalDecoderLayer,
+    PointSpatial,
+)
 from codetr.models.transformers.decoder import (
     AnchorPosition,
     DeformableDecoder,
     DeformableDecoderLayer,
 )
+from codetr.models.transformers.dense_encoder import DenseEncoder, DenseEncoderLayer
 from codetr.models.transformers.encoder import DeformableEncoder, DeformableEncoderLayer
 from codetr.models.transformers.identity import IdentityEncoder
 from codetr.models.transformers.learned import LearnedQueries
@@ -17,17 +30,26 @@ from codetr.models.transformers.token_queries import ProjectedTokenQueries, Toke
 
 __all__ = [
     "AnchorPosition",
+    "AnchorQueries",
+    "AnchorSpatial",
+    "ConditionalDecoder",
+    "ConditionalDecoderLayer",
     "CrossFirstDecoderLayer",
     "Decoder",
     "DeformableDecoder",
     "DeformableDecoderLayer",
     "DeformableEncoder",
     "DeformableEncoderLayer",
+    "DenseEncoder",
+    "DenseEncoderLayer",
     "Encoder",
     "IdentityDecoder",
     "IdentityEncoder",
     "LearnedQueries",
     "MixedQueries",
+    "Patterns",
+    "PointQueries",
+    "PointSpatial",
     "PositionedQueries",
     "ProjectedTokenQueries",
     "ProposalStage",
@@ -36,4 +58,5 @@ __all__ = [
     "QueryTable",
     "ReadFirstDecoder",
     "TokenQueries",
+    "UnknownLabel",
 ]

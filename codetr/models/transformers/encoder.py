@@ -107,12 +107,14 @@ class DeformableEncoder(nn.Module):
 
 
 def resize_mask(padding: Tensor, shape: tuple[int, int]) -> Tensor:
-    """(B, H, W) bool to (B, *shape), by the nearest pixel."""
+    """``padding`` (B, H', W') bool for a map of ``shape`` (H, W): (B, H, W)."""
     return F.interpolate(padding[:, None].float(), size=shape, mode="nearest")[:, 0].bool()
 
 
 def valid_ratio(mask: Tensor, like: Tensor) -> Tensor:
-    """(B, 2) share of valid columns in the first row, and of valid rows in the first column."""
+    """(B, 2) share of valid columns in the first row of ``mask`` (B, H, W), and of valid rows in
+    the first column; float64 where ``like`` is.
+    """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     return torch.stack([(~mask[:, 0]).to(dtype).mean(1), (~mask[:, :, 0]).to(dtype).mean(1)], -1)
 

@@ -35,6 +35,7 @@ class QueryTable(nn.Module):
         dim: width C.
         content: whether content is learned; False where the detector derives it from the anchors.
         position: whether position is learned; True where the detector selects no anchors.
+        anchors: whether boxes are learned, as logits (Q, 4); True where the detector learns them.
         skip: two-stage detectors give row i the proposal of rank ``skip + i``.
 
     Raises UserError where a number is out of range.
@@ -47,6 +48,7 @@ class QueryTable(nn.Module):
         content: bool = True,
         position: bool = False,
         skip: int = 0,
+        anchors: bool = False,
     ) -> None:
         super().__init__()
         if num_queries < 1 or skip < 0:
@@ -57,6 +59,7 @@ class QueryTable(nn.Module):
         self.num_queries, self.skip = num_queries, skip
         self.content = nn.Parameter(torch.randn(num_queries, dim)) if content else None
         self.position = nn.Parameter(torch.randn(num_queries, dim)) if position else None
+        self.anchors = nn.Parameter(torch.randn(num_queries, 4)) if anchors else None
 
     def ranked(self, values: Tensor) -> Tensor:
         """Of ``values`` (B, R, C), best rank first, those of the table's ranks: (B, Q, C), fewer

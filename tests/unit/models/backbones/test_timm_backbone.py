@@ -142,3 +142,19 @@ def test_levels_that_are_not_there_are_user_errors() -> None:
 def test_two_sources_of_weights_are_a_user_error() -> None:
     with pytest.raises(UserError, match="exclude each other"):
         TimmBackbone("resnet10t", pretrained=True, weights="file.pth")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
+def test_every_second_cell_of_a_dilated_last_stage_is_a_cell_of_the_strided_one(name: str) -> None:
+    """DC5. So it is if and only if what reads before the stride stays undilated (the first block's
+    strided convolution) and all after it is dilated: weights see what they were trained on.
+    """
+    plain = TimmBackbone(name, out_indices=(4,)).eval()
+    dilated = TimmBackbone(name, out_indices=(4,), model_args={"output_stride": 16}).eval()
+    assert (plain.strides, dilated.strides) == ((32,), (16,))
+    dilated.load_state_dict(plain.state_dict())
+    images = torch.randn(1, 3, 96, 128)
+    (coarse,), (fine,) = plain(images).maps, dilated(images).maps
+    assert fine.shape[-2:] == (6, 8)
+    assert_close(fine[..., ::2, ::2], coarse)
