@@ -12,6 +12,7 @@ from codetr.supervision.schemes.instance_masks import InstanceMasks
 from codetr.supervision.schemes.mixed import Mixed
 from codetr.supervision.schemes.one_to_one import OneToOne
 from codetr.supervision.schemes.protocol import MatchingScheme, Proposal, Scheme, Start
+from codetr.supervision.schemes.query_denoising import QueryDenoising
 from codetr.supervision.schemes.teacher import Teacher
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Mixed",
     "OneToOne",
     "Proposal",
+    "QueryDenoising",
     "Scheme",
     "Start",
     "Teacher",

@@ -100,7 +100,7 @@ class Denoising(Scheme):
     def group(self, targets: Sequence[Targets], noise: Noise) -> QueryGroup:
         """The query group for the targets of a batch under the given noise."""
         _, groups, _, slots = noise.flip.shape
-        used, labels, boxes = _padded(targets, slots)
+        used, labels, boxes = padded(targets, slots)
         labels = torch.where(
             noise.flip < self.label_noise * 0.5, noise.labels, labels[:, None, None]
         )
@@ -112,8 +112,8 @@ class Denoising(Scheme):
             name=GROUP,
             queries=Queries(content=content.flatten(1, 3), anchors=anchors.flatten(1, 3)),
             targets=tuple(targets),
-            assignment=_assignment(targets, groups, slots),
-            blocked=_other_groups(groups, 2 * slots, anchors.device),
+            assignment=same_slots(targets, groups, 2 * slots),
+            blocked=other_groups(groups, 2 * slots, anchors.device),
             sees=(MAIN,),
         )
 
@@ -135,7 +135,7 @@ class Denoising(Scheme):
         )
 
 
-def _padded(targets: Sequence[Targets], slots: int) -> tuple[Tensor, Tensor, Tensor]:
+def padded(targets: Sequence[Targets], slots: int) -> tuple[Tensor, Tensor, Tensor]:
     """Which slots are used (B, n), and labels (B, n), boxes (B, n, 4) with zeros in the rest."""
     like = targets[0]
     used = torch.zeros(len(targets), slots, dtype=torch.bool, device=like.labels.device)
@@ -148,14 +148,14 @@ def _padded(targets: Sequence[Targets], slots: int) -> tuple[Tensor, Tensor, Ten
     return used, labels, boxes
 
 
-def _assignment(targets: Sequence[Targets], groups: int, slots: int) -> Assignment:
-    """Positive slot j of every group belongs to box j of its image."""
+def same_slots(targets: Sequence[Targets], groups: int, size: int) -> Assignment:
+    """Slot j of every group belongs to box j of its image; groups have ``size`` slots."""
     device = targets[0].labels.device
     image, query, target = [], [], []
     offset = 0
     for i, boxes in enumerate(targets):
         own = torch.arange(len(boxes), device=device)
-        starts = torch.arange(groups, device=device) * 2 * slots
+        starts = torch.arange(groups, device=device) * size
         query.append((starts[:, None] + own).flatten())
         target.append((own + offset).repeat(groups))
         image.append(torch.full_like(query[-1], i))
@@ -163,7 +163,7 @@ def _assignment(targets: Sequence[Targets], groups: int, slots: int) -> Assignme
     return Assignment(image=torch.cat(image), query=torch.cat(query), target=torch.cat(target))
 
 
-def _other_groups(groups: int, size: int, device: torch.device) -> Tensor:
+def other_groups(groups: int, size: int, device: torch.device) -> Tensor:
     """(G*size, G*size) True where row and column are of different groups."""
     index = torch.arange(groups, device=device).repeat_interleave(size)
     return index[:, None] != index
