@@ -1,0 +1,133 @@
+"""Names of the official checkpoints of Conditional DETR (Atten4Vis), DAB-DETR and DN-DETR
+(IDEA-Research), and ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from codetr.checkpoints.official import DROPPED, Conversion
+from codetr.checkpoints.renaming import Rules, convert_by
+
+CLASS_EMBEDDING = "class_embed.weight"
+_LABELS = "label_enc.weight"
+_ENCODER = r"transformer\.encoder\.(layers\.\d+)\."
+_DECODER = r"transformer\.decoder\.(layers\.\d+)\."
+_EMBED = r"transformer\.decoder\.ref_point_head\.layers\."
+
+RULES: Rules = (
+    (r"transformer\.decoder\.bbox_embed\..*", DROPPED),  # the same tensors once more
+    (r".*\.num_batches_tracked", DROPPED),
+    (r"backbone\.0\.(body\..*)", r"detector.backbone.\1"),
+    (r"input_proj\.(.*)", r"detector.neck.project.\1"),
+    (r"query_embed\.weight", r"detector.query_init.position"),
+    (r"refpoint_embed\.weight", r"detector.query_init.anchors"),
+    (_ENCODER + r"self_attn\.in_proj_(.*)", r"detector.encoder.\1.attention.in_proj.\2"),
+    (_ENCODER + r"self_attn\.(out_proj\..*)", r"detector.encoder.\1.attention.\2"),
+    (_ENCODER + r"norm1\.(.*)", r"detector.encoder.\1.attention_norm.\2"),
+    (_ENCODER + r"norm2\.(.*)", r"detector.encoder.\1.feed_forward_norm.\2"),
+    *(
+        (
+            rf"transformer\.(encoder|decoder)\.(layers\.\d+)\.{official}\.(.*)",
+            rf"detector.\1.\2.feed_forward.{ours}.\3",
+        )
+        for official, ours in (
+            ("linear1", "expand"),
+            ("linear2", "contract"),
+            ("activation", "activation"),
+        )
+    ),
+    *(
+        (
+            _DECODER + rf"{short}_{official}_proj\.(.*)",
+            rf"detector.decoder.\1.{attention}.{ours}.\2",
+        )
+        for short, attention in (("sa", "self_attention"), ("ca", "cross_attention"))
+        for official, ours in (
+            ("qcontent", "query_content"),
+            ("qpos", "query_position"),
+            ("qpos_sine", "query_sine"),
+            ("kcontent", "key_content"),
+            ("kpos", "key_position"),
+            ("v", "value"),
+        )
+    ),
+    (
+        _DECODER + r"(self|cross)_attn\.out_proj\.(.*)",
+        r"detector.decoder.\1.\2_attention.out_proj.\3",
+    ),
+    (_DECODER + r"norm1\.(.*)", r"detector.decoder.\1.self_attention_norm.\2"),
+    (_DECODER + r"norm2\.(.*)", r"detector.decoder.\1.cross_attention_norm.\2"),
+    (_DECODER + r"norm3\.(.*)", r"detector.decoder.\1.feed_forward_norm.\2"),
+    (r"transformer\.decoder\.norm\.(.*)", r"detector.decoder.norm.\1"),
+    (r"transformer\.decoder\.query_scale\.layers\.0\.(.*)", r"detector.decoder.sine_scale.0.\1"),
+    (r"transformer\.decoder\.query_scale\.layers\.1\.(.*)", r"detector.decoder.sine_scale.2.\1"),
+    (r"class_embed\.(.*)", r"detector.head.classify.0.\1"),
+    (r"bbox_embed\.layers\.0\.(.*)", r"detector.head.regress.0.0.\1"),
+    (r"bbox_embed\.layers\.1\.(.*)", r"detector.head.regress.0.2.\1"),
+    (r"bbox_embed\.layers\.2\.(.*)", r"detector.head.regress.0.4.\1"),
+)
+
+POINTS: Rules = (
+    (_EMBED + r"0\.(.*)", r"detector.query_init.reference_points.0.\1"),
+    (_EMBED + r"1\.(.*)", r"detector.query_init.reference_points.2.\1"),
+)
+"""Conditional DETR's own."""
+
+_SCALE = r"transformer\.encoder\.query_scale\.layers\."
+_SIZE = r"transformer\.decoder\.ref_anchor_head\.layers\."
+BOXES: Rules = (
+    (_EMBED + r"0\.(.*)", r"detector.decoder.spatial.embed.mlp.0.\1"),
+    (_EMBED + r"1\.(.*)", r"detector.decoder.spatial.embed.mlp.2.\1"),
+    (_SIZE + r"0\.(.*)", r"detector.decoder.spatial.wanted_size.0.\1"),
+    (_SIZE + r"1\.(.*)", r"detector.decoder.spatial.wanted_size.2.\1"),
+    (_SCALE + r"0\.(.*)", r"detector.encoder.position_scale.0.\1"),
+    (_SCALE + r"1\.(.*)", r"detector.encoder.position_scale.2.\1"),
+)
+"""DAB-DETR's and DN-DETR's own."""
+
+_PATTERNS = r"transformer\.patterns\.weight"
+PATTERNS: Rules = ((_PATTERNS, r"detector.query_init.content.patterns"),)
+PATTERNS_OF_LABELLED: Rules = ((_PATTERNS, r"detector.query_init.content.patterns.patterns"),)
+
+
+def is_conditional_detr(official: Mapping[str, Tensor]) -> bool:
+    """Whether names are those of Conditional DETR, DAB-DETR or DN-DETR."""
+    needed = (CLASS_EMBEDDING, "transformer.decoder.layers.0.ca_qpos_sine_proj.weight")
+    return all(name in official for name in needed)
+
+
+def convert_conditional_detr(official: Mapping[str, Tensor]) -> Conversion:
+    """Rename an official state dict of one of the three.
+
+    DN-DETR's table of labels becomes two: its last row, that of no known label, is part of the
+    detector; the others serve training.
+    """
+    own = BOXES if "refpoint_embed.weight" in official else POINTS
+    labelled = _LABELS in official
+    rules = (*own, *(PATTERNS_OF_LABELLED if labelled else PATTERNS), *RULES)
+    conversion = convert_by({k: v for k, v in official.items() if k != _LABELS}, rules)
+    if not labelled:
+        return conversion
+    *known, unknown = official[_LABELS].split([len(official[_LABELS]) - 1, 1])
+    parts = {
+        "schemes.query_denoising.label_embedding.weight": known[0],
+        "detector.query_init.content.label": unknown[0],
+    }
+    return Conversion(
+        state=conversion.state | parts,
+        used={**conversion.used, _LABELS: ", ".join(parts)},
+        dropped=conversion.dropped,
+        unused=conversion.unused,
+    )
+
+
+def only_coco_rows(official: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """The same with ``rows`` of the class embeddings, and those and the last of the label table."""
+    taken = {key: official[key][rows] for key in (CLASS_EMBEDDING, "class_embed.bias")}
+    if _LABELS in official:
+        last = rows.new_tensor([len(official[_LABELS]) - 1])
+        taken[_LABELS] = official[_LABELS][rows.new_tensor([*rows.tolist(), *last.tolist()])]
+    return {**official, **taken}

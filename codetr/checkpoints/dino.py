@@ -1,0 +1,57 @@
+"""Names of the official DINO checkpoints (IDEA-Research) and ours.
+
+They are mostly those of two-stage Deformable DETR (``h_detr``); class and box embeddings of the
+decoder layers are the same tensors, saved under every layer's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from codetr.checkpoints import h_detr
+from codetr.checkpoints.official import DROPPED, Conversion
+from codetr.checkpoints.renaming import Rules, convert_by
+
+CLASS_EMBEDDING = h_detr.CLASS_EMBEDDING
+_LABELS = "label_enc.weight"
+_MARK = "transformer.enc_out_class_embed.weight"
+_POSITION = r"transformer\.decoder\.ref_point_head\.layers\."
+_PROPOSALS = r"transformer\.enc_out_bbox_embed\.layers\."
+
+RULES: Rules = (
+    (r"(class|bbox)_embed\.[1-9]\d*\..*", DROPPED),  # the first layer's once more
+    (r"transformer\.tgt_embed\.weight", r"detector.query_init.content"),
+    (_POSITION + r"0\.(.*)", r"detector.decoder.anchor_position.mlp.0.\1"),
+    (_POSITION + r"1\.(.*)", r"detector.decoder.anchor_position.mlp.2.\1"),
+    (r"transformer\.decoder\.norm\.(.*)", r"detector.decoder.norm.\1"),
+    (r"transformer\.enc_out_class_embed\.(.*)", r"detector.head.classify.1.\1"),
+    (_PROPOSALS + r"0\.(.*)", r"detector.head.regress.1.0.\1"),
+    (_PROPOSALS + r"1\.(.*)", r"detector.head.regress.1.2.\1"),
+    (_PROPOSALS + r"2\.(.*)", r"detector.head.regress.1.4.\1"),
+    (r"label_enc\.weight", r"schemes.denoising.label_embedding.weight"),
+    *h_detr.RULES,
+)
+
+
+def is_dino(official: Mapping[str, Tensor]) -> bool:
+    """Whether names are those of DINO."""
+    return CLASS_EMBEDDING in official and _MARK in official
+
+
+def convert_dino(official: Mapping[str, Tensor]) -> Conversion:
+    """Rename an official state dict. Its table of labels has rows beyond the classes, which nothing
+    reads: they are left out.
+    """
+    classes = len(official[CLASS_EMBEDDING])
+    labels = {_LABELS: official[_LABELS][:classes]} if _LABELS in official else {}
+    levels = {int(key.split(".")[1]) for key in official if key.startswith("input_proj.")}
+    return convert_by({**official, **labels}, (*_neck(len(levels)), *RULES))
+
+
+def _neck(levels: int) -> Rules:
+    """The last of so many levels is made from the one before."""
+    last = levels - 1
+    maps = [(rf"input_proj\.{i}\.(.*)", rf"detector.neck.maps.{i}.\1") for i in range(last)]
+    return (*maps, (rf"input_proj\.{last}\.(.*)", r"detector.neck.extra.0.\1"))
