@@ -18,12 +18,15 @@ from tools.parity.models import check_model, not_compared
 from tools.parity.ms_detr import check_ms_detr
 from tools.parity.recorded import ARRAYS, INFO, Recorded
 from tools.parity.refine_mask import check_refine_mask, is_refine_mask
+from tools.parity.students import check_student
 from tools.parity.table import Row
 from tools.parity.teach_detr import check_teach_detr
 from tools.parity.tokens import check_tokens
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 LOSS = re.compile(r"loss|total")
+DRAWS = "dn_draw_"
+"""Recorded random numbers, which our run was given."""
 HEAD_ALONE = {"head_config", "roi_head"}
 """Keys of info.json that only the records of auxiliary heads alone have."""
 FAMILIES: dict[str, Callable[[Path], list[Row]]] = {
@@ -31,6 +34,7 @@ FAMILIES: dict[str, Callable[[Path], list[Row]]] = {
     "h_deformable": check_teach_detr,
     "teach_h_deformable": check_teach_detr,
     **dict.fromkeys(("yolos", "vidt"), check_tokens),
+    **dict.fromkeys(("conditional_detr", "dab_detr", "dn_detr", "dino"), check_student),
 }
 """Checks of detectors of other repositories, by how the experiment in info.json begins."""
 
@@ -92,7 +96,8 @@ def _experiment(folder: Path) -> str:
 def _untouched(folder: Path, rows: Sequence[Row]) -> tuple[str, ...]:
     compared = {row.quantity for row in rows}
     with np.load(folder / ARRAYS) as stored:
-        return tuple(name for name in stored.files if name not in compared)
+        names = [name for name in stored.files if not name.startswith(DRAWS)]
+    return tuple(name for name in names if name not in compared)
 
 
 def markdown(reports: Sequence[Report]) -> str:

@@ -66,6 +66,13 @@ class RecordedDetr:
         """The official state dict, each tensor once."""
         return {key: tuple(shape) for key, shape in self.keys["keys"]}
 
+    def short(self, name: str) -> str:
+        """The name under which a tensor's shape is kept, of one that may be another name for it."""
+        for beginning, kept in self.keys.get("alias_keys", {}).items():
+            if name.startswith(beginning):
+                return str(kept) + name.removeprefix(beginning)
+        return name
+
     @property
     def num_classes(self) -> int:
         """Of the labels, and rows of the class heads."""

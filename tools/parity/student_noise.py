@@ -1,0 +1,66 @@
+"""The recorded draws of denoising, in the layout of our schemes, and our items in theirs.
+
+The official codes number noised boxes ("items") group by group (DINO: positives of a group, then
+its negatives), in each the boxes of image 0, then those of image 1, and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codetr.structures import QueryGroup
+from codetr.supervision.schemes.denoising import Noise
+from codetr.supervision.schemes.query_denoising import QueryNoise
+from tools.parity.recorded_detr import RecordedDetr
+
+
+def query_noise(recorded: RecordedDetr, counts: Sequence[int]) -> QueryNoise:
+    """DN-DETR's, for images with ``counts`` boxes."""
+    return QueryNoise(
+        flip=_slots(recorded, "dn_draw_label_u", counts),
+        labels=_slots(recorded, "dn_draw_new_label", counts).long(),
+        shifts=_slots(recorded, "dn_draw_box_u", counts),
+    )
+
+
+def contrastive_noise(recorded: RecordedDetr, counts: Sequence[int]) -> Noise:
+    """DINO's: axis 2 is (positive, negative)."""
+
+    def halves(name: str) -> Tensor:
+        return _slots(recorded, name, counts).unflatten(1, (-1, 2))
+
+    return Noise(
+        flip=halves("dn_draw_label_u"),
+        labels=halves("dn_draw_new_label").long(),
+        signs=halves("dn_draw_box_sign").round() * 2 - 1,
+        shifts=halves("dn_draw_box_u"),
+    )
+
+
+def _slots(recorded: RecordedDetr, name: str, counts: Sequence[int]) -> Tensor:
+    """(B, groups, n, ...) of an array of items; zeros in slots without a box."""
+    items = torch.from_numpy(recorded.arrays[name]).double()
+    groups = items.unflatten(0, (-1, sum(counts)))  # (G, T, ...)
+    slots = items.new_zeros(len(counts), len(groups), max(counts), *items.shape[1:])
+    for b, own in enumerate(groups.split(list(counts), dim=1)):
+        slots[b, :, : counts[b]] = own
+    return slots
+
+
+def items(group: QueryGroup, counts: Sequence[int]) -> dict[str, Tensor]:
+    """Labels, boxes, image and slot of every noised box of our ``group``, in their order."""
+    pairs: Any = group.assignment
+    order = torch.argsort(pairs.query // max(counts) * len(counts) + pairs.image, stable=True)
+    labels = torch.cat([t.labels for t in group.targets])
+    boxes = torch.cat([t.boxes for t in group.targets])
+    target = pairs.target[order]
+    return {
+        "dn_labels_true": labels[target],
+        "dn_boxes_true": boxes[target],
+        "dn_batch_index": pairs.image[order],
+        "dn_slot": pairs.query[order],
+    }

@@ -1,0 +1,135 @@
+"""What a training step of Conditional DETR, DAB-DETR, DN-DETR or DINO made, under the recorded
+names. The official codes put denoising queries before the ordinary ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codetr.boxes import logit
+from codetr.models.detectors.grouping import attention_mask
+from codetr.models.detectors.protocol import MAIN
+from codetr.models.transformers.queries import grid_proposals
+from codetr.structures import Batch, Decoded, Losses, Memory, Tap
+from tools.parity.probe import Seen
+from tools.parity.student_noise import items
+
+EPS = 1e-12
+"""For logits of boxes that are inside the image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one training step made; ``noised`` is the name of the group of denoising queries, if
+    there is one; ``seen`` holds what ``backbone``, the decoder's ``norm`` and its ``last`` layer
+    gave.
+    """
+
+    memory: Memory
+    decoded: Mapping[str, Decoded]
+    noised: str | None
+    seen: Seen
+    losses: Losses
+    total: float
+
+
+@torch.no_grad()
+def step_values(detector: Any, step: Step, batch: Batch) -> dict[str, Any]:
+    """Everything that may have been recorded."""
+    main = step.decoded[MAIN]
+    anchors = _in_front(step, [_anchors(answer) for answer in step.decoded.values()])
+    last = step.seen.outputs["last"][0].content
+    values: dict[str, Any] = {
+        "c5": step.seen.outputs["backbone"][0].maps[-1],
+        "encoder_memory": step.memory.tokens,
+        "reference_points": main.group.queries.anchors,
+        "references": torch.cat([anchors, _refined(detector, step, anchors, last)[None]]),
+        "decoder_hidden": torch.stack([_swapped(step, h) for h in step.seen.outputs["norm"]]),
+        "boxes": torch.stack([layer.boxes for layer in main.layers]),
+        "query_content_unknown": main.group.queries.content[0, 0],
+    }
+    if step.memory.position is not None:
+        (shape,) = step.memory.shapes
+        values["position"] = step.memory.position[0].T.unflatten(1, shape)
+    if main.proposals is None:
+        values["references"] = anchors  # the last refinement is not recorded
+    else:
+        values |= _selection(detector, step)
+    values |= {f"logits_l{i}": layer.logits for i, layer in enumerate(main.layers)}
+    return values | (_denoising(step, batch) if step.noised is not None else {})
+
+
+def _anchors(answer: Decoded) -> Tensor:
+    """(L, B, Q, 4 or 2) that the heads of every layer refine."""
+    taps: tuple[Tap, ...] = next(iter(answer.taps.values()))
+    return torch.stack([tap.anchors for tap in taps])
+
+
+def _in_front(step: Step, parts: list[Tensor]) -> Tensor:
+    """The groups' queries (..., Q, C) together, denoising ones first; main ones come first here."""
+    return torch.cat(parts[::-1], dim=-2)
+
+
+def _swapped(step: Step, joint: Tensor) -> Tensor:
+    """(..., Q, C) of all queries, denoising ones first."""
+    number = len(step.decoded[MAIN].group)
+    return torch.cat([joint[..., number:, :], joint[..., :number, :]], dim=-2)
+
+
+def _refined(detector: Any, step: Step, anchors: Tensor, last: Tensor) -> Tensor:
+    """(B, Q, 4) what the last layer makes of its anchors, before the norm."""
+    embeddings = detector.head.layer(detector.num_layers - 1)
+    found = embeddings.boxes(_swapped(step, last), anchors[-1], detector.decoder.eps)
+    if anchors.shape[-1] != found.shape[-1]:
+        return anchors[-1]
+    refined: Tensor = found
+    return refined
+
+
+def _selection(detector: Any, step: Step) -> dict[str, Any]:
+    """The encoder's proposals, and which were selected."""
+    found, chosen = detector.query_init.stage(step.memory, detector.head)
+    grid, usable = grid_proposals(step.memory)
+    shown = torch.where(usable[..., None], grid, 0.0).sigmoid()
+    picked = chosen[..., None].expand(-1, -1, 4)
+    selected: Any = step.decoded[MAIN].proposals
+    return {
+        "proposal_valid": usable,
+        "proposals": shown,
+        "enc_logits": found.logits,
+        "enc_score": found.logits.amax(-1),
+        "topk_index": chosen,
+        "init_box_proposal": shown.gather(1, picked),
+        "interm_boxes": selected.boxes,
+        "interm_logits": selected.logits,
+    }
+
+
+def _denoising(step: Step, batch: Batch) -> dict[str, Any]:
+    """Queries, mask and predictions of the noised boxes."""
+    assert step.noised is not None
+    answer = step.decoded[step.noised]
+    group, counts = answer.group, [len(t) for t in batch.targets]
+    allowed = attention_mask([group, step.decoded[MAIN].group])
+    assert allowed is not None
+    blocked = ~allowed.numpy()
+    assert group.blocked is not None
+    number = len(group)
+    size = int((~group.blocked[0]).sum())
+    return {
+        **items(group, counts),
+        "dn_query_anchor_logits": logit(group.queries.anchors, EPS),
+        "dn_query_content": group.queries.content,
+        "attention_mask_blocked": blocked,
+        "attention_mask_blocked_packed": np.packbits(blocked, axis=1),
+        "attention_mask_size": np.array(blocked.shape),
+        "dn_pad_and_groups": np.array([number, number // size]),
+        "dn_boxes": torch.stack([layer.boxes for layer in answer.layers]),
+        **{f"dn_logits_l{i}": layer.logits for i, layer in enumerate(answer.layers)},
+    }
