@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 DIM, HEADS, POINTS, LAYERS = 256, 8, 4, 6
-FROZEN_NORM_R50 = 53120
-"""Weights and biases of ResNet-50's batch norms."""
+FROZEN_NORM_R50, FROZEN_NORM_R101 = 53120, 105344
+"""Weights and biases of the batch norms of ResNets."""
 
 
 def linear(inputs: int, outputs: int, bias: bool = True) -> int:
@@ -26,9 +26,14 @@ def norm(width: int) -> int:
 
 
 def resnet50() -> int:
+    return resnet((3, 4, 6, 3))
+
+
+def resnet(depths: Sequence[int]) -> int:
+    """With bottlenecks."""
     total = conv(3, 64, 7) + norm(64)
     width = 64
-    for blocks, inner in zip((3, 4, 6, 3), (64, 128, 256, 512), strict=True):
+    for blocks, inner in zip(depths, (64, 128, 256, 512), strict=True):
         outer = 4 * inner
         total += conv(width, outer, 1) + norm(outer)  # the shortcut of the first block
         for _ in range(blocks):

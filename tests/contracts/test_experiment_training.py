@@ -29,6 +29,8 @@ SEVERAL_GROUPS = [
     "h_deformable_detr_no_tricks_r50_1x_coco",
     "teach_h_deformable_detr_r50_3x_coco",
     "teach_dino_4scale_swin_large_3x_coco",
+    "dn_detr_r50_dc5_50e_coco",
+    "teach_dn_detr_r50_dc5_50e_coco",
 ]
 FAMILIES = [
     *SEVERAL_GROUPS,
@@ -37,18 +39,25 @@ FAMILIES = [
     "deformable_detr_two_stage_r50_1x_coco",
     "ms_detr_r50_300q_1x_coco",
     "ms_detr_pp_r50_300q_1x_coco",
+    "conditional_detr_r50_dc5_50e_coco",
+    "dab_detr_r50_dc5_50e_coco",
+    "teach_conditional_detr_r50_dc5_50e_coco",
+    "teach_dab_detr_r50_dc5_50e_coco",
     "teach_deformable_detr_tricks_swin_small_3x_coco",
     "teach_deformable_detr_two_stage_swin_small_3x_coco",
 ]
-SMALL = (
-    "model/backbone=resnet10_thin",
+PYRAMID = (
     "model.neck._target_=codetr.models.necks.ChannelMapper",
     "++model.neck.extra=1",
     "model.levels=3",
     "model.aux_levels=4",
+    "model.points=2",
+)
+ONE_MAP = ("model.backbone.out_indices=[3]",)
+SMALL = (
+    "model/backbone=resnet10_thin",
     "model.dim=32",
     "model.heads=4",
-    "model.points=2",
     "model.hidden=32",
     "model.encoder_layers=1",
     "model.decoder_layers=2",
@@ -64,7 +73,8 @@ def recipe(experiment: str, *overrides: str) -> DictConfig:
 
 def small(experiment: str) -> DictConfig:
     dropped = ["~model.backbone.drop_path_rate"] if "swin" in experiment else []
-    return recipe(experiment, *SMALL, *dropped)
+    maps = ONE_MAP if recipe(experiment).model.levels == 1 else PYRAMID
+    return recipe(experiment, *SMALL, *maps, *dropped)
 
 
 def build(cfg: DictConfig) -> tuple[nn.Module, nn.ModuleDict]:

@@ -91,6 +91,17 @@ def laws(width: int, hidden: int, heads: int) -> dict[str, Law]:
     """
     bias = partial(torch_default, width)
     return {
+        r"neck\.project\..*": partial(torch_default, 256),  # channels of the thin ResNet
+        # conditional attention, and what says where queries look
+        r".*_attention\.(query|key)_\w+\.weight|.*_attention\.value\.weight": xavier,
+        r".*_attention\.(query|key)_\w+\.bias|.*_attention\.value\.bias": bias,
+        r".*(sine_scale|position_scale|wanted_size|reference_points)\.\d\.weight": xavier,
+        r".*(sine_scale|position_scale|wanted_size|reference_points)\.\d\.bias": bias,
+        r".*feed_forward\.activation\.weight": partial(constant, 0.25),
+        r"decoder\.spatial\.embed\.mlp\.\d\.weight": xavier,
+        r"decoder\.spatial\.embed\.mlp\.0\.bias": partial(torch_default, 2 * width),
+        r"decoder\.spatial\.embed\.mlp\.2\.bias": bias,
+        r"query_init\.(anchors|content\.label)|.*tables\.\d+\.anchors": partial(normal, 1.0),
         r".*norm\.weight|.*scales\.\d|.*extra_level\.1\.weight|neck\..*\.1\.weight": partial(
             constant, 1.0
         ),
@@ -108,7 +119,7 @@ def laws(width: int, hidden: int, heads: int) -> dict[str, Law]:
         r"encoder\.level_embed|.*\.content|query_init\.position|.*tables\.\d+\.position": partial(
             normal, 1.0
         ),
-        r"denoising\.label_embedding\.weight": partial(normal, 1.0),
+        r"(query_)?denoising\.label_embedding\.weight": partial(normal, 1.0),
         r"query_init\.reference_points\.bias": ZERO,
         r"query_init\.(stage\.project|position|reference_points)\.weight": xavier,
         r"query_init\.stage\.project\.bias": bias,
@@ -157,12 +168,12 @@ def build(model: str, schemes: str, heads: str) -> tuple[nn.Module, nn.ModuleDic
     torch.manual_seed(0)
     overrides = [f"model={model}", f"scheme=[{schemes}]", f"aux_heads=[{heads}]", "num_classes=80"]
     cfg = composed([*overrides, "model.backbone.pretrained=false"])
-    assert (cfg.model.dim, cfg.model.points) == (256, 4)
+    assert (cfg.model.dim, cfg.model.get("points", 4)) == (256, 4)
     if "num_tokens" in cfg.model.backbone:
         cfg.model.backbone.depths = [1, 1, 1, 1]
     elif "body" not in cfg.model.backbone:
         cfg.model.backbone = composed(["model/backbone=resnet10_thin"]).model.backbone
-        count = 3 if cfg.model.levels == 4 else 4
+        count = {1: 1, 4: 3, 5: 4}[cfg.model.levels]
         cfg.model.backbone.out_indices = list(range(5 - count, 5))
     else:
         cfg.model.backbone.body.depth = 1
@@ -225,6 +236,8 @@ def test_auxiliary_heads_and_positive_queries(model: str, head: str) -> None:
         ("ms_detr_pp", "mixed"),
         ("h_deformable", "hybrid"),
         ("dino_4scale", "denoising"),
+        ("dn_detr", "query_denoising"),
+        ("dab_detr", "group"),
         ("co_dino", "group"),
         ("deformable_detr", "group"),
     ],

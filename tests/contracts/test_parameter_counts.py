@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+from conditional_tables import conditional_parameters
 from h_detr_tables import h_detr_parameters
 from ms_detr_tables import ms_detr_parameters
 from official_shapes import (
     EXPECTED,
     FROZEN_NORM_R50,
+    FROZEN_NORM_R101,
     channel_mapper,
     deformable_pp,
     resnet50,
@@ -22,8 +24,14 @@ from token_tables import token_parameters, vidt_unread
 from codetr.checkpoints.experiment import build_empty
 from codetr.inference.parameters import count_parameters, read_official_counts
 
-COUNTS = EXPECTED | h_detr_parameters() | ms_detr_parameters() | token_parameters()
-TRAINING_PARTS = re.compile(r"(teach_)?(co_|h_(?!.*no_tricks)|ms_|dino).*")
+COUNTS = (
+    EXPECTED
+    | h_detr_parameters()
+    | ms_detr_parameters()
+    | token_parameters()
+    | conditional_parameters()
+)
+TRAINING_PARTS = re.compile(r"(teach_)?(co_|h_(?!.*no_tricks)|ms_|dino|dn_).*")
 """Experiments whose schemes have parameters."""
 TABLE = Path(__file__).parents[1] / "golden" / "official_parameters.json"
 
@@ -35,7 +43,8 @@ def test_experiment_has_the_official_number_of_parameters(experiment: str) -> No
     cfg.num_classes = classes
     count = count_parameters(build_empty(cfg))
     assert count.total == parameters
-    assert count.frozen_norm == (FROZEN_NORM_R50 if "r50" in experiment else 0)
+    norms = {"r50": FROZEN_NORM_R50, "r101": FROZEN_NORM_R101}
+    assert count.frozen_norm == next((n for k, n in norms.items() if f"_{k}_" in experiment), 0)
     assert (count.training > 0) == bool(TRAINING_PARTS.match(experiment))
 
 
@@ -68,11 +77,22 @@ def test_arithmetic_agrees_with_detectors_of_other_repositories(shared: Path) ->
     """
     found = {
         case: json.loads((shared / "golden" / case / "keys.json").read_text())["parameters"]
-        for case in ("dino_4scale_r50", "teach_detr_h_deformable", "yolos_s", "vidt_swin_small")
+        for case in (
+            "dino_4scale_r50",
+            "teach_detr_h_deformable",
+            "yolos_s",
+            "vidt_swin_small",
+            "conditional_detr_r50_dc5",
+            "dab_detr_r50_dc5",
+            "dn_detr_r50_dc5",
+        )
     }
     assert COUNTS["yolos_s_150e_coco"][1] == found["yolos_s"] == 30684768
     vidt = COUNTS["vidt_swin_small_50e_coco"][1]
     assert vidt + vidt_unread() == found["vidt_swin_small"] == 60465061
+    for name in ("conditional", "dab", "dn"):
+        counted = COUNTS[f"{name}_detr_r50_dc5_50e_coco"][1]
+        assert counted - FROZEN_NORM_R50 == found[f"{name}_detr_r50_dc5"]
     label_row = 256
     dino = EXPECTED["dino_4scale_r50_1x_coco"][1]
     assert dino - FROZEN_NORM_R50 + label_row == found["dino_4scale_r50"]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+from conditional_tables import conditional_recipes
 from h_detr_tables import h_detr_recipes
 from ms_detr_tables import ms_detr_recipes
 from omegaconf import DictConfig, OmegaConf
@@ -253,6 +254,7 @@ def table() -> dict[str, Recipe]:
     found["dino_5scale_r50_1x_coco"] = {**DINO, "samples_per_gpu": 1}
     two_stage = {**CO_DEFORMABLE_R50, **NO_HEADS, **DETR_DATA}
     found |= ms_detr_recipes(two_stage) | token_recipes(two_stage)
+    found |= conditional_recipes(found["dino_4scale_r50_1x_coco"])
     return found | h_detr_recipes(two_stage, found["dino_4scale_r50_1x_coco"])
 
 
