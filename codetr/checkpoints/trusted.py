@@ -25,6 +25,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "codetr.supervision.assigners.max_iou": ("MaxIouAssigner",),
     "codetr.supervision.assigners.paa": ("PaaAssigner",),
     "codetr.supervision.assigners.sampling": ("RandomSampler",),
+    "codetr.supervision.aux_heads.adapter": ("SingleScaleAdapter",),
     "codetr.supervision.aux_heads.anchors": ("AnchorGrid", "PointGrid"),
     "codetr.supervision.aux_heads.atss": ("AtssHead",),
     "codetr.supervision.aux_heads.box_head": ("ConvFcBoxHead", "SharedFcBoxHead"),

@@ -8,7 +8,19 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from official_shapes import DIM, LAYERS, branch, conv, feed_forward, linear, norm, resnet
+from official_shapes import (
+    COCO,
+    DIM,
+    LAYERS,
+    auxiliary_heads,
+    branch,
+    conv,
+    feature_embedding,
+    feed_forward,
+    linear,
+    norm,
+    resnet,
+)
 
 Recipe = Mapping[str, Any]
 
@@ -18,8 +30,8 @@ QUERIES = 300
 DEPTHS = {"r50": (3, 4, 6, 3), "r101": (3, 4, 23, 3)}
 
 
-def conditional_recipes(dino: Recipe) -> dict[str, Recipe]:
-    """``dino``: its data and optimiser are DETR's, too."""
+def conditional_recipes(dino: Recipe, heads: Recipe) -> dict[str, Recipe]:
+    """``dino``: its data and optimiser are DETR's, too; ``heads``: of Co-DETR with two of them."""
     conditional = {
         **dino,
         "runner.max_epochs": 50,
@@ -40,6 +52,10 @@ def conditional_recipes(dino: Recipe) -> dict[str, Recipe]:
         for name, recipe in (("conditional", conditional), ("dab", boxes), ("dn", boxes)):
             found[f"{name}_detr_{depth}_dc5_50e_coco"] = recipe
             found[f"teach_{name}_detr_{depth}_dc5_50e_coco"] = recipe
+    wider = {"samples_per_gpu": 2, "images per step": 16}  # our choice
+    schedule = {"runner.max_epochs": 36, "lr_config.step": [30]}
+    for name, recipe in (("conditional", conditional), ("dab", boxes)):
+        found[f"co_{name}_detr_r50_c5_3x_coco"] = {**recipe, **heads, **schedule, **wider}
     return found
 
 
@@ -55,7 +71,17 @@ def conditional_parameters() -> dict[str, tuple[int, int]]:
         ):
             found[f"{name}_detr_{depth}_dc5_50e_coco"] = count
             found[f"teach_{name}_detr_{depth}_dc5_50e_coco"] = count
-    return {name: (CLASSES, count) for name, count in found.items()}
+    rest = auxiliary_heads(COCO, 5) + 3 * (conv(DIM, DIM, 3, bias=True) + norm(DIM))
+    fewer = (CLASSES - COCO) * (DIM + 1)  # rows of the class embedding
+    boxes = 2 * (linear(2 * DIM, DIM) + norm(DIM))
+    known = {name: (CLASSES, count) for name, count in found.items()}
+    return known | {
+        "co_conditional_detr_r50_c5_3x_coco": (
+            COCO,
+            conditional("r50") - fewer + rest + 2 * feature_embedding(),
+        ),
+        "co_dab_detr_r50_c5_3x_coco": (COCO, dab("r50") - fewer + rest + boxes),
+    }
 
 
 def perceptron(*widths: int) -> int:

@@ -169,9 +169,12 @@ def deformable_pp(trunk: int, classes: int = 80, queries: int = 300) -> int:
     return trunk + deformable_transformer(queries) + (LAYERS + 1) * branch(classes)
 
 
+def feature_embedding() -> int:
+    return linear(2 * DIM, 2 * DIM) + norm(2 * DIM) + linear(DIM, DIM) + norm(DIM) + 1
+
+
 def co_deformable(trunk: int, classes: int = 80, queries: int = 300) -> int:
-    embedding = linear(2 * DIM, 2 * DIM) + norm(2 * DIM) + linear(DIM, DIM) + norm(DIM) + 1
-    scaffolding = 2 * embedding + auxiliary_heads(classes, 5)
+    scaffolding = 2 * feature_embedding() + auxiliary_heads(classes, 5)
     return deformable_pp(trunk, classes, queries) + scaffolding
 
 
@@ -259,6 +262,13 @@ EXPECTED: dict[str, tuple[int, int]] = {
     **{
         f"deformable_detr_r50_{n}_coco": (COCO, deformable_one_stage(R50_C3))
         for n in ("1x", "3x", "50e")
+    },
+    **{
+        f"co_deformable_detr_one_stage_r50_{n}_coco": (
+            COCO,
+            deformable_one_stage(R50_C3) + 2 * feature_embedding() + auxiliary_heads(COCO, 5),
+        )
+        for n in ("1x", "3x")
     },
     "dino_4scale_r50_1x_coco": (91, dino(resnet50() + channel_mapper(widths(256, 3), True), 4)),
     "dino_5scale_r50_1x_coco": (91, dino(resnet50() + channel_mapper(widths(256, 4), True), 5)),

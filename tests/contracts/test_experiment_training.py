@@ -21,6 +21,9 @@ POSITIVE_QUERIES = [
     "co_dino_5scale_r50_1x_coco",
     "co_dino_5scale_vit_large_coco",
     "co_deformable_detr_r50_1x_coco",
+    "co_deformable_detr_one_stage_r50_1x_coco",
+    "co_conditional_detr_r50_c5_3x_coco",
+    "co_dab_detr_r50_c5_3x_coco",
 ]
 SEVERAL_GROUPS = [
     *POSITIVE_QUERIES,
@@ -71,10 +74,14 @@ def recipe(experiment: str, *overrides: str) -> DictConfig:
     return composed((f"experiment={experiment}", "data.root=nowhere", *overrides))
 
 
+def sizes(*chosen: str) -> tuple[str, ...]:
+    """Overrides that make what is ``chosen`` small."""
+    return (*SMALL, *(ONE_MAP if composed(chosen).model.levels == 1 else PYRAMID))
+
+
 def small(experiment: str) -> DictConfig:
     dropped = ["~model.backbone.drop_path_rate"] if "swin" in experiment else []
-    maps = ONE_MAP if recipe(experiment).model.levels == 1 else PYRAMID
-    return recipe(experiment, *SMALL, *maps, *dropped)
+    return recipe(experiment, *sizes(f"experiment={experiment}"), *dropped)
 
 
 def build(cfg: DictConfig) -> tuple[nn.Module, nn.ModuleDict]:

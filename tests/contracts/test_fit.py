@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hydra.utils import instantiate
-from test_experiment_training import SMALL
+from test_experiment_training import sizes
 from tiny import backward, batch, composed, options
 from torch import nn
 
@@ -13,18 +13,20 @@ from codetr.checkpoints.experiment import without_initial_weights
 from codetr.errors import UserError
 from codetr.supervision.schemes.protocol import require_fit
 
+ENCODERS = (".DeformableEncoder", ".DenseEncoder")
 MODELS = [
     model
     for model in options("model")
-    if composed((f"model={model}",)).model.encoder._target_.endswith(".DeformableEncoder")
+    if composed((f"model={model}",)).model.encoder._target_.endswith(ENCODERS)
 ]
 """Those whose backbone may be exchanged for a small one."""
-SCHEMES = ("denoising", "collaborative", "hybrid", "group", "mixed")
+SCHEMES = ("denoising", "query_denoising", "collaborative", "hybrid", "group", "mixed")
 SOFTMAX = "model.head.classification={_target_: codetr.classification.Softmax, background: 3}"
 
 
 def build(*overrides: str) -> tuple[nn.Module, nn.ModuleDict]:
-    cfg = composed((*SMALL, "aux_heads=[atss]", "supervision.hybrid_queries=10", *overrides))
+    model = next((o for o in overrides if o.startswith("model=")), "model=co_dino")
+    cfg = composed((*sizes(model), "aux_heads=[atss]", "supervision.hybrid_queries=10", *overrides))
     parts = {name: instantiate(part) for name, part in cfg.scheme.items()}
     return instantiate(cfg.model.detector), nn.ModuleDict(parts)
 
@@ -41,7 +43,7 @@ def refusal(detector: nn.Module, schemes: nn.ModuleDict) -> str | None:
 @pytest.mark.parametrize("model", MODELS)
 def test_a_scheme_is_refused_exactly_where_a_step_would_fail(model: str, scheme: str) -> None:
     overrides = (f"model={model}", f"scheme=[one_to_one,{scheme}]")
-    if scheme == "group" and not composed(overrides).supervision.per_query.content:
+    if scheme == "group" and not any(composed(overrides).supervision.per_query.values()):
         with pytest.raises(Exception, match="would be copies of the main one"):
             build(*overrides)
         return
@@ -71,6 +73,14 @@ def test_other_models_train_as_published(model: str) -> None:
             ["model=deformable_detr", "scheme=[one_to_one,denoising]"],
             "scheme=\\[denoising\\] adds queries that start at boxes, but this model's start at "
             "points",
+        ),
+        (
+            ["model=conditional_detr", "scheme=[one_to_one,query_denoising]"],
+            "scheme=\\[query_denoising\\] adds queries that start at boxes",
+        ),
+        (
+            ["model=dab_detr", "scheme=[hybrid]", "supervision.per_query.anchors=false"],
+            "learns anchors: set supervision.per_query.anchors=true",
         ),
         (
             ["model=co_deformable", "scheme=[denoising]"],

@@ -254,7 +254,11 @@ def table() -> dict[str, Recipe]:
     found["dino_5scale_r50_1x_coco"] = {**DINO, "samples_per_gpu": 1}
     two_stage = {**CO_DEFORMABLE_R50, **NO_HEADS, **DETR_DATA}
     found |= ms_detr_recipes(two_stage) | token_recipes(two_stage)
-    found |= conditional_recipes(found["dino_4scale_r50_1x_coco"])
+    heads = {key: CO_DEFORMABLE_R50[key] for key in NO_HEADS}
+    found |= conditional_recipes(found["dino_4scale_r50_1x_coco"], heads)
+    for schedule in ("1x", "3x"):
+        baseline = found[f"deformable_detr_r50_{schedule}_coco"]
+        found[f"co_deformable_detr_one_stage_r50_{schedule}_coco"] = {**baseline, **heads}
     return found | h_detr_recipes(two_stage, found["dino_4scale_r50_1x_coco"])
 
 

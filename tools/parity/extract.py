@@ -16,9 +16,7 @@ from tools.parity.recorded import ARRAYS, INFO, KEYS, LOSSES, STRIDES
 VALUES = 800
 """Numbers that are kept of a large array."""
 
-WHOLE = re.compile(
-    r"in/(gt|.*crc).*|(eval/)?det\d.*|eval/topk_indices|post_.*|match.*|dn_draw_.*"
-)
+WHOLE = re.compile(r"in/(gt|.*crc).*|(eval/)?det\d.*|eval/topk_indices|post_.*|match.*|dn_draw_.*")
 """Arrays that are kept as they are: they enter the check, or are read as tables."""
 
 

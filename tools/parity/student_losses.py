@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from codetr.structures import Assignment, Batch, Losses, Predictions
+from codetr.loss_terms import Losses
+from codetr.structures import Assignment, Batch, Predictions
 
 TERMS = {"cls": "ce", "bbox": "bbox", "giou": "giou"}
 
@@ -46,21 +47,13 @@ def pattern(scheme: str, place: str, num_layers: int) -> str:
 
 
 def raw_losses(losses: Losses, num_layers: int) -> dict[str, float]:
-    """Values under official names; what stands for denoising without a box is left out."""
-    return {
-        official_loss(name, num_layers): float(term.value.detach())
-        for name, term in losses.items()
-        if not name.endswith("/empty")
-    }
+    """Values under official names."""
+    return {official_loss(n, num_layers): float(t.value.detach()) for n, t in losses.items()}
 
 
 def weights(losses: Losses, num_layers: int) -> dict[str, float]:
     """Weights under official names."""
-    return {
-        official_loss(name, num_layers): term.weight
-        for name, term in losses.items()
-        if not name.endswith("/empty")
-    }
+    return {official_loss(name, num_layers): term.weight for name, term in losses.items()}
 
 
 @torch.no_grad()

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from codetr.boxes import logit
+from codetr.loss_terms import Losses
 from codetr.models.detectors.grouping import attention_mask
 from codetr.models.detectors.protocol import MAIN
 from codetr.models.transformers.queries import grid_proposals
-from codetr.structures import Batch, Decoded, Losses, Memory, Tap
+from codetr.structures import Batch, Decoded, Memory, Tap
 from tools.parity.probe import Seen
 from tools.parity.student_noise import items
 

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from codetr.errors import UserError
 from codetr.models.heads.protocol import Head
 from codetr.models.layers import Mlp, xavier_matrices
-from codetr.models.transformers.tables import QueryTable
+from codetr.models.transformers.tables import QueryForm, QueryTable
 from codetr.structures import Memory, Queries
 
 
@@ -18,6 +17,8 @@ class PointQueries(nn.Module):
     """A learned position, the point that is read off it, and content zero (Conditional DETR,
     section 3.2).
     """
+
+    form = QueryForm(boxes=False, position=True, rows=("position",))
 
     def __init__(self, num_queries: int, dim: int = 256) -> None:
         super().__init__()
@@ -29,14 +30,11 @@ class PointQueries(nn.Module):
         self, memory: Memory, head: Head, tables: Sequence[QueryTable] = ()
     ) -> tuple[Queries, ...]:
         """The main queries, then those of each table, with anchors (B, Q, 2): centres in [0, 1],
-        with gradient. ``head`` is not used. Raises UserError for a table without position.
+        with gradient. ``head`` is not used.
         """
         groups = [(self.position, torch.zeros_like(self.position))]
         for table in tables:
-            if table.position is None:
-                raise UserError(
-                    "these queries learn a position: set supervision.per_query.position=true"
-                )
+            assert table.position is not None
             content = torch.zeros_like(table.position) if table.content is None else table.content
             groups.append((table.position, content))
         return tuple(self._queries(memory, position, content) for position, content in groups)
@@ -90,6 +88,8 @@ class AnchorQueries(nn.Module):
     the module ``content`` gives: P * ``num_queries`` queries, content after content.
     """
 
+    form = QueryForm(rows=("anchors",))
+
     def __init__(self, num_queries: int, content: nn.Module) -> None:
         super().__init__()
         self.anchors = nn.Parameter(torch.randn(num_queries, 4))  # logits of cxcywh
@@ -100,15 +100,12 @@ class AnchorQueries(nn.Module):
     ) -> tuple[Queries, ...]:
         """The main queries, then those of each table, with anchors (B, Q, 4) in [0, 1], with
         gradient. A table's own content, where it has one, takes the place of the others. ``head``
-        is not used. Raises UserError for a table without anchors.
+        is not used.
         """
         contents = self.content()
         groups = [self._crossed(memory, self.anchors, contents)]
         for table in tables:
-            if table.anchors is None:
-                raise UserError(
-                    "these queries learn their boxes: set supervision.per_query.anchors=true"
-                )
+            assert table.anchors is not None
             if table.content is None:
                 groups.append(self._crossed(memory, table.anchors, contents))
             else:

@@ -24,6 +24,9 @@ from codetr.models.transformers.protocol import DecoderOutput
 from codetr.models.transformers.refinement import LayerOutput, decode
 from codetr.structures import Memory, Queries
 
+SMALLEST = 1e-5
+"""Size of a box to divide by: boxes of auxiliary heads may have none."""
+
 
 class Place(NamedTuple):
     """Where queries are: their ``position`` (B, Q, C) among each other, and the ``sine`` (B, Q, C)
@@ -86,7 +89,8 @@ class AnchorSpatial(nn.Module):
         """See ``Spatial``; ``position`` is not read."""
         encoding = self.embed.encode(anchors)
         wanted = self.wanted_size(content).sigmoid().to(anchors.dtype)  # width, height
-        along_x, along_y = (wanted / anchors[..., 2:]).unsqueeze(-2).unbind(-1)
+        own = anchors[..., 2:].clamp(min=SMALLEST)
+        along_x, along_y = (wanted / own).unsqueeze(-2).unbind(-1)
         y, x, *_ = encoding.chunk(4, dim=-1)
         return Place(self.embed.mlp(encoding), torch.cat([y * along_y, x * along_x], dim=-1))
 

@@ -12,15 +12,15 @@ from codetr.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class QueryForm:
-    """What the queries of a group are made of: whether their anchors are ``boxes`` or points,
-    whether they bring a ``position``, and which ``rows`` a ``QueryTable`` needs so that they can be
-    made from it, by their names there.
+    """What the queries of a group are made of: whether their anchors are ``boxes`` or points (None:
+    what the main ones are), whether they bring a ``position``, and which ``rows`` a ``QueryTable``
+    needs so that they can be made from it, by their names there.
 
     All groups that are decoded together have boxes, or all have points; and where the main group
     brings a position, the decoder needs one of all.
     """
 
-    boxes: bool = True
+    boxes: bool | None = True
     position: bool = False
     rows: tuple[str, ...] = ()
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from codetr.loss_terms import Losses, prefixed, scaled
 from codetr.models.layers import sine_coordinates
 from codetr.models.transformers import QueryForm
 from codetr.structures import Batch, Candidates, Decoded, Memory, Pyramid, QueryGroup
+from codetr.supervision.aux_heads.adapter import CoarserLevel
 from codetr.supervision.aux_heads.protocol import AuxHead
 from codetr.supervision.criteria import SetCriterion, Supervised, by_layer, supervised
 from codetr.supervision.schemes.positives import count_positives, positive_group
@@ -90,6 +93,8 @@ class Collaborative(Scheme):
         lambda_2: weight of the heads' own losses, times the number of decoder layers; 0: the heads
             assign positive queries as they were initialised, and learn nothing (Table 9).
         max_queries, min_queries: bounds of the number of queries per head and image.
+        adapter: builds what makes of the encoder's maps those that the heads see; None: a
+            ``CoarserLevel``, as for encoders with several maps.
 
     Raises UserError where a lambda is negative.
     """
@@ -104,6 +109,7 @@ class Collaborative(Scheme):
         lambda_2: float = 2.0,
         max_queries: int = 300,
         min_queries: int = 9,
+        adapter: Callable[[], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         if min(lambda_1, lambda_2) < 0:
@@ -116,28 +122,26 @@ class Collaborative(Scheme):
             {name: embedding(num_heads=len(heads)) for name in heads if lambda_1}
         )
         self.adds_groups = len(self.embeddings) > 0
-        self.form = next((part.form for part in self.embeddings.values()), None)  # type: ignore[assignment]
+        forms: list[Any] = [part.form for part in self.embeddings.values()]
+        self.form = replace(forms[0], boxes=None) if forms else None
         self.criterion = criterion
         self.lambda_1, self.lambda_2 = lambda_1, lambda_2
         self.max_queries, self.min_queries = max_queries, min_queries
         if heads:
-            self.extra_level = nn.Sequential(
-                nn.Conv2d(dim, dim, 3, stride=2, padding=1), nn.GroupNorm(32, dim)
-            )
+            self.extra_level = CoarserLevel(dim) if adapter is None else adapter()
 
     def head(self, name: str) -> AuxHead:
         """One of the heads."""
         return self.heads[name]  # type: ignore[return-value]
 
     def auxiliary_pyramid(self, memory: Memory) -> Pyramid:
-        """The encoder's maps and one of half the resolution more.
-
-        In channels-last memory: so tokens lie anyway, and so convolutions are fastest.
+        """The maps that the heads see. In channels-last memory: so tokens lie anyway, and so
+        convolutions are fastest.
         """
         pyramid = memory.pyramid()
-        maps = [m.contiguous(memory_format=torch.channels_last) for m in pyramid.maps]
-        coarse = self.extra_level(maps[-1])
-        return Pyramid(maps=(*maps, coarse), strides=(*pyramid.strides, pyramid.strides[-1] * 2))
+        maps = tuple(m.contiguous(memory_format=torch.channels_last) for m in pyramid.maps)
+        found: Pyramid = self.extra_level(replace(pyramid, maps=maps))
+        return found
 
     def propose(self, start: Start) -> Proposal:
         """The heads' losses as ``{head}/...``, and one query group per head; see the lambdas."""
@@ -153,18 +157,31 @@ class Collaborative(Scheme):
                 losses |= prefixed(name, scaled(factor, output.losses))
         idle = () if factor else (self.heads, self.extra_level)
         candidates = {name: outputs[name].candidates for name in self.embeddings}
-        groups = self._groups(candidates, batch, detector.num_classes) if candidates else ()
+        coordinates = start.main.anchors.shape[-1]
+        classes = detector.num_classes
+        groups = self._groups(candidates, batch, classes, coordinates) if candidates else ()
         return Proposal(groups=groups, losses=losses, idle=idle)
 
     def _groups(
-        self, candidates: Mapping[str, tuple[Candidates, ...]], batch: Batch, num_classes: int
+        self,
+        candidates: Mapping[str, tuple[Candidates, ...]],
+        batch: Batch,
+        num_classes: int,
+        coordinates: int,
     ) -> tuple[QueryGroup, ...]:
         counts = count_positives(list(candidates.values()), num_classes)
         sizes = tuple(t.size for t in batch.targets)
         limits = (self.min_queries, self.max_queries)
         return tuple(
             positive_group(
-                f"positive_{name}", own, sizes, num_classes, self.embeddings[name], limits, count
+                f"positive_{name}",
+                own,
+                sizes,
+                num_classes,
+                self.embeddings[name],
+                limits,
+                count,
+                coordinates,
             )
             for (name, own), count in zip(candidates.items(), counts, strict=True)
         )

@@ -37,6 +37,7 @@ def positive_group(
     embedding: Embedding,
     limits: tuple[int, int],
     counts: Sequence[int] | None = None,
+    coordinates: int = 4,
 ) -> QueryGroup:
     """One query per positive candidate; images with fewer are filled up with negatives.
 
@@ -59,7 +60,7 @@ def positive_group(
     positives = [min(n, wanted) for n in counts]
     return QueryGroup(
         name=name,
-        queries=Queries(content=content, anchors=boxes, position=position),
+        queries=Queries(content=content, anchors=boxes[..., :coordinates], position=position),
         targets=tuple(
             Targets(
                 boxes=c.targets[:n],

@@ -113,11 +113,11 @@ def require_fit(detector: Detector, schemes: Mapping[str, Scheme]) -> None:
 
 def _require_form(main: QueryForm, name: str, own: QueryForm) -> None:
     """Raise UserError where queries of form ``own`` cannot be decoded beside the main ones."""
-    if own.boxes != main.boxes:
-        kinds = {True: "boxes", False: "points"}
+    if own.boxes not in (None, main.boxes):
+        theirs, ours = ("boxes" if form.boxes else "points" for form in (own, main))
         raise UserError(
-            f"scheme=[{name}] adds queries that start at {kinds[own.boxes]}, but this model's "
-            f"start at {kinds[main.boxes]}: leave that out, or choose another model"
+            f"scheme=[{name}] adds queries that start at {theirs}, but this model's start at "
+            f"{ours}: leave that out, or choose another model"
         )
     if main.position and not own.position:
         raise UserError(

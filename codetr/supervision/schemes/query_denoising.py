@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 from codetr.boxes import logit
 from codetr.errors import UserError
+from codetr.loss_terms import Losses
 from codetr.models.detectors.protocol import MAIN
+from codetr.models.transformers import QueryForm
 from codetr.structures import (
     Batch,
     BoxCounts,
     Decoded,
-    Losses,
-    LossTerm,
     Queries,
     QueryGroup,
     Targets,
 )
-from codetr.supervision.criteria import SetCriterion, deep_supervision, normaliser
+from codetr.supervision.criteria import SetCriterion, deep_supervision
 from codetr.supervision.schemes.denoising import LOGIT_EPS, other_groups, padded, same_slots
 from codetr.supervision.schemes.protocol import Proposal, Scheme, Start
 
@@ -65,6 +65,7 @@ class QueryDenoising(Scheme):
     """
 
     adds_groups = True
+    form = QueryForm()
 
     def __init__(
         self,
@@ -84,13 +85,12 @@ class QueryDenoising(Scheme):
         self.label_noise, self.box_noise = label_noise, box_noise
 
     def propose(self, start: Start) -> Proposal:
-        """One group, or a zero-valued loss on the label table if no image has a box."""
+        """One group. Without a box in the batch it is empty, so that processes with and without
+        boxes take the same steps.
+        """
         targets, like = start.batch.targets, start.memory.valid_ratios
-        most = max(len(t) for t in targets)
-        if most == 0:
-            untouched = self.label_embedding.weight.sum() * 0.0
-            return Proposal(losses={"empty": LossTerm(untouched, 1.0)})
-        return Proposal(groups=(self.group(targets, self.draw(len(targets), most, like)),))
+        noise = self.draw(len(targets), max(len(t) for t in targets), like)
+        return Proposal(groups=(self.group(targets, noise),))
 
     def draw(self, images: int, slots: int, like: Tensor) -> QueryNoise:
         """Fresh random numbers on the device of ``like``."""
@@ -130,11 +130,6 @@ class QueryDenoising(Scheme):
 
     def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
         """``layer{i}/...``; slots without a box count nothing."""
-        pairs = batch.mean_over_step(self._pairs)
-        if GROUP not in decoded:
-            # Other processes may have boxes, and average their number: take part in that.
-            normaliser(pairs, decoded[MAIN].layers[0].boxes)
-            return {}
         answer = decoded[GROUP]
         assert answer.group.assignment is not None
         assignments = [answer.group.assignment] * len(answer.layers)
@@ -144,7 +139,7 @@ class QueryDenoising(Scheme):
             batch.targets,
             assignments,
             background=0.0,  # the only slots without a target are those without a box
-            pairs=pairs,
+            pairs=batch.mean_over_step(self._pairs),
         )
 
     def _pairs(self, boxes: BoxCounts) -> int:

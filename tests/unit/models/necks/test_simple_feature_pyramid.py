@@ -90,5 +90,5 @@ def test_convolutions_have_no_bias_and_start_by_xavier() -> None:
 def test_backbones_that_do_not_fit_are_user_errors(
     channels: tuple[int, ...], strides: tuple[int, ...]
 ) -> None:
-    with pytest.raises(UserError, match=r"one map.*channel_mapper"):
+    with pytest.raises(UserError, match=r"one map.*another backbone"):
         SimpleFeaturePyramid(channels, strides)

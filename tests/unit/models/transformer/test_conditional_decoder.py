@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from codetr.boxes import logit
-from codetr.errors import UserError
 from codetr.models.heads import TiedDetectionHead
 from codetr.models.layers import sine_coordinates
 from codetr.models.transformers import (
@@ -86,6 +85,15 @@ def test_each_axis_is_modulated_by_the_wanted_size_over_the_own_one() -> None:
     plain_y, plain_x = (sine_coordinates(c[..., None], DIM // 2) for c in (y, x))
     assert_close(sine[..., : DIM // 2], plain_y * (wanted[..., 1] / height)[..., None])
     assert_close(sine[..., DIM // 2 :], plain_x * (wanted[..., 0] / width)[..., None])
+
+
+def test_a_box_without_area_is_looked_for_and_refined_in_finite_numbers() -> None:
+    ours, head = decoder(refine=True)
+    start = queries(4)
+    start.anchors[:, 0] = 0.0
+    for layer in ours(start, memory(), head, None).layers:
+        assert layer.logits.isfinite().all()
+        assert layer.boxes.isfinite().all()
 
 
 def test_layers_get_what_the_paper_says() -> None:
@@ -170,8 +178,6 @@ def test_tables_give_further_groups_of_boxes() -> None:
     own = QueryTable(4, DIM, content=True, anchors=True)
     assert own.content is not None
     assert_close(init(memory(), head, [own])[1].content[1], own.content)
-    with pytest.raises(UserError, match=r"supervision\.per_query\.anchors=true"):
-        init(memory(), head, [QueryTable(4, DIM)])
 
 
 def test_tables_give_further_groups_of_points() -> None:
@@ -184,8 +190,6 @@ def test_tables_give_further_groups_of_points() -> None:
     assert table.position is not None
     expected = init.reference_points(table.position).sigmoid()
     assert_close(further.anchors[0].float(), expected)
-    with pytest.raises(UserError, match=r"supervision\.per_query\.position=true"):
-        init(memory(), head, [QueryTable(4, DIM)])
 
 
 def test_a_layers_loss_reaches_the_layer_before() -> None:

@@ -18,6 +18,7 @@ from codetr.structures import (
     Memory,
     Predictions,
     Pyramid,
+    Queries,
     Targets,
 )
 from codetr.supervision.aux_heads.protocol import AuxOutput
@@ -55,7 +56,8 @@ class RecordingHead(nn.Module):
 
 
 def start(source: Memory, data: Batch) -> Start:
-    return Start(detector=DETECTOR, memory=source, main=None, own=(), batch=data)
+    main = Queries(content=torch.zeros(2, 3, DIM), anchors=torch.full((2, 3, 4), 0.5))
+    return Start(detector=DETECTOR, memory=source, main=main, own=(), batch=data)
 
 
 def memory() -> Memory:
@@ -107,7 +109,9 @@ def test_heads_see_the_encoders_maps_and_one_more_level() -> None:
     assert seen.strides == (8, 16, 32)
     for found, own in zip(seen.maps, inputs.pyramid().maps, strict=False):
         assert torch.equal(found, own)
-    assert_close(seen.maps[2], part.extra_level(seen.maps[1]))
+    assert_close(seen.maps[2], part.extra_level(inputs.pyramid()).maps[2])
+    convolution, norm = part.extra_level
+    assert_close(seen.maps[2], norm(convolution(seen.maps[1])))
 
 
 def test_each_heads_losses_weigh_lambda_2_times_the_decoder_layers() -> None:
