@@ -27,7 +27,7 @@ from codetr.moved_keys import require_present_keys
 from codetr.overrides import readable
 from codetr.training.shell import one_line_errors, print_any_name
 from codetr.training.sweeps.cluster import SubmititRunner
-from codetr.training.sweeps.jobs import Job, plan, require_own_folders
+from codetr.training.sweeps.jobs import Job, earlier, plan, require_own_folders
 from codetr.training.sweeps.local import Done, LocalRunner, make_slots
 from codetr.training.sweeps.process import Start
 from codetr.training.sweeps.results import JobResult, read_result, write_table
@@ -76,13 +76,14 @@ class SweepLauncher(Launcher):
         folder.mkdir(parents=True, exist_ok=True)
         log.info("sweep of %d jobs in %s", len(job_overrides), folder)
         own = [filter_overrides(overrides) for overrides in job_overrides]
-        jobs = plan(own, initial_job_idx, folder)
+        jobs = plan(own, initial_job_idx, folder, hydra.overrides.task)
         with one_line_errors():
             require_own_folders(jobs)
             results = self._run([j for j in jobs if not j.finished()], folder, hydra)
         results |= {j.number: read_result(j, 0) for j in jobs if j.number not in results}
         in_order = [results[job.number] for job in jobs]
-        write_table(in_order, folder)
+        before = [read_result(job, 0) for job in earlier(folder, initial_job_idx)]
+        write_table([*before, *in_order], folder)
         return [_as_return(r, o) for r, o in zip(in_order, job_overrides, strict=True)]
 
     def _run(self, jobs: Sequence[Job], folder: Path, hydra: DictConfig) -> dict[int, JobResult]:

@@ -85,12 +85,18 @@ class Job:
         ]
 
 
-def plan(job_overrides: Sequence[Sequence[str]], first: int, sweep_folder: Path) -> list[Job]:
+def plan(
+    job_overrides: Sequence[Sequence[str]],
+    first: int,
+    sweep_folder: Path,
+    told: Iterable[str] = (),
+) -> list[Job]:
     """The jobs of a sweep, numbered from ``first``. Names are given to the jobs, so an override
-    of the sweep's ``name`` is not theirs.
+    of the sweep's ``name`` is not theirs. A job is told apart by what not all have; where it is
+    the only one, as in a search that goes step by step, by what the command was not ``told``.
     """
     own = [tuple(o for o in job if not o.startswith("name=")) for job in job_overrides]
-    common = set.intersection(*map(set, own)) if own else set()
+    common = set.intersection(*map(set, own)) if len(own) > 1 else set(told)
     return [
         Job(
             number=number,
@@ -100,6 +106,19 @@ def plan(job_overrides: Sequence[Sequence[str]], first: int, sweep_folder: Path)
         )
         for number, overrides in enumerate(own, first)
     ]
+
+
+def earlier(sweep_folder: Path, first: int) -> list[Job]:
+    """The jobs before number ``first``, as their folders tell."""
+    found = []
+    for number in range(first):
+        folder = sweep_folder / str(number)
+        state = _read(RunFolder(folder).job)
+        if state is not None:
+            swept = (f"{key}={_quoted(value)}" for key, value in state.get("swept", {}).items())
+            told = tuple(state.get("overrides", ()))
+            found.append(Job(number=number, folder=folder, overrides=told, swept=tuple(swept)))
+    return found
 
 
 def require_own_folders(jobs: Iterable[Job]) -> None:
@@ -136,11 +155,13 @@ def _scalar(value: Any) -> Scalar:
 
 def _literal(values: dict[str, Scalar]) -> str:
     """A dictionary in Hydra's override grammar."""
-    quoted = {
-        key: "'" + value.replace("'", r"\'") + "'" if isinstance(value, str) else str(value).lower()
-        for key, value in values.items()
-    }
-    return "{" + ",".join(f"{key}:{text}" for key, text in quoted.items()) + "}"
+    return "{" + ",".join(f"{key}:{_quoted(value)}" for key, value in values.items()) + "}"
+
+
+def _quoted(value: Scalar) -> str:
+    if isinstance(value, str):
+        return "'" + value.replace("'", r"\'") + "'"
+    return str(value).lower()
 
 
 def _read(path: Path) -> dict[str, Any] | None:

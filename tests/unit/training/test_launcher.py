@@ -39,7 +39,8 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     def run(*values: str, parallel: int = 1) -> list:
         part = ProcessLauncher(parallel=parallel)
         hydra = {"sweep": {"dir": str(tmp_path / "k")}, "hydra_logging": None, "verbose": False}
-        config = OmegaConf.create({"hydra": {**hydra, "job": {"config_name": "train"}}})
+        told = {"job": {"config_name": "train"}, "overrides": {"task": ["y=0", "x=1,2", "name=k"]}}
+        config = OmegaConf.create({"hydra": {**hydra, **told}})
         part.setup(hydra_context=None, task_function=None, config=config)
         return list(part.launch([["y=0", f"x={value}", "name=k"] for value in values], 0))
 

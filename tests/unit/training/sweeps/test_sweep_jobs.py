@@ -5,7 +5,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from codetr.errors import UserError
-from codetr.training.sweeps.jobs import Job, plan, require_own_folders, swept_values
+from codetr.training.sweeps.jobs import Job, earlier, plan, require_own_folders, swept_values
 
 OVERRIDES = [
     ["lr=1", "aux_heads=[]", "name=k"],
@@ -42,7 +42,7 @@ def test_job_goes_on_from_its_checkpoint_unless_told_otherwise(tmp_path: Path) -
 
 def test_only_what_differs_between_jobs_is_swept(tmp_path: Path) -> None:
     assert [job.swept for job in jobs(tmp_path)] == [("aux_heads=[]",), ("aux_heads=[atss]",)]
-    assert [job.swept for job in plan([["lr=1"]], 3, tmp_path)] == [()]
+    assert [job.swept for job in plan([["lr=1"]], 3, tmp_path, ["lr=1"])] == [()]
 
 
 def test_swept_values_are_what_hydra_reads_back() -> None:
@@ -89,3 +89,24 @@ def test_damaged_state_is_named(tmp_path: Path) -> None:
     first.run.job.write_text("{")
     with pytest.raises(UserError, match=r"job\.json: is not JSON"):
         first.finished()
+
+
+def test_the_only_job_of_a_step_is_told_apart_by_what_the_command_does_not_say(
+    tmp_path: Path,
+) -> None:
+    """As in a search, whose jobs come one at a time."""
+    told = ["lr=interval(0,1)", "aux_heads=[atss]", "name=k"]
+    (job,) = plan([["lr=0.25", "aux_heads=[atss]", "name=k"]], 3, tmp_path / "k", told)
+    assert job.swept == ("lr=0.25",)
+    assert job.label == "lr=0.25"
+
+
+def test_jobs_of_earlier_steps_are_read_from_their_folders(tmp_path: Path) -> None:
+    folder = tmp_path / "k"
+    first, second = plan([["lr=1", "heads=[a, b]"], ["lr=2", "heads=[c]"]], 0, folder)
+    first.note(finished=True)
+    second.note(finished=False)
+    again = earlier(folder, 3)  # the third was never begun
+    assert [job.number for job in again] == [0, 1]
+    assert [job.label for job in again] == [first.label, second.label]
+    assert [job.fingerprint for job in again] == [first.fingerprint, second.fingerprint]
