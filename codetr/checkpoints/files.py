@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from codetr.checkpoints.aliases import current_names
@@ -30,6 +30,7 @@ from codetr.torch_files import (
     require_header,
     require_held,
 )
+from codetr.writing import replacing
 
 DETECTOR = "detector."
 """Prefix of the detector's parameters in a .ckpt."""
@@ -243,7 +244,9 @@ def write_detector_file(path: str | Path, content: DetectorFile) -> None:
     """Write ``.safetensors``, the record as JSON in the metadata."""
     named = content.weights | {SCHEMES + name: value for name, value in content.schemes.items()}
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in named.items()}
-    save_file(tensors, path, metadata={RunRecord.KEY: json.dumps(content.record.as_dict())})
+    metadata = {RunRecord.KEY: json.dumps(content.record.as_dict())}
+    with replacing(Path(path)) as file:
+        file.write(save(tensors, metadata))
 
 
 def export_detector(checkpoint: str | Path, target: str | Path) -> None:

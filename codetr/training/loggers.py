@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import netrc
 import os
@@ -16,6 +17,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from codetr.run_folder import RunFolder
+from codetr.writing import replacing, writable
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,7 @@ class CsvLogger(Logger):
         rows = self.read() if new or not self.path.exists() else None
         self._columns += new
         if rows is None:
-            with self.path.open("a", newline="") as file:
+            with writable(self.path), self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self._columns).writerow(self._row)
         else:
             self._write([*rows, self._row])
@@ -118,17 +120,18 @@ class CsvLogger(Logger):
             rows = [row for row in self.read() if int(row[STEP]) < step]
         if rows:
             self._columns = list(dict.fromkeys(name for row in rows for name in row))
-        self.path.unlink(missing_ok=True)
         if rows:
             self._write(rows)
+        else:
+            self.path.unlink(missing_ok=True)
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        part = self.path.with_suffix(".part")  # so that no interruption loses the file
-        with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
-        part.replace(self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        with replacing(self.path) as file:
+            file.write(text.getvalue().encode())
 
 
 def has_wandb_key() -> bool:

@@ -33,12 +33,14 @@ from codetr.settings import check_settings
 from codetr.training.acceleration import accelerate
 from codetr.training.callbacks import BestResult, SafePoints, Throughput
 from codetr.training.callbacks.speed import peak_memory_gib
+from codetr.training.checkpoint_files import resume_path
 from codetr.training.evaluators import build_evaluator
 from codetr.training.loggers import CsvLogger
 from codetr.training.module import DetectionModule
 from codetr.training.optim import can_fuse
 from codetr.training.stopping import Stopped, StopSignals, next_command
 from codetr.training.trainer import build_trainer
+from codetr.writing import remove_parts, replacing
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ def _train(cfg: DictConfig, given: Sequence[str]) -> dict[str, Any]:
     folder = RunFolder(Path(cfg.paths.run_dir))
     prepare_process(cfg.seed)
     datamodule, classes = build_data(cfg)
+    rank_zero_only(remove_parts)(folder.path)
     write_config(cfg, folder.config)
     record = build_record(cfg, classes)
     callbacks = build_callbacks(cfg)
@@ -81,7 +84,8 @@ def _train(cfg: DictConfig, given: Sequence[str]) -> dict[str, Any]:
     metrics = finish(trainer, module, callbacks, folder)
     metrics["wall_time_s"] = time.perf_counter() - start
     if trainer.is_global_zero:
-        folder.metrics.write_text(json.dumps(metrics, indent=2) + "\n")
+        with replacing(folder.metrics) as file:
+            file.write((json.dumps(metrics, indent=2) + "\n").encode())
     return metrics
 
 
@@ -199,8 +203,8 @@ def build_loggers(cfg: DictConfig) -> list[Logger]:
 @rank_zero_only
 def write_config(cfg: DictConfig, path: Path) -> None:
     """Write the resolved configuration."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    with replacing(path) as file:
+        file.write(OmegaConf.to_yaml(cfg, resolve=True).encode())
 
 
 @rank_zero_only
@@ -237,23 +241,6 @@ def announce(cfg: DictConfig, module: DetectionModule, trainer: Trainer) -> None
         trainer.precision,
         trainer.max_epochs,
     )
-
-
-def resume_path(ckpt_path: str | None, folder: RunFolder) -> str | None:
-    """The checkpoint to resume from: that of the run folder for ``last`` (None where there is
-    none yet), else the named file. Raises UserError where that does not exist.
-    """
-    if ckpt_path is None:
-        return None
-    if ckpt_path == "last":
-        if not folder.last.is_file():
-            log.info("ckpt_path=last: no %s yet, starting from the beginning", folder.last)
-            return None
-        log.info("resuming from %s", folder.last)
-        return str(folder.last)
-    if not Path(ckpt_path).is_file():
-        raise UserError(f"{ckpt_path}: no such checkpoint file: give ckpt_path=last or a .ckpt")
-    return ckpt_path
 
 
 def finish(

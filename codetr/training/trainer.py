@@ -10,9 +10,11 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 
 from codetr.errors import UserError
+from codetr.training.checkpoint_files import WholeFiles
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +80,15 @@ def build_trainer(
     effective_batch = options.pop("effective_batch")
     use_tf32(options.pop("tf32"), exact)
     options["precision"] = pick_precision(cfg.precision, cfg.accelerator, exact)
+    plugins: list[Any] = [WholeFiles()]
+    if SLURMEnvironment.detect():  # it would save and requeue within a signal, at any moment
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     trainer: Trainer = instantiate(
-        options, callbacks=list(callbacks), logger=list(loggers) or False, _convert_="all"
+        options,
+        callbacks=list(callbacks),
+        logger=list(loggers) or False,
+        plugins=plugins,
+        _convert_="all",
     )
     trainer.accumulate_grad_batches = accumulation(effective_batch, batch_size, trainer.world_size)
     return trainer

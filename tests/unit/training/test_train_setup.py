@@ -11,10 +11,9 @@ from codetr.classes import ClassList
 from codetr.conf_folder import conf_folder
 from codetr.data.custom import CustomFolder
 from codetr.errors import UserError
-from codetr.run_folder import RunFolder
 from codetr.training.evaluate import require_known_classes, with_run, without_initial_weights
 from codetr.training.loggers import CsvLogger
-from codetr.training.train import build_callbacks, build_loggers, resume_path
+from codetr.training.train import build_callbacks, build_loggers
 
 CONF = str(conf_folder())
 
@@ -54,16 +53,6 @@ def test_without_validation_there_is_no_best_checkpoint(tmp_path: Path) -> None:
     assert "TrainingPreview" not in names
     cfg.trainer.limit_val_batches = 0
     assert "ModelCheckpoint" not in [type(c).__name__ for c in build_callbacks(cfg)]
-
-
-def test_last_is_optional_and_a_named_file_is_not(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    assert resume_path(None, folder) is None
-    assert resume_path("last", folder) is None
-    (tmp_path / "last.ckpt").touch()
-    assert resume_path("last", folder) == str(tmp_path / "last.ckpt")
-    with pytest.raises(UserError, match=r"other\.ckpt: no such"):
-        resume_path(str(tmp_path / "other.ckpt"), folder)
 
 
 def run_record() -> RunRecord:

@@ -1,0 +1,98 @@
+"""Lightning's checkpoints as files: written whole, and found again."""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+
+from codetr.checkpoints.files import RunRecord
+from codetr.errors import UserError
+from codetr.run_folder import RunFolder
+from codetr.writing import replacing
+
+log = logging.getLogger(__name__)
+
+NEEDED = frozenset({"state_dict", "optimizer_states", "lr_schedulers", "loops", RunRecord.KEY})
+"""What a run needs to go on."""
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes each checkpoint beside the file that it replaces, then takes its place.
+
+    Lightning writes to the folder of temporary files, and copies over the old one where that is on
+    another file system.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Raises UserError where the disk is full or the folder not writable."""
+        with replacing(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+
+def resume_path(ckpt_path: str | None, folder: RunFolder) -> str | None:
+    """The checkpoint to resume from: that of the run folder for ``last`` (None where there is
+    none yet; the newest readable one where it is damaged), else the named file.
+
+    Raises UserError where that does not exist or cannot be read.
+    """
+    if ckpt_path is None:
+        return None
+    if ckpt_path != "last":
+        if not Path(ckpt_path).is_file():
+            raise UserError(f"{ckpt_path}: no such checkpoint file: give ckpt_path=last or a .ckpt")
+        reason = damage(Path(ckpt_path))
+        if reason is not None:
+            raise UserError(
+                f"{ckpt_path}: cannot be resumed from ({reason}): give ckpt_path=last or another "
+                ".ckpt of the run"
+            )
+        return ckpt_path
+    if not folder.last.is_file():
+        log.info("ckpt_path=last: no %s yet, starting from the beginning", folder.last)
+        return None
+    reason = damage(folder.last)
+    found = folder.last if reason is None else _newest_other(folder)
+    if found is None:
+        raise UserError(
+            f"{folder.last}: cannot be resumed from ({reason}), nor from any other file of its "
+            "folder: delete it to start from the beginning"
+        )
+    if reason is not None:
+        rank_zero_only(log.warning)("%s cannot be resumed from (%s)", folder.last, reason)
+    log.info("resuming from %s", found)
+    return str(found)
+
+
+def damage(path: Path) -> str | None:
+    """Why a run cannot go on from the file, in a few words; None where it can."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        return error.strerror or str(error)
+    with file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+            with zipfile.ZipFile(file) as archive:  # torch does not compare its sums
+                whole = archive.testzip() is None
+        except Exception:  # torch's unpickler raises all kinds of errors on foreign bytes
+            whole = False
+    if not whole:
+        return "it is cut off, damaged, or no checkpoint"
+    if not isinstance(content, dict) or not content.keys() >= NEEDED:
+        return "it has no state of training"
+    return None
+
+
+def _newest_other(folder: RunFolder) -> Path | None:
+    """The newest readable checkpoint beside last.ckpt."""
+    others = [path for path in folder.path.glob("*.ckpt") if path != folder.last]
+    by_age = sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((path for path in by_age if damage(path) is None), None)

@@ -1,0 +1,64 @@
+"""Writing files so that no interruption and no full disk costs what was there before."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from codetr.errors import UserError
+
+PART = ".part"
+"""Ends the name of a file that is being written."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to that takes the place of ``path`` when it is whole and on the disk.
+
+    It is written beside ``path``: only within a file system can one file replace another at once.
+    Raises UserError where it cannot be written; ``path`` is as before then, as after any error.
+    """
+    part = path.with_name(path.name + PART)
+    with writable(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            _sync_folder(path.parent)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Raise UserError in place of what the system says where ``path`` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}), but earlier files are whole: "
+            "make room or the folder writable, and give the same command again with ckpt_path=last"
+        ) from None
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a process left half written in ``folder`` when it was killed."""
+    for part in folder.glob(f"*{PART}"):
+        with writable(part):
+            part.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the new name on the disk, too."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

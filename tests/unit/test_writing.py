@@ -1,0 +1,108 @@
+"""A file is replaced whole or not at all."""
+
+import os
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from torch import zeros
+
+from codetr.checkpoints.files import DetectorFile, RunRecord, write_detector_file
+from codetr.classes import ClassList
+from codetr.errors import UserError
+from codetr.training.checkpoint_files import WholeFiles
+from codetr.training.loggers import CsvLogger
+from codetr.writing import remove_parts, replacing
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[int], None]]:
+    """Call it to let no file of this process grow beyond so many bytes: the system refuses to write
+    on as it does where the disk is full, in other words.
+    """
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_what_is_written_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
+    for content in (b"old", b"new"):
+        with replacing(tmp_path / "sub/a.bin") as file:
+            file.write(content)
+            assert content == b"old" or files(tmp_path / "sub")["a.bin"] == b"old"
+        assert files(tmp_path / "sub") == {"a.bin": content}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, RuntimeError])
+def test_an_error_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
+    (tmp_path / "a.bin").write_bytes(b"old")
+
+    def write() -> None:
+        with replacing(tmp_path / "a.bin") as file:
+            file.write(b"new")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert files(tmp_path) == {"a.bin": b"old"}
+
+
+def test_nothing_is_written_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Least of all in the folder of temporary files, which may be on another file system."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+    WholeFiles().save_checkpoint({"a": zeros(3)}, tmp_path / "run/last.ckpt")
+    assert os.listdir(tmp_path) == ["run"]
+    assert os.listdir(tmp_path / "run") == ["last.ckpt"]
+
+
+def checkpoint(path: Path) -> None:
+    WholeFiles().save_checkpoint({"a": zeros(100_000)}, path)
+
+
+def detector(path: Path) -> None:
+    record = RunRecord(classes=ClassList(names=("a",), category_ids=(1,)))
+    write_detector_file(path, DetectorFile(weights={"a": zeros(100_000)}, record=record))
+
+
+def rows(path: Path) -> None:
+    logger = CsvLogger(path.parent)
+    logger.log_metrics({"loss": 1.0}, 1)
+    logger.save()
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [(checkpoint, "last.ckpt"), (detector, "model.safetensors"), (rows, "metrics.csv")],
+)
+def test_a_full_disk_is_one_line_and_costs_nothing(
+    write: Callable[[Path], None],
+    name: str,
+    tmp_path: Path,
+    full_disk: Callable[[int], None],
+) -> None:
+    path = tmp_path / name
+    path.write_text("step,loss\n0,1.0\n")
+    full_disk(16)
+    with pytest.raises(UserError, match=rf"{name}: cannot be written \(File too large\)"):
+        write(path)
+    assert files(tmp_path) == {name: b"step,loss\n0,1.0\n"}
+
+
+def test_a_folder_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(UserError, match=r"run/last\.ckpt: cannot be written"):
+        checkpoint(tmp_path / "run/last.ckpt")
+
+
+def test_parts_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    detector(tmp_path / "model.safetensors")
+    (tmp_path / "last.ckpt.part").write_bytes(b"half")
+    remove_parts(tmp_path)
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+    assert load_file(tmp_path / "model.safetensors")["a"].shape == (100_000,)

@@ -1,0 +1,65 @@
+"""Which checkpoint a run is resumed from."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from codetr.errors import UserError
+from codetr.run_folder import RunFolder
+from codetr.training.checkpoint_files import NEEDED, resume_path
+
+
+def save(path: Path, age_s: int = 0) -> bytes:
+    torch.save({key: {"a": torch.arange(1000)} for key in NEEDED}, path)
+    time = path.stat().st_mtime - age_s
+    os.utime(path, (time, time))
+    return path.read_bytes()
+
+
+def test_last_is_optional_and_a_named_file_is_not(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert resume_path(None, folder) is None
+    assert resume_path("last", folder) is None
+    save(folder.last)
+    assert resume_path("last", folder) == str(folder.last)
+    assert resume_path(str(folder.last), folder) == str(folder.last)
+    with pytest.raises(UserError, match=r"other\.ckpt: no such"):
+        resume_path(str(tmp_path / "other.ckpt"), folder)
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9, 0.999])
+def test_a_torn_file_is_replaced_by_the_newest_good_one(
+    tmp_path: Path, share: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder(tmp_path)
+    whole = save(folder.last)
+    folder.last.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UserError, match=r"last\.ckpt: cannot be resumed from .* delete it"):
+        resume_path("last", folder)
+    save(tmp_path / "older.ckpt", 20)
+    save(folder.best, 10)
+    (tmp_path / "newest.ckpt").write_bytes(whole[:100])
+    with caplog.at_level(logging.WARNING):
+        assert resume_path("last", folder) == str(folder.best)
+    assert len(caplog.records) == 1
+    assert "it is cut off, damaged, or no checkpoint" in caplog.text
+    with pytest.raises(UserError, match=r"last\.ckpt: cannot be resumed from \(it is cut off"):
+        resume_path(str(folder.last), folder)
+
+
+def test_a_flipped_byte_is_found(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    whole = bytearray(save(folder.last))
+    whole[len(whole) // 2] ^= 0xFF  # in the numbers
+    folder.last.write_bytes(bytes(whole))
+    with pytest.raises(UserError, match="cannot be resumed from"):
+        resume_path("last", folder)
+
+
+def test_weights_alone_cannot_be_resumed_from(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="it has no state of training"):
+        resume_path(str(tmp_path / "a.ckpt"), RunFolder(tmp_path))
