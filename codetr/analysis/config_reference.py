@@ -24,7 +24,7 @@ ABOUT = {
     "data": "Where images and boxes come from, and how batches are made.",
     "debug": "Short runs that check something.",
     "evaluation": "From predictions to detections, and how they are measured.",
-    "experiment": "Complete recipes. `finetune` is for data of your own; the others are published.",
+    "experiment": "Complete recipes, published but for `finetune` and `finetune_small`.",
     "hydra": "Folders of runs and sweeps.",
     "hydra/job_logging": "What is printed.",
     "hydra/launcher": "Where the jobs of a sweep run.",

@@ -20,6 +20,7 @@ from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.moved_keys import require_present_keys
 from codetr.overrides import readable
+from codetr.typos import explain
 
 CONF = conf_folder()
 
@@ -47,8 +48,7 @@ def compose_train(overrides: Sequence[str]) -> DictConfig:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return compose("train", ["paths.run_dir=.", *readable(overrides)])
     except HydraException as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{' '.join(overrides)}: {reason}") from error
+        raise UserError(f"{' '.join(overrides)}: {explain(error, overrides)}") from error
     finally:
         if running is not None:
             GlobalHydra.instance().initialize(running)

@@ -1,5 +1,7 @@
 """Train a detector: ``python train.py [group=option ...] [key=value ...]``; see conf/train.yaml."""
 
+import sys
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -7,6 +9,7 @@ from omegaconf import DictConfig
 from codetr.conf_folder import conf_folder
 from codetr.training.launcher import register
 from codetr.training.shell import one_line_errors
+from codetr.training.small_machine import for_this_machine
 
 
 @hydra.main(config_path=str(conf_folder()), config_name="train", version_base="1.3")
@@ -21,4 +24,5 @@ def _run(cfg: DictConfig) -> float | None:
 def main() -> None:
     """Compose from the command line, and run."""
     register()
+    sys.argv[1:] = for_this_machine(sys.argv[1:])
     _run()

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from codetr.moved_keys import require_present_keys
 from codetr.overrides import readable
-from codetr.training.shell import one_line_errors, print_any_name
+from codetr.training.shell import one_line_errors, print_any_name, report_mistakes
 from codetr.training.sweeps.cluster import SubmititRunner
 from codetr.training.sweeps.jobs import Job, earlier, plan, require_own_folders
 from codetr.training.sweeps.local import Done, LocalRunner, make_slots
@@ -174,13 +174,15 @@ def sweep_name(overrides: Sequence[str]) -> str:
 
 def register() -> None:
     """Let hydra find the launchers of conf/hydra/launcher, read any file name on the command line,
-    and print it; call before ``hydra.main``. Exits with a line for a key of earlier versions.
+    and print it, and say its mistakes in one line; call before ``hydra.main``. Exits with a line
+    for a key of earlier versions.
 
     Hydra takes launchers from the package ``hydra_plugins`` alone: this stands for one there.
     """
     with one_line_errors():
         require_present_keys(sys.argv[1:])
     sys.argv[1:] = readable(sys.argv[1:])
+    report_mistakes()
     print_any_name()
     for launcher in (ProcessLauncher, SubmititLauncher):
         name = f"hydra_plugins.codetr.{launcher.__name__}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers.logger import DummyExperiment, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from codetr.run_folder import RunFolder
@@ -154,10 +154,10 @@ class SafeWandbLogger(WandbLogger):
     """W&B that is offline if no key is set, and that never ends a run.
 
     If W&B cannot start online, a warning says so and the run is logged offline. If it fails later,
-    one warning says so and the run continues without it (metrics.csv has the same numbers). What a
-    sweep varied in this run (``swept``) becomes tags. The summary has the best of each validation
-    metric. The run's id is kept in ``folder``: where the training is resumed (``resumes`` is not
-    None), the same W&B run is continued.
+    one warning says so and the run continues without it (metrics.csv has the same numbers).
+    ``WANDB_MODE=disabled`` logs nothing. What a sweep varied in this run (``swept``) becomes tags.
+    The summary has the best of each validation metric. The run's id is kept in ``folder``: where
+    the training is resumed (``resumes`` is not None), the same W&B run is continued.
     """
 
     def __init__(
@@ -178,6 +178,7 @@ class SafeWandbLogger(WandbLogger):
         if offline is None:
             mode = os.environ.get("WANDB_MODE", "")
             offline = mode in ("offline", "dryrun") or (mode != "online" and not has_wandb_key())
+        disabled = os.environ.get("WANDB_MODE") == "disabled"
         super().__init__(
             project=project,
             name=name,
@@ -188,7 +189,7 @@ class SafeWandbLogger(WandbLogger):
             tags=[*(tags or []), *swept_tags(swept or {})],
             resume="allow" if run_id else None,
         )
-        self._broken = False
+        self._broken = disabled
 
     @property
     @rank_zero_experiment
@@ -196,6 +197,8 @@ class SafeWandbLogger(WandbLogger):
         """The W&B run, started on first use."""
         if self._experiment is not None:
             return self._experiment
+        if os.environ.get("WANDB_MODE") == "disabled":
+            return DummyExperiment()
         start: Callable[[Any], Any] = WandbLogger.experiment.fget  # type: ignore[attr-defined]
         try:
             run = start(self)

@@ -8,21 +8,33 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from hydra.errors import InstantiationException
+from hydra._internal import utils
+from hydra.errors import (
+    ConfigCompositionException,
+    InstantiationException,
+    OverrideParseException,
+)
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from codetr.conf_folder import conf_folder
 from codetr.errors import user_error
 from codetr.settings.check import require_setting
 from codetr.training.stopping import Stopped
+from codetr.typos import explain
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Set to 1 in the environment, it lets errors through with their tracebacks."""
 _FULL_KEY = re.compile(r"^full_key: (?P<key>\S+)$", re.MULTILINE)
 _CALLED = re.compile(r"'(?P<name>[\w.]+)'")
+
+
+_GIVEN = {"data.root": "FOLDER", "checkpoint": "FILE", "source": "FILE or FOLDER"}
+"""What is given for keys that have no value of their own."""
 
 
 def print_any_name() -> None:
@@ -63,11 +75,43 @@ def one_line(error: BaseException) -> str | None:
         return str(found)
     if isinstance(error, InstantiationException):
         return _not_built(error)
+    if isinstance(error, MissingMandatoryValue):
+        key = str(error.full_key)
+        return f"{key} is not set: give {key}={_GIVEN.get(key, 'VALUE')}"
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key or 'configuration'}: {_joined(str(error.msg or error))}"
     if type(error).__name__ == "MisconfigurationException":  # of Lightning, which is slow to import
         return _joined(str(error))
     return None
+
+
+def report_mistakes() -> None:
+    """Let ``hydra.main`` say in one line, with the nearest name, what it does not find; and exit
+    with status 2.
+    """
+    report = utils.run_and_report
+
+    def run_and_report(func: Any) -> Any:
+        def told() -> Any:
+            try:
+                return func()
+            except (ConfigCompositionException, OverrideParseException) as error:
+                if os.environ.get(FULL_ERROR) == "1":
+                    raise
+                text = explain(error, sys.argv[1:], _command())
+                print(f"error: {text}", file=sys.stderr, flush=True)
+                raise SystemExit(2) from None
+
+        return report(told)
+
+    utils.run_and_report = run_and_report
+
+
+def _command() -> str:
+    """The file of conf/ that this command composes."""
+    name = Path(sys.argv[0]).stem.removeprefix("codetr-")
+    known = {path.stem for path in conf_folder().glob("*.yaml")}
+    return name if name in known else "train"
 
 
 def _not_built(error: InstantiationException) -> str:

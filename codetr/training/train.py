@@ -38,6 +38,7 @@ from codetr.training.evaluators import build_evaluator
 from codetr.training.loggers import CsvLogger
 from codetr.training.module import DetectionModule
 from codetr.training.optim import can_fuse
+from codetr.training.run_facts import Continued, learning_rate, run_facts, warn_of_crowded_images
 from codetr.training.stopping import Stopped, StopSignals, next_command
 from codetr.training.trainer import build_trainer
 from codetr.writing import remove_parts, replacing
@@ -77,6 +78,9 @@ def _train(cfg: DictConfig, given: Sequence[str]) -> dict[str, Any]:
         keep_freed_memory()
     module = build_module(cfg, datamodule, record, trainer)
     announce(cfg, module, trainer)
+    warn_of_crowded_images(cfg, datamodule)
+    continued = Continued(run_facts(cfg, module, trainer, datamodule))
+    trainer.callbacks.insert(0, continued)  # type: ignore[attr-defined]
     log.info("deformable attention: %s", attention)
     log_config(trainer, record.config)
     resume = resume_path(cfg.ckpt_path, folder)
@@ -217,9 +221,7 @@ def log_config(trainer: Trainer, config: Mapping[str, Any]) -> None:
 @rank_zero_only
 def announce(cfg: DictConfig, module: DetectionModule, trainer: Trainer) -> None:
     """Log what is about to be trained, and the numbers that are most often wrong."""
-    rate = cfg.optimizer.lr
-    if cfg.optimizer.scale_lr_with_batch:
-        rate *= module.effective_batch / cfg.optimizer.base_batch
+    rate = learning_rate(cfg, module.effective_batch)
     parameters = sum(p.numel() for p in module.detector.parameters())
     extra = sum(p.numel() for p in module.schemes.parameters())
     log.info("run folder %s", cfg.paths.run_dir)

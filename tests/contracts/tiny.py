@@ -36,9 +36,13 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
+OURS = ("finetune", "finetune_small")
+"""Recipes for data of one's own."""
+
+
 def published() -> list[str]:
-    """The experiments that are rows of published tables: all but our own recipe for fine-tuning."""
-    return [name for name in options("experiment") if name != "finetune"]
+    """The experiments that are rows of published tables: all but our own for fine-tuning."""
+    return [name for name in options("experiment") if name not in OURS]
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:

@@ -76,8 +76,38 @@ def test_diverging_run(command: Command, small: tuple[str, ...]) -> None:
 
 def test_typo_in_a_key_or_an_option(command: Command) -> None:
     done = command("train.py", "optimizer.learning_rate=1")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "Key 'learning_rate' is not in struct" in done.stderr
     done = command("train.py", "schedule=1y")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "Could not find 'schedule/1y'" in done.stderr
+    assert "did you mean schedule=1x" in done.stderr
+    done = command("train.py", "experiment=finetun")
+    (line,) = done.stderr.strip().splitlines()
+    assert "did you mean experiment=finetune" in line
+    assert len(line) < 300
+    done = command("eval.py", "checkpont=a.ckpt")
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert "did you mean checkpoint?" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("train.py", "data=custom"), "data.root is not set: give data.root=FOLDER"),
+        (("train.py", "schedule.epochs=abc"), "schedule.epochs=abc"),
+        (("train.py", "schedul=1x"), "did you mean schedule?"),
+        (("train.py", "schedule.epoch=3"), "did you mean schedule.epochs?"),
+        (("scripts/inspect_data.py", "data=custum"), "did you mean data=custom?"),
+        (("scripts/predict.py", "checkpoint=a.ckpt"), "source is not set"),
+    ],
+)
+def test_mistakes_of_a_first_hour_are_one_line(
+    words: tuple[str, ...], said: str, command: Command
+) -> None:
+    done = command(*words)
+    assert done.returncode == 2, done.stderr[-1000:]
+    (line,) = [line for line in done.stderr.splitlines() if line.strip()]
+    assert line.startswith("error: ")
+    assert said in line

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codetr.errors import UserError
+from codetr.models.backbones.hub_access import hub_access
 from codetr.models.backbones.weights import LoadReport, match_weights
 
 _TABLE = "relative_position_bias_table"
@@ -24,8 +25,11 @@ def pretrained_weights(name: str) -> dict[str, Tensor]:
     where it cannot be reached.
     """
     try:
-        return timm.create_model(name, pretrained=True).state_dict()
-    except (RuntimeError, OSError, ValueError) as error:
+        with hub_access(name):
+            return timm.create_model(name, pretrained=True).state_dict()
+    except UserError:
+        raise
+    except (RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"no pretrained weights for backbone '{name}' ({reason}): give a file by "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import timm
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from codetr.errors import UserError
 from codetr.models.backbones.frozen_norm import freeze_batch_norms
+from codetr.models.backbones.hub_access import hub_access
 from codetr.models.backbones.same_padding import simplify_same_padding
 from codetr.models.backbones.weights import load_backbone_weights
 from codetr.structures import Pyramid
@@ -38,7 +40,8 @@ class TimmBackbone(nn.Module):
             them.
 
     Raises UserError for a name that timm does not know or that has no feature maps, or that stands
-    for a file or a repository, and for a feature level that cannot be frozen.
+    for a file or a repository, for a feature level that cannot be frozen, and for weights that
+    cannot be fetched.
     """
 
     def __init__(
@@ -71,13 +74,14 @@ class TimmBackbone(nn.Module):
                 "give model.backbone.weights=FILE instead"
             )
         try:
-            body: Any = timm.create_model(
-                name,
-                features_only=True,
-                pretrained=pretrained,
-                out_indices=tuple(out_indices),
-                **(model_args or {}),
-            )
+            with hub_access(name) if pretrained else nullcontext():
+                body: Any = timm.create_model(
+                    name,
+                    features_only=True,
+                    pretrained=pretrained,
+                    out_indices=tuple(out_indices),
+                    **(model_args or {}),
+                )
         except (RuntimeError, AttributeError) as error:
             raise UserError(
                 f"timm cannot build backbone '{name}' with feature maps ({error}): see "

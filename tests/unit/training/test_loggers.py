@@ -1,5 +1,6 @@
 import csv
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,22 @@ def test_what_a_sweep_varied_becomes_tags(tmp_path: Path) -> None:
     mine, number, long = logger._wandb_init["tags"]
     assert (mine, number) == ("mine", "lambda_1=0.5")
     assert len(long) == 64, "W&B takes no longer ones"
+
+
+def test_wandb_is_switched_off_by_its_own_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    def fail(**_: object) -> None:
+        raise AssertionError("W&B was started")
+
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setattr(wandb, "init", fail)
+    logger = SafeWandbLogger(tmp_path, "project")
+    logger.log_hyperparams({"a": 1})
+    logger.log_metrics({"loss": 1.0}, step=1)
+    logger.experiment.log({"loss": 1.0})
+    logger.finalize("success")
+    assert list(tmp_path.iterdir()) == []
+    assert os.environ["WANDB_MODE"] == "disabled"

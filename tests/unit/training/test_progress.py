@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from codetr.training.callbacks import EpochLine
+from codetr.training.callbacks import BestResult, EpochLine, progress
+from codetr.training.callbacks.progress import RunProgressBar, SilentProgressBar, duration
 
 
 def test_time_of_an_epoch_that_is_gone_on_with_in_its_middle(
@@ -24,3 +25,77 @@ def test_time_of_an_epoch_that_is_gone_on_with_in_its_middle(
     (message,) = caplog.messages
     assert message.startswith("epoch 17/24: loss 2.5 | ")
     assert float(message.split()[-2]) < 60
+
+
+class Clock:
+    """Time that passes by the second, when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(progress.time, "perf_counter", lambda: self.now)
+
+
+def run_of(epochs: int, batches: int, callbacks: list[Any]) -> Any:
+    return SimpleNamespace(
+        is_global_zero=True,
+        max_epochs=epochs,
+        num_training_batches=batches,
+        current_epoch=0,
+        callbacks=callbacks,
+        callback_metrics={"loss": torch.tensor(2.5)},
+        progress_bar_metrics={"v_num": "x"},
+    )
+
+
+def test_how_long_it_takes_is_said_after_a_few_steps_and_then_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, line = Clock(monkeypatch), EpochLine(first=3, minutes=1.0)
+    trainer: Any = run_of(2, 100, [line])
+    with caplog.at_level(logging.INFO):
+        line.on_train_start(trainer, None)  # type: ignore[arg-type]
+        line.on_train_epoch_start(trainer, None)  # type: ignore[arg-type]
+        for i in range(70):
+            clock.now += 500.0 if i == 0 else 1.0  # the first compiles
+            line.on_train_batch_end(trainer, None, None, None, i)  # type: ignore[arg-type]
+    expected, *lines = [m for m in caplog.messages if "batch 1/100" not in m]
+    assert expected.startswith("1 s per batch: about 3 min to the last of 2 epochs")
+    assert lines == ["epoch 1/2, batch 62/100: loss 2.5 | 2 min left"]
+
+
+def test_bar_says_loss_best_and_what_is_left_and_no_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    best = BestResult()
+    best.metrics = {"AP": 0.31234}
+    clock, bar = Clock(monkeypatch), RunProgressBar()
+    trainer: Any = run_of(3, 50, [best, bar])
+    bar._trainer = trainer
+    monkeypatch.setattr(
+        progress.RichProgressBar, "get_metrics", lambda self, t, m: dict(t.progress_bar_metrics)
+    )
+    monkeypatch.setattr(progress.RichProgressBar, "on_train_batch_end", lambda *_: None)
+    assert bar._get_train_description(0) == "epoch 1/3"
+    for i in range(12):
+        clock.now += 60.0
+        outputs = {"loss": torch.tensor(7.0)}
+        bar.on_train_batch_end(trainer, None, outputs, None, i)  # type: ignore[arg-type]
+        shown = bar.get_metrics(trainer, None)  # type: ignore[arg-type]
+        assert shown["loss"] == 7.0
+    assert shown["best AP"] == 0.312
+    assert shown["left"] == "2 h 18 min"
+    assert "v_num" not in shown
+    trainer.progress_bar_metrics["loss"] = 5.0
+    assert bar.get_metrics(trainer, None)["loss"] == 5.0  # type: ignore[arg-type]
+
+
+def test_there_is_no_bar_without_a_terminal() -> None:
+    assert isinstance(progress.progress_bar(), SilentProgressBar)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(7.4, "7 s"), (600, "10 min"), (3600 * 3 + 1200, "3 h 20 min"), (86400 * 2.5, "2 d 12 h")],
+)
+def test_durations_are_read_at_a_glance(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,39 @@
+"""The recipe for data of one's own where there is no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from codetr.overrides import is_within, key_of
+
+LARGE, SMALL = "experiment=finetune", "experiment=finetune_small"
+_CHOSEN = ("model", "checkpoint", "ckpt_path")
+"""Keys by which a user has chosen the model."""
+_ON_CPU = ("trainer=cpu", "trainer.accelerator=cpu")
+
+
+def has_gpu() -> bool:
+    """Whether PyTorch finds one."""
+    import torch  # after hydra has answered --help
+
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def for_this_machine(
+    arguments: Sequence[str],
+    gpu: Callable[[], bool] = has_gpu,
+    say: Callable[[str], object] = print,
+) -> list[str]:
+    """The ``arguments`` of a command, with the small recipe for fine-tuning instead of the large
+    one where no GPU would be used and no model is chosen; that is told to ``say``.
+    """
+    chosen = any(is_within(key_of(a), _CHOSEN) for a in arguments if "=" in a)
+    if LARGE not in arguments or chosen:
+        return list(arguments)
+    if gpu() and not set(_ON_CPU).intersection(arguments):
+        return list(arguments)
+    say(
+        f"no GPU is used: {SMALL} instead of {LARGE}, whose Co-DINO R50 at 800 pixels takes days "
+        "on a CPU; model=co_dino keeps that"
+    )
+    return [SMALL if argument == LARGE else argument for argument in arguments]

@@ -1,0 +1,75 @@
+"""What was probably meant by a name on the command line that Hydra does not find."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import OmegaConf
+
+from codetr.conf_folder import conf_folder
+from codetr.overrides import key_of
+
+_MOST = 12  # options that are all named
+_OVERRIDDEN = re.compile(r"Could not override '(?P<key>[^']+)'")
+
+
+def explain(error: HydraException, overrides: Sequence[str], command: str = "train") -> str:
+    """One line on an error of composing ``command`` (a file of conf/) with ``overrides``: which
+    option or key does not exist, and the one that was probably meant; Hydra's own words for other
+    errors.
+    """
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _option(error.missing_cfg_file)
+    found = _OVERRIDDEN.search(str(error))
+    if found:
+        return _key(found["key"], overrides, command)
+    return " ".join(f"{error} {error.__cause__ or ''}".split())
+
+
+def _option(file: str) -> str:
+    group, _, name = file.removesuffix(".yaml").rpartition("/")
+    options = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
+    near = get_close_matches(name, options, 3, 0.4)
+    meant = f"did you mean {' or '.join(f'{group}={one}' for one in near)}? " if near else ""
+    listed = ", ".join(options) if len(options) <= _MOST else f"{len(options)}, in conf/{group}"
+    return f"Could not find '{group}/{name}': {meant}Options of {group}: {listed}"
+
+
+def _key(key: str, overrides: Sequence[str], command: str) -> str:
+    rest = [o for o in overrides if "=" in o and key_of(o) != key_of(key)]
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            cfg = compose(command, rest)
+        known = list(_names(OmegaConf.to_container(cfg, resolve=False)))
+    except HydraException:
+        known = []
+    finally:
+        GlobalHydra.instance().clear()
+        if running is not None:
+            GlobalHydra.instance().initialize(running)
+    above, _, last = key.rpartition(".")
+    beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == above}
+    near = [beside[name] for name in get_close_matches(last, beside, 1, 0.6)]
+    near = near or [name for name in known if name.endswith(f".{last}")][:1]
+    near = near or get_close_matches(key, known, 1, 0.6)
+    near = near or [beside[name] for name in get_close_matches(last, beside, 1, 0.0)]
+    meant = f": did you mean {near[0]}?" if near else "."
+    return (
+        f"Key '{last}' is not in struct: there is no setting {key}{meant} A new one needs +{key}="
+    )
+
+
+def _names(node: Any, name: str = "") -> Iterator[str]:
+    """Dotted names of all settings and groups below ``node``."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        full = f"{name}.{key}".lstrip(".")
+        yield full
+        yield from _names(value, full)
