@@ -34,6 +34,7 @@ from codetr.data.json_columns import (
     pack_texts,
     refuse,
 )
+from codetr.data.other_tools import told_by_json
 from codetr.data.outlines import area_of, box_of
 from codetr.errors import UserError
 
@@ -144,6 +145,11 @@ class CocoObjects:
 
 def require_lists(content: Any, path: Path, keys: Sequence[str] = LISTS) -> Mapping[str, list[Any]]:
     """``content``, where it is an object with the lists ``keys``. Raises UserError otherwise."""
+    told = None
+    if not isinstance(content, dict) or any(key not in content for key in keys):
+        told = told_by_json(content)
+    if told:
+        raise UserError(f"annotation file {path} cannot be read: {told}")
     if not isinstance(content, dict):
         raise UserError(
             f"annotation file {path} holds a JSON {type(content).__name__}, not the object with "

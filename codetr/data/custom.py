@@ -18,21 +18,24 @@ from rich.progress import Progress
 
 from codetr.data.convert import CocoWriter, divide
 from codetr.data.files import counted_suffixes, is_foreign, missing_plugin
-from codetr.data.formats import coco, voc, yolo
+from codetr.data.formats import coco, labelme, voc, yolo
 from codetr.data.formats.found import UNSPLIT, Found, LabelledImage, Problem
 from codetr.data.formats.tree import Tree, list_files
+from codetr.data.other_tools import told_by_json, told_by_text
 from codetr.data.placement import AUTO, require_reading
 from codetr.data.sources import MAX_LOST, Split, Splits, require_share, share_above
 from codetr.errors import UserError
+from codetr.json_text import parse_json
 
 log = logging.getLogger(__name__)
 
-FORMATS = {"coco": coco, "voc": voc, "yolo": yolo}
+FORMATS = {"coco": coco, "voc": voc, "yolo": yolo, "labelme": labelme}
 """Modules with FORMAT (its name), ``recognise(tree)`` and ``read(tree)``."""
 
 _VERSION = 4  # raise it when conversion changes: other annotations must not share a folder
 _SHOWN = 5  # problems in the log; the rest is in the file
 _NAMED = 12  # classes
+_LOOKED_AT = 20  # files of each kind, for formats of other tools
 _ABOUT = "about.json"
 
 
@@ -50,12 +53,12 @@ class Options:
 
 
 class CustomFolder:
-    """A folder in COCO JSON, Pascal VOC XML or YOLO text, converted to COCO JSON below ``cache``.
+    """A folder in COCO JSON, VOC XML, YOLO text or LabelMe JSON, converted to COCO below ``cache``.
 
-    ``format`` is coco, voc, yolo, or auto: what is there. Splits are those of the data; where it
-    has none, ``val_share`` of the images become val, at random by ``seed``. ``train`` and ``val``
-    name the splits to use. Where more than the share ``max_lost`` of the images of a split, or of
-    its boxes, cannot be used, it is an error.
+    ``format`` is coco, voc, yolo, labelme, or auto: what is there. Splits are those of the data;
+    where it has none, ``val_share`` of the images become val, at random by ``seed``. ``train`` and
+    ``val`` name the splits to use. Where more than the share ``max_lost`` of the images of a split,
+    or of its boxes, cannot be used, it is an error.
 
     The root is only read. The folder below ``cache`` is named by a hash of the names, sizes and
     times of all files, so that a change converts anew; it is written beside its place and moved
@@ -214,10 +217,27 @@ def recognise(tree: Tree) -> str:
             f"{tree.root} has {' and '.join(kinds)}: choose one with data.source.format="
             f"{next(reversed(there))}"
         )
+    _refuse_other_tools(tree)
     raise UserError(
         f"{tree.root} has {len(tree.images)} images among {len(tree.files)} files, but no "
-        "annotations in COCO JSON, Pascal VOC XML or YOLO text: set data.root to the folder of both"
+        "annotations in COCO JSON, Pascal VOC XML, YOLO text or LabelMe JSON: set data.root to the "
+        "folder of both"
     )
+
+
+def _refuse_other_tools(tree: Tree) -> None:
+    """Raises UserError for a file in a tool's own format, with what to export instead."""
+    for file in tree.of_type(".json")[:_LOOKED_AT]:
+        try:
+            told = told_by_json(parse_json(tree.read(file), file))
+        except UserError:
+            continue  # no JSON, and so no tool's
+        if told:
+            raise UserError(f"{tree.root / file} cannot be read: {told}")
+    for file in tree.of_type(".xml", ".csv")[:_LOOKED_AT]:
+        told = told_by_text(tree.read(file))
+        if told:
+            raise UserError(f"{tree.root / file} cannot be read: {told}")
 
 
 def _contents(

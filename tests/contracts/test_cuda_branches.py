@@ -89,6 +89,7 @@ UNCOVERED = {
     "codetr/models/ops/msda_triton.py::_level_table": "pinning needs CUDA's allocator",
     "codetr/training/train.py::_train": "a setting of the CPU's memory is left alone",
     "codetr/training/evaluate.py::evaluate": "a setting of the CPU's memory is left alone",
+    "codetr/training/small_machine.py::has_gpu": "chooses a recipe: what follows takes either",
     "codetr/training/sweeps/local.py::_count_gpus": "counts GPUs: what follows takes any number",
 }
 """By place: why there is none."""

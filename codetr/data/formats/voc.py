@@ -60,14 +60,13 @@ class _Annotation:
 
 
 def recognise(tree: Tree) -> list[str]:
-    """The XML files that belong to images: those in a folder Annotations, or beside an image of
-    the same name.
-    """
-    stems = {as_stem(image) for image in tree.images}
+    """The XML files that belong to images: those in a folder Annotations, or of an image's name."""
+    stems = {PurePosixPath(as_stem(image)).name for image in tree.images}
     return [
         file
         for file in tree.of_type(".xml")
-        if PurePosixPath(file).parent.name.lower() == _FOLDER or as_stem(file) in stems
+        if PurePosixPath(file).parent.name.lower() == _FOLDER
+        or PurePosixPath(as_stem(file)).name in stems
     ]
 
 

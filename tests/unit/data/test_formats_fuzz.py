@@ -4,6 +4,7 @@ of what was left out; never another exception, and never a long wait.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import random
@@ -14,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from custom_folders import CELLS, HEIGHT, WIDTH, coco_content, write_voc, write_yolo
+from custom_folders import (
+    CELLS,
+    HEIGHT,
+    WIDTH,
+    coco_content,
+    write_images,
+    write_voc,
+    write_yolo,
+)
 
 from codetr.classes import ClassList
 from codetr.data import convert
@@ -108,9 +117,9 @@ def json_variant(rng: random.Random, content: bytes) -> bytes:
             if change == 0:
                 del node[key]
             elif change == 1 and isinstance(node, list):
-                node.append(rng.choice(node))
+                node.append(copy.deepcopy(rng.choice(node)))
             else:
-                node[key] = rng.choice(STRANGE)
+                node[key] = copy.deepcopy(rng.choice(STRANGE))
             break
     return json.dumps(tree).encode()
 
@@ -197,15 +206,25 @@ CASES = {
         "data.yaml",
         (bytes_variant, token_variant, alias_variant, deep("["), deep("{a: ")),
     ),
+    "labelme file": ("labelme", "a.json", (bytes_variant, json_variant, deep("["), deep('{"a":'))),
     "coco file": ("coco", "labels.json", (bytes_variant, json_variant, deep("["), deep('{"a":'))),
 }
 
 
 def write(kind: str, root: Path) -> None:
     """Five images with boxes that nothing is wrong with."""
-    if kind == "voc":
+    if kind == "labelme":
+        for name, boxes in CELLS.items():
+            write_images(root, [f"{name}.png"])
+            shapes = [
+                {"label": n, "points": [[b[0], b[1]], [b[2], b[3]]], "shape_type": "rectangle"}
+                for n, b in boxes
+            ]
+            content = {"shapes": shapes, "imagePath": f"{name}.png", "imageWidth": WIDTH}
+            (root / f"{name}.json").write_text(json.dumps({**content, "imageHeight": HEIGHT}))
+    elif kind == "voc":
         write_voc(root, CELLS, {"train": list("abc"), "val": list("de")})
-    else:
+    else:  # yolo, or coco
         parts = {"train": {k: CELLS[k] for k in "abc"}, "valid": {k: CELLS[k] for k in "de"}}
         write_yolo(root, parts, NAMES)
     if kind == "coco":
@@ -343,6 +362,7 @@ WITHOUT = {
     "voc list": "fine",  # there is no training split then, which ``CustomFolder`` says
     "yolo labels": "fine",  # an image without boxes
     "yolo configuration": "error",
+    "labelme file": "fine",  # its image has no annotations then
     "coco file": "error",
 }
 """What becomes of the folders where the file is not there."""
@@ -371,3 +391,49 @@ def test_every_format_is_still_recognised_when_its_files_are_broken(
 ) -> None:
     write(kind, tmp_path)
     assert recognise(list_files(tmp_path)) == kind
+
+
+def entries(value: Any, key: str) -> int:
+    found = value.get(key) if isinstance(value, dict) else None
+    return len(found) if isinstance(found, list) else 0
+
+
+@pytest.mark.parametrize("case", ["coco file", "labelme file", "yolo labels", "voc annotation"])
+def test_what_goes_in_is_used_or_named(case: str, tmp_path: Path) -> None:
+    """Boxes and images that a file holds are those that are used and those that are reported."""
+    kind, file, _ = CASES[case]
+    write(kind, tmp_path)
+    tree = list_files(tmp_path)
+    path = tmp_path / file
+    original = path.read_bytes()
+    rng = random.Random(f"{case} law")
+    change = json_variant if file.endswith(".json") else token_variant
+    counted = 0
+    for _ in range(VARIANTS):
+        variant = change(rng, original)
+        path.write_bytes(variant)
+        try:
+            found = FORMATS[kind].read(tree)
+        except UserError:
+            continue  # all of it is named
+        all_images = [image for images in found.splits.values() for image in images]
+        lost = [problem for part in found.lost.values() for problem in part]
+        own = [image for image in all_images if image.source == file]
+        used = sum(len(image.boxes) + image.flawed for image in own)
+        if kind == "coco":
+            tree_of_values = json.loads(variant)
+            assert entries(tree_of_values, "images") == len(all_images) + len(lost), variant
+            assert entries(tree_of_values, "annotations") == used + sum(found.flawed.values())
+        elif kind == "labelme" and not entries(json.loads(variant), "shapes"):
+            continue
+        elif any(problem.file == file for problem in lost) or not own:
+            assert any(problem.file == file for problem in found.problems), variant
+            continue
+        elif kind == "labelme":
+            assert entries(json.loads(variant), "shapes") == used, variant
+        elif kind == "yolo":
+            assert sum(bool(line.strip()) for line in variant.decode().splitlines()) == used
+        else:
+            assert variant.decode().count("<object>") == used or b"<object/>" in variant, variant
+        counted += 1
+    assert counted > VARIANTS / 8

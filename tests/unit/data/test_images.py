@@ -1,3 +1,4 @@
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from codetr.data.images import ImageError, read_image
+from codetr.data.files import is_image, missing_plugin
+from codetr.data.images import ImageError, PixelRules, read_image
+from codetr.errors import UserError
 
 
 def _gradient() -> np.ndarray:
@@ -72,3 +75,57 @@ def test_bad_files_are_named_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(ImageError, match=path.name) as error:
             read_image(path)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_deep_grey_images_keep_the_upper_bits_of_their_own_depth(
+    bits: int, suffix: str, tmp_path: Path
+) -> None:
+    values = np.linspace(0, 2**bits - 1, 24 * 32).astype(np.uint16).reshape(24, 32)
+    Image.fromarray(values).save(tmp_path / f"deep.{suffix}")
+    expected = torch.from_numpy((values >> (bits - 8)).astype(np.uint8))
+    assert read_image(tmp_path / f"deep.{suffix}").equal(expected.expand(3, -1, -1))
+
+
+def test_depth_that_is_set_holds_for_dark_images(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 800, np.uint16)).save(tmp_path / "dark.png")
+    assert read_image(tmp_path / "dark.png").unique().tolist() == [200]  # taken for 10 bits
+    assert read_image(tmp_path / "dark.png", PixelRules(grey_bits=12)).unique().tolist() == [50]
+    for bits in (7, 33):
+        with pytest.raises(UserError, match=rf"data\.grey_bits={bits}"):
+            PixelRules(grey_bits=bits)
+
+
+def test_large_images_have_a_limit_that_can_be_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(_gradient()).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow's own limit counts no more
+    assert read_image(tmp_path / "large.png").shape == (3, 24, 32)
+    assert Image.MAX_IMAGE_PIXELS == 10
+    rules = PixelRules(max_megapixels=0.0005)
+    with pytest.raises(ImageError, match=r"has 32x24 pixels.*data\.max_megapixels=") as e:
+        read_image(tmp_path / "large.png", rules)
+    assert "annotation" not in str(e.value)
+    with pytest.raises(UserError, match=r"data\.max_megapixels=0"):
+        PixelRules(max_megapixels=0)
+
+
+def test_clouds_of_points_are_no_images() -> None:
+    assert not is_image("scan.pcd")
+    assert is_image("scan.png")
+
+
+def test_heic_is_read_or_said_to_need_its_plugin(tmp_path: Path) -> None:
+    if importlib.util.find_spec("pillow_heif") is None:
+        assert "codetr[heic]" in missing_plugin("a.HEIC", "b.png")
+        assert missing_plugin("b.png") == ""
+        (tmp_path / "a.heic").write_bytes(b"ftypheic")
+        with pytest.raises(ImageError, match=r"codetr\[heic\]"):
+            read_image(tmp_path / "a.heic")
+        return
+    assert is_image("a.HEIC")
+    assert missing_plugin("a.HEIC") == ""
+    Image.fromarray(_gradient()).save(tmp_path / "a.heic", quality=90)
+    assert (read_image(tmp_path / "a.heic").float() - _rgb(_gradient()).float()).abs().mean() < 6

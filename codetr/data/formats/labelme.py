@@ -1,0 +1,205 @@
+"""LabelMe's own JSON: a file per image with ``shapes``, each a label and points in pixels."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from codetr.data.formats.found import (
+    UNSPLIT,
+    Box,
+    Found,
+    LabelledImage,
+    Problem,
+    one_line,
+    shown,
+)
+from codetr.data.formats.tree import Tree, split_of_folders
+from codetr.data.json_columns import as_integer, as_label, as_number, as_side
+from codetr.data.outlines import area_of
+from codetr.errors import UserError
+from codetr.json_text import parse_json
+
+FORMAT = "LabelMe JSON"
+_KEYS = (b'"shapes"', b'"imagePath"')
+_OUTLINES = ("polygon", "rectangle", "mask", "oriented_rectangle")
+"""Shapes whose points lie around the object."""
+
+Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Object:
+    """A shape, or several of one group: ``outlines`` of each, ``polygons`` those that are drawn."""
+
+    name: str
+    where: str
+    outlines: tuple[Points, ...]
+    polygons: tuple[Points, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """One annotation file."""
+
+    file: str
+    image: str
+    size_wh: tuple[int, int] | None
+    objects: tuple[_Object, ...]
+    flawed: int
+
+
+def recognise(tree: Tree) -> list[str]:
+    """The JSON files with shapes or the path of an image, where one has both."""
+    found = {f: [key in tree.read(f) for key in _KEYS] for f in tree.of_type(".json")}
+    return [f for f, keys in found.items() if any(keys)] if any(map(all, found.values())) else []
+
+
+def read(tree: Tree) -> Found:
+    """All files, with the splits of the folders' names.
+
+    Classes are the labels, sorted. Rectangles, polygons, circles and masks become boxes; polygons
+    stay as outlines; shapes of one label and group are one object, as LabelMe's own converter takes
+    them. Points and lines, and what cannot be read, become problems.
+    """
+    problems: list[Problem] = []
+    files: list[_File] = []
+    lost: dict[str, list[Problem]] = defaultdict(list)
+    for file in recognise(tree):
+        try:
+            files.append(_read_file(tree, file, problems))
+        except UserError as error:
+            problem = Problem(file=file, text=f"{error}; the file was left out")
+            problems.append(problem)
+            lost[split_of_folders(file) or UNSPLIT].append(problem)
+    names = sorted({o.name for one in files for o in one.objects})
+    ids = {name: i + 1 for i, name in enumerate(names)}
+    splits: dict[str, list[LabelledImage]] = defaultdict(list)
+    for one in files:
+        splits[split_of_folders(one.file) or UNSPLIT].append(_labelled(one, ids))
+    without = len(tree.images) - len({one.image for one in files})
+    remarks = [f"{without} images without annotation file were left out"] if without > 0 else []
+    return Found(
+        splits=dict(splits),
+        categories={i: name for name, i in ids.items()},
+        lost=dict(lost),
+        remarks=tuple(remarks),
+        problems=tuple(problems),
+    )
+
+
+def _read_file(tree: Tree, file: str, problems: list[Problem]) -> _File:
+    content = parse_json(tree.read(file), "it")
+    shapes = content.get("shapes") if isinstance(content, Mapping) else None
+    if not isinstance(shapes, list):
+        raise UserError("has no list 'shapes': export it again")
+    objects: list[_Object] = []
+    groups: dict[tuple[str, int], int] = {}
+    flawed = 0
+    for number, shape in enumerate(shapes):
+        try:
+            found = _read_shape(shape, f"shape {number}")
+        except UserError as error:
+            flawed += 1
+            problems.append(Problem(file=file, text=f"shape {number} {error}; it was left out"))
+            continue
+        group = as_integer(shape.get("group_id"))
+        place = None if group is None else groups.setdefault((found.name, group), len(objects))
+        if place is None or place == len(objects):
+            objects.append(found)
+        else:
+            objects[place] = _joined(objects[place], found)
+    width, height = (as_side(content.get(key)) for key in ("imageWidth", "imageHeight"))
+    return _File(
+        file=file,
+        image=_image_of(tree, file, content),
+        size_wh=(width, height) if width and height else None,
+        objects=tuple(objects),
+        flawed=flawed,
+    )
+
+
+def _read_shape(shape: Any, where: str) -> _Object:
+    if not isinstance(shape, Mapping):
+        raise UserError(f"is {shown(shape)}, not an object")
+    name = as_label(shape.get("label"))
+    if name is None:
+        raise UserError(f"has label {shown(shape.get('label'))}: it must be a name")
+    name = one_line(name)
+    points, kind = _points(shape.get("points")), shape.get("shape_type") or "polygon"
+    if kind == "circle" and points is not None and len(points) == 2:
+        (x, y), edge = points
+        radius = math.dist((x, y), edge)
+        outline: Points = [(x - radius, y - radius), (x + radius, y + radius)]
+    elif kind in _OUTLINES and points is not None and len(points) > 1 + (kind == "polygon"):
+        outline = points
+    elif points is None:
+        raise UserError(f"({shown(name)}) has points {shown(shape.get('points'))}: no x, y each")
+    else:
+        raise UserError(f"({shown(name)}) is a {shown(kind)} of {len(points)} points, no box")
+    drawn = (outline,) if kind == "polygon" else ()
+    return _Object(name=name, where=f"{where} ({name})", outlines=(outline,), polygons=drawn)
+
+
+def _joined(one: _Object, other: _Object) -> _Object:
+    return _Object(
+        name=one.name,
+        where=one.where,
+        outlines=one.outlines + other.outlines,
+        polygons=one.polygons + other.polygons,
+    )
+
+
+def _points(value: Any) -> Points | None:
+    if not isinstance(value, list) or not value:
+        return None
+    found = []
+    for pair in value:
+        numbers = [as_number(v) for v in pair] if isinstance(pair, list) else []
+        if len(numbers) != 2 or None in numbers:
+            return None
+        found.append((numbers[0], numbers[1]))
+    return found  # type: ignore[return-value]
+
+
+def _image_of(tree: Tree, file: str, content: Mapping[str, Any]) -> str:
+    """The image that the file names, beside it or elsewhere, or else the one of its own name."""
+    told = content.get("imagePath")
+    wanted = told.replace("\\", "/") if isinstance(told, str) else ""
+    home, stem = PurePosixPath(file).parent, PurePosixPath(file).stem
+    index = tree.image_index
+    name = PurePosixPath(wanted).name
+    found = (index.at(str(home / name)) if name else []) or index.at(str(home / stem))
+    found = found or (index.named(wanted) if wanted else []) or index.named(stem)
+    if len(found) != 1:
+        inside = ""
+        if content.get("imageData"):
+            inside = " (it is only inside of the file, as imageData)"
+        raise UserError(
+            f"{'several images' if found else 'no image'} of the name {shown(wanted or stem)} in "
+            f"the folder{'' if found else inside}"
+        )
+    return found[0]
+
+
+def _labelled(one: _File, ids: Mapping[str, int]) -> LabelledImage:
+    boxes = []
+    for item in one.objects:
+        xs, ys = zip(*(point for outline in item.outlines for point in outline), strict=True)
+        extra: dict[str, Any] = {}
+        if len(item.polygons) == len(item.outlines):
+            polygons = [[v for point in polygon for v in point] for polygon in item.polygons]
+            extra = {"segmentation": polygons, "area": area_of(polygons)}
+        corners = (min(xs), min(ys), max(xs), max(ys))
+        boxes.append(Box(xyxy=corners, category=ids[item.name], where=item.where, extra=extra))
+    return LabelledImage(
+        file=one.image,
+        source=one.file,
+        boxes=tuple(boxes),
+        declared_wh=one.size_wh,
+        flawed=one.flawed,
+    )
