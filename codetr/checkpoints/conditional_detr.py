@@ -12,6 +12,8 @@ from codetr.checkpoints.official import DROPPED, Conversion
 from codetr.checkpoints.renaming import Rules, convert_by
 
 CLASS_EMBEDDING = "class_embed.weight"
+CLASS_ROWS = r"class_embed\.(weight|bias)|label_enc\.weight"
+"""Tensors with a row per class; the table of labels has one more, which stays the last."""
 _LABELS = "label_enc.weight"
 _ENCODER = r"transformer\.encoder\.(layers\.\d+)\."
 _DECODER = r"transformer\.decoder\.(layers\.\d+)\."
@@ -122,12 +124,3 @@ def convert_conditional_detr(official: Mapping[str, Tensor]) -> Conversion:
         dropped=conversion.dropped,
         unused=conversion.unused,
     )
-
-
-def only_coco_rows(official: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    """The same with ``rows`` of the class embeddings, and those and the last of the label table."""
-    taken = {key: official[key][rows] for key in (CLASS_EMBEDDING, "class_embed.bias")}
-    if _LABELS in official:
-        last = rows.new_tensor([len(official[_LABELS]) - 1])
-        taken[_LABELS] = official[_LABELS][rows.new_tensor([*rows.tolist(), *last.tolist()])]
-    return {**official, **taken}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 from torch import Tensor
 
-from codetr.checkpoints import h_detr, official, vidt, yolos
+from codetr.checkpoints import conditional_detr, dino, h_detr, official, vidt, yolos
 from codetr.checkpoints.category_rows import coco_rows
 from codetr.checkpoints.ms_detr import convert_ms_detr, is_ms_detr
 from codetr.checkpoints.official import Conversion, convert_official
@@ -45,11 +45,25 @@ DIALECTS = (
         convert=lambda state, cfg: convert_ms_detr(state),
     ),
     Dialect(
+        repository="DINO",
+        speaks=dino.is_dino,
+        class_embedding=dino.CLASS_EMBEDDING,
+        only_coco=lambda state: coco_rows(state, dino.CLASS_ROWS),
+        convert=lambda state, cfg: dino.convert_dino(state),
+    ),
+    Dialect(
         repository="H-DETR and Teach-DETR",
         speaks=h_detr.is_h_detr,
         class_embedding=h_detr.CLASS_EMBEDDING,
         only_coco=h_detr.only_coco_rows,
         convert=lambda state, cfg: h_detr.convert_h_detr(state, cfg.model.num_queries),
+    ),
+    Dialect(
+        repository="Conditional DETR, DAB-DETR and DN-DETR",
+        speaks=conditional_detr.is_conditional_detr,
+        class_embedding=conditional_detr.CLASS_EMBEDDING,
+        only_coco=lambda state: coco_rows(state, conditional_detr.CLASS_ROWS),
+        convert=lambda state, cfg: conditional_detr.convert_conditional_detr(state),
     ),
     Dialect(
         repository="YOLOS",

@@ -15,6 +15,11 @@ from codetr.checkpoints.official import DROPPED, Conversion
 from codetr.checkpoints.renaming import Rules, convert_by
 
 CLASS_EMBEDDING = h_detr.CLASS_EMBEDDING
+CLASS_ROWS = (
+    r"(transformer\.decoder\.)?class_embed\.\d+\..*|transformer\.enc_out_class_embed\..*"
+    r"|label_enc\.weight"
+)
+"""Tensors with a row per class, or more."""
 _LABELS = "label_enc.weight"
 _MARK = "transformer.enc_out_class_embed.weight"
 _POSITION = r"transformer\.decoder\.ref_point_head\.layers\."
