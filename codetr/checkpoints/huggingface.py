@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from codetr.checkpoints.huggingface_layouts import LAYOUTS, Layout
 from codetr.checkpoints.official_file import OfficialFile, as_official, read_tensors
 from codetr.checkpoints.renaming import Rules, rename
 from codetr.errors import UserError
@@ -26,58 +26,6 @@ HUGGINGFACE = "huggingface:"
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _PART = re.compile(r"(.*)#(\d)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """``rules`` from the library's names to the official ones; ``NAME#0``, ``NAME#1`` ... are parts
-    that are joined along their rows. ``settings``: our keys, by those of config.json, that must
-    have its values; ``fixed``: its values that there is no key for.
-    """
-
-    rules: Rules
-    settings: Mapping[str, str]
-    fixed: Mapping[str, Any]
-
-
-_BLOCK = r"vit\.encoder\.layer\.(\d+)\."
-_OURS = r"backbone.blocks.\1."
-YOLOS = Layout(
-    rules=(
-        (r"vit\.embeddings\.cls_token", r"backbone.cls_token"),
-        (r"vit\.embeddings\.detection_tokens", r"backbone.det_token"),
-        (r"vit\.embeddings\.position_embeddings", r"backbone.pos_embed"),
-        (
-            r"vit\.encoder\.(?:interpolation\.)?mid_position_embeddings",
-            r"backbone.mid_pos_embed",
-        ),
-        (r"vit\.embeddings\.patch_embeddings\.projection\.(.*)", r"backbone.patch_embed.proj.\1"),
-        (_BLOCK + r"attention\.attention\.query\.(.*)", _OURS + r"attn.qkv.\2#0"),
-        (_BLOCK + r"attention\.attention\.key\.(.*)", _OURS + r"attn.qkv.\2#1"),
-        (_BLOCK + r"attention\.attention\.value\.(.*)", _OURS + r"attn.qkv.\2#2"),
-        (_BLOCK + r"attention\.output\.dense\.(.*)", _OURS + r"attn.proj.\2"),
-        (_BLOCK + r"intermediate\.dense\.(.*)", _OURS + r"mlp.fc1.\2"),
-        (_BLOCK + r"output\.dense\.(.*)", _OURS + r"mlp.fc2.\2"),
-        (_BLOCK + r"layernorm_before\.(.*)", _OURS + r"norm1.\2"),
-        (_BLOCK + r"layernorm_after\.(.*)", _OURS + r"norm2.\2"),
-        (r"vit\.layernorm\.(.*)", r"backbone.norm.\1"),
-        (r"class_labels_classifier\.(.*)", r"class_embed.\1"),
-        (r"bbox_predictor\.(.*)", r"bbox_embed.\1"),
-    ),
-    settings={
-        "hidden_size": "model.dim",
-        "num_hidden_layers": "model.backbone.depth",
-        "num_attention_heads": "model.heads",
-        "intermediate_size": "model.hidden",
-        "num_detection_tokens": "model.num_queries",
-        "image_size": "model.backbone.table",
-        "use_mid_position_embeddings": "model.backbone.middle",
-    },
-    fixed={"patch_size": 16, "num_channels": 3, "qkv_bias": True, "hidden_act": "gelu"},
-)
-
-LAYOUTS: Mapping[str, Layout] = {"yolos": YOLOS}
-"""By ``model_type`` in config.json."""
 
 
 def read_huggingface(folder: str | Path, cfg: DictConfig) -> OfficialFile:
@@ -141,11 +89,19 @@ def _require_settings(
     ]
     if wrong:
         raise UserError(f"{folder / CONFIG}: {', '.join(wrong)} is a model that we do not have")
-    given = {ours: config[key] for key, ours in layout.settings.items() if key in config}
+    given = {
+        ours: layout.read.get(key, _as_it_is)(config[key])
+        for key, ours in layout.settings.items()
+        if key in config
+    }
     other = {ours: value for ours, value in given.items() if _selected(cfg, ours) != value}
     if other:
         overrides = " ".join(f"{ours}={_written(value)}" for ours, value in other.items())
         raise UserError(f"{folder / CONFIG}: has other settings than the model: add {overrides}")
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def _selected(cfg: DictConfig, key: str) -> Any:

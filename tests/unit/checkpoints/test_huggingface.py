@@ -117,7 +117,7 @@ def test_what_is_no_such_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no model\.safetensors"):
         open_checkpoint(source, config())
     folder(tmp_path, model_type="bert")
-    with pytest.raises(UserError, match="model_type is 'bert': give a folder of one of yolos"):
+    with pytest.raises(UserError, match="model_type is 'bert': give a folder of one of yolos, "):
         open_checkpoint(source, config())
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match="is no table of settings"):
