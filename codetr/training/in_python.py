@@ -46,7 +46,7 @@ def train(overrides: Sequence[str] = ()) -> TrainingResult:
         cfg.paths.run_dir = str(Path(cfg.paths.runs, cfg.name))
     _require_one_device(cfg)
     folder = Path(cfg.paths.run_dir)
-    return TrainingResult(metrics=training.train(cfg), folder=folder)
+    return TrainingResult(metrics=training.train(cfg, overrides), folder=folder)
 
 
 def _require_one_device(cfg: DictConfig) -> None:
