@@ -10,7 +10,9 @@ from torch import nn
 
 from codetr.errors import UserError
 from codetr.models.detectors.protocol import MAIN
+from codetr.settings.check import check_settings
 from codetr.supervision.schemes.protocol import require_fit
+from codetr.training.acceleration import compile_parts
 from codetr.training.losses import propose, training_losses
 
 COMMON = (
@@ -93,6 +95,22 @@ def test_further_groups_leave_vidts_own_queries_alone(scheme: str) -> None:
     for one, other in zip(alone.layers, together.layers, strict=True):
         torch.testing.assert_close(one.logits, other.logits, rtol=0, atol=1e-10)
         torch.testing.assert_close(one.boxes, other.boxes, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "choice", [*(f"experiment={name}" for name in SIZES), "model=yolos_tiny", "model=vidt_tiny"]
+)
+def test_settings_are_accepted_and_parts_compiled(choice: str) -> None:
+    teachers = ("data.teachers=[a.json]",) if "teach" in choice else ()
+    own = () if "experiment" in choice else ("scheme=[one_to_one]", "aux_heads=[]")
+    given = (choice, *own, *teachers, "data.root=nowhere", "paths.run_dir=here")
+    cfg = composed(given)
+    check_settings(cfg, given)
+    cfg.model.backbone.pretrained, cfg.num_classes = False, 3
+    with torch.device("meta"):
+        detector = instantiate(cfg.model.detector)
+    compile_parts(detector, ["backbone", "encoder", "decoder"])
+    assert detector.backbone._compiled_call_impl is not None
 
 
 @pytest.mark.parametrize("experiment", SIZES)

@@ -12,6 +12,8 @@ from codetr.structures import Memory, Pyramid
 class IdentityEncoder(nn.Module):
     """The neck's maps as memory: what the backbone made of them is enough (ViDT, YOLOS)."""
 
+    layers: tuple[nn.Module, ...] = ()
+
     def forward(self, pyramid: Pyramid, padding: Tensor) -> Memory:
         """``pyramid`` of (B, C, H_l, W_l) maps; ``padding`` (B, H, W) of the images."""
         masks = [resize_mask(padding, shape) for shape in pyramid.shapes]

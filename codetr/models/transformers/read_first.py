@@ -18,6 +18,7 @@ class IdentityDecoder(nn.Module):
     """
 
     num_layers, groups = 1, False
+    layers: tuple[nn.Module, ...] = ()
 
     def forward(
         self, queries: Queries, memory: Memory, head: Head, mask: Tensor | None
@@ -37,6 +38,11 @@ class ReadFirstDecoder(nn.Module):
         super().__init__()
         self.decoder = decoder
         self.num_layers = decoder.num_layers + 1
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """Those of ``decoder``."""
+        return self.decoder.layers
 
     def forward(
         self, queries: Queries, memory: Memory, head: Head, mask: Tensor | None
