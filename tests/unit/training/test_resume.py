@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import OmegaConf
 from one_weight import Evaluator, NoisyScheme, OneWeight, batch_of
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -342,3 +343,21 @@ def test_the_time_decides_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     keeper = LastCheckpoint(tmp_path, every_minutes=5 / 60)
     assert [keeper.due(step) for step in range(1, 8)] == [False] * 4 + [True] * 3
     assert not keeper.due(0)  # nothing new
+
+
+def test_a_stop_does_not_wait_for_the_end_of_a_validation(tmp_path: Path) -> None:
+    seen = Interrupt(("on_validation_batch_end", 1), ask(signal.SIGTERM))
+    with pytest.raises(stopping.Stopped, match="stopped by SIGTERM") as stopped:
+        train(tmp_path, Setting(), seen, every=None)
+    assert seen.calls == 1  # of two batches
+    assert stopped.value.exit_code == 143
+    assert "kept at step 8" in stopped.value.line()
+
+
+def test_the_line_names_the_command_that_continues(tmp_path: Path) -> None:
+    cfg = OmegaConf.create({"name": "2026-01-01"})
+    given = ["train.py", "data.root=a b", "ckpt_path=last", "name=x"]
+    line = stopping.next_command(cfg, given)
+    assert line.endswith(" train.py 'data.root=a b' name=2026-01-01 ckpt_path=last")
+    installed = stopping.next_command(cfg, ["/usr/bin/codetr-train", "seed=1"])
+    assert installed == "codetr-train seed=1 name=2026-01-01 ckpt_path=last"

@@ -1,0 +1,46 @@
+"""A position in an epoch, counted anew on another number of devices."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from lightning.pytorch.loops.progress import _BatchProgress
+
+from codetr.training.loop_state import move_to
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "accumulated", "batches", "expected"),
+    [
+        (4, 2, 1, 5, 10),  # two devices, then one
+        (2, 4, 1, 10, 5),
+        (2, 4, 1, 11, 5),  # rounded down: two images come twice
+        (4, 2, 4, 5, 8),  # to a whole optimiser step
+        (4, 4, 2, 6, 6),
+    ],
+)
+def test_the_same_images_are_done(
+    before: int, now: int, accumulated: int, batches: int, expected: int
+) -> None:
+    progress = restored(batches, last=False)
+    move_to(trainer(progress, accumulated), before, now)
+    assert set(vars(progress.current).values()) == {expected}
+
+
+def test_an_epoch_of_which_the_validation_is_left_stays_one() -> None:
+    progress = restored(6, last=True)
+    move_to(trainer(progress, 4), 4, 2)
+    assert progress.current.ready == 11
+
+
+def restored(batches: int, last: bool) -> _BatchProgress:
+    progress = _BatchProgress(is_last_batch=last)
+    progress.increment_by(batches, is_last_batch=last)
+    return progress
+
+
+def trainer(progress: _BatchProgress, accumulated: int) -> Any:
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    return SimpleNamespace(
+        fit_loop=loop, accumulate_grad_batches=accumulated, num_training_batches=11
+    )
