@@ -21,7 +21,10 @@ KNOWS = {
     "settings": {"values"},
     "training": {*CORE, "data", "evaluation", "checkpoints", "settings"},
     "inference": {*CORE, "data", "evaluation", "checkpoints", "settings"},
-    "analysis": {*CORE, "data", "evaluation", "checkpoints", "inference"},
+    "analysis": {
+        *CORE,
+        *("data", "evaluation", "checkpoints", "settings", "inference", "training"),
+    },
 }
 """What each wing imports; commands and tools import all of it, and nothing imports tools."""
 

@@ -16,6 +16,7 @@ COMMANDS = "commands.md"
 """The page of the files at the top of conf/, one per command."""
 
 ABOUT = {
+    "analysis": "What `scripts/analyse.py` looks at in trained models.",
     "augmentation": "How images are resized, cropped and mirrored, in training and in evaluation.",
     "aux_heads": "Auxiliary heads of the scheme `collaborative`. A list: its length is K.",
     "callbacks": "What watches a run.",

@@ -168,14 +168,15 @@ def batch_of_one(resize: Augmentation, collate: Collate, image: Tensor) -> Batch
     return collate([resize(as_sample(image))])
 
 
-def as_built(full: DictConfig, cfg: DictConfig) -> DictConfig:
+def as_built(full: DictConfig, cfg: DictConfig, schemes: bool = False) -> DictConfig:
     """What objects are made from, of a whole configuration ``full`` that a file and the user's
-    ``cfg`` make up: resolved, plain and checked, and nothing besides.
+    ``cfg`` make up: resolved, plain and checked, and nothing besides. ``schemes``: those of the
+    training too, which an auxiliary branch needs anyway.
 
     Raises UserError where the file names what it may not, or has no such parts.
     """
     keys = ["data", "evaluation", "trainer", "model.detector"]
-    if cfg.evaluation.branch != MAIN:
+    if schemes or cfg.evaluation.branch != MAIN:
         keys.append("scheme")
     parts: dict[str, Any] = {}
     try:

@@ -23,7 +23,7 @@ from codetr.conf_folder import conf_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = conf_folder()
-COMMANDS = ("train", "eval", "teacher_boxes")
+COMMANDS = ("train", "eval", "teacher_boxes", "analyse")
 INFERENCE = ("predict", "export")
 """Commands whose own keys are known to ``codetr/inference`` and the scripts alone."""
 READ = ("experiment", "zoo")
@@ -52,6 +52,8 @@ def known_keys(commands: Sequence[str]) -> frozenset[str]:
     for file in read_option_files(CONF):
         if file.group == "experiment":
             keys |= {setting.name for setting in file.settings}
+        elif file.group == "analysis":
+            keys |= _composed("analyse", f"analysis={file.name}")
         elif file.group and file.group not in READ:
             option = f"[{file.name}]" if file.group in LISTS else file.name
             keys |= _composed("train", f"{'+' * (file.group in UNLISTED)}{file.group}={option}")

@@ -3,7 +3,8 @@
 Words in capitals stand for something: ``FOLDER`` a data set in COCO format, ``PHOTOS`` a folder of
 images, ``IMAGE.png`` one of them, ``WEIGHTS`` a backbone's file, ``OFFICIAL`` an official file,
 ``MODEL.onnx`` an exported one, ``TEACHER.json`` a teacher's boxes, ``runs/NAME`` a finished run,
-``runs/sweeps/NAME`` a finished sweep. ``zoo:...`` is a tiny file with an entry of its own.
+``runs/OTHER`` another one, ``runs/sweeps/NAME`` a finished sweep. ``zoo:...`` is a tiny file with
+an entry of its own.
 """
 
 import json
@@ -29,10 +30,12 @@ AS_IT_STANDS = (
     "scripts/gpu_check.py",
 )
 TINY = (*(o for o in SMALL if not o.startswith("data.")), "debug=fast", "data.num_workers=0")
+EPOCHS = ("checkpointing=every_epoch", "trainer.max_epochs=2")
 OF_A_RUN = {
     "eval.py": ("trainer=cpu",),
     "scripts/predict.py": ("device=cpu",),
     "scripts/teacher_boxes.py": ("trainer=cpu",),
+    "scripts/analyse.py": ("device=cpu", "images=2", "shown=1"),
     "scripts/export.py": ("cases=[[2,96,128],[1,128,96]]",),
     "scripts/sweep_report.py": (),
 }
@@ -99,7 +102,7 @@ def folder(tmp_path: Path) -> Path:
 def run(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on the built-in data; its parent holds no other."""
     place = tmp_path_factory.mktemp("run")
-    line = arguments("train.py", *TINY, *_built_in(data_root), "name=made")
+    line = arguments("train.py", *TINY, *_built_in(data_root), *EPOCHS, "name=made")
     done = run_warm(line, place, environment(), timeout=300)
     assert done.returncode == 0, done.stderr
     return place / "runs/made"
@@ -176,6 +179,8 @@ def test_command(
         made = request.getfixturevalue("run")
         overrides = [o.replace("runs/sweeps/NAME", str(made.parent)) for o in overrides]
         overrides = [o.replace("runs/NAME", str(made)) for o in overrides]
+        if any("runs/OTHER" in o for o in overrides):
+            shutil.copytree(made, tmp_path / "runs/OTHER")
         more = [*OF_A_RUN[script]]
     else:
         more = _small(overrides, data_root)

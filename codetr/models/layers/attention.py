@@ -107,17 +107,23 @@ class DeformableAttention(nn.Module):
         ``tokens`` (B, S, C) with ``padding`` (B, S) True where they are void; ``shapes`` (H, W)
         per level. Returns (B, Q, C).
         """
-        query, dtype = x + position, frame.origin.dtype
         value = self.value_proj(tokens).masked_fill(padding[..., None], 0.0)
-        weights = self.attention_weights(query).to(dtype)
-        weights = weights.unflatten(-1, (self.heads, -1)).softmax(-1)
+        locations, weights = self.samples(x, position, frame)
         sampled = multi_scale_deformable_attention(
-            value.unflatten(-1, (self.heads, -1)),
-            shapes,
-            self._locations(frame, self.sampling_offsets(query)),
-            weights.unflatten(-1, (self.levels, self.points)),
+            value.unflatten(-1, (self.heads, -1)), shapes, locations, weights
         )
         return x + self.dropout(self.output_proj(sampled))
+
+    def samples(self, x: Tensor, position: Tensor, frame: SamplingFrame) -> tuple[Tensor, Tensor]:
+        """Where ``x`` (B, Q, C) with its ``position`` looks: locations (B, Q, heads, L, P, 2) as
+        (x, y), 0 to 1 spans each level's extent, and weights (B, Q, heads, L, P), which sum to 1
+        over the levels and points of a head.
+        """
+        query, dtype = x + position, frame.origin.dtype
+        weights = self.attention_weights(query).to(dtype)
+        weights = weights.unflatten(-1, (self.heads, -1)).softmax(-1)
+        locations = self._locations(frame, self.sampling_offsets(query))
+        return locations, weights.unflatten(-1, (self.levels, self.points))
 
     def frame(self, references: Tensor, shapes: tuple[tuple[int, int], ...]) -> SamplingFrame:
         """Of ``references`` (B, Q, L, 2 or 4) relative to each level, whose (H, W) are ``shapes``:

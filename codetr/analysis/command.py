@@ -1,0 +1,130 @@
+"""From checkpoints to what they show: what ``scripts/analyse.py`` does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from glob import glob
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from codetr.analysis.findings import Findings, log_findings, markdown, write_findings
+from codetr.analysis.subject import Subject, names_of, open_subject
+from codetr.checkpoints.convert import OFFICIAL
+from codetr.errors import UserError
+from codetr.inference.command import ALWAYS, require_used
+from codetr.inference.finder import choose_device
+from codetr.models.ops import use_msda
+from codetr.settings import check_settings
+from codetr.structures import Batch
+from codetr.training.train import prepare_process
+from codetr.training.unused import ignored_in_evaluation, require_effect
+
+log = logging.getLogger(__name__)
+
+USED = ALWAYS | {
+    *("analysis", "images", "shown", "device", "data", "augmentation", "logger", "seed"),
+    *("tags", "ops"),
+}
+"""Keys and groups that count here."""
+ONE_BY_ONE = ("data.eval_batch_size", "data.eval_batches")
+"""Images are looked at alone, so that none is padded to the size of another."""
+
+
+class Analysis(Protocol):
+    """Looks at images one by one with each checkpoint, and reports on what it saw."""
+
+    def look(self, subject: Subject, batch: Batch, shown: bool) -> Any:
+        """What is seen of the only image of ``batch``; ``shown``: a picture is wanted."""
+        ...
+
+    def report(self, found: Mapping[str, Sequence[Any]]) -> Findings:
+        """From what was seen, by checkpoint, of the same images in the same order."""
+        ...
+
+
+def analyse(cfg: DictConfig, given: Sequence[str] = ()) -> Findings:
+    """Look into the checkpoints of ``cfg`` (conf/analyse.yaml), print the table, write it with the
+    figures into ``cfg.paths.run_dir``, and give both to the loggers of ``cfg``. ``given`` are the
+    overrides that ``cfg`` was made with, so that none is ignored. Raises UserError for whatever a
+    user can mend.
+    """
+    sources = checkpoints_of(cfg.checkpoint)
+    single = [with_checkpoint(cfg, source) for source in sources]
+    check_settings(single[0], given, nulls=True)
+    for source in sources:
+        require_used(given, USED, source)
+        require_effect(given, (*ignored_in_evaluation(source, OFFICIAL), *ONE_BY_ONE))
+    prepare_process(cfg.seed)
+    analysis: Analysis = instantiate(cfg.analysis)
+    device = choose_device(cfg.device)
+    log.info("deformable attention: %s", use_msda(cfg.ops.msda, device))
+    names = names_of(sources)
+    found = look_at_all(analysis, single, names, device)
+    findings = analysis.report(found)
+    title = type(analysis).__name__.lower()
+    log.info("%s\n\n%s", "\n".join(findings.notes), markdown(findings.columns, findings.rows))
+    folder = Path(cfg.paths.run_dir)
+    written = write_findings(findings, title, dict(zip(names, sources, strict=True)), folder)
+    loggers = [instantiate(part) for part in cfg.logger.values() if part is not None]
+    log_findings(findings, title, written, loggers)
+    log.info("wrote %s to %s", ", ".join(path.name for path in written), folder)
+    return findings
+
+
+def look_at_all(
+    analysis: Analysis, configs: Sequence[DictConfig], names: Sequence[str], device: torch.device
+) -> dict[str, list[Any]]:
+    """What is seen of every image, by checkpoint, with a progress bar. Raises UserError where the
+    checkpoints would look at different images.
+    """
+    found: dict[str, list[Any]] = {}
+    files: list[Path] = []
+    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn()) as progress:
+        for cfg, name in zip(configs, names, strict=True):
+            subject = open_subject(cfg, name, device)
+            files.append(subject.data.val_annotations)
+            if files[-1] != files[0]:
+                raise UserError(
+                    f"{cfg.checkpoint}: was trained on other data ({files[-1]}) than "
+                    f"{configs[0].checkpoint} ({files[0]}): give data=... for both"
+                )
+            images = len(subject.data.eval_dataset)
+            images = images if cfg.images is None else min(images, cfg.images)
+            task = progress.add_task(name, total=images)
+            found[name] = []
+            with torch.no_grad():
+                for i, batch in enumerate(subject.batches(images)):
+                    torch.manual_seed(cfg.seed + i)  # heads sample at random: for all alike
+                    found[name].append(analysis.look(subject, batch, i < cfg.shown))
+                    progress.advance(task)
+    return found
+
+
+def checkpoints_of(chosen: Any) -> list[str]:
+    """The files that ``checkpoint`` names: one, a list, or the sorted matches of a pattern. Raises
+    UserError where it names none.
+    """
+    parts = list(chosen) if isinstance(chosen, ListConfig | list) else [chosen]
+    if not parts or not all(isinstance(part, str) and part for part in parts):
+        raise UserError(f"checkpoint={chosen}: give a FILE, or [A,B,...] to compare several")
+    found: list[str] = []
+    for part in parts:
+        matches = sorted(glob(part)) if "*" in part else [part]
+        if not matches:
+            raise UserError(f"checkpoint={part}: no file matches: correct it")
+        found += matches
+    return found
+
+
+def with_checkpoint(cfg: DictConfig, source: str) -> DictConfig:
+    """A copy with one checkpoint."""
+    one = cfg.copy()
+    OmegaConf.update(one, "checkpoint", source, force_add=True)
+    return one

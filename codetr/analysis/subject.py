@@ -1,0 +1,158 @@
+"""A checkpoint that is looked into: its detector, its training schemes, and images to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from codetr.boxes import cxcywh_to_xyxy
+from codetr.checkpoints.convert import OFFICIAL, open_checkpoint
+from codetr.checkpoints.experiment import without_initial_weights
+from codetr.checkpoints.transfer import load_weights
+from codetr.checkpoints.trusted import build_part
+from codetr.classes import ClassList
+from codetr.data.datamodule import CocoDataModule
+from codetr.errors import UserError
+from codetr.inference.draw import denormalise
+from codetr.inference.pictures import relabelled
+from codetr.models.detectors.protocol import MAIN, Detector
+from codetr.structures import Assignment, Batch, Decoded, Memory, Predictions, QueryGroup
+from codetr.supervision.assigners import HungarianMatcher
+from codetr.supervision.schemes import Scheme
+from codetr.training.evaluate import (
+    as_built,
+    build_split,
+    require_known_classes,
+    with_ids_of,
+    with_run,
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint, opened. ``name`` in tables and figures, ``source`` in messages; ``schemes`` are
+    those of its run by name, and ``held`` the names of their tensors that the file has.
+    """
+
+    name: str
+    source: str
+    detector: nn.Module
+    schemes: nn.ModuleDict
+    held: tuple[str, ...]
+    classes: ClassList
+    data: CocoDataModule
+    device: torch.device
+
+    @cached_property
+    def model(self) -> Detector:
+        """The detector, as its parts are called."""
+        return self.detector  # type: ignore[return-value]
+
+    @cached_property
+    def matcher(self) -> HungarianMatcher:
+        """What matches the main queries one to one in the checkpoint's training. Raises UserError
+        where nothing does.
+        """
+        for part in self.schemes.modules():
+            if isinstance(part, HungarianMatcher):
+                return part
+        raise UserError(
+            f"{self.source}: no scheme of its training matches queries with objects one to one, "
+            "which this analysis looks at: leave it out"
+        )
+
+    def batches(self, images: int | None) -> Iterator[Batch]:
+        """The first ``images`` images of the split (None: all) one by one, on the device, with
+        labels of the model's classes.
+        """
+        for batch in islice(self.data.test_dataloader(), images):
+            targets = [relabelled(t, self.data.classes, self.classes) for t in batch.targets]
+            yield replace(batch, targets=tuple(targets)).to(self.device)
+
+    def decode(self, memory: Memory) -> Decoded:
+        """What the decoder makes of the main queries."""
+        (main,) = self.model.queries(memory)
+        return self.model.decode(memory, [QueryGroup(name=MAIN, queries=main)])[MAIN]
+
+    def match(self, layers: Sequence[Predictions], batch: Batch) -> tuple[Assignment, ...]:
+        """Every layer's queries with the objects of a batch."""
+        return self.matcher(layers, batch.targets)
+
+    def scheme(self, kind: type[Scheme]) -> Scheme | None:
+        """The first scheme of that kind in the checkpoint's training; None if there is none."""
+        return next((s for s in self.schemes.values() if isinstance(s, kind)), None)
+
+    def picture(self, batch: Batch) -> Tensor:
+        """The only image of a batch as the network gets it, uint8 (3, H, W), without padding."""
+        height, width = batch.images.sizes[0].tolist()
+        pixels = batch.images.pixels[0, :, :height, :width].float().cpu()
+        mean, std = (values.flatten().tolist() for values in self._normalisation)
+        return denormalise(pixels, mean, std)
+
+    @property
+    def _normalisation(self) -> tuple[Tensor, Tensor]:
+        return self.data.collate.mean, self.data.collate.std
+
+
+def boxes_px(batch: Batch) -> Tensor:
+    """(N, 4) xyxy: the objects of the only image of a batch, in pixels of what the network gets."""
+    (targets,) = batch.targets
+    return cxcywh_to_xyxy(targets.boxes) * targets.size_whwh
+
+
+def open_subject(cfg: DictConfig, name: str, device: torch.device) -> Subject:
+    """Open the checkpoint of ``cfg`` (conf/analyse.yaml, with one checkpoint). Data and
+    preprocessing are the checkpoint's where ``cfg`` has none. Raises UserError for whatever a user
+    can mend.
+    """
+    source = cfg.checkpoint
+    if cfg.model is not None and not source.startswith(OFFICIAL):
+        raise UserError(
+            f"{source}: brings its own model: leave out experiment= and model=, which are for "
+            f"checkpoint={OFFICIAL}FILE"
+        )
+    content = open_checkpoint(source, cfg, cfg.trust)
+    full = as_built(with_run(cfg, content.record), cfg, schemes=True)
+    full.data.eval_batch_size = 1  # nothing of an image is padding, but for the size divisor
+    data = build_split(full, source)
+    classes = content.record.classes
+    if not content.record.ids_known:
+        classes = with_ids_of(classes, data.classes)
+    require_known_classes(data.classes, classes, data.val_annotations)
+    detector = build_part(without_initial_weights(full.model.detector), source)
+    schemes = nn.ModuleDict({key: build_part(part, source) for key, part in full.scheme.items()})
+    load_weights(content, source, detector, classes, schemes)
+    return Subject(
+        name=name,
+        source=source,
+        detector=detector.to(device).eval(),
+        schemes=schemes.to(device).eval(),
+        held=tuple(content.schemes),
+        classes=classes,
+        data=data,
+        device=device,
+    )
+
+
+def names_of(sources: Sequence[str]) -> list[str]:
+    """What tells checkpoints apart: the run's folder, the file's name, or both; the whole text
+    where that does not. Raises UserError where two are the same.
+    """
+    if len(set(sources)) < len(sources):
+        twice = next(source for source in sources if sources.count(source) > 1)
+        raise UserError(f"checkpoint={twice}: is given twice: give it once")
+    paths = [Path(source) for source in sources]
+    folders = [path.parent.name or path.stem for path in paths]
+    stems = [path.stem for path in paths]
+    both = [f"{folder}/{stem}" for folder, stem in zip(folders, stems, strict=True)]
+    for names in (folders, stems, both):
+        if len(set(names)) == len(names):
+            return names
+    return list(sources)
