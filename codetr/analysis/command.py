@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from codetr.analysis.findings import Findings, log_findings, markdown, write_findings
 from codetr.analysis.subject import Subject, names_of, open_subject
-from codetr.checkpoints.convert import OFFICIAL
+from codetr.checkpoints.convert import FOREIGN
 from codetr.errors import UserError
 from codetr.inference.command import ALWAYS, require_used
 from codetr.inference.finder import choose_device
@@ -37,7 +37,11 @@ ONE_BY_ONE = ("data.eval_batch_size", "data.eval_batches")
 
 
 class Analysis(Protocol):
-    """Looks at images one by one with each checkpoint, and reports on what it saw."""
+    """Looks at images one by one with each checkpoint, and reports on what it saw; ``title`` names
+    its files.
+    """
+
+    title: str
 
     def look(self, subject: Subject, batch: Batch, shown: bool) -> Any:
         """What is seen of the only image of ``batch``; ``shown``: a picture is wanted."""
@@ -59,7 +63,7 @@ def analyse(cfg: DictConfig, given: Sequence[str] = ()) -> Findings:
     check_settings(single[0], given, nulls=True)
     for source in sources:
         require_used(given, USED, source)
-        require_effect(given, (*ignored_in_evaluation(source, OFFICIAL), *ONE_BY_ONE))
+        require_effect(given, (*ignored_in_evaluation(source, FOREIGN), *ONE_BY_ONE))
     prepare_process(cfg.seed)
     analysis: Analysis = instantiate(cfg.analysis)
     device = choose_device(cfg.device)
@@ -67,7 +71,7 @@ def analyse(cfg: DictConfig, given: Sequence[str] = ()) -> Findings:
     names = names_of(sources)
     found = look_at_all(analysis, single, names, device)
     findings = analysis.report(found)
-    title = type(analysis).__name__.lower()
+    title = analysis.title
     log.info("%s\n\n%s", "\n".join(findings.notes), markdown(findings.columns, findings.rows))
     folder = Path(cfg.paths.run_dir)
     written = write_findings(findings, title, dict(zip(names, sources, strict=True)), folder)

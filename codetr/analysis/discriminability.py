@@ -62,6 +62,8 @@ class Discriminability:
     Raises UserError for another place.
     """
 
+    title = "discriminability"
+
     def __init__(self, of: str = "encoder", steps: int = 1001) -> None:
         if of not in PLACES:
             raise UserError(f"analysis.of={of}: give one of {', '.join(PLACES)}")

@@ -7,25 +7,25 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from codetr.boxes import cxcywh_to_xyxy
-from codetr.checkpoints.convert import OFFICIAL, open_checkpoint
 from codetr.checkpoints.experiment import without_initial_weights
 from codetr.checkpoints.transfer import load_weights
 from codetr.checkpoints.trusted import build_part
 from codetr.classes import ClassList
 from codetr.data.datamodule import CocoDataModule
 from codetr.errors import UserError
+from codetr.inference.command import open_chosen
 from codetr.inference.draw import denormalise
 from codetr.inference.pictures import relabelled
 from codetr.models.detectors.protocol import MAIN, Detector
 from codetr.structures import Assignment, Batch, Decoded, Memory, Predictions, QueryGroup
 from codetr.supervision.assigners import HungarianMatcher
-from codetr.supervision.schemes import Scheme
 from codetr.training.evaluate import (
     as_built,
     build_split,
@@ -33,6 +33,8 @@ from codetr.training.evaluate import (
     with_ids_of,
     with_run,
 )
+
+T = TypeVar("T", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,23 @@ class Subject:
         """Every layer's queries with the objects of a batch."""
         return self.matcher(layers, batch.targets)
 
-    def scheme(self, kind: type[Scheme]) -> Scheme | None:
-        """The first scheme of that kind in the checkpoint's training; None if there is none."""
-        return next((s for s in self.schemes.values() if isinstance(s, kind)), None)
+    def trained(self, kind: type[T]) -> T:
+        """The training scheme of that kind, with the checkpoint's weights. Raises UserError where
+        the training had none, or the file does not hold its weights.
+        """
+        found = {key: s for key, s in self.schemes.items() if isinstance(s, kind)}
+        if not found:
+            raise UserError(
+                f"{self.source}: its training had no scheme {kind.__name__.lower()}, which this "
+                "analysis looks at: leave it out"
+            )
+        key, scheme = next(iter(found.items()))
+        if not {f"{key}.{name}" for name in scheme.state_dict()} <= set(self.held):
+            raise UserError(
+                f"{self.source}: holds no weights of the scheme {key}: give the run's best.ckpt or "
+                "last.ckpt (model.safetensors has the detector alone)"
+            )
+        return scheme
 
     def picture(self, batch: Batch) -> Tensor:
         """The only image of a batch as the network gets it, uint8 (3, H, W), without padding."""
@@ -113,12 +129,7 @@ def open_subject(cfg: DictConfig, name: str, device: torch.device) -> Subject:
     can mend.
     """
     source = cfg.checkpoint
-    if cfg.model is not None and not source.startswith(OFFICIAL):
-        raise UserError(
-            f"{source}: brings its own model: leave out experiment= and model=, which are for "
-            f"checkpoint={OFFICIAL}FILE"
-        )
-    content = open_checkpoint(source, cfg, cfg.trust)
+    content = open_chosen(cfg)
     full = as_built(with_run(cfg, content.record), cfg, schemes=True)
     full.data.eval_batch_size = 1  # nothing of an image is padding, but for the size divisor
     data = build_split(full, source)

@@ -1,0 +1,136 @@
+"""Where the queries of a deformable decoder look: sampling points of its cross-attention.
+
+Of the queries that a layer's one-to-one matching gives an object: the share of their attention
+weight, over heads, levels and points, that lies in the object's true box. The pictures show the
+points of the last layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from codetr.analysis.findings import Findings, mean, pictures
+from codetr.analysis.sampling import require_samples, share_inside, watched
+from codetr.analysis.subject import Subject, boxes_px
+from codetr.analysis.sweep_plots import colour
+from codetr.structures import Batch
+
+LARGEST = 60.0
+"""Of the drawn points, in square points; areas are in proportion to weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """Of one image: ``shares`` of every layer that looks, NaN without objects; where it is shown,
+    ``picture`` uint8 (3, H, W), ``boxes`` (N, 4) xyxy, and ``points`` (N, S, 2) with ``weights``
+    (N, S) of the queries of these objects, in its pixels.
+    """
+
+    shares: tuple[float, ...]
+    picture: Tensor | None = None
+    boxes: Tensor | None = None
+    points: Tensor | None = None
+    weights: Tensor | None = None
+
+
+class Attention:
+    """See the module; points of at most ``objects`` objects of an image are drawn."""
+
+    title = "attention"
+
+    def __init__(self, objects: int = 5) -> None:
+        self.objects = objects
+
+    def look(self, subject: Subject, batch: Batch, shown: bool) -> Seen:
+        """Of one image. Raises UserError where the decoder has no sampling points."""
+        memory = subject.model.encode(batch.images)
+        with watched(subject.detector) as seen:
+            layers = subject.decode(memory).layers
+        samples = require_samples(seen, subject.source)
+        matched = subject.match(layers[-len(samples) :], batch)  # ViDT answers once before
+        height, width = batch.images.pixels.shape[-2:]
+        extent = torch.tensor([width, height], device=subject.device)
+        boxes = boxes_px(batch)
+        shares = [
+            share_inside(one.of(pairs.query), boxes[pairs.target] / extent.repeat(2))
+            for one, pairs in zip(samples, matched, strict=True)
+        ]
+        means = tuple(share.mean().item() for share in shares)
+        if not shown:
+            return Seen(shares=means)
+        pairs = matched[-1]
+        last = samples[-1].of(pairs.query[: self.objects])
+        return Seen(
+            shares=means,
+            picture=subject.picture(batch),
+            boxes=boxes[pairs.target[: self.objects]].cpu(),
+            points=(last.locations[0].flatten(1, 3) * extent).cpu(),
+            weights=last.weights[0].flatten(1).cpu(),
+        )
+
+    def report(self, found: Mapping[str, Sequence[Seen]]) -> Findings:
+        """Shares by layer, and the points over the images."""
+        shares = {
+            name: [mean(values) for values in zip(*(s.shares for s in seen), strict=True)]
+            for name, seen in found.items()
+        }
+        rows = tuple(
+            (name, f"layer{layer}", share)
+            for name, layers in shares.items()
+            for layer, share in enumerate(layers)
+        )
+        shown = []
+        for looks in zip(*found.values(), strict=True):
+            if looks[0].picture is not None:
+                shown.append([partial(draw_points, look) for look in looks])
+        return Findings(
+            columns=("checkpoint", "layer", "share inside"),
+            rows=rows,
+            notes=(
+                "The share of the cross-attention's weight that lies in the true box of the object "
+                "that a query is matched with.",
+            ),
+            figures={
+                "curves": _figure(shares),
+                **({"points": pictures(list(found), shown)} if shown else {}),
+            },
+        )
+
+
+def draw_points(seen: Seen, axes: Axes) -> None:
+    """The image in grey, with every object's box and its query's points in one colour."""
+    assert seen.picture is not None
+    assert seen.boxes is not None
+    assert seen.points is not None
+    assert seen.weights is not None
+    height, width = seen.picture.shape[-2:]
+    axes.imshow(seen.picture.float().mean(0).numpy(), cmap="gray", vmin=0, vmax=400)
+    rows = zip(seen.boxes.tolist(), seen.points, seen.weights, strict=True)
+    for i, ((left, top, right, bottom), points, weights) in enumerate(rows):
+        place, extent = (left - 0.5, top - 0.5), (right - left, bottom - top)
+        axes.add_patch(Rectangle(place, *extent, fill=False, edgecolor=colour(i), linewidth=1.5))
+        x, y = (points - 0.5).unbind(-1)
+        sizes = LARGEST * weights / weights.max()
+        axes.scatter(x, y, s=sizes, color=colour(i), alpha=0.7, edgecolors="black", lw=0.3)
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+
+
+def _figure(shares: Mapping[str, Sequence[float | None]]) -> Figure:
+    figure = Figure(figsize=(5.4, 4), layout="constrained")
+    axes = figure.subplots()
+    for i, (name, layers) in enumerate(shares.items()):
+        heights = [float("nan") if share is None else share for share in layers]
+        axes.plot(heights, "o-", color=colour(i), label=name.replace("$", r"\$"))
+    axes.set(xlabel="decoder layer", ylabel="share of attention in the object's box", ylim=(0, 1))
+    axes.set_xticks(range(max(map(len, shares.values()))))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", loc="lower right")
+    return figure

@@ -1,0 +1,166 @@
+"""How much matching changes from one checkpoint to the next (DN-DETR, arXiv 2203.01305, section 3;
+Co-DETR, Figure 5).
+
+V_n is the object that query n of an image is matched with, -1 for none. The instability IS is the
+number of queries whose V_n differs between two checkpoints of a run, as a mean over images; twice
+the objects of an image is the most.
+
+It is bound to the order of queries: where they are selected anew for every image, the same place
+may have another number. So there is a second number, free of it. What is read into "the same
+query" here: the anchors that an object's matched queries start from overlap with IoU ``min_iou`` or
+more, or, where anchors are points, are at most ``max_distance`` apart, in image widths and heights.
+An object whose query is another one counts twice, since so it does in IS: one query loses it and
+one gets it. Where all anchors are the same (YOLOS) there is no such number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from codetr.analysis.findings import Cell, Findings, mean
+from codetr.analysis.subject import Subject
+from codetr.boxes import cxcywh_to_xyxy, paired_iou
+from codetr.errors import UserError
+from codetr.structures import Batch
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Of one image: ``objects`` (L, Q) int64, V_n of every decoder layer; ``anchors`` (Q, 4)
+    cxcywh or (Q, 2), relative to the image, what the queries start from.
+    """
+
+    objects: Tensor
+    anchors: Tensor
+
+
+class Instability:
+    """See the module."""
+
+    title = "instability"
+
+    def __init__(self, min_iou: float = 0.5, max_distance: float = 0.05) -> None:
+        self.min_iou, self.max_distance = min_iou, max_distance
+
+    def look(self, subject: Subject, batch: Batch, shown: bool) -> Matched:
+        """Match the queries of every layer as the training does."""
+        decoded = subject.decode(subject.model.encode(batch.images))
+        queries = decoded.group.queries.anchors.shape[1]
+        rows = []
+        for pairs in subject.match(decoded.layers, batch):
+            row = pairs.query.new_full((queries,), -1)
+            row[pairs.query] = pairs.target
+            rows.append(row)
+        return Matched(torch.stack(rows).cpu(), decoded.group.queries.anchors[0].float().cpu())
+
+    def report(self, found: Mapping[str, Sequence[Matched]]) -> Findings:
+        """IS and its order-free variant per layer, from each checkpoint to the next. Raises
+        UserError where there is one checkpoint, or they have not the same queries.
+        """
+        if len(found) < 2:
+            raise UserError(
+                "checkpoint: instability is between checkpoints of one run: give two or more, such "
+                "as 'runs/NAME/epochs/*.ckpt' of a run with checkpointing=every_epoch"
+            )
+        steps = [
+            (before, after, self._between(before, after, found))
+            for before, after in pairwise(found)
+        ]
+        rows: list[tuple[Cell, ...]] = [
+            (before, after, f"layer{layer}", bound, free)
+            for before, after, values in steps
+            for layer, (bound, free) in enumerate(values)
+        ]
+        return Findings(
+            columns=("from", "to", "layer", "IS", "order-free IS"),
+            rows=tuple(rows),
+            notes=(
+                "Queries that change the object that they are matched with, mean over images; "
+                "order-free: a query is known by its anchor, not by its number.",
+            ),
+            figures={"curves": _figure([(after, values) for _, after, values in steps])},
+        )
+
+    def _between(
+        self, before: str, after: str, found: Mapping[str, Sequence[Matched]]
+    ) -> list[tuple[float | None, float | None]]:
+        """IS and its order-free variant of every layer."""
+        pairs = list(zip(found[before], found[after], strict=True))
+        if pairs and pairs[0][0].objects.shape != pairs[0][1].objects.shape:
+            layers, queries = pairs[0][1].objects.shape
+            raise UserError(
+                f"checkpoint={after}: has {layers} layers with {queries} queries, unlike {before}: "
+                "give checkpoints of one run"
+            )
+        bound = torch.stack([changes(a.objects, b.objects) for a, b in pairs])
+        free = torch.stack([moves(a, b, self.min_iou, self.max_distance) for a, b in pairs])
+        return [
+            (mean(bound[:, layer].tolist()), mean(free[:, layer].tolist()))
+            for layer in range(bound.shape[1])
+        ]
+
+
+def changes(before: Tensor, after: Tensor) -> Tensor:
+    """IS (L,) of the objects (L, Q) that queries are matched with."""
+    return (before != after).sum(-1).double()
+
+
+def moves(before: Matched, after: Matched, min_iou: float, max_distance: float) -> Tensor:
+    """(L,) the order-free variant; NaN where all anchors of a checkpoint are the same."""
+    layers = before.objects.shape[0]
+    if any(len(m.anchors) > 1 and (m.anchors == m.anchors[0]).all() for m in (before, after)):
+        return torch.full((layers,), torch.nan, dtype=torch.float64)
+    rows = zip(before.objects, after.objects, strict=True)
+    counts = [_moved(old, new, before, after, min_iou, max_distance) for old, new in rows]
+    return torch.tensor(counts, dtype=torch.float64)
+
+
+def _moved(
+    old: Tensor, new: Tensor, before: Matched, after: Matched, min_iou: float, max_distance: float
+) -> int:
+    """Of one layer, with the objects (Q,) of its queries before and after."""
+    was, now = _query_of(old), _query_of(new)
+    both = sorted(was.keys() & now.keys())
+    one = len(was.keys() ^ now.keys())  # where there are more objects than queries
+    a = before.anchors[[was[n] for n in both]]
+    b = after.anchors[[now[n] for n in both]]
+    if a.shape[-1] == 4:
+        other = paired_iou(cxcywh_to_xyxy(a), cxcywh_to_xyxy(b)) < min_iou
+    else:
+        other = (a - b).norm(dim=-1) > max_distance
+    return one + 2 * int(other.sum())
+
+
+def _query_of(objects: Tensor) -> dict[int, int]:
+    """The query of every object that has one."""
+    return {n: query for query, n in enumerate(objects.tolist()) if n >= 0}
+
+
+def _figure(steps: Sequence[tuple[str, Sequence[tuple[float | None, float | None]]]]) -> Figure:
+    """Both numbers over the checkpoints, a line per layer."""
+    figure = Figure(figsize=(9.5, 4), layout="constrained")
+    layers = len(steps[0][1])
+    palette = colormaps["viridis"]
+    titles = ("IS: by the queries' numbers", "order-free: by their anchors")
+    for which, (axes, title) in enumerate(
+        zip(figure.subplots(1, 2, sharey=True), titles, strict=True)
+    ):
+        for layer in range(layers):
+            values = [values[layer][which] for _, values in steps]
+            heights = [float("nan") if value is None else value for value in values]
+            colour = palette(0.9 * (1 - layer / max(layers - 1, 1)))
+            axes.plot(heights, "o-", color=colour, label=f"layer {layer}", markersize=3)
+        names = [after.replace("$", r"\$") for after, _ in steps]
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize="small")
+        axes.set_title(title, fontsize="medium")
+        axes.set(ylim=(0, None), ylabel="queries of an image" if which == 0 else "")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    return figure
