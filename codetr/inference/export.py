@@ -74,6 +74,7 @@ def export(
     """
     path = Path(path)
     _check_arguments(path, kind)
+    _say_what_is_lost(content, source, path)
     if fixed and set(cases) != {cases[0]}:
         raise UserError("fixed=true: the file takes one size alone: give cases=[[1,800,1344]]")
     preprocessing = content.record.preprocessing
@@ -172,6 +173,13 @@ def describe(record: RunRecord, outputs: Sequence[str]) -> dict[str, Any]:
         },
         "outputs": list(outputs),
     }
+
+
+def _say_what_is_lost(content: DetectorFile, source: str, path: Path) -> None:
+    if content.record.part(source, "model", "detector").get("mask_branch") is not None:
+        log.warning(
+            "%s finds masks, but %s will give boxes alone: masks are not exported", source, path
+        )
 
 
 def _check_arguments(path: Path, kind: str) -> None:

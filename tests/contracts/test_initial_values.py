@@ -140,6 +140,7 @@ def laws(width: int, hidden: int, heads: int) -> dict[str, Law]:
         r".*box_head\.fcs\.\d\.weight": xavier,
         r".*box_head\.cls\.weight": partial(normal, 0.01),
         r".*box_head\.reg\.weight": partial(normal, 0.001),
+        r".*mask_head\.(convs\.\d\.conv|upsample|classify)\.weight": kaiming_fan_out,
         r".*collaborative\.heads\..*\.bias": ZERO,
         r".*extra_level\.0\..*": partial(torch_default, width * 9),
         # positive queries
@@ -222,7 +223,25 @@ def test_all_layers_start_with_the_same_class_and_box_embeddings(model: str) -> 
                 assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("head", [*DENSE, "rcnn", "rcnn_4conv1fc"])
+def caffe2_xavier(values: Tensor) -> None:
+    uniform(math.sqrt(3 / values.shape[1]), values)
+
+
+def test_the_mask_branch() -> None:
+    overrides = ["model=co_dino", "masks=refine", "num_classes=80"]
+    torch.manual_seed(0)
+    branch = instantiate(composed(overrides).model.detector.mask_branch)
+    known: dict[str, Law] = {
+        r".*norm\.weight": partial(constant, 1.0),
+        r".*bias": ZERO,
+        r"scoring\.fcs\.0\.weight": caffe2_xavier,
+        r"scoring\.iou\.weight": partial(normal, 0.01),
+        r".*weight": kaiming_fan_out,
+    }
+    assert len(check(branch, known)) > 50
+
+
+@pytest.mark.parametrize("head", [*DENSE, "rcnn", "rcnn_4conv1fc", "rcnn_mask"])
 @pytest.mark.parametrize("model", ["co_dino", "co_deformable"])
 def test_auxiliary_heads_and_positive_queries(model: str, head: str) -> None:
     _, parts = build(model, "collaborative", head)

@@ -23,7 +23,8 @@ WHOLE = re.compile(r"in/(gt|.*crc).*|(eval/)?det\d.*|eval/topk_indices|post_.*|m
 def extract(folder: Path, root: Path) -> str:
     """Copy ``folder`` to ``root``/name with about ``VALUES`` numbers of each array; says its size.
 
-    The strides in stats.json, or in keys.json, are multiplied accordingly. A folder that has
+    The strides in stats.json, or in keys.json, are multiplied accordingly; packed bits, which
+    compress well, are kept whole. A folder that has
     strides in neither holds arrays whole: it is copied, and of numbered cases (``case1/...``) those
     are left out that hold more than 100 kB. Raises UserError if the folder holds no recorded
     numbers.
@@ -39,8 +40,12 @@ def extract(folder: Path, root: Path) -> str:
         arrays = {name: stored[name] for name in stored.files}
     if (folder / STRIDES).is_file():
         stats = json.loads((folder / STRIDES).read_text(encoding="utf-8"))
-        arrays, strides = _thinned(arrays, {k: v.get("stride", 1) for k, v in stats.items()})
+        bits = {name: arrays[name] for name in arrays if "packed" in stats[name].get("dtype", "")}
+        plain = {name: values for name, values in arrays.items() if name not in bits}
+        thin, strides = _thinned(plain, {k: v.get("stride", 1) for k, v in stats.items()})
+        arrays = bits | thin
         kept = {name: {"stride": stride} for name, stride in strides.items()}
+        kept |= {name: {"shape": stats[name]["shape"], "dtype": "packed"} for name in bits}
         (target / STRIDES).write_text(json.dumps(kept), encoding="utf-8")
     elif "subsampled" in (keys := _json(folder / KEYS)):
         shapes = {name: list(values.shape) for name, values in arrays.items()}
