@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from codetr.csv_text import as_cell
 from codetr.evaluation.confusion import Confusion, confusion
 from codetr.evaluation.error_kinds import Errors, Kind, find_errors
 from codetr.evaluation.figures import (
@@ -145,7 +146,8 @@ def _write_curves(
 
 
 def _write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Texts are names of classes, which no spreadsheet must take for formulas."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(head)
-        writer.writerows(rows)
+        for row in (head, *rows):
+            writer.writerow([as_cell(v) if isinstance(v, str) else v for v in row])

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from codetr.classes import ClassList
+from codetr.csv_text import as_cell
 from codetr.evaluation.detection_metric import EncodedMasks
 from codetr.evaluation.encoding import encode
 from codetr.evaluation.report import prediction_records, write_json
@@ -89,7 +90,8 @@ class CsvFile:
         boxes, scores = found.boxes_xyxy_px.tolist(), found.scores.tolist()
         for name, score, box in zip(found.names, scores, boxes, strict=True):
             corners = [f"{value:.2f}" for value in box]
-            self._csv.writerow([frame.name, number, name, f"{score:.5f}", *corners])
+            cells = as_cell(frame.name), number, as_cell(name), f"{score:.5f}", *corners
+            self._csv.writerow(cells)
 
     def close(self) -> None:
         """See ``Writer``."""

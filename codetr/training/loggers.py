@@ -7,10 +7,14 @@ import io
 import logging
 import netrc
 import os
+import socket
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from os import SEEK_END
 from pathlib import Path
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyExperiment, rank_zero_experiment
@@ -28,6 +32,9 @@ BEST_METRICS = ("val/AP", "val/AP50", "val/AP75")
 EVALUATED = ("val/", "eval/")
 UNDEFINED = -1.0
 """A metric of no object, in COCO's convention."""
+PATIENCE = 5.0
+"""Seconds in which W&B's server must answer at all; then, ``START`` seconds for a run to start."""
+START = 30.0
 
 
 class CsvLogger(Logger):
@@ -41,7 +48,9 @@ class CsvLogger(Logger):
         super().__init__()
         self.path = RunFolder(Path(folder)).log
         self._columns: list[str] = [STEP]
-        self._row: dict[str, Any] = {}
+        self._row: dict[str, Any] = {}  # of the last step
+        self._place: int | None = None  # where it stands in the file, if it does
+        self._pending = False
         self._started = False
         self._resumed: list[dict[str, Any]] | None = None
 
@@ -67,24 +76,29 @@ class CsvLogger(Logger):
             self._continue(step)
         if self._row and self._row[STEP] != step:
             self.save()
+            self._row, self._place = {}, None
+        self._pending = True
         self._row = {STEP: step, **self._row} | {
             key: float(value) for key, value in metrics.items()
         }
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the pending row."""
-        if not self._row:
+        """Write the row of the last step, in place of what was written of it before."""
+        if not self._pending:
             return
+        self._pending = False
         new = [key for key in self._row if key not in self._columns]
-        rows = self.read() if new or not self.path.exists() else None
         self._columns += new
-        if rows is None:
-            with writable(self.path), self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self._columns).writerow(self._row)
-        else:
-            self._write([*rows, self._row])
-        self._row = {}
+        if new or not self.path.exists():
+            rows = self.read()
+            self._write([*(rows if self._place is None else rows[:-1]), self._row])
+            return
+        with writable(self.path), self.path.open("r+", newline="") as file:
+            self._place = file.seek(0, SEEK_END) if self._place is None else self._place
+            file.seek(self._place)
+            file.truncate()
+            csv.DictWriter(file, self._columns).writerow(self._row)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -122,6 +136,10 @@ class CsvLogger(Logger):
             self._columns = list(dict.fromkeys(name for row in rows for name in row))
         if rows:
             self._write(rows)
+            if int(rows[-1][STEP]) == step:
+                self._row = {**rows[-1], STEP: step}
+            else:
+                self._place = None
         else:
             self.path.unlink(missing_ok=True)
 
@@ -129,18 +147,33 @@ class CsvLogger(Logger):
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self._columns, restval="")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(rows[:-1])
+        self._place = len(text.getvalue().encode())
+        writer.writerows(rows[-1:])
         with replacing(self.path) as file:
             file.write(text.getvalue().encode())
+
+
+def wandb_server() -> SplitResult:
+    """The address of W&B: WANDB_BASE_URL or the public one."""
+    return urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
+
+
+def require_connection(server: SplitResult) -> None:
+    """Raise OSError where nothing answers at an address within ``PATIENCE``. Through a proxy the
+    way is not known here: then nothing is tried.
+    """
+    if not getproxies():
+        port = server.port or {"http": 80}.get(server.scheme, 443)
+        socket.create_connection((server.hostname or "", port), timeout=PATIENCE).close()
 
 
 def has_wandb_key() -> bool:
     """Whether a W&B key is set, by WANDB_API_KEY or ~/.netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
     try:
-        return netrc.netrc().authenticators(host) is not None
+        return netrc.netrc().authenticators(wandb_server().netloc) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
@@ -153,11 +186,12 @@ def swept_tags(swept: Mapping[str, Any]) -> list[str]:
 class SafeWandbLogger(WandbLogger):
     """W&B that is offline if no key is set, and that never ends a run.
 
-    If W&B cannot start online, a warning says so and the run is logged offline. If it fails later,
-    one warning says so and the run continues without it (metrics.csv has the same numbers).
-    ``WANDB_MODE=disabled`` logs nothing. What a sweep varied in this run (``swept``) becomes tags.
-    The summary has the best of each validation metric. The run's id is kept in ``folder``: where
-    the training is resumed (``resumes`` is not None), the same W&B run is continued.
+    If W&B cannot start online within seconds, a warning says so and the run is logged offline. If
+    it fails later, one warning says so and the run continues without it (metrics.csv has the same
+    numbers). ``WANDB_MODE=disabled`` logs nothing. What a sweep varied in this run (``swept``)
+    becomes tags. The summary has the best of each validation metric. The run's id is kept in
+    ``folder``: where the training is resumed (``resumes`` is not None), the same W&B run is
+    continued.
     """
 
     def __init__(
@@ -188,6 +222,7 @@ class SafeWandbLogger(WandbLogger):
             group=group,
             tags=[*(tags or []), *swept_tags(swept or {})],
             resume="allow" if run_id else None,
+            settings={"init_timeout": START},
         )
         self._broken = disabled
 
@@ -201,13 +236,15 @@ class SafeWandbLogger(WandbLogger):
             return DummyExperiment()
         start: Callable[[Any], Any] = WandbLogger.experiment.fget  # type: ignore[attr-defined]
         try:
+            if not self._offline:
+                require_connection(wandb_server())
             run = start(self)
         except Exception as error:
             if self._offline:
                 raise
             log.warning(
                 "W&B cannot start online (%s): this run is logged OFFLINE. Upload it later "
-                "with `wandb sync`",
+                "with `wandb sync`, or give logger.wandb.offline=true at once",
                 _one_line(error),
             )
             self._experiment, self._offline = None, True

@@ -1,10 +1,12 @@
 import csv
 import logging
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
+from codetr.training import loggers
 from codetr.training.loggers import CsvLogger, SafeWandbLogger, has_wandb_key
 
 
@@ -100,6 +102,7 @@ def test_start_without_network_falls_back_to_offline_loudly(
     monkeypatch.setattr(wandb, "init", init)
     monkeypatch.setattr(wandb, "run", None)
     monkeypatch.setenv("WANDB_MODE", "online")  # restored afterwards, Lightning changes it
+    monkeypatch.setattr(loggers, "require_connection", lambda _: None)
     logger = SafeWandbLogger(tmp_path, "project")
     with caplog.at_level(logging.INFO):
         assert isinstance(logger.experiment, OfflineRun)
@@ -110,6 +113,72 @@ def test_start_without_network_falls_back_to_offline_loudly(
     assert "long story" not in loud
     assert "wandb leet" in where
     assert "wandb sync" in where
+
+
+def test_without_a_server_nothing_is_tried_online(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At an address where nothing listens."""
+    import wandb
+
+    class OfflineRun:
+        dir = str(tmp_path / "offline-run-1" / "files")
+        id = "1"
+
+        def define_metric(self, *_: object, **__: object) -> None:
+            """Lightning tells which is the step."""
+
+    modes: list[object] = []
+
+    def init(**options: object) -> OfflineRun:
+        modes.append(options.get("mode"))
+        assert options["settings"] == {"init_timeout": loggers.START}
+        return OfflineRun()
+
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        monkeypatch.setattr(wandb, "init", init)
+        monkeypatch.setattr(wandb, "run", None)
+        for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(loggers, "getproxies", dict)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("WANDB_MODE", "online")
+        with caplog.at_level(logging.WARNING):
+            assert isinstance(SafeWandbLogger(tmp_path, "project").experiment, OfflineRun)
+    assert modes == ["offline"]
+    assert "OFFLINE" in caplog.text
+    assert "logger.wandb.offline=true" in caplog.text
+
+
+def test_the_way_through_a_proxy_is_left_to_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loggers, "getproxies", lambda: {"https": "http://proxy:3128"})
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    loggers.require_connection(loggers.wandb_server())
+
+
+def test_a_step_is_one_row_however_often_it_is_saved(tmp_path: Path) -> None:
+    """Lightning saves after each call."""
+    logger = CsvLogger(tmp_path)
+    for step, values in enumerate([{"loss": 1.0}, {"lr": 2.0}, {"loss": 3.0}, {"val/AP": 0.5}]):
+        logger.log_metrics(values, step=step // 2)
+        logger.save()
+        logger.save()
+    logger.finalize("success")
+    expected = [
+        {"step": "0", "loss": "1.0", "lr": "2.0", "val/AP": ""},
+        {"step": "1", "loss": "3.0", "lr": "", "val/AP": "0.5"},
+    ]
+    assert rows(tmp_path) == expected
+    resumed = CsvLogger(tmp_path)
+    for values in ({"loss": 4.0}, {"lr": 5.0}, {"loss": 6.0}):
+        resumed.log_metrics(values, step=1)
+        resumed.save()
+    resumed.log_metrics({"loss": 7.0}, step=2)
+    resumed.finalize("success")
+    again = [(row["step"], row["loss"], row["lr"]) for row in rows(tmp_path)]
+    assert again == [("0", "1.0", "2.0"), ("1", "6.0", "5.0"), ("2", "7.0", "")]
 
 
 def test_what_a_sweep_varied_becomes_tags(tmp_path: Path) -> None:
