@@ -109,13 +109,14 @@ RULES: Mapping[str, tuple[tuple[Kind, str], ...]] = {
     ),
     "supervision": (
         (WEIGHT, "cls l1 giou cls_weight bbox_weight centerness_weight dfl_weight iou_weight"),
-        (WEIGHT, "weight lambda_1 lambda_2 gamma reach background"),
+        (WEIGHT, "weight lambda_1 lambda_2 gamma reach teacher.background"),
         (SHARE, "alpha label_noise positive negative low_quality positive_share overlap score"),
         (WEIGHT, "box_noise"),
         (SHARE, "iou threshold assigner.share iou_threshold min_score"),
         (POSITIVE, "finest_side"),
         (COUNT, "groups repeats k per_level limit"),
         (Each(POSITIVE, length=4), "stds"),
+        (INDEX | NULL, "classification.background"),
         (OneOf("classes", "objectness"), "proposal_labels"),
         (GROUP, "collaborative.heads"),
         (PART, ".scheme.* .aux_heads.*"),
@@ -151,6 +152,7 @@ RULES: Mapping[str, tuple[tuple[Kind, str], ...]] = {
         (PART | NULL, "nms .panel"),
         (PART, "postprocess evaluator"),
         (TEXT, ".evaluation.branch"),
+        (FLAG, ".evaluation.masks"),
     ),
     "optimizer": (
         (WEIGHT, "lr"),

@@ -12,7 +12,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from mistakes import ADDED, NUMBERS, RELATED
 from omegaconf import DictConfig, OmegaConf
-from tiny import composed, options
+from tiny import composed, options, published
 
 from codetr.errors import UserError
 from codetr.settings import check_settings
@@ -91,6 +91,17 @@ def chosen() -> Iterator[tuple[str, ...]]:
 def _repeated(group: str) -> list[str]:
     own, longest = options(group), max(len(options(name)) for name in GROUPS)
     return [f"{group}={own[i % len(own)]}" for i in range(longest)]
+
+
+EXPERIMENTS = [
+    pytest.param(name, marks=[pytest.mark.slow] if i % 8 else [])
+    for i, name in enumerate(published())
+]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_is_accepted(experiment: str) -> None:
+    check_settings(base(f"experiment={experiment}", "data.teachers=[x.json]", "data.root=x"))
 
 
 @pytest.mark.parametrize("overrides", list(chosen()), ids=" ".join)
