@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import resize, to_pil_image
 from codetr.analysis.data_facts import SplitFacts
 from codetr.analysis.sweep_plots import colour, png
 from codetr.data.annotations import CocoAnnotations
-from codetr.data.images import DEFAULT_RULES, ImageError, PixelRules, read_image
+from codetr.data.images import DEFAULT_RULES, ImageError, PixelRules, read_annotated
 from codetr.evaluation.figures import any_script, plain
 from codetr.inference.draw import draw_boxes, grid
 
@@ -91,7 +91,8 @@ def picture_grid(
     pictures = []
     for index in annotations.images_with_objects(count):
         try:
-            image = read_image(images / annotations.file_names[index], rules)
+            height, width = annotations.sizes[index].tolist()
+            image = read_annotated(images / annotations.file_names[index], (height, width), rules)
         except ImageError:
             continue  # it stands among the problems
         pictures.append(_picture(image, annotations, index))

@@ -9,6 +9,7 @@ under ``schemes.``.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -171,7 +172,7 @@ def read_detector_file(path: str | Path) -> DetectorFile:
     Raises UserError for a missing, broken or foreign file.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path}: no such checkpoint file: give a .ckpt or .safetensors of a run")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)

@@ -10,6 +10,7 @@ epoch, before the exchange, has them the other way round.)
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ def _by_category_id(names: tuple[str, ...] | None) -> bool:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` file. Raises UserError where it is missing or broken."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path}: no such checkpoint file")
     require_header(path)
     try:

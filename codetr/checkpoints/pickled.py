@@ -117,7 +117,7 @@ def read_pickled(path: Path) -> Any:
     Raises UserError for a file that is missing, broken or of another format, and for one that
     names what no checkpoint needs.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path}: no such checkpoint file")
     try:
         with path.open("rb") as file:

@@ -177,7 +177,7 @@ def _require_boxes(annotations: CocoAnnotations, max_lost: float) -> None:
 
 
 def _require_files(annotations: CocoAnnotations, images: Path, tolerate_broken: bool) -> None:
-    if not images.is_dir():
+    if not os.path.isdir(images):
         raise UserError(
             f"image folder {images} of {annotations.path} does not exist: check data.root and the "
             "image folders under data.source"

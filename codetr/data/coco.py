@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from codetr.data.annotations import CocoAnnotations
-from codetr.data.images import DEFAULT_RULES, ImageError, PixelRules, read_scaled
+from codetr.data.images import DEFAULT_RULES, ImageError, PixelRules, read_scaled, require_smaller
 from codetr.data.resize import resize_nearest
 from codetr.data.sample import BoxSet, Sample
 from codetr.data.teachers import TeacherBoxes
@@ -64,15 +64,19 @@ class CocoDetection(Dataset[Sample]):
         1/4 or 1/8 of its size, not below ``least``, with boxes and masks to match (not from a
         cache).
         """
-        targets = self.annotations.targets(index)
-        teachers = () if self.teachers is None else self.teachers(index)
+        broken = False
         try:
             image = self._image(index, least)
         except ImageError as error:
             if not self.tolerate_broken:
                 raise
+            require_smaller(self._path(index), self.size(index), self.rules)
             log.warning("%s; a grey image without boxes stands in for it", error)
             image = torch.full((3, *self.size(index)), GREY, dtype=torch.uint8)
+            broken = True
+        targets = self.annotations.targets(index)  # with masks: not before the size is known
+        teachers = () if self.teachers is None else self.teachers(index)
+        if broken:
             targets = _none_of(targets)
             teachers = tuple(_none_of(boxes) for boxes in teachers)
         (height, width), (new_height, new_width) = self.size(index), image.shape[1:]
@@ -99,16 +103,17 @@ class CocoDetection(Dataset[Sample]):
         return self._cache[index]
 
     def _read(self, index: int, least: tuple[int, int] | None) -> Tensor:
-        image, (found_height, found_width) = read_scaled(self._path(index), least, self.rules)
-        height, width = self.size(index)
-        if (found_height, found_width) != (height, width):
-            raise ImageError(
-                f"image {self._path(index)} is {found_width}x{found_height} pixels (width x "
-                f"height, upright by EXIF) but {self.annotations.path} says {width}x{height}: "
-                "correct the annotation file or the image, or say what its boxes are by data.boxes="
-                "upright, stored or scaled"
-            )
-        return image
+        def accept(found: tuple[int, int]) -> None:
+            height, width = self.size(index)
+            if found != (height, width):
+                raise ImageError(
+                    f"image {self._path(index)} is {found[1]}x{found[0]} pixels (width x height, "
+                    f"upright by EXIF) but {self.annotations.path} says {width}x{height}: correct "
+                    "the annotation file or the image, or say what its boxes are by data.boxes="
+                    "upright, stored or scaled"
+                )
+
+        return read_scaled(self._path(index), least, self.rules, accept)[0]
 
 
 def _resized(boxes: BoxSet, size: tuple[int, int], new_size: tuple[int, int]) -> BoxSet:

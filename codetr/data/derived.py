@@ -16,7 +16,7 @@ from codetr.json_text import parse_json
 
 def read_content(path: Path) -> Any:
     """The value of an annotation file. Raises UserError where it is missing or broken."""
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise UserError(
             f"folder {path.parent} of annotation file {path.name} does not exist: set data.root "
             "to the folder of your data"

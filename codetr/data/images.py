@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,21 @@ class PixelRules:
 DEFAULT_RULES = PixelRules()
 
 
+def read_annotated(
+    path: Path, annotated: tuple[int, int], rules: PixelRules = DEFAULT_RULES
+) -> Tensor:
+    """As ``read_image``. Raises ImageError also where the (height, width) is not as annotated."""
+
+    def accept(size: tuple[int, int]) -> None:
+        if size != annotated:
+            raise ImageError(
+                f"image {path} has {size[1]}x{size[0]} pixels, the annotations say "
+                f"{annotated[1]}x{annotated[0]}"
+            )
+
+    return read_scaled(path, None, rules, accept)[0]
+
+
 def read_image(path: Path, rules: PixelRules = DEFAULT_RULES) -> Tensor:
     """The file as RGB, (3, H, W) uint8, turned upright by its EXIF orientation.
 
@@ -76,18 +91,24 @@ def read_image(path: Path, rules: PixelRules = DEFAULT_RULES) -> Tensor:
 
 
 def read_scaled(
-    path: Path, least: tuple[int, int] | None, rules: PixelRules = DEFAULT_RULES
+    path: Path,
+    least: tuple[int, int] | None,
+    rules: PixelRules = DEFAULT_RULES,
+    accept: Callable[[tuple[int, int]], object] = lambda size: None,
 ) -> tuple[Tensor, tuple[int, int]]:
     """What ``read_image`` gives, perhaps smaller, and the (height, width) of all of it.
 
     With ``least``, (height, width), a JPEG file of at least twice that size is decoded at 1/2, 1/4
     or 1/8 of it (libjpeg's scaled DCT), never smaller than ``least``: quicker, but other pixels
-    than decoding all of it and shrinking that.
+    than decoding all of it and shrinking that. ``accept`` is called with the (height, width) of
+    the header and may raise ImageError, before anything is decoded: a small file can hold millions
+    of pixels.
     """
     try:
         with unlimited(), Image.open(path) as file:
             size, orientation = _geometry(file)
-            _require_smaller(path, size, rules)
+            require_smaller(path, size, rules)
+            accept(size)
             if least:
                 turned = orientation in ON_THEIR_SIDE
                 file.draft(None, least if turned else least[::-1])  # heeded by JPEG alone
@@ -106,7 +127,8 @@ def read_scaled(
     return torch.from_numpy(pixels).permute(2, 0, 1), size
 
 
-def _require_smaller(path: Path, size: tuple[int, int], rules: PixelRules) -> None:
+def require_smaller(path: Path, size: tuple[int, int], rules: PixelRules) -> None:
+    """Raises ImageError for a (height, width) of more pixels than ``rules`` allow."""
     megapixels = size[0] * size[1] / 1e6
     if megapixels > rules.max_megapixels:
         raise ImageError(

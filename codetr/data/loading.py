@@ -52,14 +52,22 @@ def load_split(
     other = splits.val if name == "train" else splits.train
 
     def load(path: Path, some: int | None) -> CocoAnnotations:
-        found = load_annotations(path, classes, split.name_parts, segmentations, some, flaws)
-        return replace(found, file_names=found_names(found.file_names, split.images))
+        return _on_disk(
+            load_annotations(path, classes, split.name_parts, segmentations, some, flaws), split
+        )
 
     loaded = load(split.annotations, num_images if splits.placed else None)
     if splits.placed:
         return loaded
     path = _placed(loaded, split, other, boxes, folder, say)
     return loaded if path == loaded.path and num_images is None else load(path, num_images)
+
+
+def _on_disk(found: CocoAnnotations, split: Split) -> CocoAnnotations:
+    """With file names as the disk has them. Raises UserError where one leads out of the root."""
+    names = found_names(found.file_names, split.images)
+    split.require_within(names)
+    return replace(found, file_names=names)
 
 
 def _placed(
@@ -78,7 +86,7 @@ def _placed(
         if other.annotations == split.annotations or not other.annotations.is_file():
             raise
         found = load_annotations(other.annotations, None, other.name_parts, flaws=[])
-        found = replace(found, file_names=found_names(found.file_names, other.images))
+        found = _on_disk(found, other)
         evidence = _claims(found, other.images)
         both = [*claims.values(), *evidence.values()]
         placements, remarks = place(both, boxes)

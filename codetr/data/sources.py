@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import reprlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,12 +30,31 @@ def share_above(part: int, whole: int) -> float:
 class Split:
     """An annotation file in COCO format and the folder that its file names are relative to.
 
-    ``name_parts``: only that many last parts of a file name or URL count (None: all).
+    ``name_parts``: only that many last parts of a file name or URL count (None: all). ``root``: the
+    folder that file names must not lead out of, unless into ``images`` (None: they may).
     """
 
     annotations: Path
     images: Path
     name_parts: int | None = None
+    root: Path | None = None
+
+    def require_within(self, names: Sequence[str]) -> None:
+        """Raises UserError for a name of an image that leads out of the root, by ``..`` or since it
+        is absolute. Links are followed: who made the folder made them.
+        """
+        if self.root is None:
+            return
+        homes = [os.path.normpath(folder) + os.sep for folder in (self.images, self.root)]
+        for name in names:
+            if ".." in name or os.path.isabs(name):
+                path = os.path.normpath(os.path.join(self.images, name))
+                if not any(path.startswith(home) for home in homes):
+                    raise UserError(
+                        f"{self.annotations}: names the image {reprlib.repr(name)}, which lies "
+                        f"outside of data.root={self.root}: move it there, or allow it by "
+                        "data.source.outside=true"
+                    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +92,8 @@ class CocoFolder:
     """Data that is there already. Paths are relative to the root, or absolute.
 
     ``name_parts`` is that of ``Split``; ``num_classes`` and ``max_lost`` are those of ``Splits``.
+    With ``outside`` the annotations may name images that lie in neither the folder of images nor
+    the root.
     """
 
     train_annotations: str = "annotations/instances_train2017.json"
@@ -79,6 +103,7 @@ class CocoFolder:
     name_parts: int | None = None
     num_classes: int | None = None
     max_lost: float = MAX_LOST
+    outside: bool = False
 
     def __post_init__(self) -> None:
         require_share(self.max_lost)
@@ -94,5 +119,8 @@ class CocoFolder:
 
     def _split(self, root: Path, annotations: str, images: str) -> Split:
         return Split(
-            annotations=root / annotations, images=root / images, name_parts=self.name_parts
+            annotations=root / annotations,
+            images=root / images,
+            name_parts=self.name_parts,
+            root=None if self.outside else root,
         )

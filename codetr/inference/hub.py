@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
@@ -97,7 +98,7 @@ def fetch(
 
     Raises UserError where there are none, or the Hub cannot be asked.
     """
-    if Path(model).is_dir():
+    if os.path.isdir(model):
         path = Path(model) / WEIGHTS_FILE
         if not path.is_file():
             raise UserError(f"{model}: has no {WEIGHTS_FILE}: give a folder of save_pretrained")

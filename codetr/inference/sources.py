@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import importlib.util
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,9 +119,9 @@ def open_source(name: str) -> Source:
     Raises UserError where there is nothing to look at.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         return _files(path, sorted(path.rglob("*")), name)
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix.lower() in VIDEOS:
             return Video(path)
         return ImageFiles(path.parent, (path,))
@@ -157,7 +158,7 @@ def _files(root: Path, paths: list[Path], name: str) -> ImageFiles:
 
 def _otherwise_spelled(path: Path) -> Path | None:
     """The one image that is called nearly as ``path``; see ``FileIndex``."""
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         return None
     index = FileIndex(file.name for file in path.parent.iterdir() if is_image(file.name))
     found = index.at(path.name)

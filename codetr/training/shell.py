@@ -68,7 +68,7 @@ def one_line_errors() -> Iterator[None]:
 def one_line(error: BaseException) -> str | None:
     """What a user is told of an error: the text of a UserError that it is or was caused by; what a
     part said that could not be built; what is wrong with an interpolation; what Lightning says of
-    its settings. None for any other.
+    its settings; which file the system has refused. None for any other.
     """
     found = user_error(error)
     if found is not None:
@@ -80,6 +80,8 @@ def one_line(error: BaseException) -> str | None:
         return f"{key} is not set: give {key}={_GIVEN.get(key, 'VALUE')}"
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key or 'configuration'}: {_joined(str(error.msg or error))}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}: check its name, its folder and the rights"
     if type(error).__name__ == "MisconfigurationException":  # of Lightning, which is slow to import
         return _joined(str(error))
     return None

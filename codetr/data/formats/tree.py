@@ -73,7 +73,7 @@ def list_files(root: Path, exclude: Path | None = None) -> Tree:
 
     Raises UserError where there is no folder.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(f"folder {root} does not exist: set data.root to the folder of your data")
     files: list[str] = []
     digest = hashlib.sha256()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     with ``weights_only=True``. Raises UserError for missing and broken files.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path}: no such weights file: give a .safetensors or .pth file")
     try:
         if path.suffix == ".safetensors":

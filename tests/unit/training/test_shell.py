@@ -1,5 +1,7 @@
 import io
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hydra.errors import InstantiationException
@@ -9,7 +11,11 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from codetr.checkpoints.files import read_detector_file
+from codetr.checkpoints.official_file import read_official_file
 from codetr.errors import UserError
+from codetr.inference.sources import open_source
+from codetr.models.backbones.weights import read_weights
 from codetr.training.shell import RequireName, one_line, one_line_errors, print_any_name
 
 
@@ -88,3 +94,20 @@ def test_a_name_that_would_leave_the_runs_folder(
         assert caught.value.code == 2
         assert capsys.readouterr().err.startswith("error: name=")
     RequireName().on_run_start(config=OmegaConf.create({"name": "mine"}))
+
+
+@pytest.mark.parametrize(
+    "read", [read_detector_file, read_official_file, read_weights, open_source]
+)
+@pytest.mark.parametrize("ending", [".ckpt", ".safetensors", ".pth"])
+def test_a_file_name_that_no_system_has(read: Callable[[str], object], ending: str) -> None:
+    with pytest.raises(UserError):
+        read("x" * 5000 + ending)
+
+
+def test_a_file_that_the_system_refuses_is_one_line() -> None:
+    with pytest.raises(OSError, match="File name too long") as caught:
+        Path("x" * 5000).read_bytes()
+    text = one_line(caught.value)
+    assert text is not None
+    assert "File name too long: check its name" in text
