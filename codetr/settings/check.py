@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from codetr.errors import UserError
 from codetr.overrides import key_of
 from codetr.settings.annotated import arguments_of
-from codetr.settings.kinds import Kind
+from codetr.settings.kinds import NULL, Kind
 from codetr.settings.relations import RELATIONS
 from codetr.settings.rules import is_own, rule_for
 
@@ -87,13 +87,24 @@ def settings_of(value: Any, key: Key) -> Iterator[tuple[Key, Any, Kind | None]]:
             if name in OF_HYDRA:
                 continue
             inner = (*key, str(name))
-            rule = rule_for(inner)
-            yield inner, part, takes.get(str(name)) if rule is None else rule
+            yield inner, part, _kind(inner, part, takes.get(str(name)))
             yield from settings_of(part, inner)
     elif isinstance(value, list):
         for number, part in enumerate(value):
             if isinstance(part, Mapping | list):
                 yield from settings_of(part, (*key[:-1], f"{key[-1]}[{number}]"))
+
+
+def _kind(key: Key, value: Any, annotated: Kind | None) -> Kind | None:
+    """The kind by rule, else by the annotation of the argument. A rule for many settings of a name
+    leaves null to the annotation, and to the constructor a part that takes the place of a value.
+    """
+    rule = rule_for(key)
+    if rule is None or is_own(key):
+        return annotated if rule is None else rule
+    if isinstance(value, Mapping) and "_target_" in value:
+        return None if not rule.takes(value) else rule
+    return rule | NULL if annotated is not None and annotated.takes(None) else rule
 
 
 def _arguments(part: Mapping[Any, Any], key: Key) -> Mapping[str, Kind | None]:

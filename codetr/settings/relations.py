@@ -78,15 +78,17 @@ def number_of_maps(cfg: DictConfig) -> int | None:
     return None if neck != "ChannelMapper" or indices is None else len(indices) + (extra or 0)
 
 
-def auxiliary_heads_have_a_level_more(cfg: DictConfig) -> str | None:
-    """They see the encoder's maps and a coarser one."""
+def auxiliary_heads_see_the_maps_made_for_them(cfg: DictConfig) -> str | None:
+    """They see the encoder's maps and a coarser one, or as many more as an adapter makes."""
     levels, own = at(cfg, "model.levels"), at(cfg, "model.aux_levels")
     heads = at(cfg, "scheme.collaborative.heads")
-    if not heads or levels is None or own is None or own == levels + 1:
+    parts = [at(cfg, f"supervision.adapter.{name}") for name in ("finer", "coarser")]
+    more = 1 if parts == [None, None] else sum(part or 0 for part in parts)
+    if not heads or levels is None or own is None or own == levels + more:
         return None
     return (
-        f"model.aux_levels={own}, but the auxiliary heads see a level more than model.levels="
-        f"{levels}: set model.aux_levels={levels + 1}"
+        f"model.aux_levels={own}, but the auxiliary heads see {more} levels more than "
+        f"model.levels={levels}: set model.aux_levels={levels + more}"
     )
 
 
@@ -139,7 +141,7 @@ RELATIONS: Sequence[Relation] = (
     norm_groups_divide_the_width,
     checkpointed_layers_exist,
     levels_are_those_of_the_neck,
-    auxiliary_heads_have_a_level_more,
+    auxiliary_heads_see_the_maps_made_for_them,
     milestones_lie_within_the_schedule,
     bounds_are_in_order,
     the_best_is_the_highest,

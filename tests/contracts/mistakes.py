@@ -87,7 +87,7 @@ NUMBERS: Mapping[str, str] = {
     "callbacks.preview.images": "0 -1 x",
     "callbacks.panel.min_score": "-1 2",
     "callbacks.ema": "3 fast",
-    "checkpointing.best.monitor": "val/APP AP val_AP null",
+    "checkpointing.best.monitor": "val/APP AP val_AP",
     "checkpointing.best.mode": "maximum",
     "checkpointing.best.save_top_k": "-2 0.5",
     "checkpointing.last.every_n_steps": "0 -1 1.5",
