@@ -81,7 +81,7 @@ RULES: Mapping[str, tuple[tuple[Kind, str], ...]] = {
         (WIDTH, "query_init.width position_width last_width"),
         (Whole(1, 100_000) | NULL, "head.classification.background"),
         (Each(WIDTH, least=1), "model_args.channels"),
-        (Whole(1, 64), "output_stride"),
+        (Whole(1, 64), "output_stride num_patterns"),
         (Whole(1, 1000), "heads levels aux_levels num_levels points roi_size window bins"),
         (Each(Whole(1, 1000), least=1), "backbone.depths"),
         (Whole(1, 1000) | Each(Whole(1, 1000), least=1), "backbone.heads"),
