@@ -30,6 +30,7 @@ ABOUT = {
     "hydra/job_logging": "What is printed.",
     "hydra/launcher": "Where the jobs of a sweep run.",
     "logger": "Where numbers are written. A list.",
+    "masks": "Instance masks of the detector: a head that refines them from its boxes.",
     "model": "The detector, one page each: sizes, and the parts that it is made of.",
     "model/backbone": "Images to feature maps.",
     "model/decoder": "Queries to predictions, layer by layer.",

@@ -132,7 +132,9 @@ def test_supervision_gets_names_and_numbers(
 
 
 def test_supervision_itself_takes_it(found: Prediction) -> None:
-    pytest.importorskip("supervision", reason="needs the supervision package")
+    package = pytest.importorskip("supervision", reason="needs the supervision package")
+    if not hasattr(package, "Detections"):
+        pytest.skip("needs the supervision package: found the folder of tests of that name")
     made = found.to_supervision()
     assert len(made) == 2
     assert made[made.confidence > 0.5].data["class_name"].tolist() == ["bee"]
