@@ -40,7 +40,8 @@ T = TypeVar("T", bound=nn.Module)
 @dataclass(frozen=True)
 class Subject:
     """A checkpoint, opened. ``name`` in tables and figures, ``source`` in messages; ``schemes`` are
-    those of its run by name, and ``held`` the names of their tensors that the file has.
+    those of its run by name, and ``held`` the names of their tensors that the file has;
+    ``config`` says how it is evaluated.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Subject:
     classes: ClassList
     data: CocoDataModule
     device: torch.device
+    config: DictConfig
 
     @cached_property
     def model(self) -> Detector:
@@ -149,6 +151,7 @@ def open_subject(cfg: DictConfig, name: str, device: torch.device) -> Subject:
         classes=classes,
         data=data,
         device=device,
+        config=full,
     )
 
 
@@ -160,10 +163,15 @@ def names_of(sources: Sequence[str]) -> list[str]:
         twice = next(source for source in sources if sources.count(source) > 1)
         raise UserError(f"checkpoint={twice}: is given twice: give it once")
     paths = [Path(source) for source in sources]
-    folders = [path.parent.name or path.stem for path in paths]
+    folders = [_run(path).name or path.stem for path in paths]
     stems = [path.stem for path in paths]
     both = [f"{folder}/{stem}" for folder, stem in zip(folders, stems, strict=True)]
     for names in (folders, stems, both):
         if len(set(names)) == len(names):
             return names
     return list(sources)
+
+
+def _run(path: Path) -> Path:
+    """The run's folder; checkpoints of all epochs lie one deeper (conf/checkpointing)."""
+    return path.parent.parent if path.parent.name == "epochs" else path.parent

@@ -8,6 +8,7 @@ from tiny import NUM_CLASSES, batch, build
 
 from codetr.analysis.attention import Attention
 from codetr.analysis.command import Analysis, checkpoints_of
+from codetr.analysis.conflict import Conflict
 from codetr.analysis.discriminability import Discriminability
 from codetr.analysis.instability import Instability
 from codetr.analysis.queries import QueryDistance
@@ -54,11 +55,16 @@ MADE = {
     "instability": Instability(),
     "attention": Attention(),
     "queries": QueryDistance(),
+    "conflict": Conflict(),
 }
 LACKS = {
     ("yolos", "decoder"): "no deformable attention",
     ("yolos", "attention"): "no deformable attention",
-    **{(name, "queries"): "no scheme collaborative" for name in ("deformable", "vidt", "yolos")},
+    **{
+        (family, name): "no scheme collaborative"
+        for family in ("deformable", "vidt", "yolos")
+        for name in ("queries", "conflict")
+    },
 }
 
 
@@ -77,6 +83,7 @@ def opened(family: str, **changed: Any) -> Subject:
         "classes": CLASSES,
         "data": None,
         "device": torch.device("cpu"),
+        "config": None,
     }
     return Subject(**(values | changed))
 

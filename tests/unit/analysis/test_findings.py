@@ -74,6 +74,8 @@ def test_every_picture_is_drawn_once() -> None:
             ["a/best", "a/last", "b/last"],
         ),
         (["x/a/b.ckpt", "y/a/b.ckpt"], ["x/a/b.ckpt", "y/a/b.ckpt"]),
+        (["runs/a/best.ckpt", "runs/a/epochs/epoch_000.ckpt"], ["best", "epoch_000"]),
+        (["runs/a/epochs/e0.ckpt", "runs/b/epochs/e0.ckpt"], ["a", "b"]),
         (["zoo:one", "zoo:two"], ["zoo:one", "zoo:two"]),
     ],
 )
