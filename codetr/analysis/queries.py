@@ -17,7 +17,7 @@ only fill up a group with background do not count.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -66,7 +66,9 @@ class QueryDistance:
         scheme = subject.trained(Collaborative)
         memory = subject.model.encode(batch.images)
         (main,) = subject.model.queries(memory)
-        start = Start(detector=subject.model, memory=memory, main=main, own=(), batch=batch)
+        start = Start(
+            detector=subject.model, memory=memory, main=main, own=(), batch=with_masks(batch)
+        )
         groups = scheme.propose(start).groups
         if not groups:
             raise UserError(
@@ -135,6 +137,19 @@ class QueryDistance:
                 **({"centres": pictures(list(found), shown)} if shown else {}),
             },
         )
+
+
+def with_masks(batch: Batch) -> Batch:
+    """With empty masks where there are none: heads that learn masks ask for some for their loss,
+    which nothing here looks at.
+    """
+    targets = tuple(
+        t
+        if t.masks is not None
+        else replace(t, masks=t.labels.new_zeros((len(t), *size), dtype=torch.uint8))
+        for t, size in zip(batch.targets, batch.images.padded_sizes.tolist(), strict=True)
+    )
+    return replace(batch, targets=targets)
 
 
 def _starts(queries: Queries, size: Tensor) -> tuple[Tensor, Tensor]:

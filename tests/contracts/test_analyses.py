@@ -1,5 +1,6 @@
 """Every analysis works on the detectors that have what it needs, and names the others."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -116,6 +117,19 @@ def _report(analysis: Analysis, subject: Subject, images: list) -> Any:
             torch.manual_seed(i)
             seen[name].append(analysis.look(subject, image, False))
     return analysis.report(seen)
+
+
+@pytest.mark.parametrize("heads", [["rcnn_mask"], ["paa", "retinanet", "fcos", "gfl"]])
+@torch.no_grad()
+def test_all_heads_can_be_looked_at(heads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluated images come without masks."""
+    chosen = (["one_to_one", "collaborative"], heads, ("model.dim=64",))
+    monkeypatch.setitem(FAMILIES, "co_dino", chosen)
+    subject, image = opened("co_dino"), batch([2])
+    image = replace(image, targets=tuple(replace(t, masks=None) for t in image.targets))
+    for name in ("queries", "conflict"):
+        rows = _report(MADE[name], subject, [image]).rows
+        assert set(heads) <= {row[1] for row in rows}
 
 
 def test_checkpoints_are_one_several_or_a_pattern(tmp_path: Any) -> None:
