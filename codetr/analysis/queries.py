@@ -73,7 +73,7 @@ class QueryDistance:
         if not groups:
             raise UserError(
                 f"{subject.source}: was trained without customised positive queries (K = 0, or "
-                "lambda_1=0): leave it out"
+                "scheme.collaborative.lambda_1=0): leave it out"
             )
         decoded = subject.model.decode(memory, [QueryGroup(name=MAIN, queries=main)])[MAIN]
         (pairs,) = subject.match(decoded.layers[-1:], batch)

@@ -83,8 +83,8 @@ def evaluate(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, float]:
     the overrides that ``cfg`` was made with, so that none is ignored. Raises UserError for whatever
     a user can mend.
     """
-    check_settings(cfg, given, nulls=True)
     require_effect(given, ignored_in_evaluation(cfg.checkpoint, FOREIGN))
+    check_settings(cfg, given, nulls=True)
     full, branch, datamodule, classes = open_branch(cfg)
     evaluator = build_evaluator(full, datamodule.val_annotations, classes, cfg.checkpoint)
     module = EvaluationModule(branch, evaluator, classes)

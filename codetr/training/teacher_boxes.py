@@ -57,8 +57,8 @@ def write_teacher_boxes(cfg: DictConfig, given: Sequence[str] = ()) -> int:
     ``cfg.output``; returns their number. ``given`` are the overrides that ``cfg`` was made with, so
     that none is ignored. Raises UserError for whatever a user can mend.
     """
-    check_settings(cfg, given, nulls=True)
     require_effect(given, (*ignored_in_evaluation(cfg.checkpoint, FOREIGN), *REPORTED))
+    check_settings(cfg, given, nulls=True)
     full, branch, datamodule, classes = open_branch(cfg)
     results = ResultFile(classes, cfg.top_k, cfg.min_score)
     trainer = build_tester(full, branch)
