@@ -108,7 +108,9 @@ class Watched:
 
     def __getattr__(self, key: str) -> Any:
         found = getattr(self._part, key)
-        return Watched(self._recorder, self._name, found) if callable(found) else found
+        if isinstance(found, type) or not callable(found):  # a class is compared, not called
+            return found
+        return Watched(self._recorder, self._name, found)
 
 
 def watch_methods(recorder: Recorder, name: str, module: nn.Module) -> None:
