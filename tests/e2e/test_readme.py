@@ -31,6 +31,8 @@ AS_IT_STANDS = (
 )
 TINY = (*(o for o in SMALL if not o.startswith("data.")), "debug=fast", "data.num_workers=0")
 EPOCHS = ("checkpointing=every_epoch", "trainer.max_epochs=2")
+FEW_LAYERS = ["model.checkpointed=0"]
+"""What experiments checkpoint is more than the encoder layers of a tiny model."""
 OF_A_RUN = {
     "eval.py": ("trainer=cpu",),
     "scripts/predict.py": ("device=cpu",),
@@ -237,7 +239,7 @@ def _of_official(script: str, overrides: list[str]) -> list[str]:
     if script == "train.py":
         said = {o.split("=")[0] for o in overrides}
         quick = [o for o in TINY if not o.startswith("model.") and o.split("=")[0] not in said]
-        return [*OFFICIAL_TINY, *quick, "augmentation=flip"]
+        return [*OFFICIAL_TINY, *quick, "augmentation=flip", *FEW_LAYERS]
     return [*OFFICIAL_TINY]
 
 
@@ -258,4 +260,5 @@ def _small(overrides: list[str], data_root: Path) -> list[str]:
     if "experiment" in said or "model" in said:
         more += ["model=co_dino_tiny"] if "model" not in said else []
         more += ["model.backbone.pretrained=false"] * ("model.backbone.pretrained" not in said)
+    more += FEW_LAYERS * ("experiment" in said)
     return more
