@@ -15,7 +15,7 @@ from tools.parity.case import make_batch
 SIZES = [[64, 64], [48, 32]]
 CANVAS = 64
 RECORDED = SimpleNamespace(
-    info={"seeds": [1, 2], "sizes": SIZES, "num_gts": [3, 2]}, num_classes=80
+    info={"seeds": [1, 2], "sizes": SIZES, "num_gts": [3, 2]}, num_classes=80, entries=()
 )
 
 

@@ -19,7 +19,8 @@ from codetr.errors import UserError
 
 CONF = conf_folder()
 NEVER_IN_A_RECORD = {
-    *("callbacks", "checkpointing", "hydra", "logger", "optimizer", "schedule", "trainer")
+    *("analysis", "callbacks", "checkpointing", "hydra", "logger"),
+    *("optimizer", "schedule", "trainer"),
 }
 """Groups that name classes of which nothing is built from a file."""
 OF_COMMANDS = {"eval.yaml", "predict.yaml"}
