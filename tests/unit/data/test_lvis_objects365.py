@@ -27,6 +27,8 @@ def _module(name: str, root: Path, classes: int, **options: Any) -> CocoDataModu
         "augmentation": {"train": {"_target_": "codetr.data.augment.Chain"}},
         "model": {"backbone": {"mean": [0, 0, 0], "std": [1, 1, 1]}},
         "seed": 0,
+        "masks": None,
+        "paths": {"data": str(root)},
         "data": config,
     }
     around["augmentation"]["eval"] = around["augmentation"]["train"]
