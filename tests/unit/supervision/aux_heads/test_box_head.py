@@ -96,7 +96,11 @@ def test_box_loss_is_giou_of_boxes_decoded_with_the_heads_stds(small_batch) -> N
         centre, size = (target.boxes * target.size_whwh).split(2, dim=1)
         boxes = torch.cat([centre - 0.6 * size, centre + 0.4 * size], dim=1)
         regions.append(
-            Regions(boxes=boxes, matched=Matched(labels=target.labels, boxes=target.boxes))
+            Regions(
+                boxes=boxes,
+                matched=Matched(labels=target.labels, boxes=target.boxes),
+                target=torch.arange(len(boxes)),
+            )
         )
         # The region's centre lies 0.1 of its side before the true one, and the sides agree.
         deltas.append(torch.tensor([0.1 / 0.05, 0.1 / 0.05, 0, 0]).double().expand(len(boxes), 4))
