@@ -117,3 +117,10 @@ def test_modules_are_short_and_say_what_they_are(path: Path) -> None:
 )
 def test_the_rules_forbid(module: str, imported: str) -> None:
     assert violation(module, imported)
+
+
+def test_names_of_test_modules_are_unique() -> None:
+    """pytest imports them by name alone: of two, one is not collected."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    own = [name for name in names if name not in ("conftest.py", "__init__.py")]
+    assert [name for name in set(own) if own.count(name) > 1] == []
