@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess
 from codetr.evaluation.detect import detect
+from codetr.models.masks.refine import REFINED_FROM
 from codetr.structures import Batch, ImageInfo
 from codetr.training.losses import training_losses
 
@@ -37,6 +38,19 @@ def infos(data: Batch) -> tuple[ImageInfo, ...]:
 def test_every_parameter_is_reached(masks: str, counts: tuple[int, ...]) -> None:
     detector, schemes = build(CO_DINO, ("rcnn_mask", "atss"), f"masks={masks}")
     assert backward(detector, schemes, batch(counts)).isfinite()
+    assert without_gradient(detector, schemes) == []
+
+
+@pytest.mark.parametrize("masks", MASKS)
+def test_objects_whose_masks_have_no_pixel_leave_gradients_finite(masks: str) -> None:
+    """Also where the branch finds nothing in their place. Those of the other image are learned."""
+    detector, schemes = build(CO_DINO, ("rcnn_mask",), f"masks={masks}")
+    torch.nn.init.constant_(detector.mask_branch.head.classify[REFINED_FROM].bias, -20.0)
+    data = batch((3, 2))
+    first, second = data.targets
+    empty = replace(first, masks=torch.zeros_like(first.masks))
+    data = Batch(images=data.images, targets=(empty, second))
+    assert backward(detector, schemes, data).isfinite()
     assert without_gradient(detector, schemes) == []
 
 

@@ -50,13 +50,14 @@ def _on(logits: Tensor) -> Tensor:
 def iou_targets(logits: Tensor, target: Tensor, visible: Tensor) -> Tensor:
     """(R,) IoU of masks with their objects: of the cells where the probability of ``logits``
     (R, S, S) is above 0.5 with those of ``target`` (R, S, S) of 0 and 1, which shows the share
-    ``visible`` (R,) of the object.
+    ``visible`` (R,) of the object. 0 where both are empty.
     """
     mask = (logits.detach() > 0).to(target.dtype)
     inside = target.sum(dim=(1, 2))
     overlap = (mask * target).sum(dim=(1, 2))
     whole = inside / (visible + _EPS)
-    return overlap / (mask.sum(dim=(1, 2)) + whole - overlap)
+    union = mask.sum(dim=(1, 2)) + whole - overlap
+    return overlap / union.where(union > 0, 1.0)
 
 
 def iou_loss(predicted: Tensor, target: Tensor) -> Tensor:
@@ -64,7 +65,8 @@ def iou_loss(predicted: Tensor, target: Tensor) -> Tensor:
     0 where there are none.
     """
     counted = target > 0
-    wrong = (predicted - target).square().where(counted, 0.0)
+    # what is left out must not reach the gradient either, where 0 times NaN is NaN
+    wrong = (predicted - target).where(counted, 0.0).square()
     return wrong.sum() / counted.sum().clamp(min=1)
 
 

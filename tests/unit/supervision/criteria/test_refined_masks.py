@@ -98,3 +98,22 @@ def test_visible_shares_are_counted_in_whole_pixels() -> None:
 def test_regions_without_overlap_do_not_count() -> None:
     predicted, wanted = torch.tensor([0.3, 0.9, 0.5]), torch.tensor([0.0, 0.7, 0.4])
     torch.testing.assert_close(iou_loss(predicted, wanted), torch.tensor((0.04 + 0.01) / 2))
+
+
+def test_nothing_in_place_of_nothing_does_not_count() -> None:
+    """An object of no cell, where none was predicted either, has neither a loss nor a gradient."""
+    logits, target = torch.full((2, 4, 4), -1.0), torch.zeros(2, 4, 4)
+    target[1, :2], logits[1, :2] = 1.0, 1.0
+    wanted = iou_targets(logits, target, torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(wanted, torch.tensor([0.0, 1.0]))
+    predicted = torch.tensor([0.3, 0.8], requires_grad=True)
+    loss = iou_loss(predicted, wanted)
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), torch.tensor(0.04))
+    torch.testing.assert_close(predicted.grad, torch.tensor([0.0, -0.4]))
+
+
+def test_what_does_not_count_does_not_reach_the_gradient() -> None:
+    predicted = torch.tensor([torch.nan, 0.5], requires_grad=True)
+    iou_loss(predicted, torch.tensor([0.0, 0.4])).backward()
+    torch.testing.assert_close(predicted.grad, torch.tensor([0.0, 0.2]))
