@@ -24,29 +24,39 @@ def true_masks(targets: Targets) -> Tensor:
 
 
 def mask_targets(
-    targets: Sequence[Targets], boxes: Sequence[Tensor], assigned: Sequence[Tensor], size: int
-) -> Tensor:
-    """(R, size, size) of 0 and 1 in the type of the boxes: what of the mask of object
-    ``assigned[b]`` (R_b,) of image b lies in the cells of ``boxes[b]`` (R_b, 4) xyxy px.
+    targets: Sequence[Targets],
+    boxes: Sequence[Tensor],
+    assigned: Sequence[Tensor],
+    sizes: Sequence[int],
+) -> list[Tensor]:
+    """For each S of ``sizes`` (R, S, S) of 0 and 1 in the type of the boxes: what of the mask of
+    object ``assigned[b]`` (R_b,) of image b lies in the cells of ``boxes[b]`` (R_b, 4) xyxy px.
 
     A cell is 1 if at least half of it is on the object: RoIAlign of the bitmap, on boxes clipped to
     it and not rounded.
     """
     shares = [
-        mask_shares(true_masks(target), box, row, size)
+        mask_shares(true_masks(target), box, row, sizes)
         for target, box, row in zip(targets, boxes, assigned, strict=True)
     ]
-    return (torch.cat(shares) >= THRESHOLD).to(boxes[0].dtype)
+    return [
+        (torch.cat(of_size) >= THRESHOLD).to(boxes[0].dtype)
+        for of_size in zip(*shares, strict=True)
+    ]
 
 
-def mask_shares(masks: Tensor, boxes: Tensor, assigned: Tensor, size: int) -> Tensor:
-    """(R, size, size) what share of each cell of ``boxes`` (R, 4) xyxy px is on the object
-    ``masks[assigned[r]]`` of ``masks`` (N, H, W). ``assigned`` (R,) int64.
+def mask_shares(
+    masks: Tensor, boxes: Tensor, assigned: Tensor, sizes: Sequence[int]
+) -> list[Tensor]:
+    """For each S of ``sizes`` (R, S, S) what share of each cell of ``boxes`` (R, 4) xyxy px is on
+    the object ``masks[assigned[r]]`` of ``masks`` (N, H, W). ``assigned`` (R,) int64.
     """
     if not len(masks):
-        return boxes.new_zeros(0, size, size)
+        return [boxes.new_zeros(0, size, size) for size in sizes]
     height, width = masks.shape[-2:]
-    limits = boxes.new_tensor([width, height, width, height])
-    clipped = torch.minimum(boxes.detach().clamp(min=0), limits)
+    # numbers of the host, not a tensor of them: its copy would wait for the device
+    x, y = (boxes.detach()[:, i::2].clamp(0, side) for i, side in enumerate((width, height)))
+    clipped = torch.stack([x, y], dim=-1).flatten(1)
     rois = torch.cat([assigned[:, None].to(boxes), clipped], dim=1)
-    return align_rois(masks[:, None].to(boxes.dtype), rois, size, 1.0).squeeze(1)
+    bitmaps = masks[:, None].to(boxes.dtype)
+    return [align_rois(bitmaps, rois, size, 1.0).squeeze(1) for size in sizes]

@@ -48,12 +48,14 @@ def arrived(data: Batch) -> Batch:
     return CocoDataModule.transfer_batch_to_device(Mock(), data, DEVICE, 0)
 
 
-def waits(schemes: tuple[str, ...], heads: tuple[str, ...], counts: tuple[int, ...]) -> dict:
+def waits(
+    schemes: tuple[str, ...], heads: tuple[str, ...], counts: tuple[int, ...], *more: str
+) -> dict:
     """Cause and file of every wait in a step from a batch on the host, forward and backward, after
     a first step that fills caches. Images have another size in the second, as in training: a cache
     by size helps nothing.
     """
-    detector, parts = build(schemes, heads)
+    detector, parts = build(schemes, heads, *more)
     with watched() as watch:
         to_device(detector)
         to_device(parts)
@@ -78,6 +80,16 @@ def test_a_co_dino_step_waits_as_often_at_any_batch_size_but_for_one_nms_per_ima
 @pytest.mark.parametrize("schemes", OTHERS, ids="+".join)
 def test_all_matching_schemes_fetch_their_costs_together(schemes: tuple[str, ...]) -> None:
     assert waits(schemes, (), (3, 2)) == OTHERS[schemes]
+
+
+@pytest.mark.parametrize("counts", [(3, 2), (3, 2, 4, 1)], ids=len)
+def test_masks_wait_as_often_at_any_batch_size(counts: tuple[int, ...]) -> None:
+    regions = {
+        ("device to host", "supervision/assigners/sampling.py"): 1,
+        ("device to host", "models/ops/roi_pool.py"): 1,
+    }
+    found = waits(("one_to_one",), (), counts, "masks=refine_small")
+    assert found == {COSTS: 1, **regions}
 
 
 def test_averaging_the_weights_waits_for_nothing() -> None:

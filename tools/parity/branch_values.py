@@ -33,7 +33,7 @@ def trained_regions(
     """
     boxes = [r.positive_boxes for r in regions]
     numbers = [r.target for r in regions]
-    truth = [mask_targets(targets, boxes, numbers, s.shape[-1]) for s in said.stages]
+    truth = mask_targets(targets, boxes, numbers, [s.shape[-1] for s in said.stages])
     visible = visible_shares(targets, boxes, numbers)
     return {
         "mask_rois": with_image(boxes),

@@ -121,7 +121,7 @@ def trained_masks(case: Case, head: Any, pyramid: Pyramid, regions: Sequence[Any
     features = head.pool(pyramid, boxes, head.mask_head.roi_size)
     size = head.mask_head.mask_size
     shares = [
-        mask_shares(true_masks(target), box, row, size)
+        mask_shares(true_masks(target), box, row, [size])[0]
         for target, box, row in zip(targets, boxes, numbers, strict=True)
     ]
     return {
@@ -132,6 +132,6 @@ def trained_masks(case: Case, head: Any, pyramid: Pyramid, regions: Sequence[Any
         "mask_feats": features,
         "mask_pred": _all_classes(head.mask_head, features),
         "mask_pred_own": at_least_float32(head.mask_head(features, labels)),
-        "mask_targets": mask_targets(targets, boxes, numbers, size) > 0,
+        "mask_targets": mask_targets(targets, boxes, numbers, [size])[0] > 0,
         "mask_targets_soft": torch.cat(shares),
     }

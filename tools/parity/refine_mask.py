@@ -228,7 +228,7 @@ def _loss_rows(
         yield compare(name, float(term.value.detach()) * term.weight, official, LOSSES)
     yield compare("total", total, recorded.losses["total"], LOSSES)
     boxes, numbers = [r.positive_boxes for r in regions], [r.target for r in regions]
-    truth = [mask_targets(targets, boxes, numbers, s.shape[-1]) for s in said.stages]
+    truth = mask_targets(targets, boxes, numbers, [s.shape[-1] for s in said.stages])
     stages = torch.stack(stage_losses(said.stages, truth)).detach()
     yield compare("loss of stages", stages, recorded.losses["stage_losses_unweighted"], LOSSES)
     counts = recorded.losses["counts"]

@@ -151,8 +151,8 @@ class RcnnHead(nn.Module):
         labels = torch.cat([r.positive_labels for r in regions])
         logits = at_least_float32(self.mask_head(features, labels))
         numbers = [r.target for r in regions]
-        truth = mask_targets(targets, boxes, numbers, self.mask_head.mask_size).to(logits)
-        entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="sum")
+        (truth,) = mask_targets(targets, boxes, numbers, [self.mask_head.mask_size])
+        entropy = F.binary_cross_entropy_with_logits(logits, truth.to(logits), reduction="sum")
         return {"mask": LossTerm(entropy / max(truth.numel(), 1), self.mask_head.weight)}
 
     def predict(self, pyramid: Pyramid, images: Images) -> tuple[Detections, ...]:

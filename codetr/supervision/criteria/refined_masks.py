@@ -88,18 +88,16 @@ def _visible(masks: Tensor, boxes: Tensor, assigned: Tensor) -> Tensor:
     if not len(masks):
         return boxes.new_zeros(0)
     height, width = masks.shape[-2:]
-    # how many pixels lie above and left of each corner: four of them give the sum in any box
-    total = F.pad(masks.cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32), (1, 0, 1, 0))
+    # (N, H, W) how many pixels of a column lie above the end of a row: of each box two rows are
+    # read, whose difference is what its rows have in every column
+    above = masks.cumsum(1, dtype=torch.int32)
     low = boxes.detach()[:, :2].clamp(min=0).long()
     high = torch.maximum(boxes.detach()[:, 2:].clamp(min=0).long(), low + 1)
     (x0, y0), (x1, y1) = (
         (corner[:, 0].clamp(max=width), corner[:, 1].clamp(max=height)) for corner in (low, high)
     )
-    inside = (
-        total[assigned, y1, x1]
-        - total[assigned, y0, x1]
-        - total[assigned, y1, x0]
-        + total[assigned, y0, x0]
-    )
-    area = total[assigned, height, width]
+    in_rows = above[assigned, y1 - 1] - above[assigned, (y0 - 1).clamp(min=0)] * (y0 > 0)[:, None]
+    column = torch.arange(width, device=boxes.device)
+    in_columns = (column >= x0[:, None]) & (column < x1[:, None])
+    inside, area = (in_rows * in_columns).sum(dim=1), above[:, -1].sum(dim=1)[assigned]
     return inside.to(boxes.dtype) / (area.to(boxes.dtype) + _EPS)

@@ -92,10 +92,9 @@ class InstanceMasks(Scheme):
         """Of what the branch said about the positive ``regions``; ``factor`` times the weights."""
         boxes = [r.positive_boxes for r in regions]
         numbers = [r.target for r in regions]
-        truth = [
-            mask_targets(targets, boxes, numbers, logits.shape[-1]).to(logits)
-            for logits in said.stages
-        ]
+        sizes = [logits.shape[-1] for logits in said.stages]
+        bitmaps = mask_targets(targets, boxes, numbers, sizes)
+        truth = [one.to(logits) for one, logits in zip(bitmaps, said.stages, strict=True)]
         stages = stage_losses(said.stages, truth)
         weighted = [w * loss for w, loss in zip(self.stage_weights, stages, strict=True)]
         coarse = said.stages[REFINED_FROM]

@@ -51,7 +51,7 @@ def test_shares_are_roi_align_of_the_assigned_mask() -> None:
     masks = (torch.rand(3, 19, 27) > 0.4).to(torch.uint8)
     boxes = [[2.3, 1.7, 20.9, 17.2], [0.0, 0.0, 27.0, 19.0], [5.5, 6.5, 8.0, 7.25]]
     assigned = torch.tensor([2, 0, 1])
-    found = mask_shares(masks, torch.tensor(boxes, dtype=torch.float64), assigned, 5)
+    (found,) = mask_shares(masks, torch.tensor(boxes, dtype=torch.float64), assigned, [5])
     for share, box, number in zip(found, boxes, assigned.tolist(), strict=True):
         torch.testing.assert_close(share, _by_hand(masks[number].double(), box, 5))
 
@@ -59,8 +59,8 @@ def test_shares_are_roi_align_of_the_assigned_mask() -> None:
 def test_boxes_are_clipped_to_the_mask() -> None:
     masks = torch.ones(1, 8, 8, dtype=torch.uint8)
     number = torch.tensor([0])
-    beyond = mask_shares(masks, torch.tensor([[-4.0, -4.0, 20.0, 20.0]]), number, 4)
-    inside = mask_shares(masks, torch.tensor([[0.0, 0.0, 8.0, 8.0]]), number, 4)
+    (beyond,) = mask_shares(masks, torch.tensor([[-4.0, -4.0, 20.0, 20.0]]), number, [4])
+    (inside,) = mask_shares(masks, torch.tensor([[0.0, 0.0, 8.0, 8.0]]), number, [4])
     assert torch.equal(beyond, inside)
 
 
@@ -81,8 +81,9 @@ def test_targets_of_several_images_are_cells_at_least_half_full() -> None:
     images = [_targets(masks, 2), _targets(masks[:0], 0), _targets(masks[:1], 1)]
     boxes = [torch.cat([whole, part]), whole[:0], whole]
     numbers = [torch.tensor([0, 1]), torch.tensor([], dtype=torch.int64), torch.tensor([0])]
-    found = mask_targets(images, boxes, numbers, 4)
+    found, coarse = mask_targets(images, boxes, numbers, [4, 2])
     left = torch.tensor([[1.0, 1.0, 0.0, 0.0]] * 4)
     assert torch.equal(found, torch.stack([left, torch.ones(4, 4), left]))
+    assert torch.equal(coarse, torch.stack([left[:2, 1:3], torch.ones(2, 2), left[:2, 1:3]]))
     with pytest.raises(UserError, match=r"data\.masks=true"):
-        mask_targets([_targets(None, 2)], [whole], [torch.tensor([0])], 4)
+        mask_targets([_targets(None, 2)], [whole], [torch.tensor([0])], [4])
