@@ -119,10 +119,10 @@ def _row(row: Recipe, parameters: Mapping[str, int]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def with_tables(page: str, tables: str, path: Path) -> str:
+def with_tables(page: str, tables: str, path: Path, first: str = BEGIN, last: str = END) -> str:
     """The page with the tables between its two marks. Raises UserError where it has none."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = page.partition(first)
+    _, end, after = rest.partition(last)
     if not (begin and end):
-        raise UserError(f"{path}: has no {BEGIN} ... {END}: put both where the tables belong")
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+        raise UserError(f"{path}: has no {first} ... {last}: put both where the tables belong")
+    return f"{before}{first}\n\n{tables}\n\n{last}{after}"
