@@ -60,7 +60,7 @@ _HEADS = r"schemes\.collaborative\.heads\.\w+\."
 
 CLASS_ROWS: tuple[tuple[str, RowLayout], ...] = (
     (r"detector\.head\.classify\.\d+\.(weight|bias)", per_score),
-    (r"schemes\.denoising\.label_embedding\.weight", per_anchor),
+    (r"schemes\.(query_)?denoising\.label_embedding\.weight", per_anchor),
     (_HEADS + r"cls\.(weight|bias)", per_anchor),
     (_HEADS + r"box_head\.cls\.(weight|bias)", before_background),
     (_HEADS + r"box_head\.reg\.(weight|bias)", per_coordinate),

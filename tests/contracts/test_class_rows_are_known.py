@@ -9,6 +9,7 @@ from codetr.checkpoints.experiment import build_empty
 
 MODELS = options("model")
 HEADS = options("aux_heads")
+SCHEMES = options("scheme")
 
 
 def shapes(overrides: list[str], num_classes: int) -> dict[str, torch.Size]:
@@ -41,3 +42,8 @@ def test_in_every_model(model: str) -> None:
 @pytest.mark.parametrize("head", HEADS)
 def test_in_every_auxiliary_head(head: str) -> None:
     check([f"aux_heads=[{head}]"])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_in_every_scheme(scheme: str) -> None:
+    check([f"scheme=[{scheme}]", "aux_heads=[atss]"])
