@@ -7,6 +7,7 @@ a folder is run: weights are read from safetensors alone, settings from JSON.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ HUGGINGFACE = "huggingface:"
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _PART = re.compile(r"(.*)#(\d)")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 def read_huggingface(folder: str | Path, cfg: DictConfig) -> OfficialFile:
@@ -39,8 +41,8 @@ def read_huggingface(folder: str | Path, cfg: DictConfig) -> OfficialFile:
     layout = LAYOUTS.get(str(config.get("model_type")))
     if layout is None:
         raise UserError(
-            f"{folder / CONFIG}: model_type is {config.get('model_type')!r}: give a folder of one "
-            f"of {', '.join(LAYOUTS)}"
+            f"{folder / CONFIG}: model_type is {reprlib.repr(config.get('model_type'))}: give a "
+            f"folder of one of {', '.join(LAYOUTS)}"
         )
     _require_settings(folder, config, layout, cfg)
     path = folder / WEIGHTS
@@ -83,7 +85,7 @@ def _require_settings(
 ) -> None:
     """Raises UserError, with what to add on the command line, where ``cfg`` has other settings."""
     wrong = [
-        f"{key}={config[key]!r}"
+        f"{key}={reprlib.repr(config[key])}"
         for key, value in layout.fixed.items()
         if config.get(key, value) != value
     ]
@@ -95,9 +97,20 @@ def _require_settings(
         if key in config
     }
     other = {ours: value for ours, value in given.items() if _selected(cfg, ours) != value}
+    for key, ours in layout.settings.items():
+        if ours in other and not _is_setting(config[key]):
+            raise UserError(
+                f"{folder / CONFIG}: {key} is {reprlib.repr(config[key])}: give a whole "
+                "number, true, false or a list of whole numbers"
+            )
     if other:
         overrides = " ".join(f"{ours}={_written(value)}" for ours, value in other.items())
         raise UserError(f"{folder / CONFIG}: has other settings than the model: add {overrides}")
+
+
+def _is_setting(value: Any) -> bool:
+    """What is safe to show as part of a command."""
+    return all(isinstance(v, int) for v in (value if isinstance(value, list) else [value]))
 
 
 def _as_it_is(value: Any) -> Any:
@@ -116,7 +129,7 @@ def _written(value: Any) -> str:
 def _names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Class names in their order; None where they are the library's placeholders, or none."""
     table = config.get("id2label")
-    if not isinstance(table, Mapping) or not all(str(key).isdecimal() for key in table):
+    if not isinstance(table, Mapping) or not all(_NUMBER.fullmatch(key) for key in table):
         return None
     names = tuple(str(table[key]) for key in sorted(table, key=int))
     return None if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names

@@ -109,6 +109,32 @@ def test_other_settings_are_an_error_that_says_what_to_add(tmp_path: Path) -> No
         open_checkpoint(source, config())
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["32 $(touch x)", "a\nb", 3.5, None, {"a": 1}, [64, "; rm"], "x" * 5000],
+    ids=lambda value: repr(value)[:20],
+)
+def test_only_numbers_are_written_into_the_command_to_run(value: Any, tmp_path: Path) -> None:
+    source = f"huggingface:{folder(tmp_path, image_size=value)}"
+    with pytest.raises(
+        UserError, match=r"config\.json: image_size is .*: give a whole num"
+    ) as seen:
+        open_checkpoint(source, config())
+    assert "model." not in str(seen.value)
+    assert "\n" not in str(seen.value)
+    assert len(str(seen.value)) < 400 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("key", ["9" * 5000, "one", "\u00b2", "-1", ""])
+def test_a_table_without_numbers_names_no_classes(key: str, tmp_path: Path) -> None:
+    yolos(tmp_path, ["cat", "dog"])
+    path = tmp_path / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "id2label": {"0": "cat", key: "dog"}}))
+    content = open_checkpoint(f"huggingface:{tmp_path}", config())
+    assert content.record.classes.names != ("cat", "dog")
+
+
 def test_what_is_no_such_folder_is_named(tmp_path: Path) -> None:
     source = f"huggingface:{tmp_path}"
     with pytest.raises(UserError, match=r"has no config\.json"):
