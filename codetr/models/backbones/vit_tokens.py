@@ -201,7 +201,7 @@ class TokenVitBackbone(nn.Module):
 def load_classifier(body: TokenVit, weights: Mapping[str, Tensor], source: str) -> LoadReport:
     """Load an image classifier's ``weights`` into ``body`` in place; its positions are those of a
     square grid of patches, after that of the class token. (Where a distillation token has one too,
-    the class token's is left out, as officially.) Positions of detection tokens start at 0.
+    the class token's is left out, as officially.) Positions of detection tokens stay as they are.
 
     Raises UserError where a tensor is missing or of another shape.
     """
@@ -219,7 +219,7 @@ def load_classifier(body: TokenVit, weights: Mapping[str, Tensor], source: str) 
                 "model.backbone.name)"
             )
         patches = resize_grid(table[:, 1:].float(), (side, side), body.grid)
-        tokens = patches.new_zeros(1, body.num_tokens, body.dim)
+        tokens = own.detach()[:, -body.num_tokens :].float()
         weights["pos_embed"] = torch.cat([table[:, :1].float(), patches, tokens], dim=1)
     report = load_named_weights(body, weights, source)
     missing = [name for name in report.new if name not in _OWN]

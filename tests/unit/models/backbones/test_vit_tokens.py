@@ -84,12 +84,14 @@ def classifier(distilled: bool = False) -> nn.Module:
 def test_a_classifiers_weights_give_its_own_features(distilled: bool) -> None:
     model, body = classifier(distilled), TokenVit(DIM, 3, 2, 4 * DIM, TOKENS, (64, 64))
     own = body.det_token.clone()
+    positions = body.pos_embed[:, -TOKENS:].detach().clone()
     report = load_classifier(body, model.state_dict(), "deit")
     assert set(report.new) == {"det_token", "mid_pos_embed"}
     assert torch.equal(body.det_token, own)
     table = model.pos_embed[0, 1:] if distilled else model.pos_embed[0]
     assert_close(body.pos_embed[0, : len(table)], table)
-    assert not body.pos_embed[0, len(table) :].any()
+    assert positions.std() == pytest.approx(0.02, rel=0.5)
+    assert torch.equal(body.pos_embed[:, len(table) :], positions)
     assert torch.equal(body.blocks[2].mlp.fc1.weight, model.blocks[2].mlp.fc1.weight)
 
 
