@@ -59,18 +59,20 @@ def cosine_schedule(
     warmup_steps: int = 0,
     warmup_start: float = 0.01,
     by_epoch: bool = False,
+    lag: float = 0.0,
 ) -> LambdaLR:
     """Warm-up, then flat for a share ``flat`` of all steps, then half a cosine down to ``final``.
 
     Loshchilov and Hutter 2017, equation 5 without restarts. With ``by_epoch`` the cosine is that of
-    the step at which the epoch began.
+    the step at which the epoch began. ``lag``: epochs by which it comes late (its end is cut off).
     """
     total = epochs * steps_per_epoch
     start = max(warmup_steps, round(flat * total))
+    late = round(lag * steps_per_epoch)
 
     def factor(step: int) -> float:
         place = step - step % steps_per_epoch if by_epoch else step
-        progress = min(max(place - start, 0) / max(total - start, 1), 1.0)
+        progress = min(max(place - late - start, 0) / max(total - start, 1), 1.0)
         decay = final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
         return warm_up(step, warmup_steps, warmup_start) * decay
 

@@ -6,12 +6,15 @@ for Deformable DETR; IDEA-Research/DINO), in their inheritance and under their n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+import torch
 from conditional_tables import conditional_recipes
 from h_detr_tables import h_detr_recipes
+from hydra.utils import instantiate
 from ms_detr_tables import ms_detr_recipes
 from omegaconf import DictConfig, OmegaConf
 from tiny import composed, published
@@ -430,6 +433,26 @@ def test_schedules_drop_once_without_warm_up(schedule: str) -> None:
 def test_cosines_change_after_every_epoch_without_warm_up(epochs: int) -> None:
     part = composed((f"schedule=cosine_{epochs}e",)).schedule
     assert (part.epochs, part.by_epoch, part.warmup_steps) == (epochs, True, 0)
+
+
+@pytest.mark.parametrize("experiment", ["yolos_s_150e_coco", "vidt_swin_small_50e_coco"])
+def test_a_cosines_first_two_epochs_have_the_full_rate(experiment: str) -> None:
+    """After epoch e the official code sets the rate of e, with which e + 1 is trained."""
+    cfg = composed((f"experiment={experiment}", "data.root=nowhere"))
+    lr, epochs, least = cfg.optimizer.lr, cfg.schedule.epochs, OFFICIAL[experiment]["min_lr"]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    schedule = instantiate(cfg.schedule)(optimizer, 3)
+    found = []
+    for _ in range(3 * epochs):
+        found.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    expected = [lr] + [
+        least + (lr - least) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+        for epoch in range(epochs - 1)
+    ]
+    assert found[::3] == pytest.approx(expected)
+    assert found[::3] == found[2::3]
 
 
 @pytest.mark.parametrize("experiment", published())

@@ -115,16 +115,23 @@ def test_settings_are_accepted_and_parts_compiled(choice: str) -> None:
 
 @pytest.mark.parametrize("experiment", SIZES)
 def test_the_optimiser_has_one_rate_and_the_official_decay(experiment: str) -> None:
-    """Of YOLOS, vectors, learned tokens and the first positions do not decay."""
+    """Vectors of the backbone, learned tokens and the first positions do not decay."""
     cfg = composed((f"experiment={experiment}", "data.root=nowhere", "num_classes=80"))
     cfg.model.backbone.pretrained = False
     with torch.device("meta"):
         parts = nn.ModuleDict({"detector": instantiate(cfg.model.detector)})
     optimizer = instantiate(cfg.optimizer, _convert_="all")(parts.named_parameters(), 8)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    exempt = {"pos_embed", "cls_token", "det_token"} if "yolos" in experiment else set()
+    learned = ("body.pos_embed", "body.cls_token", "body.det_token", "tokens", "positions")
+    exempt = {f"detector.backbone.{name}" for name in learned}
     for name, parameter in parts.named_parameters():
         group = groups[id(parameter)]
-        still = name.rpartition(".")[2] in exempt or ("yolos" in experiment and parameter.ndim == 1)
+        vector = name.startswith("detector.backbone.") and parameter.ndim == 1
         assert group["lr"] == cfg.optimizer.lr, name
-        assert group["weight_decay"] == (0.0 if still else 1e-4), name
+        assert group["weight_decay"] == (0.0 if vector or name in exempt else 1e-4), name
+    assert exempt & {name for name, _ in parts.named_parameters()}
+
+
+def test_vidts_matcher_adds_the_official_epsilon() -> None:
+    cfg = composed((f"experiment={VIDT}", "data.root=nowhere"))
+    assert instantiate(cfg.supervision.matcher).class_cost.eps == 1e-8

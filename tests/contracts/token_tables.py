@@ -26,6 +26,7 @@ def token_recipes(deformable: Recipe) -> dict[str, Recipe]:
         "encoder.with_cp": None,
         "num_feature_levels": None,
         "num_query": TOKENS,
+        "Resize.img_scale": (list(range(480, 801, 16)), 1333),
     }
     yolos = {
         **common,

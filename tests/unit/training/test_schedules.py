@@ -59,6 +59,14 @@ def test_a_cosine_by_epoch_is_flat_within_epochs() -> None:
     assert len(set(epochs)) == 5
 
 
+def test_a_cosine_that_comes_late_is_shifted() -> None:
+    options = {"epochs": 4, "final": 0.1, "by_epoch": True}
+    whole = rates(cosine_schedule(optimizer(), 10, **options), 40)
+    late = rates(cosine_schedule(optimizer(), 10, lag=1, **options), 40)
+    assert late[:10] == [1.0] * 10
+    assert late[10:] == whole[:30]
+
+
 @pytest.mark.parametrize("milestones", [[13], [11, 8], [0]])
 def test_milestones_outside_the_schedule_are_an_error(milestones: list[int]) -> None:
     with pytest.raises(UserError, match=r"schedule\.milestones"):
