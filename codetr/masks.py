@@ -83,15 +83,17 @@ def probability(cells: Tensor, box: Tensor, window: tuple[int, int, int, int]) -
 
 def _windows(boxes: Tensor, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
     """Top, bottom, left and right of the pixels of an image of ``size`` that each of ``boxes``
-    (n, 4) xyxy px can reach.
+    (n, 4) xyxy px can reach: none where a box is not finite.
     """
     height, width = size
     return [
-        (
-            min(max(math.floor(y0) - 1, 0), height),
-            max(min(math.ceil(y1) + 1, height), 0),
-            min(max(math.floor(x0) - 1, 0), width),
-            max(min(math.ceil(x1) + 1, width), 0),
-        )
+        (*_reach(y0, y1, height), *_reach(x0, x1, width))
+        if all(map(math.isfinite, (x0, y0, x1, y1)))
+        else (0, 0, 0, 0)
         for x0, y0, x1, y1 in boxes.tolist()
     ]
+
+
+def _reach(low: float, high: float, side: int) -> tuple[int, int]:
+    first = min(max(math.floor(low) - 1, 0), side)
+    return first, max(min(math.ceil(high) + 1, side), first)

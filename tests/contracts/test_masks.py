@@ -125,6 +125,25 @@ def test_no_detections_have_no_masks() -> None:
             assert one.bitmaps((20, 30)).shape == (0, 20, 30)
 
 
+@pytest.mark.parametrize("masks", MASKS)
+def test_boxes_that_are_not_finite_come_out_without_a_pixel(masks: str) -> None:
+    """So that whoever uses the detections of a broken model can say what they are."""
+    detector, _ = build(("one_to_one",), (), f"masks={masks}")
+    data = batch((0, 0))
+    with torch.no_grad():
+        memory = detector.eval().encode(data.images)
+        found = Postprocess(max_detections=5)(
+            detector.predict(memory), data.images.sizes, infos(data)
+        )
+        broken = tuple(
+            replace(one, boxes_xyxy_px=torch.full_like(one.boxes_xyxy_px, value))
+            for one, value in zip(found, (torch.nan, torch.inf), strict=True)
+        )
+        for one in detector.mask_branch(memory, broken, infos(data)):
+            assert not one.boxes_xyxy_px.isfinite().any()
+            assert not one.bitmaps((20, 30)).any()
+
+
 def test_a_batch_without_masks_is_named() -> None:
     detector, schemes = build(("one_to_one",), (), "masks=refine_small")
     data = batch((3, 2))

@@ -65,6 +65,18 @@ def test_boxes_without_area_break_nothing(box: list[float]) -> None:
     assert bitmap.sum() <= 4 * 8
 
 
+@pytest.mark.parametrize(
+    "box",
+    [[math.nan] * 4, [2, 2, 9, math.nan], [2, 2, math.inf, 9], [-math.inf, 2, 9, 9], [15, 5, 3, 9]],
+    ids=str,
+)
+def test_boxes_that_are_none_have_no_pixel(box: list[float]) -> None:
+    whole = [0.0, 0.0, 20.0, 20.0]
+    broken, other = paste(torch.ones(2, 4, 4), torch.tensor([box, whole]), (20, 20))
+    assert not broken.any()
+    assert other[2:18, 2:18].all()
+
+
 def test_bitmaps_follow_their_detections() -> None:
     torch.manual_seed(1)
     corners = torch.rand(5, 2) * 10

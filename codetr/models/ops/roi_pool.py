@@ -45,9 +45,14 @@ def pool_rois(pyramid: Pyramid, rois: Sequence[Tensor], size: int = 7) -> Tensor
 
 
 def with_image(rois: Sequence[Tensor]) -> Tensor:
-    """(R, 5) the number of the image, then the corners, of ``rois``: per image (R_b, 4)."""
+    """(R, 5) the number of the image, then the corners, of ``rois``: per image (R_b, 4).
+
+    Corners that are not finite, of a broken model, become 0: there is no map for such a region, and
+    no number of samples.
+    """
     index = torch.cat([box.new_full((len(box), 1), image) for image, box in enumerate(rois)])
-    return torch.cat([index, torch.cat(list(rois))], dim=1)
+    corners = torch.cat(list(rois)).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    return torch.cat([index, corners], dim=1)
 
 
 def align_rois(features: Tensor, rois: Tensor, size: int, scale: float) -> Tensor:

@@ -34,6 +34,17 @@ def test_features_keep_the_order_of_regions() -> None:
         torch.testing.assert_close(found[index : index + 1], alone)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_regions_that_are_not_finite_leave_the_others_alone(value: float) -> None:
+    torch.manual_seed(0)
+    pyramid = Pyramid(maps=(torch.randn(1, 2, 32, 32), torch.randn(1, 2, 16, 16)), strides=(4, 8))
+    regions = torch.tensor([square(20.0), square(100.0)])
+    broken = torch.cat([regions[:1], torch.full((1, 4), value), regions[1:]])
+    found = pool_rois(pyramid, [broken])
+    assert torch.equal(found[[0, 2]], pool_rois(pyramid, [regions]))
+    assert found.isfinite().all()
+
+
 @pytest.mark.parametrize("regions", [0, 7])
 @pytest.mark.parametrize("threads", [1, 4])
 def test_gradient_is_that_of_torchvision(threads: int, regions: int) -> None:
