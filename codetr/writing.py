@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedWriter, FileIO
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from codetr.errors import UserError
 
@@ -25,7 +26,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     with writable(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
+            with _opened(part) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -55,10 +56,39 @@ def remove_parts(folder: Path) -> None:
             part.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Have the new name on the disk, too."""
-    number = os.open(folder, os.O_RDONLY)
+class _Raw(FileIO):
+    """Remembers why it could not be written."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to. What the system says against it is what is raised, whatever error the
+    writer makes of that: that of ``torch.save`` speaks of positions.
+    """
+    raw = _Raw(path, "wb")
     try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+        with BufferedWriter(raw) as file:
+            yield file
+    except Exception:
+        if raw.error is not None:
+            raise raw.error from None
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the new name on the disk, too, where the file system can: the file is in place."""
+    with suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)

@@ -1,7 +1,9 @@
 """A file is replaced whole or not at all."""
 
+import errno
 import os
 import resource
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -62,12 +64,12 @@ def test_nothing_is_written_elsewhere(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def checkpoint(path: Path) -> None:
-    WholeFiles().save_checkpoint({"a": zeros(100_000)}, path)
+    WholeFiles().save_checkpoint({"a": zeros(300_000)}, path)
 
 
 def detector(path: Path) -> None:
     record = RunRecord(classes=ClassList(names=("a",), category_ids=(1,)))
-    write_detector_file(path, DetectorFile(weights={"a": zeros(100_000)}, record=record))
+    write_detector_file(path, DetectorFile(weights={"a": zeros(300_000)}, record=record))
 
 
 def rows(path: Path) -> None:
@@ -94,6 +96,41 @@ def test_a_full_disk_is_one_line_and_costs_nothing(
     assert files(tmp_path) == {name: b"step,loss\n0,1.0\n"}
 
 
+SHORT = (16, 500, 1000, 10**5, 10**6, -1)
+"""Bytes that there is room for; negative: short of the whole file."""
+
+
+@pytest.mark.parametrize("room", SHORT)
+@pytest.mark.parametrize("write", [checkpoint, detector])
+def test_a_disk_that_is_full_at_any_byte(
+    write: Callable[[Path], None], room: int, tmp_path: Path, full_disk: Callable[[int], None]
+) -> None:
+    path = tmp_path / "last.ckpt"
+    write(path)
+    size = path.stat().st_size
+    path.write_bytes(b"old")
+    full_disk(min(room if room > 0 else size + room, size - 1))
+    with pytest.raises(UserError, match=r"last.ckpt: cannot be written \(File too large\)"):
+        write(path)
+    assert files(tmp_path) == {"last.ckpt": b"old"}
+
+
+def test_a_folder_that_cannot_be_synced_is_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some network and FUSE mounts refuse it, when the file is in place already."""
+    sync = os.fsync
+
+    def refuse(number: int) -> None:
+        if stat.S_ISDIR(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(number)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    checkpoint(tmp_path / "last.ckpt")
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
 def test_a_folder_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with pytest.raises(UserError, match=r"run/last\.ckpt: cannot be written"):
@@ -105,4 +142,4 @@ def test_parts_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     (tmp_path / "last.ckpt.part").write_bytes(b"half")
     remove_parts(tmp_path)
     assert os.listdir(tmp_path) == ["model.safetensors"]
-    assert load_file(tmp_path / "model.safetensors")["a"].shape == (100_000,)
+    assert load_file(tmp_path / "model.safetensors")["a"].shape == (300_000,)
