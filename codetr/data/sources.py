@@ -45,10 +45,10 @@ class Split:
         """
         if self.root is None:
             return
-        homes = [os.path.normpath(folder) + os.sep for folder in (self.images, self.root)]
+        homes = [os.path.join(os.path.abspath(folder), "") for folder in (self.images, self.root)]
         for name in names:
             if ".." in name or os.path.isabs(name):
-                path = os.path.normpath(os.path.join(self.images, name))
+                path = os.path.abspath(os.path.join(self.images, name))
                 if not any(path.startswith(home) for home in homes):
                     raise UserError(
                         f"{self.annotations}: names the image {reprlib.repr(name)}, which lies "

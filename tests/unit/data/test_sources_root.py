@@ -62,6 +62,22 @@ def test_names_within_the_root_are_not(root: Path, name: str) -> None:
     assert named(root, name) == (name,)
 
 
+@pytest.mark.parametrize("where", [".", "train/..", ""])
+@pytest.mark.parametrize("name", ["../other/b.png", "ABSOLUTE"])
+def test_the_root_may_be_relative(
+    root: Path, where: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = str(root / "other/b.png") if name == "ABSOLUTE" else name
+    monkeypatch.chdir(root)
+    assert named(Path(where), name) == (name,)
+    with pytest.raises(UserError, match=r"outside of data\.root="):
+        named(Path(where), "../../root-too/c.png")
+    monkeypatch.chdir(root.parent)
+    assert named(Path("root"), name) == (name,)
+    with pytest.raises(UserError, match=r"outside of data\.root="):
+        named(Path("root"), str(root.parent / "secret.png"))
+
+
 def test_links_are_followed(root: Path) -> None:
     """Image folders are often links: who makes a folder decides what is in it."""
     assert named(root, "../link/secret.png") == ("../link/secret.png",)
