@@ -16,13 +16,14 @@ case " $* " in
     *" name="*) ;;
     *) echo "give name=NAME: all tasks write to runs/NAME, and resume from there" >&2; exit 2 ;;
 esac
-name=$(printf '%s\n' "$@" | sed -n 's/^name=//p' | tail -n 1)
-resume=()
-if [[ -f runs/$name/last.ckpt ]]; then resume=(ckpt_path=last); fi
+case " $* " in
+    *" ckpt_path="*) echo "leave ckpt_path out: the job resumes where it stopped" >&2; exit 2 ;;
+esac
 
+# ckpt_path=last starts from the beginning where there is nothing to resume
 status=0
 srun codetr-train trainer=ddp trainer.num_nodes="${SLURM_NNODES:?run this by sbatch}" \
-    trainer.devices="${SLURM_NTASKS_PER_NODE:?}" "$@" "${resume[@]}" || status=$?
+    trainer.devices="${SLURM_NTASKS_PER_NODE:?}" "$@" ckpt_path=last || status=$?
 # 143: stopped by the signal, with a checkpoint; anything else is the end, good or bad
 if [[ $status -eq 143 ]]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$status"

@@ -1,7 +1,6 @@
-"""The job script of docs/reliability.md, with programs that stand for Slurm's."""
+"""scripts/slurm.sh, with programs that stand for Slurm's."""
 
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -22,8 +21,9 @@ SCONTROL = '#!/bin/bash\necho "$@" >> scontrol.txt\n'
 def programs(folder: Path) -> Path:
     """A folder of what the script calls."""
     folder.mkdir()
-    python = f'#!/bin/bash\nexec {shlex.quote(sys.executable)} "$@"\n'
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", python)):
+    train = shlex.join([sys.executable, str(ROOT / "train.py")])
+    train = f'#!/bin/bash\nexec {train} "$@"\n'
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("codetr-train", train)):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     return folder
@@ -33,17 +33,12 @@ def programs(folder: Path) -> Path:
 def test_a_job_that_reaches_its_limit_is_requeued_and_goes_on(
     place: Place, whole: Callable[..., dict[str, Any]]
 ) -> None:
-    page = (ROOT / "docs/reliability.md").read_text()
-    (text,) = re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
-    command = f"python {ROOT / 'train.py'} name=run ckpt_path=last {' '.join(place.options)}"
-    text, count = re.subn(r"python train\.py .*", command.replace("\\", r"\\"), text)
-    assert count == 1
-    script = place.folder / "job.sh"
-    script.write_text(text)
+    command = ["bash", str(ROOT / "scripts/slurm.sh"), "name=run", *place.options]
     path = f"{programs(place.folder / 'bin')}:{os.environ['PATH']}"
     env = {**environment(), "PATH": path, "SLURM_JOB_ID": "7"}
+    env |= {"SLURM_NNODES": "1", "SLURM_NTASKS_PER_NODE": "1"}
 
-    job = subprocess.Popen(["bash", script], cwd=place.folder, env=env)
+    job = subprocess.Popen(command, cwd=place.folder, env=env)
     deadline = time.monotonic() + TIMEOUT_S
     while not (place.run / "metrics.csv").is_file() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -51,9 +46,7 @@ def test_a_job_that_reaches_its_limit_is_requeued_and_goes_on(
     assert job.wait(TIMEOUT_S) == 143
     assert (place.folder / "scontrol.txt").read_text() == "requeue 7\n"
 
-    again = subprocess.run(
-        ["bash", script], cwd=place.folder, env=env, check=False, timeout=TIMEOUT_S
-    )
+    again = subprocess.run(command, cwd=place.folder, env=env, check=False, timeout=TIMEOUT_S)
     assert again.returncode == 0
     assert (place.folder / "scontrol.txt").read_text() == "requeue 7\n"
     assert differences(outcome(place.run), whole()) == []

@@ -42,22 +42,26 @@ def test_all_tasks_are_told_of_all_machines(place: Path) -> None:
     assert submit(place, "data.root=my data", "name=mine") == 0
     told = (place / "told").read_text().strip()
     start = "codetr-train trainer=ddp trainer.num_nodes=2 trainer.devices=8"
-    assert told == f"{start} data.root=my data name=mine"
+    assert told == f"{start} data.root=my data name=mine ckpt_path=last"
     assert not (place / "requeued").exists()
 
 
 def test_stopped_job_is_queued_again_and_resumes(place: Path) -> None:
     assert submit(place, "name=mine", status=143) == 143
     assert (place / "requeued").read_text() == "requeue 77\n"
-    (place / "runs/mine").mkdir(parents=True)
-    (place / "runs/mine/last.ckpt").touch()
-    assert submit(place, "name=mine") == 0
-    assert (place / "told").read_text().endswith(" name=mine ckpt_path=last\n")
+    assert submit(place, "name=mine", "paths.runs=/elsewhere") == 0
+    told = (place / "told").read_text()
+    assert told.endswith(" name=mine paths.runs=/elsewhere ckpt_path=last\n")
 
 
 def test_failed_job_is_not(place: Path) -> None:
     assert submit(place, "name=mine", status=2) == 2
     assert not (place / "requeued").exists()
+
+
+def test_another_checkpoint_would_start_anew_with_every_job(place: Path) -> None:
+    assert submit(place, "name=mine", "ckpt_path=a.ckpt") == 2
+    assert not (place / "told").exists()
 
 
 def test_name_is_needed(place: Path) -> None:
