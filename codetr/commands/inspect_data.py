@@ -62,7 +62,7 @@ def main() -> None:
             raise UserError("data.root is not set: give data.root=FOLDER")
         root = Path(cfg.data.root).expanduser()
         data = cfg.data
-        choice, folder = ClassChoice(**data.classes), Path(data.derived).expanduser()
+        choice, folder = ClassChoice(**(data.classes or {})), Path(data.derived).expanduser()
         splits = with_classes(instantiate(data.source)(root, data.boxes), choice, folder)
         rules = PixelRules(max_megapixels=data.max_megapixels, grey_bits=data.grey_bits)
         page = inspect_data(str(root), splits, options.pictures, data.boxes, folder, rules)

@@ -104,7 +104,8 @@ def _kind(key: Key, value: Any, annotated: Kind | None) -> Kind | None:
         return annotated if rule is None else rule
     if isinstance(value, Mapping) and "_target_" in value:
         return None if not rule.takes(value) else rule
-    return rule | NULL if annotated is not None and annotated.takes(None) else rule
+    optional = annotated is not None and annotated.takes(None) and not rule.takes(None)
+    return rule | NULL if optional else rule
 
 
 def _arguments(part: Mapping[Any, Any], key: Key) -> Mapping[str, Kind | None]:
@@ -137,6 +138,8 @@ def _require_known(config: Mapping[str, Any], given: Iterable[str]) -> None:
         if not override.startswith("+") or "/" in name or "@" in name:
             continue
         key = tuple(key_of(override).split("."))
+        if _chose_an_option(config, key, override):
+            continue
         above, held = ".".join(key[:-1]), _at(config, key)
         if is_own(key) or any(f"{above}.".startswith(f"{free}.") for free in FREE):
             continue
@@ -152,6 +155,17 @@ def _require_known(config: Mapping[str, Any], given: Iterable[str]) -> None:
         raise UserError(
             f"{override.lstrip('+')}: nothing reads a setting '{own}': {_instead(own, known)}"
         )
+
+
+def _chose_an_option(config: Mapping[str, Any], key: Key, override: str) -> bool:
+    """Whether ``+key=value`` has chosen options of a config group, which lies anywhere in Hydra's
+    search path: then the key holds what their files say, or nothing where they have a package.
+    """
+    if override.partition("=")[2].lstrip().startswith("{"):
+        return False
+    above = _at(config, key[:-1])
+    absent = not isinstance(above, Mapping) or key[-1] not in above
+    return absent or isinstance(_at(config, key), Mapping)
 
 
 def _at(config: Any, key: Key) -> Any:

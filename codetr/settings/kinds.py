@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 MILLION = 1_000_000
+UNBOUNDED = 1e15
+"""A bound that none would meet."""
 
 
 class Kind(ABC):
@@ -71,6 +73,8 @@ class Real(Kind):
         return low and (value < most if self.below else value <= most)
 
     def __str__(self) -> str:
+        if self.least <= -UNBOUNDED and self.most >= UNBOUNDED:
+            return "a number"
         low = f"{'above' if self.above else 'from'} {self.least:.12g}"
         return f"a number {low} {'and below' if self.below else 'to'} {self.most:.12g}"
 

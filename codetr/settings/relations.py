@@ -97,9 +97,22 @@ def milestones_lie_within_the_schedule(cfg: DictConfig) -> str | None:
     milestones, epochs = at(cfg, "schedule.milestones"), at(cfg, "schedule.epochs")
     if not milestones or not isinstance(epochs, int) or max(milestones) <= epochs:
         return None
+    share = max(epochs - 1, 1) / max(milestones)
+    fitting = sorted({max(1, int(share * milestone)) for milestone in milestones})
     return (
         f"schedule.milestones={list(milestones)} with schedule.epochs={epochs}: give ascending "
-        "epochs within the schedule"
+        f"epochs within the schedule, such as schedule.milestones=[{','.join(map(str, fitting))}]"
+    )
+
+
+def batches_are_accumulated_to_a_number_of_images(cfg: DictConfig) -> str | None:
+    """Accumulation follows from the images per step, which would overwrite it."""
+    key = "trainer.accumulate_grad_batches"
+    if at(cfg, key) is None:
+        return None
+    return (
+        f"{key}={at(cfg, key)}: follows from the images per optimiser step: give "
+        "trainer.effective_batch=N instead, N images of all accumulated batches and devices"
     )
 
 
@@ -143,6 +156,7 @@ RELATIONS: Sequence[Relation] = (
     levels_are_those_of_the_neck,
     auxiliary_heads_see_the_maps_made_for_them,
     milestones_lie_within_the_schedule,
+    batches_are_accumulated_to_a_number_of_images,
     bounds_are_in_order,
     the_best_is_the_highest,
     teachers_have_files,

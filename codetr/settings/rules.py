@@ -44,7 +44,7 @@ BATCHES = Whole(0) | Real(0, 1)
 """Of an epoch: a whole number counts batches, any other is a share."""
 ACCELERATOR = Matching("auto|cpu|gpu|cuda|mps|tpu", "auto, cpu, gpu, cuda, mps or tpu")
 METRIC = Matching(
-    r"val/A[PR](\d+|[smlrcf])?|loss(/.+)?", "val/AP or another metric such as val/AP50"
+    r"val/(mask_)?A[PR](\d+|[smlrcf])?|loss(/.+)?", "val/AP or another metric such as val/AP50"
 )
 
 RULES: Mapping[str, tuple[tuple[Kind, str], ...]] = {
@@ -145,6 +145,12 @@ RULES: Mapping[str, tuple[tuple[Kind, str], ...]] = {
         (Real(0, 1, above=True, below=True), "val_share"),
         (Each(TEXT), "teachers"),
         (TEXT | NULL, ".data.root"),
+        (OneOf("auto", "upright", "stored", "scaled"), ".data.boxes"),
+        (POSITIVE, ".data.max_megapixels .max_megapixels"),
+        (Whole(8, 32) | NULL, ".data.grey_bits"),
+        (GROUP, ".data.classes"),
+        (Each(TEXT | FLAG | WEIGHT) | NULL, ".data.classes.keep"),
+        (GROUP | NULL, ".data.classes.merge .data.classes.rename"),
         (PART, "data.source train_augmentation eval_augmentation augmentation.train"),
         (PART, "augmentation.eval ground_truth"),
     ),
@@ -187,7 +193,9 @@ RULES: Mapping[str, tuple[tuple[Kind, str], ...]] = {
         (Whole(1, 100_000), ".trainer.num_nodes"),
         (TEXT | PART, ".trainer.strategy"),
         (WEIGHT | NULL, ".trainer.gradient_clip_val"),
-        (COUNT, ".trainer.log_every_n_steps .trainer.check_val_every_n_epoch"),
+        (COUNT, ".trainer.log_every_n_steps"),
+        (COUNT | NULL, ".trainer.check_val_every_n_epoch"),
+        (Real(0, 1, above=True) | COUNT, ".trainer.val_check_interval"),
         (Whole(-1), ".trainer.num_sanity_val_steps"),
         (Real(0, 1, above=True) | COUNT, ".trainer.limit_train_batches"),
         (BATCHES, ".trainer.limit_val_batches .trainer.limit_test_batches"),
@@ -202,6 +210,7 @@ RULES: Mapping[str, tuple[tuple[Kind, str], ...]] = {
         (METRIC, "monitor"),
         (OneOf("max", "min"), "mode"),
         (Whole(-1), "save_top_k"),
+        (OneOf(1), ".checkpointing.best.save_top_k"),  # they would share the name best.ckpt
         (COUNT | NULL, "every_n_steps"),
         (POSITIVE | NULL, "every_minutes"),
         (COUNT, "refresh_rate images patience length"),

@@ -43,7 +43,7 @@ def train(overrides: Sequence[str] = ()) -> TrainingResult:
     """
     cfg = compose_train(overrides)
     if cfg.paths.run_dir == ".":  # not given
-        cfg.paths.run_dir = str(Path(cfg.paths.runs, cfg.name))
+        cfg.paths.run_dir = str(Path(cfg.paths.runs, str(cfg.name)))
     _require_one_device(cfg)
     folder = Path(cfg.paths.run_dir)
     return TrainingResult(metrics=training.train(cfg, overrides), folder=folder)

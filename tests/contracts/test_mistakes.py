@@ -66,6 +66,31 @@ def test_settings_that_do_not_go_together(overrides: tuple[str, ...]) -> None:
     assert RELATED[overrides] in message(*overrides)
 
 
+ACCEPTED = (
+    "checkpointing.best.monitor=val/mask_AP",
+    "trainer.check_val_every_n_epoch=null",
+    "trainer.val_check_interval=100",
+    "data.classes.keep=[car,7]",
+    "data.grey_bits=12",
+)
+
+
+@pytest.mark.parametrize("override", ACCEPTED)
+def test_what_is_meant_is_accepted(override: str) -> None:
+    check_settings(mistaken(override))
+
+
+def test_an_option_of_a_group_may_have_any_package() -> None:
+    overrides = ("data=lvis", "data.root=x", "+criterion=federated")
+    check_settings(composed(("paths.run_dir=run", *overrides)), overrides)
+    with pytest.raises(UserError, match="criterio"):
+        check_settings(mistaken("+criterio=federated"), ["+criterio=federated"])
+
+
+def test_the_kinds_of_a_message_differ() -> None:
+    assert message("checkpointing.last.every_minutes=0").count("null") == 1
+
+
 def test_the_table_is_long() -> None:
     assert sum(len(values.split()) for values in NUMBERS.values()) > 250
 
