@@ -147,6 +147,7 @@ class CocoDataModule(LightningDataModule):
         self.boxes, self.class_choice = boxes, ClassChoice(**(classes or {}))
         self.derived = Path(derived).expanduser()
         self.pixels = PixelRules(max_megapixels=max_megapixels, grey_bits=grey_bits)
+        self._found: Splits | None = None
         self._annotations: dict[str, CocoAnnotations] = {}
         self._train: AugmentedDataset | None = None
         self._eval: AugmentedDataset | None = None
@@ -319,7 +320,10 @@ class CocoDataModule(LightningDataModule):
         return self._annotations[name]
 
     def _splits(self) -> Splits:
-        return with_classes(self.source(self.root, self.boxes), self.class_choice, self.derived)
+        if self._found is None:  # choosing classes reads and writes whole annotation files
+            found = self.source(self.root, self.boxes)
+            self._found = with_classes(found, self.class_choice, self.derived)
+        return self._found
 
     def _detection(
         self, name: str, annotations: CocoAnnotations, teachers: TeacherBoxes | None = None

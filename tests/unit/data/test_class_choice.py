@@ -15,6 +15,7 @@ from codetr.data.augment import Chain
 from codetr.data.class_choice import ClassChoice, with_classes
 from codetr.data.custom import CustomFolder
 from codetr.data.datamodule import CocoDataModule
+from codetr.data.derived import read_content
 from codetr.data.sources import CocoFolder, Source
 from codetr.errors import UserError
 from codetr.evaluation.ground_truth import read_ground_truth
@@ -83,6 +84,22 @@ def test_classes_are_chosen_everywhere_alike(kind: str, tmp_path: Path) -> None:
         )
         alone.setup(stage)
         assert alone.classes == module.classes
+
+
+def test_choosing_classes_reads_each_file_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def counted(path: Path) -> Any:
+        read.append(path)
+        return read_content(path)
+
+    monkeypatch.setattr("codetr.data.class_choice.read_content", counted)
+    module = opened("coco", tmp_path, {"keep": ["car"]})
+    module.prepare_data()
+    module.setup("validate")
+    assert [path.parent.name for path in read] == ["train", "val"]
 
 
 def test_renamed_classes_keep_their_ids(tmp_path: Path) -> None:
