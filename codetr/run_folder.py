@@ -28,6 +28,11 @@ class RunFolder:
         return self.path / "best.ckpt"
 
     @property
+    def epochs(self) -> Path:
+        """The folder of weights after every epoch; checkpointing=every_epoch has the same name."""
+        return self.path / "epochs"
+
+    @property
     def detector(self) -> Path:
         """The best detector alone."""
         return self.path / "model.safetensors"

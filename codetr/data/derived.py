@@ -34,15 +34,30 @@ def read_content(path: Path) -> Any:
 def write_derived(folder: Path, source: Path, content: Any) -> Path:
     """Write ``content``, made of the file ``source``, below ``folder``; its path, named by a hash
     of what it holds. The file is whole or absent, whoever else writes it.
+    Raises UserError where it cannot be written.
     """
     text = json.dumps(content).encode()
     stem = re.sub(r"[^\w.-]", "_", source.stem) or "annotations"
     path = folder / f"{stem}-{hashlib.sha256(text).hexdigest()[:12]}.json"
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(prefix=".writing-", dir=folder)
+        try:
+            _write(path, text)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror or error}): make room, or choose "
+                "another folder with data.derived=FOLDER"
+            ) from None
+    return path
+
+
+def _write(path: Path, text: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+    try:
         with os.fdopen(handle, "wb") as file:
             file.write(text)
         os.chmod(part, 0o644)
         os.replace(part, path)
-    return path
+    except BaseException:
+        os.unlink(part)
+        raise

@@ -68,7 +68,8 @@ def _train(cfg: DictConfig, given: Sequence[str]) -> dict[str, Any]:
     folder = RunFolder(Path(cfg.paths.run_dir))
     prepare_process(cfg.seed)
     datamodule, classes = build_data(cfg)
-    rank_zero_only(remove_parts)(folder.path)
+    for written in (folder.path, folder.epochs):
+        rank_zero_only(remove_parts)(written)
     write_config(cfg, folder.config)
     record = build_record(cfg, classes)
     callbacks = build_callbacks(cfg)
@@ -111,6 +112,7 @@ def configure_logging() -> None:
         ".*does not have many workers.*",  # the user's choice, in conf/data
         ".*Checkpoint directory .* exists and is not empty.*",  # so it is when a run is resumed
         ".*smaller than the logging interval.*",  # the rest of an epoch is logged at its end
+        ".*your dataloader is not resumable.*",  # it is, by the position in the epoch
         ".*LeafSpec.*",  # Lightning's use of torch
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -13,6 +13,7 @@ from torch import zeros
 
 from codetr.checkpoints.files import DetectorFile, RunRecord, write_detector_file
 from codetr.classes import ClassList
+from codetr.data.derived import write_derived
 from codetr.errors import UserError
 from codetr.training.checkpoint_files import WholeFiles
 from codetr.training.loggers import CsvLogger
@@ -129,6 +130,15 @@ def test_a_folder_that_cannot_be_synced_is_no_end(
     monkeypatch.setattr(os, "fsync", refuse)
     checkpoint(tmp_path / "last.ckpt")
     assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+def test_derived_annotations_on_a_full_disk(
+    tmp_path: Path, full_disk: Callable[[int], None]
+) -> None:
+    full_disk(16)
+    with pytest.raises(UserError, match=r"cannot be written \(File too large\): make room"):
+        write_derived(tmp_path, Path("a.json"), ["a long text"] * 1000)
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_that_is_a_file_is_one_line(tmp_path: Path) -> None:

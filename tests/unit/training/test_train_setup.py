@@ -1,3 +1,4 @@
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from codetr.classes import ClassList
 from codetr.conf_folder import conf_folder
 from codetr.data.custom import CustomFolder
 from codetr.errors import UserError
+from codetr.run_folder import RunFolder
 from codetr.training.evaluate import require_known_classes, with_run, without_initial_weights
 from codetr.training.loggers import CsvLogger
-from codetr.training.train import build_callbacks, build_loggers
+from codetr.training.train import build_callbacks, build_loggers, configure_logging
 
 CONF = str(conf_folder())
 
@@ -53,6 +55,20 @@ def test_without_validation_there_is_no_best_checkpoint(tmp_path: Path) -> None:
     assert "TrainingPreview" not in names
     cfg.trainer.limit_val_batches = 0
     assert "ModelCheckpoint" not in [type(c).__name__ for c in build_callbacks(cfg)]
+
+
+def test_resuming_within_an_epoch_is_no_reason_for_a_warning() -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        configure_logging()
+        warnings.warn("it ended before and your dataloader is not resumable. Use", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert [str(warning.message) for warning in told] == ["something else"]
+
+
+def test_weights_of_epochs_lie_where_half_written_files_are_removed(tmp_path: Path) -> None:
+    cfg = composed("train", "checkpointing=every_epoch", f"paths.run_dir={tmp_path}")
+    assert Path(cfg.checkpointing.epochs.dirpath) == RunFolder(tmp_path).epochs
 
 
 def run_record() -> RunRecord:
