@@ -15,8 +15,8 @@ from codetr.run_folder import RunFolder
 class LastCheckpoint(Checkpoint):
     """``<folder>/last.ckpt``, which ``ckpt_path=last`` resumes from.
 
-    ``SafePoints`` has it written before and after every validation, between epochs, when the run
-    is stopped, and within an epoch every ``every_minutes`` and every ``every_n_steps`` optimiser
+    ``SafePoints`` has it written before every validation, between epochs, when the run is
+    stopped, and within an epoch every ``every_minutes`` and every ``every_n_steps`` optimiser
     steps (None: not for that reason).
     """
 
