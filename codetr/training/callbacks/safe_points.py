@@ -43,10 +43,17 @@ class SafePoints(Callback):
         self._kept = None if resumed else (trainer.global_step, Moment.EPOCHS)
         accumulated = trainer.accumulate_grad_batches
         images: int = pl_module.effective_batch // accumulated  # type: ignore[assignment,operator]
-        self._sizes = {"processes": trainer.world_size, "images": images}
-        if resumed and self._before and self._before != self._sizes:
-            _tell_change(self._before, self._sizes)
-            move_to(trainer, self._before["images"], images)
+        self._sizes = {
+            "processes": trainer.world_size,
+            "images": images,
+            "accumulated": accumulated,
+        }
+        before = {**self._sizes, **self._before}
+        if resumed and before != self._sizes:
+            progress = trainer.fit_loop.epoch_loop.batch_progress
+            if progress.current.completed and not progress.is_last_batch:
+                _tell_change(before, self._sizes)
+            move_to(trainer, before["images"], images)
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         signals = stopping.current()
         if signals is not None:
@@ -138,13 +145,13 @@ def _asked() -> int:
 
 @rank_zero_only
 def _tell_change(before: dict[str, int], now: dict[str, int]) -> None:
-    same = before["images"] == now["images"]
+    same = all(before[name] == now[name] for name in ("images", "accumulated"))
     log.warning(
         "resumed within an epoch on %d processes with %d images per step in all, after %d with %d: "
         "%s and other random draws and rounding than in an uninterrupted run",
         now["processes"],
-        now["images"],
+        now["images"] * now["accumulated"],
         before["processes"],
-        before["images"],
+        before["images"] * before["accumulated"],
         "the images that are left," if same else "some images of this epoch come twice or not,",
     )

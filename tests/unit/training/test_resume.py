@@ -331,6 +331,16 @@ def test_a_second_ctrl_c_does_not_wait_for_a_step(tmp_path: Path) -> None:
 IMPATIENT = ("on_before_backward", "on_after_backward")
 
 
+@pytest.mark.parametrize(("every", "told"), [(1, True), (None, False)])
+def test_another_accumulation_is_said_within_an_epoch_alone(
+    every: int | None, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path, Setting(), Interrupt(("on_train_batch_end", 12), kill), every=every)
+    train(tmp_path, Setting(accumulate=2), resume="last.ckpt")
+    assert ("resumed within an epoch" in caplog.text) == told
+
+
 def test_the_time_decides_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
 
