@@ -239,8 +239,10 @@ def with_run(cfg: DictConfig, record: RunRecord) -> DictConfig:
 def _take_classes(full: DictConfig, run: Mapping[str, Any]) -> None:
     """Other data are read with the classes that the run chose, unless others are chosen."""
     chosen, told = full.data.get("classes"), run["data"].get("classes")
-    if told and not any(v is not None for v in (chosen or {}).values()):
-        full.data.classes = told
+    if not any(v is not None for v in (chosen or {}).values()):
+        full.data.pop("classes", None)
+        if told:
+            full.data.classes = told
 
 
 def build_split(cfg: DictConfig, source: str) -> CocoDataModule:

@@ -87,6 +87,11 @@ def test_evaluation_takes_the_run_and_changes_what_it_is_told() -> None:
     assert plain.data.eval_split == "val"
     overrides = ["checkpoint=x", "paths.run_dir=x", "data.eval_split=train", "data.root=there"]
     changed = with_run(composed("eval", *overrides), run_record())
+    assert plain.data.get("grey_bits") is None
+    told = ("checkpoint=x", "paths.run_dir=x", "data.classes.keep=[a]", "data.grey_bits=12")
+    read = with_run(composed("eval", *told), run_record()).data
+    assert list(read.classes.keep) == ["a"]
+    assert read.grey_bits == 12
     assert (changed.data.root, changed.data.eval_split) == ("there", "train")
     assert changed.data.source == plain.data.source
 
