@@ -24,6 +24,12 @@ FREE = ("callbacks", "checkpointing", "logger", "scheme", "aux_heads", "optimize
 SHOWN = 60
 
 
+def number_as_name(cfg: DictConfig) -> None:
+    """Make a text of ``name=12``, which hydra reads as a number; loggers take texts alone."""
+    if type(cfg.get("name")) in (int, float):
+        cfg.name = str(cfg.name)
+
+
 def check_settings(cfg: DictConfig, given: Sequence[str] = (), nulls: bool = False) -> None:
     """Check every setting of ``cfg``: its value by ``rules`` and by the annotations of what it is
     an argument of, whether anything takes it, and the ``relations`` between settings.

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from tiny import composed, options, published
 
 from codetr.errors import UserError
-from codetr.settings import check_settings
+from codetr.settings import check_settings, number_as_name
 from codetr.settings.check import settings_of
 
 CHOSEN = ("scheme", "schedule", "callbacks", "model/backbone", "model/neck")
@@ -143,3 +143,13 @@ def test_every_option_is_accepted_and_every_number_checked(overrides: tuple[str,
         elif isinstance(value, bool):
             assert kind is not None, ".".join(key)
             assert not any(map(kind.takes, (2, -1, "maybe", {}, [])))
+
+
+def test_a_number_is_a_name() -> None:
+    cfg = base("name=12")
+    number_as_name(cfg)
+    assert cfg.name == "12"
+    check_settings(cfg, ["name=12"])
+    cfg.name = None
+    number_as_name(cfg)
+    assert cfg.name is None
