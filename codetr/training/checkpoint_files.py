@@ -63,7 +63,7 @@ def resume_path(ckpt_path: str | None, folder: RunFolder) -> str | None:
     if found is None:
         raise UserError(
             f"{folder.last}: cannot be resumed from ({reason}), nor from any other file of its "
-            "folder: delete it to start from the beginning"
+            "folder: move it away to start from the beginning"
         )
     if reason is not None:
         rank_zero_only(log.warning)("%s cannot be resumed from (%s)", folder.last, reason)
@@ -72,20 +72,23 @@ def resume_path(ckpt_path: str | None, folder: RunFolder) -> str | None:
 
 
 def damage(path: Path) -> str | None:
-    """Why a run cannot go on from the file, in a few words; None where it can."""
+    """Why a run cannot go on from the file, in a few words; None where it can. Weights are mapped,
+    not read into memory: every process of a run asks.
+    """
     try:
-        file = path.open("rb")
+        with zipfile.ZipFile(path) as archive:  # torch does not compare its sums
+            whole = archive.testzip() is None
     except OSError as error:
         return error.strerror or str(error)
-    with file:
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-            with zipfile.ZipFile(file) as archive:  # torch does not compare its sums
-                whole = archive.testzip() is None
-        except Exception:  # torch's unpickler raises all kinds of errors on foreign bytes
-            whole = False
+    except Exception:  # of foreign bytes: no archive, or no end of one
+        whole = False
     if not whole:
         return "it is cut off, damaged, or no checkpoint"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch's unpickler raises all kinds of errors
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return f"it is whole, but what it holds cannot be loaded: {reason}"
     if not isinstance(content, dict) or not content.keys() >= NEEDED:
         return "it has no state of training"
     return None

@@ -37,7 +37,7 @@ def test_a_torn_file_is_replaced_by_the_newest_good_one(
     folder = RunFolder(tmp_path)
     whole = save(folder.last)
     folder.last.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(UserError, match=r"last\.ckpt: cannot be resumed from .* delete it"):
+    with pytest.raises(UserError, match=r"last\.ckpt: cannot be resumed from .* move it away"):
         resume_path("last", folder)
     save(tmp_path / "older.ckpt", 20)
     save(folder.best, 10)
@@ -63,3 +63,13 @@ def test_weights_alone_cannot_be_resumed_from(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "a.ckpt")
     with pytest.raises(UserError, match="it has no state of training"):
         resume_path(str(tmp_path / "a.ckpt"), RunFolder(tmp_path))
+
+
+def test_a_whole_file_that_cannot_be_loaded_is_not_called_damaged(tmp_path: Path) -> None:
+    """As with a callback of the user's own that keeps more than plain types."""
+    torch.save({**dict.fromkeys(NEEDED), "callbacks": {"mine": tmp_path}}, tmp_path / "last.ckpt")
+    with pytest.raises(
+        UserError, match="it is whole, but what it holds cannot be loaded"
+    ) as caught:
+        resume_path("last", RunFolder(tmp_path))
+    assert "\n" not in str(caught.value)
