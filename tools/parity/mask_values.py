@@ -17,20 +17,33 @@ from codetr.supervision.aux_heads.matched import boxes_xyxy_px
 from codetr.supervision.mask_targets import mask_shares, mask_targets, true_masks
 from codetr.training.branches import in_original
 from tools.parity.case import Case
+from tools.parity.recorded import Recorded
 
 Values = dict[str, Tensor]
 
 
+def has_original_sizes(recorded: Recorded) -> bool:
+    """Whether the recorded run brought detections back to original images."""
+    return "ori_shapes" in {**recorded.info, **_evaluation(recorded)}
+
+
 def original_infos(case: Case) -> tuple[ImageInfo, ...]:
     """Where the recorded run, which rescaled its detections, had the images come from."""
-    recorded = case.recorded.info["eval"]
-    factors = recorded["scale_factor_f32"]
+    said = {**case.recorded.info, **_evaluation(case.recorded)}
     return tuple(
         replace(info, original_size=(height, width), scale=(factor[0], factor[1]))
         for info, (height, width), factor in zip(
-            case.batch.infos, recorded["ori_shapes"], factors, strict=True
+            case.batch.infos, said["ori_shapes"], said["scale_factor_f32"], strict=True
         )
     )
+
+
+def _evaluation(recorded: Recorded) -> dict[str, Any]:
+    """What info.json says of the evaluation: by name, or a list of images with a value each."""
+    said = recorded.info.get("eval", {})
+    if isinstance(said, dict):
+        return said
+    return {name: [image[name] for image in said] for name in said[0]} if said else {}
 
 
 def evaluated_masks(case: Case, head: Any, pyramid: Pyramid, main: Sequence[Detections]) -> Values:

@@ -16,6 +16,7 @@ from torch import Tensor
 from tools.parity.case import Case, load_case
 from tools.parity.inference import evaluation_values
 from tools.parity.recorded import Recorded
+from tools.parity.step_details import detail_rows
 from tools.parity.table import EXACT, Row, Tolerance, compare
 from tools.parity.training import Step, own_names, training_step, training_values
 
@@ -81,8 +82,12 @@ def check_model(recorded: Recorded, dtype: torch.dtype = torch.float64) -> list[
         rows += _arrays(case, evaluation_values(case), "eval/", tolerances)
         if recorded.losses:
             step = training_step(case)
-            rows += _arrays(case, training_values(case, step), "train/", tolerances)
+            values = training_values(case, step)
+            rows += _arrays(case, values, "train/", tolerances)
             rows += _losses(case, step, tolerances)
+            if dtype == torch.float64:  # in float32 counts hang on decisions
+                own = {name.removeprefix("train/"): value for name, value in values.items()}
+                rows += detail_rows(recorded, own, tolerances.losses)
             if not _chaotic_padding(case, tolerances):
                 rows += _gradients(case, step, tolerances)
     return rows

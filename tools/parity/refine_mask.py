@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -14,19 +14,16 @@ from torch import Tensor, nn
 from codetr.checkpoints.experiment import compose_experiment
 from codetr.checkpoints.official import convert_official
 from codetr.loss_terms import LossTerm
-from codetr.models.masks import MaskBranch, MaskPredictions
+from codetr.models.masks import MaskBranch
 from codetr.structures import Detections, ImageInfo, Memory, Pyramid, Targets
-from codetr.supervision.assigners.sampling import Sample
-from codetr.supervision.aux_heads.regions import Regions, RegionSampler
-from codetr.supervision.criteria.refined_masks import stage_losses
-from codetr.supervision.mask_targets import mask_targets
-from tools.parity.branch_values import found_masks, trained_regions
+from codetr.supervision.aux_heads.regions import RegionSampler
+from tools.parity.branch_values import found_masks, samples_of, trained_regions
 from tools.parity.case import targets_of
 from tools.parity.head_inputs import STRIDES, make_boxes, make_features
-from tools.parity.probe import probe
 from tools.parity.recorded import Recorded
 from tools.parity.rules import fixed_permutation
 from tools.parity.rules_masks import BRANCHES, make_candidates, make_masks
+from tools.parity.step_details import detail_rows
 from tools.parity.table import EXACT, Row, Tolerance, compare
 
 ARRAYS = Tolerance(absolute=1e-5, relative=1e-5)
@@ -117,39 +114,15 @@ def _training(
 ) -> list[Row]:
     classes, targets, pyramid = _num_classes(recorded), given.targets, given.pyramid
     sampled = RegionSampler(assigner=scheme.assigner, sampler=scheme.sampler, num_classes=classes)
-    chosen: list[Sample] = []
-    remember = scheme.sampler.batch
-
-    def batch(assigned: Sequence[Tensor]) -> list[Sample]:
-        chosen.extend(remember(assigned))
-        return chosen
-
     with (
         mock.patch.object(torch, "randperm", fixed_permutation),
-        mock.patch.object(type(scheme.sampler), "batch", lambda self, assigned: batch(assigned)),
+        samples_of(scheme.sampler) as samples,
     ):
         regions = sampled([one[:, :4] for one in given.boxes], targets)
-    boxes = [r.positive_boxes for r in regions]
-    labels = torch.cat([r.positive_labels for r in regions])
-    head = branch.head
-    parts: dict[str, Any] = {"own": head.instance_convs, "detail": head.semantic_convs}
-    parts |= {f"stage{i}": stage for i, stage in enumerate(head.stages)}
-    parts |= {f"reduce{i}": stage.reduce for i, stage in enumerate(head.stages)}
-    parts |= {"iou": branch.scoring}
-    with probe(parts) as seen:
-        detail = head.detail(pyramid.maps[0])
-        said = branch.predict(pyramid, boxes, labels, detail)
+    said, values = trained_regions(branch, pyramid, regions, samples, targets)
     losses = scheme.losses(said, regions, targets, factor)
     total = torch.stack([t.value * t.weight for t in losses.values()]).sum()
     total.backward()
-    values = trained_regions(branch, pyramid, regions, said, targets)
-    values |= {f"mask{b}_pos_idx": sample.positive for b, sample in enumerate(chosen)}
-    hidden = [seen.outputs["own"][0], seen.outputs["detail"][0]]
-    for i in range(len(head.stages)):
-        output = seen.outputs[f"stage{i}"][0]
-        hidden += [_as_handed_on(output, i, head), seen.outputs[f"reduce{i}"][0].relu()]
-    values |= {f"hidden{i}": value for i, value in enumerate(hidden)}
-    values["mask_iou_pred"] = seen.outputs["iou"][0]
     values |= {
         f"grad/feature{level}": torch.zeros_like(m) if m.grad is None else m.grad
         for level, m in enumerate(pyramid.maps)
@@ -157,17 +130,9 @@ def _training(
     named = {f"train/{k}" if "/" not in k else k: v for k, v in values.items()}
     return [
         *_rows(recorded, named),
-        *_loss_rows(recorded, losses, float(total.detach()), said, regions, targets),
+        *_loss_rows(recorded, losses, float(total.detach()), values),
         *_gradient_rows(recorded, branch, pyramid),
     ]
-
-
-def _as_handed_on(output: Tensor, stage: int, head: Any) -> Tensor:
-    """What a stage says, at the size of the next one."""
-    if stage == len(head.stages) - 1:
-        return output
-    size = head.sizes[stage + 1]
-    return nn.functional.interpolate(output, (size, size), mode="bilinear", align_corners=False)
 
 
 def _evaluation(recorded: Recorded, branch: MaskBranch, given: Inputs) -> Values:
@@ -216,24 +181,13 @@ def _tolerance(name: str, recorded: Recorded) -> Tolerance:
 
 
 def _loss_rows(
-    recorded: Recorded,
-    losses: dict[str, LossTerm],
-    total: float,
-    said: MaskPredictions,
-    regions: Sequence[Regions],
-    targets: Sequence[Targets],
+    recorded: Recorded, losses: dict[str, LossTerm], total: float, values: Values
 ) -> Iterator[Row]:
     for name, official in recorded.losses["losses"].items():
         term = losses[name.removeprefix("loss_")]
         yield compare(name, float(term.value.detach()) * term.weight, official, LOSSES)
     yield compare("total", total, recorded.losses["total"], LOSSES)
-    boxes, numbers = [r.positive_boxes for r in regions], [r.target for r in regions]
-    truth = mask_targets(targets, boxes, numbers, [s.shape[-1] for s in said.stages])
-    stages = torch.stack(stage_losses(said.stages, truth)).detach()
-    yield compare("loss of stages", stages, recorded.losses["stage_losses_unweighted"], LOSSES)
-    counts = recorded.losses["counts"]
-    yield compare("counts/pos", [len(n) for n in numbers], counts["pos"])
-    yield compare("counts/neg", [len(r) - len(r.target) for r in regions], counts["neg"])
+    yield from detail_rows(recorded, values, LOSSES)
 
 
 def _gradient_rows(recorded: Recorded, branch: nn.Module, pyramid: Pyramid) -> Iterator[Row]:

@@ -242,6 +242,8 @@ def _rcnn(case: Case, head: Any, pyramid: Any) -> Values:
     features = head.pool(pyramid, [r.boxes for r in regions])
     logits, deltas = head.classify(features)
     return values | {
+        "roi_pos": torch.tensor([len(r.target) for r in regions]),
+        "roi_neg": torch.tensor([len(r) - len(r.target) for r in regions]),
         "roi_rois": torch.cat(
             [torch.cat(p, 1) for p in zip(numbers, (r.boxes for r in regions), strict=True)]
         ),
