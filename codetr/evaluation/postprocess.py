@@ -51,7 +51,7 @@ class Postprocess:
         are relative to and are clamped to; ``infos`` gives each image's scale per axis.
         """
         boxes, scores, labels = self._top(predictions)
-        boxes = self._rescale(boxes, sizes, infos)
+        boxes = in_original_pixels(boxes, sizes, infos)
         # Scores of zero (a sigmoid that underflowed) say nothing and are sorted to the end. NaN is
         # not dropped: a broken model must be noticed by whoever uses the detections.
         counts = (~(scores <= 0)).sum(dim=1).tolist()
@@ -73,14 +73,6 @@ class Postprocess:
         boxes = predictions.boxes.to(dtype).gather(1, query[..., None].expand(-1, -1, 4))
         return boxes, scores, pair % num_classes
 
-    @staticmethod
-    def _rescale(boxes: Tensor, sizes: Tensor, infos: Sequence[ImageInfo]) -> Tensor:
-        """Relative cxcywh (B, k, 4) to xyxy pixels of the original images."""
-        size_whwh = sizes.flip(-1).repeat(1, 2)[:, None].to(boxes)
-        corners = torch.minimum((cxcywh_to_xyxy(boxes) * size_whwh).clamp(min=0), size_whwh)
-        scale = torch.tensor([info.scale for info in infos], dtype=boxes.dtype)
-        return corners / scale.repeat(1, 2)[:, None].to(boxes.device, non_blocking=True)
-
     def _suppress(self, found: Sequence[Detections], nms: SoftNms) -> tuple[Detections, ...]:
         """The best ``max_detections`` of each image by decayed score."""
         decayed = nms.batch([(one.boxes_xyxy_px, one.scores, one.labels) for one in found])
@@ -88,3 +80,13 @@ class Postprocess:
             replace(one.take(index), scores=scores).take(slice(self.max_detections))
             for one, (index, scores) in zip(found, decayed, strict=True)
         )
+
+
+def in_original_pixels(boxes: Tensor, sizes: Tensor, infos: Sequence[ImageInfo]) -> Tensor:
+    """Relative cxcywh (B, k, 4) to xyxy pixels of the original images, within them; ``sizes`` and
+    ``infos`` as for ``Postprocess``.
+    """
+    size_whwh = sizes.flip(-1).repeat(1, 2)[:, None].to(boxes)
+    corners = torch.minimum((cxcywh_to_xyxy(boxes) * size_whwh).clamp(min=0), size_whwh)
+    scale = torch.tensor([info.scale for info in infos], dtype=boxes.dtype)
+    return corners / scale.repeat(1, 2)[:, None].to(boxes.device, non_blocking=True)

@@ -137,18 +137,20 @@ def auxiliary_branch(
     if key is None:
         raise unknown_branch(name, tuple(head for s in found.values() for head in s.heads))
     scheme = found[key]
-    needed = {"heads": scheme.heads[name], "extra_level": scheme.extra_level}
-    wanted = {
-        f"{key}.{part}.{name}.{tensor}" if part == "heads" else f"{key}.{part}.{tensor}"
-        for part, module in needed.items()
-        for tensor in module.state_dict()
-    }
-    if not wanted <= set(held):
+    if not needed_tensors(key, scheme, name) <= set(held):
         raise UserError(
             f"evaluation.branch={name}: the checkpoint holds no weights of that head: give the "
             "run's best.ckpt or last.ckpt (model.safetensors has the detector alone)"
         )
     return AuxiliaryBranch(detector, scheme, name)
+
+
+def needed_tensors(key: str, scheme: Collaborative, name: str) -> set[str]:
+    """What the head ``name`` of the scheme under ``key`` needs, as a checkpoint names it."""
+    parts = {f"heads.{name}": scheme.heads[name], "extra_level": scheme.extra_level}
+    return {
+        f"{key}.{part}.{tensor}" for part, module in parts.items() for tensor in module.state_dict()
+    }
 
 
 def unknown_branch(name: str, heads: Sequence[str]) -> UserError:
