@@ -2,7 +2,7 @@
 
 Of the queries that a layer's one-to-one matching gives an object: the share of their attention
 weight, over heads, levels and points, that lies in the object's true box. The pictures show the
-points of the last layer.
+points of the last layer. ``look_from`` shows those of one detection in any image.
 """
 
 from __future__ import annotations
@@ -11,20 +11,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 from torch import Tensor
 
 from codetr.analysis.findings import Findings, mean, pictures
 from codetr.analysis.sampling import require_samples, share_inside, watched
 from codetr.analysis.subject import Subject, boxes_px
 from codetr.analysis.sweep_plots import colour
-from codetr.structures import Batch
+from codetr.data.sample import as_sample
+from codetr.evaluation.postprocess import in_original_pixels
+from codetr.inference.finder import DetectorFinder
+from codetr.inference.predictor import Predictor
+from codetr.models.detectors.protocol import MAIN, Detector
+from codetr.structures import Batch, Detections, Predictions, QueryGroup
 
 LARGEST = 60.0
 """Of the drawn points, in square points; areas are in proportion to weights."""
+LARGEST_SIDE, DPI = 800, 100
+"""Of a picture of its own, in pixels, and its pixels per inch."""
+SAME_BOX = 0.01
+"""Pixels by which boxes of two devices or batches may differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +115,63 @@ class Attention:
                 **({"points": pictures(list(found), shown)} if shown else {}),
             },
         )
+
+
+@torch.no_grad()
+def look_from(predictor: Predictor, image: Tensor, chosen: Detections) -> Seen:
+    """Where the query of one detection looks: ``chosen`` (of length 1) is of the main branch of
+    ``predictor`` in the uint8 ``image`` (3, H, W), and all is in pixels of that.
+
+    Raises UserError where the decoder has no sampling points.
+    """
+    finder = predictor.finder
+    assert isinstance(finder, DetectorFinder), "one view is looked at as it is"
+    detector: Detector = predictor.detector  # type: ignore[assignment]
+    batch = finder.collate([finder.resize(as_sample(image))]).to(finder.device)
+    memory = detector.encode(batch.images)
+    (main,) = detector.queries(memory)
+    with watched(predictor.detector) as seen:
+        decoded = detector.decode(memory, [QueryGroup(name=MAIN, queries=main)])[MAIN]
+    samples = require_samples(seen, "the checkpoint")
+    query = query_of(chosen, decoded.layers[-1], batch)
+    scale = torch.tensor(batch.infos[0].scale, device=finder.device)
+    height, width = batch.images.pixels.shape[-2:]
+    extent = torch.tensor([width, height], device=finder.device) / scale
+    box = chosen.boxes_xyxy_px.to(extent)
+    looks = [one.of(query) for one in samples]
+    return Seen(
+        shares=tuple(share_inside(one, box / extent.repeat(2)).item() for one in looks),
+        picture=image,
+        boxes=box.cpu(),
+        points=(looks[-1].locations[0].flatten(1, 3) * extent).cpu(),
+        weights=looks[-1].weights[0].flatten(1).cpu(),
+    )
+
+
+def query_of(chosen: Detections, last: Predictions, batch: Batch) -> Tensor:
+    """(1,) the query that one detection of the only image of ``batch`` comes from: the one whose
+    box it has, of several the one that is surest of its class. Suppression lowers scores, but
+    leaves boxes as they are.
+    """
+    boxes = in_original_pixels(last.boxes, batch.images.sizes, batch.infos)[0]
+    distance = (boxes - chosen.boxes_xyxy_px.to(boxes)).abs().amax(-1)
+    scores = last.scores()[0, :, chosen.labels[0]]
+    same = distance <= distance.min() + SAME_BOX
+    return scores.masked_fill(~same, -1.0).argmax()[None]
+
+
+def picture_of(seen: Seen) -> Image.Image:
+    """``draw_points`` as an image of its own, at most ``LARGEST_SIDE`` pixels long."""
+    assert seen.picture is not None
+    height, width = seen.picture.shape[-2:]
+    inches = LARGEST_SIDE / DPI / max(height, width)
+    figure = Figure(figsize=(width * inches, height * inches), dpi=DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    draw_points(seen, axes)
+    axes.set_axis_off()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
 def draw_points(seen: Seen, axes: Axes) -> None:
