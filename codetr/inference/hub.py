@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from codetr.checkpoints.files import RunRecord
@@ -17,9 +17,6 @@ from codetr.errors import UserError
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-TEMPLATE = Path(__file__).with_name("model_card.md")
-"""A Jinja template; what it leaves open is for the author to fill in."""
-
 
 USED = ("model", "scheme", "aux_heads", "evaluation", "augmentation", "data", "num_classes")
 """The parts of a configuration that prediction, evaluation and fine-tuning look at."""
@@ -65,24 +62,6 @@ def write_config(path: Path, record: RunRecord) -> None:
         "preprocessing": dict(record.preprocessing),
     }
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
-
-
-def model_card(record: RunRecord, details: Mapping[str, Any]) -> ModelCard:
-    """The card of a model, from the template: ``details`` may give ``name``, ``description``,
-    ``data``, ``results`` and ``limits``.
-    """
-    card = ModelCardData(
-        library_name="codetr", pipeline_tag="object-detection", tags=["object-detection", "co-detr"]
-    )
-    values = {
-        "name": "A detector made with codetr",
-        "classes": record.classes.names,
-        "preprocessing": dict(record.preprocessing),
-        **details,
-    }
-    return ModelCard.from_template(
-        card, template_str=TEMPLATE.read_text(encoding="utf-8"), **values
-    )
 
 
 def fetch(

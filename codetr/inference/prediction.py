@@ -124,8 +124,48 @@ class Prediction(Detections):
             data={"class_name": np.array(self.names, dtype=str)},
         )
 
+    def to_fiftyone(self) -> Any:
+        """``fiftyone.Detections``: boxes (left, top, width, height) as shares of the image, masks
+        within their boxes.
+
+        Raises UserError where that package is not installed.
+        """
+        try:
+            import fiftyone
+        except ImportError as error:
+            raise UserError(
+                "to_fiftyone() needs the fiftyone package: pip install fiftyone"
+            ) from error
+        height, width = self.size
+        boxes = self.boxes_xyxy_px.double()
+        corners = boxes / boxes.new_tensor([width, height, width, height])
+        shares = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
+        bitmaps = [None] * len(self) if self.masks is None else self.masks
+        return fiftyone.Detections(
+            detections=[
+                fiftyone.Detection(
+                    label=name,
+                    bounding_box=share,
+                    confidence=score,
+                    mask=None if bitmap is None else within(bitmap, box).numpy(),
+                )
+                for name, share, score, bitmap, box in zip(
+                    self.names, shares, self.scores.tolist(), bitmaps, boxes, strict=True
+                )
+            ]
+        )
+
     def __repr__(self) -> str:
         height, width = self.pixels.shape[:2]
         best = [f"{n} {s:.2f}" for n, s in zip(self.names[:3], self.scores.tolist(), strict=False)]
         shown = ", ".join(best) + (", ..." if len(self) > len(best) else "")
         return f"Prediction({len(self)} in {width} x {height} pixels: {shown})"
+
+
+def within(bitmap: Tensor, box_xyxy_px: Tensor) -> Tensor:
+    """The pixels of a mask (H, W) that a box covers at least in part, one at least."""
+    height, width = bitmap.shape
+    left, top = (int(x) for x in box_xyxy_px[:2].floor())
+    right, bottom = (int(x) for x in box_xyxy_px[2:].ceil())
+    left, top = min(max(left, 0), width - 1), min(max(top, 0), height - 1)
+    return bitmap[top : max(bottom, top + 1), left : max(right, left + 1)]

@@ -23,6 +23,7 @@ from codetr.evaluation import Postprocess
 from codetr.inference import hub
 from codetr.inference.finder import DetectorFinder, choose_device, choose_precision
 from codetr.inference.inputs import ImageLike, as_image, is_one_image
+from codetr.inference.model_card import RunResults, model_card, results_of
 from codetr.inference.prediction import Prediction
 from codetr.inference.views import Finder, Views
 from codetr.models.ops import avoid_cudnn_attention, use_msda
@@ -38,8 +39,8 @@ class Predictor(ModelHubMixin):
     """Finds objects in images of any kind. ``load`` makes one from a checkpoint.
 
     ``finder`` looks at uint8 tensors; ``detector`` is the network in it, ``record`` what its file
-    says of it; ``rules`` say how image files become pixels. On the Hugging Face Hub:
-    ``save_pretrained``, ``push_to_hub``, ``from_pretrained``.
+    says of it, ``results`` what its run measured; ``rules`` say how image files become pixels. On
+    the Hugging Face Hub: ``save_pretrained``, ``push_to_hub``, ``from_pretrained``.
     """
 
     def __init__(
@@ -48,8 +49,10 @@ class Predictor(ModelHubMixin):
         detector: nn.Module,
         record: RunRecord,
         rules: PixelRules = DEFAULT_RULES,
+        results: RunResults | None = None,
     ) -> None:
         self.finder, self.detector, self.record, self.rules = finder, detector, record, rules
+        self.results = results or RunResults()
 
     def predict(
         self, images: ImageLike | Sequence[ImageLike], threshold: float = 0.0
@@ -142,10 +145,10 @@ class Predictor(ModelHubMixin):
         )
 
     def generate_model_card(self, **details: Any) -> ModelCard:
-        """The card that ``save_pretrained`` writes where there is none yet; see
-        ``hub.model_card`` for ``details``, its ``model_card_kwargs``.
+        """The card that ``save_pretrained`` writes where there is none yet; see ``model_card`` for
+        ``details``, its ``model_card_kwargs``.
         """
-        return hub.model_card(self.record, details)
+        return model_card(self.record, self.results, details)
 
 
 def load(
@@ -242,7 +245,8 @@ def build_predictor(
         grey_bits=data.get("grey_bits") if isinstance(data, Mapping) else None,
         remedy="give max_megapixels=",
     )
-    return Predictor(views.compose(finders, postprocess.max_detections), detector, record, rules)
+    finder = views.compose(finders, postprocess.max_detections)
+    return Predictor(finder, detector, record, rules, results_of(source))
 
 
 def open_content(

@@ -25,7 +25,7 @@ from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.inference import inputs
 from codetr.inference.inputs import as_image
-from codetr.inference.prediction import Prediction
+from codetr.inference.prediction import Prediction, within
 from codetr.inference.predictor import THRESHOLD
 from codetr.masks import Masks
 
@@ -129,6 +129,48 @@ def test_supervision_gets_names_and_numbers(
     monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(UserError, match="pip install supervision"):
         found.to_supervision()
+
+
+def test_fiftyone_gets_shares_of_the_image_and_masks_within_boxes(
+    found: Prediction, masked: Prediction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended = ModuleType("fiftyone")
+    pretended.Detections = pretended.Detection = SimpleNamespace  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "fiftyone", pretended)
+    first, second = found.to_fiftyone().detections
+    assert first.bounding_box == pytest.approx([10 / 60, 5 / 40, 20 / 60, 20 / 40])
+    assert (first.label, second.label) == ("bee", "ant")
+    assert first.confidence == pytest.approx(0.9)
+    assert first.mask is None
+    whole = masked.masks
+    assert whole is not None
+    first, second = masked.to_fiftyone().detections
+    assert np.array_equal(first.mask, whole[0, 5:25, 10:30].numpy())
+    assert second.mask.shape == (8, 4)
+    monkeypatch.setitem(sys.modules, "fiftyone", None)
+    with pytest.raises(UserError, match="pip install fiftyone"):
+        found.to_fiftyone()
+
+
+@pytest.mark.parametrize(
+    ("box", "shape"),
+    [
+        ([1.2, 2.0, 3.1, 4.0], (2, 3)),
+        ([6.0, 4.0, 6.0, 4.0], (1, 1)),  # at the far corner, without extent
+        ([-1.0, -2.0, 9.0, 9.0], (4, 6)),
+    ],
+)
+def test_a_mask_within_its_box_has_a_pixel_at_least(box: list[float], shape: tuple) -> None:
+    assert within(torch.ones(4, 6, dtype=torch.bool), torch.tensor(box)).shape == shape
+
+
+def test_fiftyone_itself_takes_it(masked: Prediction) -> None:
+    """Its classes, without its database."""
+    labels = pytest.importorskip("fiftyone.core.labels", reason="needs the fiftyone package")
+    made = masked.to_fiftyone()
+    assert isinstance(made, labels.Detections)
+    assert [one.label for one in made.detections] == ["bee", "ant"]
+    assert made.detections[0].mask.shape == (20, 20)
 
 
 def test_supervision_itself_takes_it(found: Prediction) -> None:
