@@ -53,7 +53,9 @@ def branch_predictors(
     schemes.to(finder.device).eval().requires_grad_(False)
     prepare = partial(batch_of_one, finder.resize, finder.collate)
     for key, scheme in schemes.items():
-        for name in scheme.heads if isinstance(scheme, Collaborative) else ():
+        if not isinstance(scheme, Collaborative):
+            continue
+        for name in scheme.heads:
             if needed_tensors(key, scheme, name) <= set(content.schemes):
                 branch = AuxiliaryBranch(main.detector, scheme, name)
                 seen = BranchFinder(branch, prepare, finder.device)

@@ -65,7 +65,10 @@ def page(checkpoint: str | Path, *, device: str = "auto", trust: bool = False) -
 def find(predictors: Mapping[str, Predictor], file: str) -> Found:
     """What every branch finds in an image file, whatever the score. Raises UserError."""
     image = as_image(file, predictors[MAIN].rules)
-    return {name: branch.predict(image) for name, branch in predictors.items()}
+    return {
+        name: branch.predict(image)  # type: ignore[misc]
+        for name, branch in predictors.items()
+    }
 
 
 def pictures(found: Found, threshold: float) -> list[tuple[Image.Image, str]]:

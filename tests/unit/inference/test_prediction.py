@@ -183,7 +183,8 @@ def test_supervision_itself_takes_it(found: Prediction) -> None:
 
 
 def test_call_has_the_threshold_of_the_command(tmp_path: Path) -> None:
-    assert OmegaConf.load(conf_folder() / "predict.yaml").threshold == THRESHOLD
+    for name in ("predict", "demo"):
+        assert OmegaConf.load(conf_folder() / f"{name}.yaml").threshold == THRESHOLD
     detector = codetr.load(
         save_tiny(tmp_path / "m.safetensors", "augmentation=small"), device="cpu"
     )
