@@ -22,8 +22,8 @@ COVERED = {
     "codetr/models/ops/roi_pool.py::align_rois": (
         "tests/unit/models/ops/test_roi_pool.py::test_our_gradient_is_for_the_cpu_alone"
     ),
-    "codetr/nms.py::surviving": (
-        "tests/unit/test_nms.py::test_both_ways_keep_what_torchvision_keeps"
+    "codetr/suppression.py::surviving": (
+        "tests/unit/test_suppression.py::test_both_ways_keep_what_torchvision_keeps"
     ),
     "codetr/models/backbones/frozen_norm.py::FrozenBatchNorm.forward": (
         "tests/unit/models/backbones/test_frozen_norm.py"

@@ -23,7 +23,7 @@ from codetr.training.losses import training_losses
 CO_DINO = ("one_to_one", "denoising", "collaborative")
 COSTS = ("device to host", "host_copy.py")
 RPN_AND_REGIONS = ("device to host", "supervision/assigners/sampling.py")
-NMS = ("nms", "nms.py")
+NMS = ("nms", "suppression.py")
 POSITIVES = ("device to host", "supervision/schemes/positives.py")
 HEADS = {
     (): {},

@@ -1,5 +1,5 @@
 """Ways to suppress the RPN's boxes, as candidates to be measured: those of
-``codetr.nms``, and one more that has no sequential part. All keep the
+``codetr.suppression``, and one more that has no sequential part. All keep the
 same boxes.
 """
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from codetr.boxes import pairwise_iou
-from codetr.nms import image_by_image, set_by_set
+from codetr.suppression import image_by_image, set_by_set
 
 SIZES = (4000, 4000, 4000, 4000, 2457, 693)
 """Proposals per level of an 800 x 1333 image, in training."""
@@ -23,7 +23,7 @@ Way = Callable[[Tensor, Tensor, Sequence[int], float], Tensor]
 
 
 def by_fixed_point(boxes: Tensor, scores: Tensor, sizes: Sequence[int], iou: float) -> Tensor:
-    """``codetr.nms.surviving``, all sets of an image at once.
+    """``codetr.suppression.surviving``, all sets of an image at once.
 
     A box is kept if no better one that is kept overlaps it. Applied to all boxes at once, starting
     from all of them, this settles the best n boxes after n rounds, and mostly all of them after

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from codetr.boxes import at_least_float32
 from codetr.loss_terms import Losses, LossTerm
-from codetr.nms import surviving
 from codetr.structures import Images, Pyramid, Targets
 from codetr.supervision.assigners.max_iou import MaxIouAssigner
 from codetr.supervision.assigners.sampling import RandomSampler, Sample
@@ -23,6 +22,7 @@ from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
 from codetr.supervision.aux_heads.coder import DeltaCoder
 from codetr.supervision.aux_heads.dense import cell_features, flatten_level, init_convs
 from codetr.supervision.aux_heads.matched import true_boxes
+from codetr.suppression import surviving
 from codetr.tensor_struct import TensorStruct
 
 GRID = AnchorGrid(scales=tuple(4 * 2 ** (octave / 3) for octave in range(3)), ratios=(0.5, 1, 2))
