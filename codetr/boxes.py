@@ -50,8 +50,9 @@ def _overlap(a: Tensor, b: Tensor, area_a: Tensor, area_b: Tensor) -> tuple[Tens
     return intersection, (area_a + area_b - intersection).clamp(min=EPS)
 
 
-def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU (..., Q, N) of every ``a`` (..., Q, 4) with every ``b`` (..., N, 4), both xyxy.
+def pairwise_iou(a: Tensor, b: Tensor, eps: float = EPS) -> Tensor:
+    """IoU (..., Q, N) of every ``a`` (..., Q, 4) with every ``b`` (..., N, 4), both xyxy; without
+    ``eps`` that of boxes without area is NaN.
 
     One coordinate at a time: a last dimension of two numbers is slow on the CPU, and would double
     every temporary. Fastest where ``b`` are the many.
@@ -62,7 +63,7 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     height = (torch.minimum(bottom, b_bottom) - torch.maximum(top, b_top)).clamp(min=0)
     intersection = width * height
     area = area_xyxy(a)[..., :, None] + area_xyxy(b)[..., None, :]
-    return intersection / (area - intersection).clamp(min=EPS)
+    return intersection / (area - intersection).clamp(min=eps)
 
 
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from codetr.inference.finder import choose_device
 from codetr.models.ops import use_msda
 from codetr.settings import check_settings
 from codetr.structures import Batch
+from codetr.suppression import use_nms
 from codetr.training.train import prepare_process
 from codetr.training.unused import ignored_in_evaluation, require_effect
 
@@ -68,6 +69,7 @@ def analyse(cfg: DictConfig, given: Sequence[str] = ()) -> Findings:
     analysis: Analysis = instantiate(cfg.analysis)
     device = choose_device(cfg.device)
     log.info("deformable attention: %s", use_msda(cfg.ops.msda, device))
+    use_nms(cfg.ops.nms)
     names = names_of(sources)
     found = look_at_all(analysis, single, names, device)
     findings = analysis.report(found)

@@ -56,6 +56,7 @@ RULES: Mapping[str, tuple[tuple[Kind, str], ...]] = {
         (Whole(1, 100_000) | NULL, "num_classes"),
         (Each(TEXT | WEIGHT), ".tags"),
         (OneOf("auto", "triton", "numba", "torch"), ".ops.msda"),
+        (OneOf("auto", "image", "level", "fixed_point"), ".ops.nms"),
         (TEXT, ".paths.data .paths.runs .device .output .host"),
         (Whole(1, 65535), ".port"),
         (BELOW_ONE, ".threshold"),

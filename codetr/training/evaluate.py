@@ -33,6 +33,7 @@ from codetr.models.ops import use_msda
 from codetr.models.ops.cpu_memory import keep_freed_memory
 from codetr.settings import check_settings, number_as_name
 from codetr.structures import Batch, Detections, ImageInfo
+from codetr.suppression import use_nms
 from codetr.training.acceleration import accelerate
 from codetr.training.branches import Branch, MainBranch, ViewedBranch, auxiliary_branch
 from codetr.training.evaluation_report import EvaluationReport
@@ -94,6 +95,7 @@ def evaluate(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, float]:
     loggers = [instantiate(part) for part in cfg.logger.values() if part is not None]
     trainer = build_tester(full, branch, [*panel, report], loggers)
     log.info("deformable attention: %s", use_msda(cfg.ops.msda, trainer.strategy.root_device))
+    use_nms(cfg.ops.nms)
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     trainer.test(module, datamodule=datamodule, verbose=False)

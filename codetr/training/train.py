@@ -30,6 +30,7 @@ from codetr.models.ops import avoid_cudnn_attention, use_msda
 from codetr.models.ops.cpu_memory import keep_freed_memory
 from codetr.run_folder import RunFolder
 from codetr.settings import check_settings, number_as_name
+from codetr.suppression import use_nms
 from codetr.training.acceleration import accelerate
 from codetr.training.callbacks import BestResult, SafePoints, Throughput
 from codetr.training.callbacks.speed import peak_memory_gib
@@ -76,6 +77,7 @@ def _train(cfg: DictConfig, given: Sequence[str]) -> dict[str, Any]:
     callbacks = build_callbacks(cfg)
     trainer = build_trainer(cfg.trainer, cfg.data.batch_size, callbacks, build_loggers(cfg))
     attention = use_msda(cfg.ops.msda, trainer.strategy.root_device)
+    use_nms(cfg.ops.nms)
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     module = build_module(cfg, datamodule, record, trainer)

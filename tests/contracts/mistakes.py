@@ -113,6 +113,7 @@ NUMBERS: Mapping[str, str] = {
     "evaluation.max_detections": "[] [100,10] [0] abc",
     "evaluation.evaluator": "coco null",
     "ops.msda": "cuda 3 null",
+    "ops.nms": "soft 3 null",
     "paths.runs": "3 null ''",
     "name": "'' ../../escape a/b . ..",
     "tags": "fast 3 null",

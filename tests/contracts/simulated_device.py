@@ -25,7 +25,7 @@ import codetr
 PACKAGE = os.path.join(os.path.dirname(codetr.__file__), "")
 DEVICE = torch.device("lazy", 0)
 HOST = torch.device("cpu")
-# What needs the size of its result on the host: operation, and why.
+# What needs its result, or the size of it, on the host: operation, and why.
 DYNAMIC = {
     "aten.nonzero.default": "nonzero",
     "aten.masked_select.default": "nonzero",
@@ -34,6 +34,7 @@ DYNAMIC = {
     "aten.bincount.default": "bincount",
     "aten.repeat_interleave.Tensor": "repeat_interleave",
     "torchvision.nms.default": "nms",
+    "aten.equal.default": "equal",
 }
 INDEXING = {"aten.index.Tensor", "aten.index_put.default", "aten.index_put_.default"}
 

@@ -23,7 +23,10 @@ COVERED = {
         "tests/unit/models/ops/test_roi_pool.py::test_our_gradient_is_for_the_cpu_alone"
     ),
     "codetr/suppression.py::surviving": (
-        "tests/unit/test_suppression.py::test_both_ways_keep_what_torchvision_keeps"
+        "tests/unit/test_suppression.py::test_on_cuda_it_is_chosen_once_unless_it_was_asked_for"
+    ),
+    "codetr/suppression.py::_settled": (
+        "tests/unit/test_suppression.py::test_on_cuda_it_is_chosen_once_unless_it_was_asked_for"
     ),
     "codetr/models/backbones/frozen_norm.py::FrozenBatchNorm.forward": (
         "tests/unit/models/backbones/test_frozen_norm.py"
@@ -80,6 +83,7 @@ COVERED = {
 """By place: the test that runs it with something in the place of a GPU."""
 
 UNCOVERED = {
+    "codetr/suppression.py::_milliseconds": "reads the clock of a stream: what follows takes any",
     "codetr/inference/info.py::_timed": "waits for the device before it reads the clock",
     "codetr/inference/info.py::measure": "asks the device's allocator for its peak",
     "codetr/data/datamodule.py::CocoDataModule.train_dataloader": "pinning needs CUDA's allocator",

@@ -12,6 +12,7 @@ from simulated_device import DEVICE, HOST, DeviceTensor, Watch, to_device, watch
 from tiny import batch, build
 from torch import Tensor, nn
 
+from codetr import suppression
 from codetr.data.datamodule import CocoDataModule
 from codetr.evaluation import Postprocess
 from codetr.loss_terms import total_loss
@@ -69,12 +70,28 @@ def waits(
 @pytest.mark.parametrize("heads", HEADS, ids="+".join)
 @pytest.mark.parametrize("counts", [(3, 2), (3, 2, 4, 1)], ids=len)
 def test_a_co_dino_step_waits_as_often_at_any_batch_size_but_for_one_nms_per_image(
-    heads: tuple[str, ...], counts: tuple[int, ...]
+    heads: tuple[str, ...], counts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(suppression, "_choice", "image")
     expected = {COSTS: 1, **HEADS[heads]}
     if "rcnn" in heads:
         expected[NMS] = len(counts)
     assert waits(CO_DINO, heads, counts) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("image", {NMS: 3}), ("level", {NMS: 6}), ("fixed_point", {("equal", "suppression.py"): 3})],
+)
+def test_suppression_waits_for_no_more_than_its_way_needs(
+    name: str, expected: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once per image, once per set, or for the news that nothing changes any more."""
+    monkeypatch.setattr(suppression, "_choice", name)
+    boxes, scores = torch.rand(3, 12, 4).sort(dim=2).values, torch.rand(3, 12)
+    with watched() as watch:
+        suppression.surviving(DeviceTensor(boxes), DeviceTensor(scores), (7, 5), 0.5)
+    assert watch.waits == expected
 
 
 @pytest.mark.parametrize("schemes", OTHERS, ids="+".join)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain, product
 from typing import Any
@@ -13,13 +14,16 @@ from torch import Tensor
 from codetr.errors import UserError
 from codetr.models.ops import multi_scale_deformable_attention, use_msda
 from codetr.models.ops.msda_reference import Shapes, sample_levels
+from codetr.suppression import AUTO, WAYS, surviving, use_nms
 from tools.bench import op
 from tools.bench.gpu.facts import Facts, relative_error
-from tools.bench.suppression import OVERLAP, SIZES, WAYS, crowd
 
 LEVELS: Shapes = ((31, 45), (16, 23), (8, 12))
 WIDTHS = ((8, 32), (4, 24), (2, 64), (16, 16), (3, 17))
 """Heads and channels of each."""
+SIZES = (4000, 4000, 4000, 4000, 2457, 693)
+"""Proposals per level of an 800 x 1333 image, in training."""
+OVERLAP = 0.7
 MANY = 100
 """Images whose values have more than 2^31 elements."""
 
@@ -95,7 +99,7 @@ def nms(facts: Facts) -> None:
     sizes = SIZES if facts.on_gpu else tuple(size // 10 for size in SIZES)
     for images, spread in product((1, 2), (20.0, 200.0)):
         boxes, scores = crowd(images, sizes, spread, facts.device)
-        paths = {name: partial(way, boxes, scores, sizes, OVERLAP) for name, way in WAYS.items()}
+        paths = {name: partial(_suppressed, name, boxes, scores, sizes) for name in WAYS}
         kept = {name: path() for name, path in paths.items()}
         first, *others = kept.values()
         case = f"{images} images, boxes up to {spread:.0f} px"
@@ -106,7 +110,24 @@ def nms(facts: Facts) -> None:
             f"{int(first.sum())} of {first.numel()}, otherwise {differing}",
         )
         for name, milliseconds in facts.times(paths, 3).items():
-            facts.tell(f"{case}: {name}", f"{milliseconds:.2f} ms")
+            facts.tell(f"{case}: ops.nms={name}", f"{milliseconds:.2f} ms")
+    use_nms(AUTO)
+
+
+def crowd(
+    images: int, sizes: Sequence[int], spread: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Boxes (B, T, 4) xyxy of up to ``spread`` + 8 pixels in 900 x 900, and scores (B, T)."""
+    random = torch.Generator().manual_seed(0)
+    corner = torch.rand(images, sum(sizes), 2, generator=random) * 900
+    extent = torch.rand(images, sum(sizes), 2, generator=random) * spread + 8
+    scores = torch.rand(images, sum(sizes), generator=random)
+    return torch.cat([corner, corner + extent], dim=-1).to(device), scores.to(device)
+
+
+def _suppressed(name: str, boxes: Tensor, scores: Tensor, sizes: Sequence[int]) -> Tensor:
+    use_nms(name)
+    return surviving(boxes, scores, sizes, OVERLAP)
 
 
 def _has_kernel(facts: Facts) -> bool:
