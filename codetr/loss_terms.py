@@ -19,6 +19,12 @@ class Count:
     minimum: float = 1.0
     shared: bool = True
 
+    @classmethod
+    def of(cls, number: float, like: Tensor, *, shared: bool = True) -> Count:
+        """A ``number`` that is known on the host, in the dtype and on the device of ``like``."""
+        value = torch.full((), float(number), dtype=like.dtype, device=like.device)
+        return cls(value, shared=shared)
+
     def divisor(self) -> Tensor:
         """() for this process alone."""
         return divisor(self.number.clamp(min=self.minimum))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codetr.boxes import at_least_float32, clip_xyxy, paired_giou
-from codetr.loss_terms import Losses, LossTerm
+from codetr.loss_terms import Count, Losses, LossTerm
 from codetr.masks import Masks
 from codetr.models.ops.roi_pool import pool_rois
 from codetr.nms import ClasswiseNms
@@ -131,11 +131,11 @@ class RcnnHead(nn.Module):
         column = labels.clamp(max=deltas.shape[1] - 1)[:, None, None].expand(-1, 1, 4)
         chosen = deltas.gather(1, column).squeeze(1)
         giou = paired_giou(self.coder.decode(boxes, chosen), truth)
-        divisor = max(len(labels), 1) + torch.finfo(logits.dtype).eps
         entropy = F.cross_entropy(logits, labels, reduction="sum")
+        sampled = Count.of(len(labels), logits, shared=False)
         return {
-            "cls": LossTerm(entropy / divisor, self.cls_weight),
-            "bbox": LossTerm(((1 - giou) * positive).sum() / divisor, self.bbox_weight),
+            "cls": LossTerm(entropy, self.cls_weight, sampled),
+            "bbox": LossTerm(((1 - giou) * positive).sum(), self.bbox_weight, sampled),
         }
 
     def mask_losses(
@@ -153,7 +153,8 @@ class RcnnHead(nn.Module):
         numbers = [r.target for r in regions]
         (truth,) = mask_targets(targets, boxes, numbers, [self.mask_head.mask_size])
         entropy = F.binary_cross_entropy_with_logits(logits, truth.to(logits), reduction="sum")
-        return {"mask": LossTerm(entropy / max(truth.numel(), 1), self.mask_head.weight)}
+        cells = Count.of(truth.numel(), logits, shared=False)
+        return {"mask": LossTerm(entropy, self.mask_head.weight, cells)}
 
     def predict(self, pyramid: Pyramid, images: Images) -> tuple[Detections, ...]:
         """Detections per image, from the proposals of the first stage."""

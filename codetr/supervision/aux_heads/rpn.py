@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codetr.boxes import at_least_float32
-from codetr.loss_terms import Losses, LossTerm
+from codetr.loss_terms import Count, Losses, LossTerm
 from codetr.structures import Images, Pyramid, Targets
 from codetr.supervision.assigners.max_iou import MaxIouAssigner
 from codetr.supervision.assigners.sampling import RandomSampler, Sample
@@ -191,10 +191,10 @@ class Rpn(nn.Module):
             cls.append(F.binary_cross_entropy_with_logits(logits, truth, reduction="sum"))
             wanted = self.coder.encode(anchors.boxes[positive], boxes[assigned[positive]])
             bbox.append((deltas[: len(positive)] - wanted).abs().sum())
-        divisor = count + torch.finfo(anchors.boxes.dtype).eps
+        sampled = Count.of(count, found.logits[0], shared=False)
         return {
-            "rpn_cls": LossTerm(torch.stack(cls).sum() / divisor, self.cls_weight),
-            "rpn_bbox": LossTerm(torch.stack(bbox).sum() / divisor, self.bbox_weight),
+            "rpn_cls": LossTerm(torch.stack(cls).sum(), self.cls_weight, sampled),
+            "rpn_bbox": LossTerm(torch.stack(bbox).sum(), self.bbox_weight, sampled),
         }
 
     @torch.no_grad()

@@ -9,7 +9,6 @@ from codetr.supervision.criteria.set_criterion import (
     by_layer,
     deep_supervision,
     matched_pairs,
-    normaliser,
     supervised,
 )
 from codetr.supervision.criteria.softmax import SoftmaxClassification
@@ -24,6 +23,5 @@ __all__ = [
     "by_layer",
     "deep_supervision",
     "matched_pairs",
-    "normaliser",
     "supervised",
 ]

@@ -288,11 +288,6 @@ def matched_pairs(
     return batch.mean_over_step(pairs)
 
 
-def normaliser(pairs: float, like: Tensor) -> Count:
-    """Number of ``pairs``, to be averaged over processes, at least 1."""
-    return Count(torch.full((), float(pairs), dtype=like.dtype, device=like.device))
-
-
 def deep_supervision(
     criterion: SetCriterion,
     layers: Sequence[Predictions],
@@ -313,7 +308,7 @@ def supervised(
     background: float = 1.0,
     pairs: float | None = None,
 ) -> Supervised:
-    """A group whose layers all have the same number of pairs, so that they share one normaliser:
+    """A group whose layers all have the same number of pairs, so that they share one count:
     ``pairs``, where it is known over all batches of an optimiser step, else their own.
     """
     number = len(assignments[0]) if pairs is None else pairs
@@ -321,7 +316,7 @@ def supervised(
         layers=layers,
         targets=targets,
         assignments=assignments,
-        num_boxes=normaliser(number, layers[0].boxes),
+        num_boxes=Count.of(number, layers[0].boxes),
         background=background,
     )
 

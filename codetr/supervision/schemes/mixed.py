@@ -12,7 +12,7 @@ from codetr.models.detectors.protocol import MAIN
 from codetr.models.layers import FeedForward
 from codetr.structures import CROSS_ATTENTION, Assignment, Batch, Decoded, Predictions, Targets
 from codetr.supervision.assigners.top_k import TopKAssigner, with_best_target
-from codetr.supervision.criteria import SetCriterion, normaliser
+from codetr.supervision.criteria import SetCriterion
 from codetr.supervision.schemes.protocol import Scheme
 
 
@@ -60,7 +60,7 @@ class Mixed(Scheme):
         """``layer{i}/...``. Raises UserError if the decoder has no taps, or not so many layers."""
         layers = self.predictions(decoded[MAIN])
         boxes = batch.mean_over_step(lambda counts: sum(counts.targets))
-        num_boxes = normaliser(boxes, layers[0].boxes)
+        num_boxes = Count.of(boxes, layers[0].boxes)
         losses: Losses = {}
         for i, (layer, pairs) in enumerate(
             zip(layers, self.assigner(layers, batch.targets), strict=True)

@@ -8,11 +8,11 @@ from typing import Literal
 
 import torch
 
-from codetr.loss_terms import Losses, prefixed
+from codetr.loss_terms import Count, Losses, prefixed
 from codetr.models.detectors.protocol import MAIN
 from codetr.structures import Assignment, Batch, Decoded, Targets
 from codetr.supervision.assigners import AnchorMatcher, CostTables, HungarianMatcher
-from codetr.supervision.criteria import SetCriterion, deep_supervision, matched_pairs, normaliser
+from codetr.supervision.criteria import SetCriterion, deep_supervision, matched_pairs
 from codetr.supervision.schemes.protocol import MatchingScheme
 
 ProposalLabels = Literal["classes", "objectness"]
@@ -74,7 +74,7 @@ class OneToOne(MatchingScheme):
             one_each = isinstance(self.proposal_matcher, HungarianMatcher)
             tokens = main.proposals.boxes.shape[1]
             number = matched_pairs(batch, tokens) if one_each else len(pairs)
-            count = normaliser(number, main.proposals.boxes)
+            count = Count.of(number, main.proposals.boxes)
             measured = self.proposal_criterion(main.proposals, labelled, pairs, count)
             losses |= prefixed("encoder", measured)
         return losses

@@ -9,11 +9,11 @@ from functools import partial
 import torch
 
 from codetr.errors import UserError
-from codetr.loss_terms import Losses, prefixed, scaled
+from codetr.loss_terms import Count, Losses, prefixed, scaled
 from codetr.models.detectors.protocol import MAIN
 from codetr.structures import Assignment, Batch, Decoded, Targets
 from codetr.supervision.assigners import CostTables, HungarianMatcher
-from codetr.supervision.criteria import SetCriterion, deep_supervision, matched_pairs, normaliser
+from codetr.supervision.criteria import SetCriterion, deep_supervision, matched_pairs
 from codetr.supervision.schemes.one_to_one import ProposalLabels, proposal_targets
 from codetr.supervision.schemes.protocol import MatchingScheme
 
@@ -101,7 +101,7 @@ class Teacher(MatchingScheme):
         if main.proposals is not None:
             alike = [replace(t, weights=torch.ones_like(t.weights)) for t in targets]
             (own,) = pairs[1]
-            count = normaliser(counted(main.proposals.boxes.shape[1]), main.proposals.boxes)
+            count = Count.of(counted(main.proposals.boxes.shape[1]), main.proposals.boxes)
             labelled = proposal_targets(alike, self.proposal_labels)
             measured = self.criterion(main.proposals, labelled, own, count)
             losses |= prefixed("encoder", measured)

@@ -17,7 +17,6 @@ from codetr.supervision.criteria import (
     SetCriterion,
     Supervised,
     deep_supervision,
-    normaliser,
 )
 
 DOUBLE = torch.float64
@@ -157,7 +156,7 @@ def test_a_teachers_box_counts_by_its_score() -> None:
 def test_no_targets_leave_background_and_a_graph(classification: nn.Module) -> None:
     found, truth = predictions(), targets((0, 0))
     assignment = pairs()
-    num_boxes = normaliser(len(assignment), found.boxes)
+    num_boxes = Count.of(len(assignment), found.boxes)
     assert num_boxes.divisor() == pytest.approx(1)
     losses = SetCriterion(classification)(found, truth, assignment, num_boxes)
     assert losses["cls"].value > 0
@@ -178,7 +177,7 @@ def test_half_precision_logits_are_measured_in_the_precision_of_the_boxes() -> N
 
 
 def test_pairs_are_counted_on_all_processes_and_at_least_once() -> None:
-    count = normaliser(len(MATCHED), torch.zeros((), dtype=DOUBLE))
+    count = Count.of(len(MATCHED), torch.zeros((), dtype=DOUBLE))
     assert count.shared
     assert (count.number.item(), count.number.dtype, count.minimum) == (5, DOUBLE, 1)
 
