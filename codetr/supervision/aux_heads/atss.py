@@ -22,18 +22,15 @@ from codetr.supervision.aux_heads.coder import (
     encode_distances,
 )
 from codetr.supervision.aux_heads.dense import (
-    DenseBranches,
+    AnchorBranches,
     DensePredictions,
     init_dense,
     level_scales,
     predictor,
 )
-from codetr.supervision.aux_heads.matched import (
-    DenseTargets,
-    count_positives,
-)
+from codetr.supervision.aux_heads.matched import DenseTargets, count_positives
 from codetr.supervision.aux_heads.selection import DenseSelection, Selection
-from codetr.supervision.criteria.focal import one_hot_labels, sigmoid_focal_loss
+from codetr.supervision.criteria.focal import focal_loss_of_labels
 
 GRID = AnchorGrid(scales=(8.0,))
 CODER = DeltaCoder(stds=(0.1, 0.1, 0.2, 0.2))
@@ -41,7 +38,7 @@ ASSIGNER = AtssAssigner()
 SELECTION = DenseSelection(nms=ClasswiseNms(iou=0.6))
 
 
-class AtssHead(DenseBranches[Anchors]):
+class AtssHead(AnchorBranches):
     """One anchor per cell; losses ``cls`` (focal), ``bbox`` (GIoU) and ``centerness``, which a
     branch beside the regression predicts.
     """
@@ -73,10 +70,6 @@ class AtssHead(DenseBranches[Anchors]):
         """The centerness."""
         return self.centerness(regression)
 
-    def decode(self, places: Anchors, regression: Tensor) -> Tensor:
-        """From offsets from the anchors."""
-        return self.coder.decode(places.boxes, regression)
-
     def assign_image(self, places: Anchors, boxes_px: Tensor, usable: Tensor) -> Tensor:
         """By the overlaps of the nearest anchors."""
         return self.assigner(places.boxes, places.level_sizes, boxes_px, usable)
@@ -90,8 +83,7 @@ class AtssHead(DenseBranches[Anchors]):
         quality = centerness(sides) * wanted.positive
         num_pos = Count(count_positives(wanted.positive).to(quality.dtype))
 
-        one_hot = one_hot_labels(wanted.labels, self.num_classes, predictions.logits.dtype)
-        focal = sigmoid_focal_loss(predictions.logits, one_hot).sum(dim=2) * places.usable
+        focal = focal_loss_of_labels(predictions.logits, wanted.labels).sum(dim=2) * places.usable
         boxes = self.decode(places, predictions.regression)
         giou_loss = (1 - paired_giou(boxes, wanted.boxes_px)) * quality
         entropy = F.binary_cross_entropy_with_logits(predictions.quality, quality, reduction="none")

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from codetr.boxes import at_least_float32, clip_xyxy
 from codetr.loss_terms import Losses
 from codetr.structures import Batch, Candidates, Detections, Images, Pyramid
-from codetr.supervision.aux_heads.anchors import Places
+from codetr.supervision.aux_heads.anchors import Anchors, Places
+from codetr.supervision.aux_heads.coder import DeltaCoder
 from codetr.supervision.aux_heads.matched import (
     DenseTargets,
     candidates,
@@ -237,3 +238,13 @@ class DenseBranches(nn.Module, ABC, Generic[AnyPlaces]):
             )
             for image, size in enumerate(images.sizes)
         )
+
+
+class AnchorBranches(DenseBranches[Anchors]):
+    """Branches whose regression are offsets from anchors, as the head's ``coder`` has them."""
+
+    coder: DeltaCoder
+
+    def decode(self, places: Anchors, regression: Tensor) -> Tensor:
+        """See ``DenseBranches``."""
+        return self.coder.decode(places.boxes, regression)

@@ -29,7 +29,7 @@ from codetr.supervision.aux_heads.dense import (
 )
 from codetr.supervision.aux_heads.matched import DenseTargets
 from codetr.supervision.aux_heads.selection import DenseSelection, Selection
-from codetr.supervision.criteria.focal import one_hot_labels, sigmoid_focal_loss
+from codetr.supervision.criteria.focal import focal_loss_of_labels
 
 GRID = PointGrid()
 ASSIGNER = PointAssigner()
@@ -89,8 +89,7 @@ class FcosHead(DenseBranches[Points]):
         num_pos = Count(wanted.positive.sum().to(quality.dtype))
         sum_quality = Count(quality.sum(), minimum=1e-6)
 
-        one_hot = one_hot_labels(wanted.labels, self.num_classes, predictions.logits.dtype)
-        focal = sigmoid_focal_loss(predictions.logits, one_hot)
+        focal = focal_loss_of_labels(predictions.logits, wanted.labels)
         boxes = self.decode(places, predictions.regression)
         iou_loss = -paired_iou(boxes, wanted.boxes_px).clamp(min=MIN_IOU).log() * quality
         entropy = F.binary_cross_entropy_with_logits(predictions.quality, quality, reduction="none")

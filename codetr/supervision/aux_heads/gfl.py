@@ -24,10 +24,7 @@ from codetr.supervision.aux_heads.dense import (
     init_dense,
     level_scales,
 )
-from codetr.supervision.aux_heads.matched import (
-    DenseTargets,
-    count_positives,
-)
+from codetr.supervision.aux_heads.matched import DenseTargets, count_positives
 from codetr.supervision.aux_heads.selection import DenseSelection, Selection
 from codetr.supervision.criteria.focal import (
     distribution_focal_loss,

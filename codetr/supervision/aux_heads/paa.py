@@ -21,7 +21,7 @@ from codetr.supervision.assigners.paa import PaaAssigner
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
 from codetr.supervision.aux_heads.coder import DeltaCoder
 from codetr.supervision.aux_heads.dense import (
-    DenseBranches,
+    AnchorBranches,
     DensePredictions,
     init_dense,
     level_scales,
@@ -29,7 +29,7 @@ from codetr.supervision.aux_heads.dense import (
 )
 from codetr.supervision.aux_heads.matched import DenseTargets
 from codetr.supervision.aux_heads.selection import Selection, VotedSelection
-from codetr.supervision.criteria.focal import one_hot_labels, sigmoid_focal_loss
+from codetr.supervision.criteria.focal import focal_loss_of_labels
 from codetr.tensor_struct import TensorStruct
 
 GRID = AnchorGrid(scales=(8.0,))
@@ -51,7 +51,7 @@ class Costs(TensorStruct):
     iou: Tensor
 
 
-class PaaHead(DenseBranches[Anchors]):
+class PaaHead(AnchorBranches):
     """One anchor per cell, positive where it predicts its box well; losses ``cls`` (focal),
     ``bbox`` (GIoU) and ``iou``, which a branch beside the regression predicts. The weights of the
     first two losses also enter the assignment.
@@ -83,10 +83,6 @@ class PaaHead(DenseBranches[Anchors]):
         """The IoU."""
         return self.iou(regression)
 
-    def decode(self, places: Anchors, regression: Tensor) -> Tensor:
-        """From offsets from the anchors."""
-        return self.coder.decode(places.boxes, regression)
-
     def assign_image(self, places: Anchors, boxes_px: Tensor, usable: Tensor) -> Tensor:
         """The first stage: proposed by overlap."""
         return self.assigner.proposal(places.boxes, boxes_px, usable)
@@ -110,10 +106,9 @@ class PaaHead(DenseBranches[Anchors]):
 
     def costs(self, predictions: DensePredictions, places: Anchors, wanted: DenseTargets) -> Costs:
         """The parts of the losses, anchor by anchor."""
-        one_hot = one_hot_labels(wanted.labels, self.num_classes, predictions.logits.dtype)
         boxes = self.decode(places, predictions.regression)
         return Costs(
-            focal=sigmoid_focal_loss(predictions.logits, one_hot).sum(dim=2),
+            focal=focal_loss_of_labels(predictions.logits, wanted.labels).sum(dim=2),
             giou_loss=1 - paired_giou(boxes, wanted.boxes_px),
             iou=paired_iou(boxes.detach(), wanted.boxes_px),
         )

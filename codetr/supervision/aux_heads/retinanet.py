@@ -17,18 +17,14 @@ from codetr.supervision.assigners.max_iou import MaxIouAssigner
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
 from codetr.supervision.aux_heads.coder import DeltaCoder
 from codetr.supervision.aux_heads.dense import (
-    DenseBranches,
+    AnchorBranches,
     DensePredictions,
     cell_features,
     init_dense,
 )
-from codetr.supervision.aux_heads.matched import (
-    DenseTargets,
-    candidates,
-    count_positives,
-)
+from codetr.supervision.aux_heads.matched import DenseTargets, candidates, count_positives
 from codetr.supervision.aux_heads.selection import DenseSelection, Selection
-from codetr.supervision.criteria.focal import one_hot_labels, sigmoid_focal_loss
+from codetr.supervision.criteria.focal import focal_loss_of_labels
 
 GRID = AnchorGrid(scales=tuple(4 * 2 ** (octave / 3) for octave in range(3)), ratios=(0.5, 1, 2))
 CODER = DeltaCoder(stds=(1, 1, 1, 1))
@@ -37,7 +33,7 @@ SELECTION = DenseSelection(nms=ClasswiseNms(iou=0.5), threshold=0.05)
 MAX_CANDIDATES = 2000
 
 
-class RetinaNetHead(DenseBranches[Anchors]):
+class RetinaNetHead(AnchorBranches):
     """Nine anchors per cell, towers without norm; losses ``cls`` (focal) and ``bbox`` (L1 of the
     offsets).
     """
@@ -68,10 +64,6 @@ class RetinaNetHead(DenseBranches[Anchors]):
         self.coder, self.assigner = coder, assigner
         init_dense(self, self.cls)
 
-    def decode(self, places: Anchors, regression: Tensor) -> Tensor:
-        """From offsets from the anchors."""
-        return self.coder.decode(places.boxes, regression)
-
     def assign_image(self, places: Anchors, boxes_px: Tensor, usable: Tensor) -> Tensor:
         """By overlap."""
         return self.assigner(places.boxes, boxes_px, usable)
@@ -82,8 +74,7 @@ class RetinaNetHead(DenseBranches[Anchors]):
         """Both are divided by the positives of this process alone, as in mmdet."""
         number = count_positives(wanted.positive).to(predictions.logits.dtype)
         num_pos = Count(number, shared=False)
-        one_hot = one_hot_labels(wanted.labels, self.num_classes, predictions.logits.dtype)
-        focal = sigmoid_focal_loss(predictions.logits, one_hot).sum(dim=2) * ~wanted.ignored
+        focal = focal_loss_of_labels(predictions.logits, wanted.labels).sum(dim=2) * ~wanted.ignored
         offsets = self.coder.encode(places.boxes, wanted.boxes_px)
         distance = (predictions.regression - offsets).abs().sum(dim=2) * wanted.positive
         return {

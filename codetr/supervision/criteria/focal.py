@@ -33,6 +33,11 @@ def sigmoid_focal_loss(
     return balance * missed.pow(gamma) * entropy
 
 
+def focal_loss_of_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """The focal loss (..., K) of ``logits`` (..., K) for ``labels`` (...) int64, K = background."""
+    return sigmoid_focal_loss(logits, one_hot_labels(labels, logits.shape[-1], logits.dtype))
+
+
 def quality_focal_loss(logits: Tensor, soft_targets: Tensor, beta: float = 2.0) -> Tensor:
     """Quality focal loss (Li et al. 2020, eq. 3), same shape as ``logits``.
 
