@@ -1,9 +1,12 @@
 """Losses under a given assignment."""
 
-from codetr.supervision.criteria.federated import FederatedClassification
-from codetr.supervision.criteria.set_criterion import (
+from codetr.supervision.criteria.class_losses import (
     FocalClassification,
     QualityClassification,
+    SoftmaxClassification,
+)
+from codetr.supervision.criteria.federated import FederatedClassification
+from codetr.supervision.criteria.set_criterion import (
     SetCriterion,
     Supervised,
     by_layer,
@@ -11,7 +14,6 @@ from codetr.supervision.criteria.set_criterion import (
     matched_pairs,
     supervised,
 )
-from codetr.supervision.criteria.softmax import SoftmaxClassification
 
 __all__ = [
     "FederatedClassification",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from codetr.classification import Sigmoid
 from codetr.loss_terms import Count
-from codetr.supervision.criteria.set_criterion import Classification
+from codetr.supervision.criteria.class_losses import Classification
 
 
 class FederatedClassification(nn.Module):

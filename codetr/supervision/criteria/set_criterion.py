@@ -4,83 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from codetr.boxes import cxcywh_to_xyxy, paired_iou
-from codetr.classification import Sigmoid
 from codetr.loss_terms import Count, Losses, LossTerm, prefixed
 from codetr.structures import Assignment, Batch, BoxCounts, Predictions, Targets
-from codetr.supervision.criteria.focal import quality_focal_loss, sigmoid_focal_loss
+from codetr.supervision.criteria.class_losses import Classification
 from codetr.supervision.overlaps import PIXELS, Overlap
-
-
-class Classification(Protocol):
-    """A classification loss: which targets a matched class gets, how they are measured, and what
-    their sum is divided by.
-    """
-
-    @property
-    def reads(self) -> type:
-        """The kind of ``codetr.classification`` whose logits it measures."""
-        ...
-
-    def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
-        """Elementwise (L, B, Q, K) of L layers' ``logits`` (L, B, Q, K), ``labels`` (L, B, Q) with
-        K = background, and ``quality`` (L, B, Q), the IoU of each matched box, 0 elsewhere. (With
-        softmax, the last dimension is K + 1.)
-        """
-        ...
-
-    def counts(self, matched: Tensor, num_boxes: Count) -> Sequence[Count]:
-        """What the sum over each layer is divided by. ``matched`` (L, B, Q) is False for
-        background; ``num_boxes`` is what losses of boxes are divided by.
-        """
-        ...
-
-
-def _class_targets(logits: Tensor, labels: Tensor, value: Tensor) -> Tensor:
-    """(..., K) zeros with ``value`` (...) at each label; background rows stay zero."""
-    table = logits.new_zeros(*labels.shape, logits.shape[-1] + 1)
-    return table.scatter(-1, labels[..., None], value[..., None].to(table.dtype))[..., :-1]
-
-
-class _PerBox(nn.Module):
-    """What is divided by the number of boxes, as the losses of boxes are."""
-
-    reads = Sigmoid
-
-    def counts(self, matched: Tensor, num_boxes: Count) -> Sequence[Count]:
-        """See ``Classification``."""
-        return [num_boxes] * len(matched)
-
-
-class FocalClassification(_PerBox):
-    """Sigmoid focal loss with hard targets (Deformable DETR, Co-Deformable-DETR)."""
-
-    def __init__(self, alpha: float = 0.25, gamma: float = 2.0) -> None:
-        super().__init__()
-        self.alpha, self.gamma = alpha, gamma
-
-    def forward(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
-        """See ``Classification``."""
-        targets = _class_targets(logits, labels, torch.ones_like(quality))
-        return sigmoid_focal_loss(logits, targets, self.alpha, self.gamma)
-
-
-class QualityClassification(_PerBox):
-    """Quality focal loss: a matched class's target is its box's IoU (GFL, Co-DINO)."""
-
-    def __init__(self, beta: float = 2.0) -> None:
-        super().__init__()
-        self.beta = beta
-
-    def forward(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
-        """See ``Classification``."""
-        return quality_focal_loss(logits, _class_targets(logits, labels, quality), self.beta)
 
 
 def concatenated(targets: Sequence[Targets]) -> Targets:

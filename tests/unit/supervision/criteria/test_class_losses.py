@@ -1,4 +1,4 @@
-"""Cross-entropy with background against torch's own weighted mean."""
+"""Classification losses; cross-entropy with background against torch's own weighted mean."""
 
 import pytest
 import torch

@@ -1,0 +1,113 @@
+"""Classification losses: which targets a matched class gets, how they are measured, and what their
+sum is divided by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from codetr.classification import Sigmoid, Softmax
+from codetr.loss_terms import Count
+from codetr.supervision.criteria.focal import (
+    one_hot_labels,
+    quality_focal_loss,
+    sigmoid_focal_loss,
+)
+
+
+class Classification(Protocol):
+    """A classification loss: which targets a matched class gets, how they are measured, and what
+    their sum is divided by.
+    """
+
+    @property
+    def reads(self) -> type:
+        """The kind of ``codetr.classification`` whose logits it measures."""
+        ...
+
+    def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
+        """Elementwise (L, B, Q, K) of L layers' ``logits`` (L, B, Q, K), ``labels`` (L, B, Q) with
+        K = background, and ``quality`` (L, B, Q), the IoU of each matched box, 0 elsewhere. (With
+        softmax, the last dimension is K + 1.)
+        """
+        ...
+
+    def counts(self, matched: Tensor, num_boxes: Count) -> Sequence[Count]:
+        """What the sum over each layer is divided by. ``matched`` (L, B, Q) is False for
+        background; ``num_boxes`` is what losses of boxes are divided by.
+        """
+        ...
+
+
+def _class_targets(logits: Tensor, labels: Tensor, value: Tensor) -> Tensor:
+    """(..., K) zeros with ``value`` (...) at each label; background rows stay zero."""
+    table = logits.new_zeros(*labels.shape, logits.shape[-1] + 1)
+    return table.scatter(-1, labels[..., None], value[..., None].to(table.dtype))[..., :-1]
+
+
+class _PerBox(nn.Module):
+    """What is divided by the number of boxes, as the losses of boxes are."""
+
+    reads = Sigmoid
+
+    def counts(self, matched: Tensor, num_boxes: Count) -> Sequence[Count]:
+        """See ``Classification``."""
+        return [num_boxes] * len(matched)
+
+
+class FocalClassification(_PerBox):
+    """Sigmoid focal loss with hard targets (Deformable DETR, Co-Deformable-DETR)."""
+
+    def __init__(self, alpha: float = 0.25, gamma: float = 2.0) -> None:
+        super().__init__()
+        self.alpha, self.gamma = alpha, gamma
+
+    def forward(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
+        """See ``Classification``."""
+        targets = _class_targets(logits, labels, torch.ones_like(quality))
+        return sigmoid_focal_loss(logits, targets, self.alpha, self.gamma)
+
+
+class QualityClassification(_PerBox):
+    """Quality focal loss: a matched class's target is its box's IoU (GFL, Co-DINO)."""
+
+    def __init__(self, beta: float = 2.0) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def forward(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
+        """See ``Classification``."""
+        return quality_focal_loss(logits, _class_targets(logits, labels, quality), self.beta)
+
+
+class SoftmaxClassification(nn.Module):
+    """Cross-entropy, in which background counts ``background`` as much as a class (DETR, section
+    3.1; YOLOS).
+
+    The sum is divided by the sum of these weights over the queries of this process, not by the
+    number of boxes: a mean, as in the official code.
+    """
+
+    reads = Softmax
+
+    def __init__(self, background: float = 0.1) -> None:
+        super().__init__()
+        self.background = background
+
+    def forward(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
+        """See ``Classification``: the last dimension is K + 1; ``quality`` is not used."""
+        entropy = -logits.log_softmax(-1) * one_hot_labels(labels, logits.shape[-1], logits.dtype)
+        return entropy * self._weights(labels < logits.shape[-1] - 1, logits)[..., None]
+
+    def counts(self, matched: Tensor, num_boxes: Count) -> list[Count]:
+        """The sum of weights of every layer."""
+        sums = self._weights(matched, num_boxes.number).sum(dim=(1, 2))
+        return [Count(number, minimum=0, shared=False) for number in sums.unbind()]
+
+    def _weights(self, matched: Tensor, like: Tensor) -> Tensor:
+        """1 where ``matched``, ``background`` elsewhere, in the dtype of ``like``."""
+        return matched.to(like.dtype) * (1 - self.background) + self.background
