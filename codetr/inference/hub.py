@@ -14,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from codetr.checkpoints.files import RunRecord
 from codetr.errors import UserError
+from codetr.models.backbones.hub_access import hub_or_cache, reason_of
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -82,21 +83,22 @@ def fetch(
         if not path.is_file():
             raise UserError(f"{model}: has no {WEIGHTS_FILE}: give a folder of save_pretrained")
         return path
-    try:
-        return Path(
-            hf_hub_download(
-                repo_id=model,
-                filename=WEIGHTS_FILE,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
+    with hub_or_cache() as offline:
+        try:
+            return Path(
+                hf_hub_download(
+                    repo_id=model,
+                    filename=WEIGHTS_FILE,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only or offline,
+                    token=token,
+                )
             )
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{model}: no such local folder, and not available from the Hub ({reason}): give a "
-            "folder of save_pretrained, or USER/MODEL with access to the network"
-        ) from None
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            raise UserError(
+                f"{model}: no such local folder, and not available from the Hub "
+                f"({reason_of(error, offline)}): give a folder of save_pretrained, or USER/MODEL "
+                "with access to the network"
+            ) from None

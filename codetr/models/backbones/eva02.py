@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from codetr.errors import UserError
-from codetr.models.backbones.eva02_weights import hub_weights, load_trunk_weights
+from codetr.models.backbones.eva02_weights import load_trunk_weights
+from codetr.models.backbones.hub_access import hub_weights
 from codetr.models.backbones.weights import read_weights
 from codetr.models.backbones.window_attention import join_windows, split_windows
 from codetr.models.layers.rotary import rotary_table, rotate

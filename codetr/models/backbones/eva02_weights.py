@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,18 +23,6 @@ TIMM_NAMES = {
 """What timm calls parts of a block, and the official names."""
 
 KERNEL, POSITIONS = "patch_embed.proj.weight", "pos_embed"
-
-
-def hub_weights(name: str) -> dict[str, Tensor]:
-    """The weights that timm's hub has under ``name``. Raises UserError where it gives none."""
-    try:
-        return timm.create_model(name, pretrained=True).state_dict()
-    except Exception as error:  # of the network, the hub and timm: all kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"timm cannot give weights '{name}' ({reason}): set model.backbone.weights=FILE and "
-            "model.backbone.pretrained=false"
-        ) from error
 
 
 def load_trunk_weights(trunk: nn.Module, weights: Mapping[str, Tensor], source: str) -> LoadReport:

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+import timm
 from huggingface_hub import constants
+from torch import Tensor
 
 from codetr.errors import UserError
 
@@ -30,24 +32,51 @@ def is_reachable() -> bool:
 
 
 @contextmanager
-def hub_access(backbone: str) -> Iterator[None]:
+def hub_or_cache() -> Iterator[bool]:
     """Let what is done within take files of the hub: those of the cache alone where the hub does
-    not answer, instead of trying again for minutes. Raises UserError where a file cannot be had.
+    not answer, instead of trying again for minutes. Gives whether it is so.
     """
     was_offline = constants.HF_HUB_OFFLINE
     offline = was_offline or not is_reachable()
     constants.HF_HUB_OFFLINE = offline
     try:
-        yield
-    except OSError as error:  # the hub's errors of every kind are
-        if offline:
-            reason = "no network"
-        else:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"no pretrained weights for backbone '{backbone}' ({reason}): give a file by "
-            "model.backbone.weights=FILE with model.backbone.pretrained=false, or start from a "
-            "checkpoint=FILE, which needs none"
-        ) from None
+        yield offline
     finally:
         constants.HF_HUB_OFFLINE = was_offline
+
+
+def reason_of(error: Exception, offline: bool) -> str:
+    """Why a file of the hub cannot be had, in one line."""
+    if offline:
+        return "no network"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def hub_access(backbone: str) -> Iterator[None]:
+    """``hub_or_cache`` for the weights of a backbone. Raises UserError where they cannot be had."""
+    with hub_or_cache() as offline:
+        try:
+            yield
+        except OSError as error:  # the hub's errors of every kind are
+            raise UserError(
+                f"no pretrained weights for backbone '{backbone}' ({reason_of(error, offline)}): "
+                "give a file by model.backbone.weights=FILE with model.backbone.pretrained=false, "
+                "or start from a checkpoint=FILE, which needs none"
+            ) from None
+
+
+def hub_weights(name: str) -> dict[str, Tensor]:
+    """The weights that timm's hub has under ``name``. Raises UserError where it has none, or
+    where it cannot be reached.
+    """
+    try:
+        with hub_access(name):
+            return timm.create_model(name, pretrained=True).state_dict()
+    except UserError:
+        raise
+    except Exception as error:  # of the network, the hub and timm: all kinds
+        raise UserError(
+            f"no pretrained weights for backbone '{name}' ({reason_of(error, False)}): give a file "
+            "by model.backbone.weights=FILE with model.backbone.pretrained=false"
+        ) from error

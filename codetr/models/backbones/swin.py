@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from codetr.errors import UserError
-from codetr.models.backbones.swin_weights import load_swin_weights, pretrained_weights
+from codetr.models.backbones.hub_access import hub_weights
+from codetr.models.backbones.swin_weights import load_swin_weights
 from codetr.models.backbones.weights import read_weights
 from codetr.models.backbones.window_attention import (
     WindowAttention,
@@ -253,7 +254,7 @@ class SwinBackbone(nn.Module):
         if weights:
             load_swin_weights(self.body, read_weights(weights), str(weights))
         elif pretrained:
-            load_swin_weights(self.body, pretrained_weights(name), name)
+            load_swin_weights(self.body, hub_weights(name), name)
         frozen = [self.body.patch_embed, *self.body.layers[: max(frozen_stages - 1, 0)]]
         self._frozen = frozen if frozen_stages >= 0 else []
         for module in self._frozen:

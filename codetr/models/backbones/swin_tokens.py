@@ -20,7 +20,8 @@ from codetr.models.backbones.swin import (
     swin_stages,
     whole_patches,
 )
-from codetr.models.backbones.swin_weights import load_swin_weights, pretrained_weights
+from codetr.models.backbones.hub_access import hub_weights
+from codetr.models.backbones.swin_weights import load_swin_weights
 from codetr.models.backbones.weights import read_weights
 from codetr.models.backbones.window_attention import MASKED, WindowAttention, shift_mask
 from codetr.models.layers import sine_tokens
@@ -182,7 +183,7 @@ class TokenSwinBackbone(nn.Module):
         if weights:
             load_swin_weights(self.body, read_weights(weights), str(weights))
         elif pretrained:
-            load_swin_weights(self.body, pretrained_weights(name), name)
+            load_swin_weights(self.body, hub_weights(name), name)
 
     def forward(self, pixels: Tensor, padding: Tensor | None = None) -> Pyramid:
         """(B, 3, H, W) normalised pixels to maps (B, C_l, H_l, W_l), and the tokens of the last

@@ -7,34 +7,15 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import timm
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codetr.errors import UserError
-from codetr.models.backbones.hub_access import hub_access
 from codetr.models.backbones.weights import LoadReport, match_weights
 
 _TABLE = "relative_position_bias_table"
 _MERGING = re.compile(r"(.*layers[._])(\d+)([._]downsample[._].*)")
-
-
-def pretrained_weights(name: str) -> dict[str, Tensor]:
-    """The weights that timm's hub has under ``name``. Raises UserError where it has none, or
-    where it cannot be reached.
-    """
-    try:
-        with hub_access(name):
-            return timm.create_model(name, pretrained=True).state_dict()
-    except UserError:
-        raise
-    except (RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"no pretrained weights for backbone '{name}' ({reason}): give a file by "
-            "model.backbone.weights=FILE with model.backbone.pretrained=false"
-        ) from error
 
 
 def load_swin_weights(trunk: nn.Module, weights: Mapping[str, Tensor], source: str) -> LoadReport:

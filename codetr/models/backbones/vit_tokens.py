@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from codetr.errors import UserError
-from codetr.models.backbones.eva02_weights import hub_weights
+from codetr.models.backbones.hub_access import hub_weights
 from codetr.models.backbones.weights import LoadReport, load_named_weights, read_weights
 from codetr.structures import DetectionTokens, Pyramid
 
