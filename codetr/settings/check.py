@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from codetr.errors import UserError
 from codetr.overrides import key_of
 from codetr.settings.annotated import arguments_of
-from codetr.settings.kinds import NULL, Kind
+from codetr.settings.kinds import NULL, Either, FilePath, FolderName, Kind
 from codetr.settings.relations import RELATIONS
 from codetr.settings.rules import is_own, rule_for
 
@@ -24,10 +24,25 @@ FREE = ("callbacks", "checkpointing", "logger", "scheme", "aux_heads", "optimize
 SHOWN = 60
 
 
-def number_as_name(cfg: DictConfig) -> None:
-    """Make a text of ``name=12``, which hydra reads as a number; loggers take texts alone."""
-    if type(cfg.get("name")) in (int, float):
-        cfg.name = str(cfg.name)
+def names_as_text(cfg: DictConfig, given: Sequence[str] = ()) -> None:
+    """Make texts, in place, of ``name=12`` and ``data.root=2024``, which hydra reads as numbers: a
+    folder may be called so. The text is that of the override in ``given`` (``1e3``, not 1000.0).
+    """
+    written = {key_of(override): override.partition("=")[2] for override in given}
+    for key, value, takes in settings_of(_plain(cfg), ()):
+        if takes is not None and _names_a_file(takes) and type(value) in (int, float, bool):
+            name = ".".join(key)
+            OmegaConf.update(cfg, name, written.get(name, str(value)))
+
+
+def _plain(cfg: DictConfig) -> Any:
+    return OmegaConf.to_container(cfg, resolve=False)
+
+
+def _names_a_file(takes: Kind) -> bool:
+    if isinstance(takes, Either):
+        return _names_a_file(takes.first) or _names_a_file(takes.second)
+    return isinstance(takes, FilePath | FolderName)
 
 
 def check_settings(cfg: DictConfig, given: Sequence[str] = (), nulls: bool = False) -> None:
@@ -36,12 +51,12 @@ def check_settings(cfg: DictConfig, given: Sequence[str] = (), nulls: bool = Fal
 
     ``given`` are the overrides that ``cfg`` was made with, of which ``+key=value`` may be new.
     With ``nulls`` any setting may be null, since its value is then taken from elsewhere (as eval.py
-    does), so that relations are not known. Raises UserError for the first mistake: key, value and
-    remedy in one line.
+    does), so that relations are not known. Names of files become texts: ``names_as_text``. Raises
+    UserError for the first mistake: key, value and remedy in one line.
     """
-    written: Any = OmegaConf.to_container(cfg, resolve=False)
-    _require_known(written, given)
-    _check(written, nulls, interpolated=False)
+    _require_known(_plain(cfg), given)
+    names_as_text(cfg, given)
+    _check(_plain(cfg), nulls, interpolated=False)
     if nulls:
         return
     try:

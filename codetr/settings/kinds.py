@@ -104,8 +104,16 @@ class Text(Kind):
 
 
 @dataclass(frozen=True)
+class FilePath(Text):
+    """Paths of files and folders, which may well be called ``2024``: see ``names_as_text``."""
+
+    def __str__(self) -> str:
+        return "the path of a file or folder"
+
+
+@dataclass(frozen=True)
 class FolderName(Kind):
-    """Names of folders; numbers are names, too."""
+    """Names of folders; numbers are names, too: see ``names_as_text``."""
 
     longest: int = 200  # bytes
 
@@ -200,7 +208,7 @@ class Group(Kind):
 
 NULL = OneOf(None)
 AUTO = OneOf("auto")
-FLAG, TEXT, PART, GROUP = Flag(), Text(), Part(), Group()
+FLAG, TEXT, PATH, PART, GROUP = Flag(), Text(), FilePath(), Part(), Group()
 COUNT, INDEX = Whole(1), Whole(0)
 SHARE, POSITIVE, WEIGHT = Real(0, 1), Real(0, above=True), Real(0)
 PIXELS = Whole(1, 100_000)

@@ -31,7 +31,7 @@ from codetr.errors import UserError
 from codetr.models.detectors.protocol import MAIN
 from codetr.models.ops import use_msda
 from codetr.models.ops.cpu_memory import keep_freed_memory
-from codetr.settings import check_settings, number_as_name
+from codetr.settings import check_settings
 from codetr.structures import Batch, Detections, ImageInfo
 from codetr.suppression import use_nms
 from codetr.training.acceleration import accelerate
@@ -85,7 +85,6 @@ def evaluate(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, float]:
     a user can mend.
     """
     require_effect(given, ignored_in_evaluation(cfg.checkpoint, FOREIGN))
-    number_as_name(cfg)
     check_settings(cfg, given, nulls=True)
     full, branch, datamodule, classes = open_branch(cfg)
     evaluator = build_evaluator(full, datamodule.val_annotations, classes, cfg.checkpoint)

@@ -29,7 +29,7 @@ from codetr.errors import UserError
 from codetr.models.ops import avoid_cudnn_attention, use_msda
 from codetr.models.ops.cpu_memory import keep_freed_memory
 from codetr.run_folder import RunFolder
-from codetr.settings import check_settings, number_as_name
+from codetr.settings import check_settings
 from codetr.suppression import use_nms
 from codetr.training.acceleration import accelerate
 from codetr.training.callbacks import BestResult, SafePoints, Throughput
@@ -65,7 +65,6 @@ def train(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
 
 def _train(cfg: DictConfig, given: Sequence[str]) -> dict[str, Any]:
     start = time.perf_counter()
-    number_as_name(cfg)
     check_settings(cfg, given)
     folder = RunFolder(Path(cfg.paths.run_dir))
     prepare_process(cfg.seed)

@@ -114,10 +114,10 @@ NUMBERS: Mapping[str, str] = {
     "evaluation.evaluator": "coco null",
     "ops.msda": "cuda 3 null",
     "ops.nms": "soft 3 null",
-    "paths.runs": "3 null ''",
+    "paths.runs": "null ''",
     "name": "'' ../../escape a/b . ..",
     "tags": "fast 3 null",
-    "checkpoint": "3 '' [a]",
+    "checkpoint": "'' [a]",
     "trust": "5 maybe",
     "logger.wandb.offline": "3 maybe",
 }

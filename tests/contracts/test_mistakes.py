@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from tiny import composed, options, published
 
 from codetr.errors import UserError
-from codetr.settings import check_settings, number_as_name
+from codetr.settings import check_settings, names_as_text
 from codetr.settings.check import settings_of
 
 CHOSEN = ("scheme", "schedule", "callbacks", "model/backbone", "model/neck")
@@ -145,11 +145,17 @@ def test_every_option_is_accepted_and_every_number_checked(overrides: tuple[str,
             assert not any(map(kind.takes, (2, -1, "maybe", {}, [])))
 
 
-def test_a_number_is_a_name() -> None:
-    cfg = base("name=12")
-    number_as_name(cfg)
-    assert cfg.name == "12"
-    check_settings(cfg, ["name=12"])
-    cfg.name = None
-    number_as_name(cfg)
-    assert cfg.name is None
+@pytest.mark.parametrize("value", ["12", "2024", "1e3", "1_000", "0.5", "true", "-1"])
+@pytest.mark.parametrize("key", ["name", "data.root", "paths.runs", "checkpoint", "ckpt_path"])
+def test_a_number_is_a_name_of_a_file(key: str, value: str) -> None:
+    cfg = mistaken(f"{key}={value}")
+    check_settings(cfg, [f"{key}={value}"])
+    assert OmegaConf.select(cfg, key) == value
+
+
+def test_what_is_no_name_of_a_file_stays() -> None:
+    cfg = mistaken("name=null", "data.root=null")
+    names_as_text(cfg)
+    assert cfg.name is cfg.data.root is None
+    assert message("model.backbone.name=5") == "model.backbone.name=5: give a text"
+    assert message("data.root=[2024]").startswith("data.root=[2024]: give the path of a file")
