@@ -50,13 +50,15 @@ class CocoAnnotations:
     ``sizes`` (I, 2) int64 (height, width); ``boxes`` (A, 4) float32 xyxy pixels as written, not
     yet clipped or filtered; ``labels`` (A,) int64 class indices; ``crowd`` (A,) bool; ``written``
     what else the file says; ``dropped`` (A,) bool: left out of the targets by a rule of the
-    training (None: none); ``annotation_ids`` as in the file; image i owns the rows ``offsets[i]``
-    to ``offsets[i + 1]``; ``segmentations`` of all rows, where they were asked for.
+    training (None: none); ``annotation_ids`` as in the file; ``written_ids`` those of the images,
+    which are texts where ``image_ids`` are made of names; image i owns the rows ``offsets[i]`` to
+    ``offsets[i + 1]``; ``segmentations`` of all rows, where they were asked for.
     """
 
     path: Path
     classes: ClassList
     image_ids: tuple[int, ...]
+    written_ids: tuple[int | str, ...]
     file_names: tuple[str, ...]
     sizes: Tensor
     boxes: Tensor
@@ -205,6 +207,7 @@ def _arranged(
         path=path,
         classes=classes,
         image_ids=images.ids,
+        written_ids=images.written_ids,
         file_names=names,
         sizes=sizes,
         boxes=torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1).float(),

@@ -4,7 +4,7 @@ entries can be used. How values are taken is said in ``json_columns``.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -21,6 +21,7 @@ from codetr.data.json_columns import (
     Table,
     as_box,
     as_flag,
+    as_identifier,
     as_integer,
     as_label,
     as_name,
@@ -44,9 +45,9 @@ LISTS = ("images", "annotations", "categories")
 _OTHER_KINDS = {"segments_info": "COCO's panoptic segments", "caption": "COCO's captions"}
 """Keys of annotations that others of COCO's own files have."""
 
-_ID = Field(key="id", read=as_integer, pack=pack_integers, needs="an integer", blank=0)
+_ID = Field(key="id", read=as_identifier, pack=pack_integers, needs="an integer or a name", blank=0)
 _IMAGE_ID = replace(_ID, key="image_id")
-_CATEGORY_ID = replace(_ID, key="category_id")
+_CATEGORY_ID = replace(_ID, key="category_id", read=as_integer, needs="an integer")
 _FILE_NAME = Field(
     key="file_name",
     read=as_name,
@@ -90,11 +91,13 @@ _IGNORE = replace(_CROWD, key="ignore")
 
 @dataclass(frozen=True, kw_only=True)
 class CocoImages:
-    """``ids`` of I images; ``file_names`` as written, ``coco_url`` where there is none (LVIS v1),
-    empty where neither is given; ``sizes`` (I, 2) int64 (height, width), 0 where not given.
+    """``ids`` of I images, and ``written_ids``, which are texts where an id is a name;
+    ``file_names`` as written, ``coco_url`` where there is none (LVIS v1), empty where neither is
+    given; ``sizes`` (I, 2) int64 (height, width), 0 where not given.
     """
 
     ids: tuple[int, ...]
+    written_ids: tuple[int | str, ...]
     file_names: tuple[str, ...]
     sizes: NDArray[np.int64]
 
@@ -102,6 +105,7 @@ class CocoImages:
         """The images ``rows``."""
         return CocoImages(
             ids=tuple(self.ids[i] for i in rows),
+            written_ids=tuple(self.written_ids[i] for i in rows),
             file_names=tuple(self.file_names[i] for i in rows),
             sizes=self.sizes[rows],
         )
@@ -176,8 +180,8 @@ def read_images(
     report: Report = refuse,
     needed: Container[str] = (),
 ) -> CocoImages:
-    """The images that nothing is wrong with: an integer id that stands once, and a file name and a
-    size where they are ``needed`` (``file_name``, ``height``, ``width``) or given.
+    """The images that nothing is wrong with: an id that stands once, and a file name and a size
+    where they are ``needed`` (``file_name``, ``height``, ``width``) or given.
     """
     table = Table(content["images"], "image")
     ids = table.column(_ID).tolist()
@@ -190,10 +194,17 @@ def read_images(
     rows = table.usable(path, report).tolist()
     found = CocoImages(
         ids=tuple(ids),
+        written_ids=tuple(_written_id(table.entries, ids)),
         file_names=tuple(columns["file_name"]),
         sizes=np.stack([columns["height"], columns["width"]], axis=1),
     )
     return found.take(rows) if table.flaws else found
+
+
+def _written_id(entries: Sequence[Entry], ids: Sequence[int]) -> Iterator[int | str]:
+    for entry, number in zip(entries, ids, strict=True):
+        own = entry.get("id")
+        yield own if isinstance(own, str) and as_integer(own) is None else number
 
 
 def _flaw_repeated(table: Table, ids: Sequence[int]) -> None:
@@ -225,10 +236,11 @@ def read_objects(
     if -1 in indices:
         for row, index in enumerate(indices):
             if index == -1:
+                told = shown(table.entries[row].get("image_id"))
                 table.flaw(
                     row,
-                    f"has image_id {image_ids[row]}, which is no usable image of the file: add it "
-                    "to 'images' or remove the annotation",
+                    f"has image_id {told}, which is no usable image of the file: add it to "
+                    "'images' or remove the annotation",
                 )
     missing = {number for number in np.unique(category_ids).tolist() if number not in categories}
     if missing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from codetr.data.formats.found import Box, LabelledImage, Problem, finite
 from codetr.data.images import Geometry, ImageError, read_geometry
+from codetr.data.json_columns import number_of
 from codetr.data.placement import AUTO, Claim, Placement, place
 from codetr.errors import UserError
 
@@ -88,11 +88,11 @@ class CocoWriter:
 
     def _content(self, images: Sequence[tuple[LabelledImage, Geometry, Placement]]) -> Content:
         entries: list[Content] = []
-        used: set[int] = set()
+        used: set[int | str] = set()
         annotations: list[Content] = []
         for image, (size, _), placement in images:
             number = image_number(image.file) if image.number is None else image.number
-            while number in used:  # a file that stands twice, or a collision
+            while number in used and isinstance(number, int):  # a file twice, or a collision
                 number += 1
             used.add(number)
             height, width = size
@@ -164,9 +164,8 @@ def _claim(image: LabelledImage, geometry: Geometry) -> Claim:
 def image_number(file: str) -> int:
     """An id for an image file (relative to the root) of data that has none: of its name alone, so
     that results by id (teachers' boxes) stay right when images are added or divided differently.
-    48 bits of a hash: that any two of 100 000 files share an id has a chance of 1 in 56 000.
     """
-    return int.from_bytes(hashlib.sha256(file.encode(errors="surrogateescape")).digest()[:6])
+    return number_of(file)
 
 
 def _entry(box: Box, corners: tuple[float, float, float, float], placement: Placement) -> Content:

@@ -7,6 +7,7 @@ value by value.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -70,6 +71,24 @@ def as_integer(value: Any) -> int | None:
     number = as_number(value)
     exact = number is not None and number.is_integer() and abs(number) <= 2**53
     return int(number) if number is not None and exact else None
+
+
+def as_identifier(value: Any) -> int | None:
+    """The number of an image: that of ``as_integer``, and of a text such as ``"img1"``, which only
+    names, 48 bits of its hash, so that every file that names the image so means the same one.
+    None for anything else.
+    """
+    number = as_integer(value)
+    if number is None and as_text(value) is not None and as_number(value) is None:
+        return number_of(value)
+    return number
+
+
+def number_of(name: str) -> int:
+    """48 bits of a hash: that any two of 100 000 names share a number has a chance of 1 in
+    56 000.
+    """
+    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:6])
 
 
 def as_flag(value: Any) -> bool | None:

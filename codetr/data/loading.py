@@ -16,7 +16,7 @@ from codetr.data.coco_json import read_categories, read_images, read_objects, re
 from codetr.data.derived import read_content, write_derived
 from codetr.data.files import found_names
 from codetr.data.images import ImageError, read_geometry
-from codetr.data.json_columns import as_integer
+from codetr.data.json_columns import as_identifier
 from codetr.data.placement import AUTO, Claim, Placement, place
 from codetr.data.sources import Split, Splits
 from codetr.errors import UserError
@@ -134,13 +134,18 @@ def _moved(path: Path, placed: dict[int, tuple[Claim, Placement]]) -> dict[str, 
     images = read_images(content, path, leave_out, needed=("file_name", "height", "width"))
     objects = read_objects(content, path, images, read_categories(content, path), leave_out)
     sizes = {i: claim.upright_wh for i, (claim, _) in placed.items()}
-    raw = {as_integer(e["id"]): e for e in content["images"] if isinstance(e, dict) and "id" in e}
+    raw = {
+        as_identifier(e["id"]): e for e in content["images"] if isinstance(e, dict) and "id" in e
+    }
+    written = dict(zip(images.ids, images.written_ids, strict=True))
     entries = []
     for i, name, (height, width) in zip(
         images.ids, images.file_names, images.sizes.tolist(), strict=True
     ):
         width, height = sizes.get(i, (width, height))
-        entries.append({**raw[i], "id": i, "file_name": name, "width": width, "height": height})
+        entries.append(
+            {**raw[i], "id": written[i], "file_name": name, "width": width, "height": height}
+        )
     annotations = []
     columns = (objects.images.tolist(), objects.boxes_xywh_px, objects.area.tolist())
     flags = zip(objects.crowd.tolist(), objects.categories.tolist(), strict=True)
@@ -148,7 +153,7 @@ def _moved(path: Path, placed: dict[int, tuple[Claim, Placement]]) -> dict[str, 
         objects.entries, zip(*columns, strict=True), flags, strict=True
     ):
         number = images.ids[image]
-        new = {**entry, "image_id": number, "category_id": category, "iscrowd": int(crowd)}
+        new = {**entry, "image_id": written[number], "category_id": category, "iscrowd": int(crowd)}
         new |= {"bbox": box.tolist(), "area": area}
         if number in placed:
             placement = placed[number][1]

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from codetr.data.annotations import CocoAnnotations
+from codetr.data.json_columns import as_identifier
 from codetr.data.sample import BoxSet
 from codetr.errors import UserError
 from codetr.json_text import parse_json
@@ -193,15 +194,23 @@ def _entries(path: Path) -> tuple[set[int], Iterable[Entry]]:
     content = parse_json(text, str(path))
     try:
         if isinstance(content, dict):
-            by_image = {int(image_id): results for image_id, results in content.items()}
+            by_image = {_number(image_id): results for image_id, results in content.items()}
             return set(by_image), [(i, r) for i, results in by_image.items() for r in results]
-        pairs = [(int(result["image_id"]), result) for result in content]
+        pairs = [(_number(result["image_id"]), result) for result in content]
         return {image_id for image_id, _ in pairs}, pairs
     except (KeyError, TypeError, ValueError):
         raise UserError(
             f"{path}: holds no COCO results: each needs image_id, category_id, bbox and score, in "
             "a list, or in lists by image id"
         ) from None
+
+
+def _number(image_id: Any) -> int:
+    """Raises ValueError for what is no id of an image."""
+    number = as_identifier(image_id)
+    if number is None:
+        raise ValueError(image_id)
+    return number
 
 
 def _columns(

@@ -258,7 +258,8 @@ class CocoEvaluator(DetectionMetric):
         if self._metrics is None:
             raise RuntimeError("call compute() first")
         if is_first_rank():
-            write_json(Path(path), prediction_records(self._detections, self.classes))
+            records = prediction_records(self._detections, self.classes, names=self._names())
+            write_json(Path(path), records)
 
     def write_mask_predictions(self, path: str | Path) -> None:
         """Write the masks as COCO result records: run lengths, and the score of the mask. Without a
@@ -267,5 +268,9 @@ class CocoEvaluator(DetectionMetric):
         if self._metrics is None:
             raise RuntimeError("call compute() first")
         if is_first_rank():
-            records = mask_records(self._detections, self._encoded, self.classes)
+            records = mask_records(self._detections, self._encoded, self.classes, self._names())
             write_json(Path(path), records)
+
+    def _names(self) -> dict[int, int | str]:
+        """Ids of images that are texts in the annotation file."""
+        return {number: one.name for number, one in self.truth.items() if one.name is not None}

@@ -30,7 +30,8 @@ class ImageTruth:
     ``boxes_xywh_px`` (n, 4) float64, corner and size in pixels; ``labels`` (n,) int64 contiguous;
     ``crowd`` (n,) int64, 1 = region with many objects that is ignored in matching; ``area`` (n,)
     float64 in px^2, of the object (not the box), which decides between small, medium and large;
-    ``masks`` (n) their run lengths, where they were asked for.
+    ``masks`` (n) their run lengths, where they were asked for; ``name``: the image's id in the file
+    where that is a text.
     """
 
     boxes_xywh_px: Tensor
@@ -38,6 +39,7 @@ class ImageTruth:
     crowd: Tensor
     area: Tensor
     masks: tuple[RunLengths, ...] | None = None
+    name: str | None = None
 
 
 def read_json(path: Path) -> Any:
@@ -76,8 +78,11 @@ def read_ground_truth(path: Path, classes: ClassList, masks: bool = False) -> di
             crowd=crowd,
             area=area,
             masks=None if outlines is None else tuple(outlines[end - len(label) : end]),
+            name=written if isinstance(written, str) else None,
         )
-        for number, (boxes, label, crowd, area), end in zip(images.ids, by_image, ends, strict=True)
+        for number, written, (boxes, label, crowd, area), end in zip(
+            images.ids, images.written_ids, by_image, ends, strict=True
+        )
     }
 
 

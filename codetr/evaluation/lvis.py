@@ -8,17 +8,17 @@ partner is no mistake there. Matching is faster-coco-eval's in its LVIS mode.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from codetr.classes import ClassList
-from codetr.data.json_columns import as_integer
+from codetr.data.json_columns import as_identifier, as_integer
 from codetr.errors import UserError
 from codetr.evaluation.coco import CocoEvaluator
 from codetr.evaluation.detection_metric import EncodedMasks
@@ -170,10 +170,12 @@ def read_lvis_measure(path: Path, classes: ClassList, max_detections: int = 300)
     try:
         for key in ("neg_category_ids", "not_exhaustive_category_ids"):
             lists[key] = {
-                _integer(image["id"]): frozenset(index[_integer(c)] for c in image[key])
+                _number(image["id"], as_identifier): frozenset(
+                    index[_number(c)] for c in image[key]
+                )
                 for image in content["images"]
             }
-        group = {_integer(c["id"]): c["frequency"] for c in content["categories"]}
+        group = {_number(c["id"]): c["frequency"] for c in content["categories"]}
         frequencies = tuple(group[category] for category in classes.category_ids)
     except (KeyError, TypeError) as error:
         raise UserError(
@@ -192,8 +194,8 @@ def read_lvis_measure(path: Path, classes: ClassList, max_detections: int = 300)
     )
 
 
-def _integer(value: object) -> int:
-    number = as_integer(value)
+def _number(value: object, read: Callable[[Any], int | None] = as_integer) -> int:
+    number = read(value)
     if number is None:
         raise TypeError(f"id {value!r}")
     return number

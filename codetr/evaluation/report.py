@@ -97,13 +97,16 @@ def prediction_records(
     detections: Mapping[int, Tensor],
     classes: ClassList,
     masks: Mapping[int, EncodedMasks] | None = None,
+    names: Mapping[int, int | str] | None = None,
 ) -> list[dict[str, Any]]:
     """COCO result records of rows (n, 6) label, score, x, y, w, h by image id; with ``masks``, by
-    image id in the same order, ``segmentation`` and ``mask_score`` too.
+    image id in the same order, ``segmentation`` and ``mask_score`` too. ``names`` are the ids to
+    write where they are others.
     """
+    names = names or {}
     records = [
         {
-            "image_id": image_id,
+            "image_id": names.get(image_id, image_id),
             "category_id": classes.category_ids[int(label)],
             "bbox": box,
             "score": score,
@@ -112,7 +115,7 @@ def prediction_records(
         for label, score, *box in rows.tolist()
     ]
     if masks:
-        others = mask_records(detections, masks, classes)
+        others = mask_records(detections, masks, classes, names)
         records = [
             one | {"segmentation": other["segmentation"], "mask_score": other["score"]}
             for one, other in zip(records, others, strict=True)
@@ -121,12 +124,18 @@ def prediction_records(
 
 
 def mask_records(
-    detections: Mapping[int, Tensor], masks: Mapping[int, EncodedMasks], classes: ClassList
+    detections: Mapping[int, Tensor],
+    masks: Mapping[int, EncodedMasks],
+    classes: ClassList,
+    names: Mapping[int, int | str] | None = None,
 ) -> list[dict[str, Any]]:
-    """COCO result records of the masks of ``detections``, by image id and in the same order."""
+    """COCO result records of the masks of ``detections``, by image id and in the same order;
+    ``names`` as in ``prediction_records``.
+    """
+    names = names or {}
     return [
         {
-            "image_id": image_id,
+            "image_id": names.get(image_id, image_id),
             "category_id": classes.category_ids[label],
             "segmentation": {"size": list(own.size), "counts": counts.decode("ascii")},
             "score": score,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,15 @@ class ResultFile(DetectionMetric):
             kept = found.take(slice(self.top_k)).take(found.scores[: self.top_k] >= self.min_score)
             self.add(kept, info)
 
-    def compute(self) -> list[dict[str, Any]]:
-        """COCO result records of all ranks, each image once. All ranks must call it."""
-        return prediction_records(self.rows_by_image(), self.classes)
+    def compute(self, names: Mapping[int, int | str] | None = None) -> list[dict[str, Any]]:
+        """COCO result records of all ranks, each image once, with the ids ``names`` where they are
+        others. All ranks must call it.
+        """
+        return prediction_records(self.rows_by_image(), self.classes, names=names)
 
-    def write(self, path: Path) -> int:
+    def write(self, path: Path, names: Mapping[int, int | str] | None = None) -> int:
         """Write the records on rank 0; returns their number. All ranks must call it."""
-        records = self.compute()
+        records = self.compute(names)
         if is_first_rank():
             write_json(path, records)
         return len(records)
@@ -63,6 +65,8 @@ def write_teacher_boxes(cfg: DictConfig, given: Sequence[str] = ()) -> int:
     results = ResultFile(classes, cfg.top_k, cfg.min_score)
     trainer = build_tester(full, branch)
     trainer.test(EvaluationModule(branch, results, classes), datamodule=datamodule, verbose=False)
-    number = results.write(Path(cfg.output))
+    split = datamodule.eval_dataset.source.annotations
+    names = dict(zip(split.image_ids, split.written_ids, strict=True))
+    number = results.write(Path(cfg.output), names)
     log.info("wrote %d boxes to %s", number, cfg.output)
     return number

@@ -15,6 +15,7 @@ CASES = {
     "ids_as_float_or_text/float": (3, 3, ()),
     "ids_as_float_or_text/float_category_only": (3, 3, ()),
     "ids_as_float_or_text/numpytext": (3, 3, ()),
+    "ids_as_float_or_text/text": (3, 3, ()),
     "iscrowd_as_text": (4, 4, ()),
     "polygons_only": (3, 3, ()),
     "roboflow_train_test": (10, 4, ("data.source.val=test",)),
@@ -27,7 +28,6 @@ CASES = {
 }
 REFUSED = {
     "panoptic_by_mistake": "panoptic segments",
-    "ids_as_float_or_text/text": "'img1'",
 }
 QUICK = ("exif_stored_orientation", "roboflow_train_test")
 """Those that are trained on in every run of the tests."""

@@ -71,6 +71,7 @@ def _annotations(sizes: Mapping[int, tuple[int, ...]], num_classes: int) -> Coco
             names=tuple(map(str, range(num_classes))), category_ids=tuple(range(num_classes))
         ),
         image_ids=tuple(sizes),
+        written_ids=tuple(sizes),
         file_names=tuple(map(str, sizes)),
         sizes=torch.tensor(list(sizes.values())),
         boxes=torch.zeros(0, 4),

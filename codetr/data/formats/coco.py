@@ -173,7 +173,7 @@ class _Reader:
                 source=self.file,
                 boxes=tuple(boxes[i]),
                 declared_wh=(width, height) if width and height else None,
-                number=images.ids[i],
+                number=images.written_ids[i],
             )
             for i, (file, (height, width)) in enumerate(
                 zip(files, images.sizes.tolist(), strict=True)

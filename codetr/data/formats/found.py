@@ -41,8 +41,8 @@ class LabelledImage:
     """An image ``file`` (relative to the root) and its boxes, which the file ``source`` tells.
 
     ``declared_wh`` is the size that the annotations claim, if they do; ``relative``: the boxes
-    are shares of the image's width and height; ``number`` is the image's id, where the format
-    has one: unique within a split; ``flawed`` counts its boxes that cannot be read.
+    are shares of the image's width and height; ``number`` is the image's id as written, where the
+    format has one: unique within a split; ``flawed`` counts its boxes that cannot be read.
     """
 
     file: str
@@ -50,7 +50,7 @@ class LabelledImage:
     boxes: tuple[Box, ...]
     declared_wh: tuple[int, int] | None = None
     relative: bool = False
-    number: int | None = None
+    number: int | str | None = None
     flawed: int = 0
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codetr.errors import UserError
+from codetr.models.backbones.hub_access import hub_weights
 from codetr.models.backbones.swin import (
     PATCH,
     PatchMerging,
@@ -20,7 +21,6 @@ from codetr.models.backbones.swin import (
     swin_stages,
     whole_patches,
 )
-from codetr.models.backbones.hub_access import hub_weights
 from codetr.models.backbones.swin_weights import load_swin_weights
 from codetr.models.backbones.weights import read_weights
 from codetr.models.backbones.window_attention import MASKED, WindowAttention, shift_mask

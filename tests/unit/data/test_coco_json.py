@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from custom_folders import write_images
 
 from codetr.analysis.inspect_data import inspect_data
@@ -19,9 +20,11 @@ from codetr.data.custom import CustomFolder
 from codetr.data.datamodule import CocoDataModule
 from codetr.data.json_columns import as_flag, as_integer, as_number
 from codetr.data.sources import CocoFolder, Source
+from codetr.data.teachers import read_findings
 from codetr.errors import UserError
 from codetr.evaluation.coco import CocoEvaluator
 from codetr.evaluation.ground_truth import read_ground_truth
+from codetr.structures import Detections, ImageInfo
 
 CLASSES = ClassList(names=("ant", "bat"), category_ids=(1, 2))
 Objects = list[tuple[int, int, tuple[float, ...], float, bool]]
@@ -281,8 +284,40 @@ def test_reported_data_is_read_by_all(name: str, data: str, shared: Path, tmp_pa
 
 
 @pytest.mark.parametrize("data", ["coco", "custom"])
-def test_ids_that_are_words_are_named(data: str, shared: Path, tmp_path: Path) -> None:
+def test_images_may_have_names_for_ids(data: str, shared: Path, tmp_path: Path) -> None:
+    """Whatever reads them means the same image, and what is written has the names."""
     root = shared / "data/reports/ids_as_float_or_text/text"
     module = CocoDataModule(root, sources(root, tmp_path)[data], Chain(), Chain(), num_workers=0)
-    with pytest.raises(UserError, match=r"image 'img1'.* has id 'img1': it must be an integer"):
-        module.setup("fit")
+    module.setup("fit")
+    names = [f"img{i}" for i in (1, 2, 3)]
+    annotations = module.eval_dataset.source.annotations
+    assert list(annotations.written_ids) == names
+    samples = [module.eval_dataset[i] for i in range(3)]
+    assert [s.targets.boxes.tolist() for s in samples] == [[[10, 10, 40, 40]]] * 3
+    evaluator = CocoEvaluator(module.val_annotations, module.classes)
+    for sample in samples:
+        info = ImageInfo(
+            image_id=sample.image_id, original_size=sample.original_size, scale=(1.0, 1.0)
+        )
+        found = Detections(
+            boxes_xyxy_px=sample.targets.boxes, labels=sample.targets.labels, scores=torch.ones(1)
+        )
+        evaluator.update([found], [info])
+    assert evaluator.compute()["AP"] == 1
+    evaluator.write_predictions(tmp_path / "predictions.json")
+    records = json.loads((tmp_path / "predictions.json").read_text())
+    assert [record["image_id"] for record in records] == names
+    findings = read_findings(tmp_path / "predictions.json", annotations)
+    assert findings.boxes.boxes.tolist() == [[10, 10, 40, 40]] * 3
+    assert findings.named.all()
+
+
+def test_an_image_that_no_entry_names_so(tmp_path: Path) -> None:
+    made = content("annotations", "image_id", "one")
+    with pytest.raises(UserError, match=r"annotation 1 in .* has image_id 'one', which"):
+        load_annotations(write(tmp_path, made))
+    made["images"][0]["id"] = "one"
+    assert load_annotations(write(tmp_path, made)).written_ids == ("one", 2)
+    made["images"][1]["id"] = "one"
+    with pytest.raises(UserError, match=r"image 'one' in .* has an id that stands twice"):
+        load_annotations(write(tmp_path, made))

@@ -79,6 +79,7 @@ def test_none_stands_twice_in_large_files() -> None:
         path=Path("a.json"),
         classes=ClassList(names=("a",), category_ids=(1,)),
         image_ids=tuple(range(count)),
+        written_ids=tuple(range(count)),
         file_names=("a.png",) * count,
         sizes=torch.full((count, 2), 9),
         boxes=corners.expand(count, 4),

@@ -95,7 +95,7 @@ def test_crowds_are_ignored_and_segmentations_kept(tmp_path: Path) -> None:
     ("kind", "index", "change", "reason"),
     [
         ("images", 1, {"id": 0}, "stands twice"),
-        ("images", 1, {"id": "seven"}, "an integer"),
+        ("images", 1, {"id": [7]}, "an integer"),
         ("images", 4, {"file_name": "gone.png"}, "is missing"),
         ("images", 4, {"file_name": None}, "file_name None"),
         ("annotations", 0, {"image_id": 1}, "no usable image"),

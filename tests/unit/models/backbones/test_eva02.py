@@ -296,7 +296,7 @@ def test_two_sources_of_weights_are_a_user_error() -> None:
 
 
 def test_hub_without_the_weights_is_a_user_error() -> None:
-    with pytest.raises(UserError, match=r"no pretrained weights for backbone .no_such_model'.*weights=FILE"):
+    with pytest.raises(UserError, match=r"no pretrained .*no_such_model'.*weights=FILE"):
         Eva02Backbone(trunk(), name="no_such_model", pretrained=True)
 
 
