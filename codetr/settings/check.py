@@ -21,6 +21,8 @@ Key = tuple[str, ...]
 OF_HYDRA = frozenset({"_target_", "_partial_", "_convert_", "_recursive_", "_args_"})
 FREE = ("callbacks", "checkpointing", "logger", "scheme", "aux_heads", "optimizer.rules", "swept")
 """Where a user may add parts of any name."""
+OPTION_LISTS = ("scheme", "aux_heads", "logger")
+"""Groups of which several options are chosen."""
 SHOWN = 60
 
 
@@ -54,6 +56,7 @@ def check_settings(cfg: DictConfig, given: Sequence[str] = (), nulls: bool = Fal
     does), so that relations are not known. Names of files become texts: ``names_as_text``. Raises
     UserError for the first mistake: key, value and remedy in one line.
     """
+    _require_distinct(given)
     _require_known(_plain(cfg), given)
     names_as_text(cfg, given)
     _check(_plain(cfg), nulls, interpolated=False)
@@ -150,6 +153,21 @@ def _arguments(part: Mapping[Any, Any], key: Key) -> Mapping[str, Kind | None]:
                 f"{_instead(str(name), own)}"
             )
     return arguments.kinds
+
+
+def _require_distinct(given: Iterable[str]) -> None:
+    """Raise UserError for a list of options that names one twice: Hydra would take it once."""
+    for override in given:
+        group, _, value = override.partition("=")
+        if group not in OPTION_LISTS:
+            continue
+        names = [name.strip(" '\"") for name in value.strip(" []").split(",")]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            remedy = "name it once"
+            if group == "aux_heads":
+                remedy += f"; an equal second head is '+aux_heads@aux_heads.{twice}_2=[{twice}]'"
+            raise UserError(f"{override}: names {twice} twice: {remedy}")
 
 
 def _require_known(config: Mapping[str, Any], given: Iterable[str]) -> None:

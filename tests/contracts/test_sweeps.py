@@ -1,5 +1,7 @@
 """What every file in conf/sweep owes: each of its jobs composes and builds."""
 
+import re
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -9,6 +11,8 @@ from hydra.utils import instantiate
 from tiny import CONF, OVERRIDES, backward, batch, composed, options, without_gradient
 from torch import nn
 
+from codetr.errors import UserError
+from codetr.settings.check import check_settings
 from codetr.training.launcher import ProcessLauncher, SubmititLauncher, register
 from codetr.training.sweeps.jobs import swept_values
 
@@ -21,8 +25,19 @@ PUBLISHED = {
     "convs": [1] * 6,
     "bccd": [0, 1, 2],
     "schemes": [0, 2, 0, 0, 0, 0],
+    "equal_heads": [1, 2],
+    "study_k": [0, 1, 2],
+    "study_k_denoising": [0, 1, 2],
+    "study_heads": [2, 3, 6],
+    "study_equal_heads": [1, 2],
+    "study_one_stage": [0, 1, 2],
+    "study_parts": [1] * 4,
+    "study_single_head": [0, 1, 1, 1, 1, 1, 1],
 }
-"""Auxiliary heads of each job, in order."""
+"""Auxiliary heads of each job of one seed, in order."""
+SEEDS = {"bccd": 5, **{name: 5 for name in PUBLISHED if name.startswith("study_")}}
+"""Those that say how many seeds, which are the outer loop: all settings of seed 0 come first."""
+PARTS = ("parts", "study_parts")
 
 
 def composed_hydra(*overrides: str) -> object:
@@ -41,19 +56,24 @@ def jobs(sweep: str) -> list[list[str]]:
 @pytest.mark.parametrize("sweep", options("sweep"))
 def test_every_job_builds(sweep: str) -> None:
     found = []
-    for job in jobs(sweep):
+    every = jobs(sweep)
+    seeds = [int(o.removeprefix("seed=")) for job in every for o in job if o.startswith("seed=")]
+    number = SEEDS.get(sweep, 1)
+    assert seeds == ([n for n in range(number) for _ in PUBLISHED[sweep]] if number > 1 else [])
+    for job in every[: len(every) // number]:
         cfg = composed([f"sweep={sweep}", *TINY, *job])
         parts = {name: instantiate(part) for name, part in cfg.scheme.items()}
         found.append(len(cfg.aux_heads) if "collaborative" in parts else 0)
-        if "collaborative" in parts and sweep != "parts":
+        if "collaborative" in parts and sweep not in PARTS:
             assert len(parts["collaborative"].heads) == len(cfg.aux_heads)
     assert found == PUBLISHED[sweep], "a new sweep says here how many heads its jobs have"
 
 
-def test_parts_are_those_of_the_paper() -> None:
+@pytest.mark.parametrize("sweep", PARTS)
+def test_parts_are_those_of_the_paper(sweep: str) -> None:
     parts = []
-    for job in jobs("parts"):
-        part = instantiate(composed(["sweep=parts", *TINY, *job]).scheme.collaborative)
+    for job in jobs(sweep)[:4]:
+        part = instantiate(composed([f"sweep={sweep}", *TINY, *job]).scheme.collaborative)
         parts.append((len(part.heads) > 0 and part.lambda_2 > 0, len(part.embeddings) > 0))
     assert parts == [(False, False), (True, False), (False, True), (True, True)]
 
@@ -73,6 +93,38 @@ def test_schemes_start_from_equal_detectors_and_take_a_step() -> None:
     assert added == [[], ["collaborative"], ["mixed"], ["hybrid"], ["group"], ["teacher"]]
     for state in states[1:]:
         torch.testing.assert_close(state, states[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "told"),
+    [("study_k", ("scheme=[one_to_one,collaborative]",)), ("study_k_denoising", ())],
+)
+def test_the_study_is_the_default_run_with_other_heads(sweep: str, told: tuple[str, ...]) -> None:
+    """So a page that says ``make train`` at its own length says the truth."""
+    for job, heads in zip(jobs(sweep)[3:6], ("[]", "[atss]", "[atss,rcnn]"), strict=True):
+        assert composed([f"sweep={sweep}", *job]) == composed(
+            [*told, "seed=1", f"aux_heads={heads}"]
+        )
+
+
+def test_the_one_stage_study_has_the_size_of_the_other() -> None:
+    one, two = (composed([f"sweep={name}"]) for name in ("study_one_stage", "study_k"))
+    sizes = [k for k, v in two.model.items() if isinstance(v, int)]
+    assert {k: one.model[k] for k in sizes} == {k: two.model[k] for k in sizes}
+    assert one.supervision.regions == two.supervision.regions
+    assert one.supervision.positive_queries == two.supervision.positive_queries
+    assert one.model.backbone == two.model.backbone
+    assert one.model.decoder.refine is False
+
+
+def test_a_head_named_twice_is_refused_and_comes_by_another_name() -> None:
+    with pytest.raises(UserError, match=r"aux_heads=\[atss,atss\]: names atss twice") as caught:
+        check_settings(composed([*TINY]), ["aux_heads=[atss,atss]"])
+    told = ["aux_heads=[atss]", *re.findall(r"'(.*?)'", str(caught.value))]
+    assert list(composed([*TINY, *told]).aux_heads) == ["atss", "atss_2"]
+    check_settings(composed([*TINY, *told]), told, nulls=True)
+    with pytest.raises(UserError, match=r"names one_to_one twice: name it once$"):
+        check_settings(composed([*TINY]), ["scheme=[one_to_one, one_to_one]"])
 
 
 def test_swept_values_tell_the_jobs_apart() -> None:
