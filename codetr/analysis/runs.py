@@ -70,15 +70,26 @@ def read_run(folder: Path) -> Run:
     config = _read_config(files.config)
     swept = dict(job.get("swept") or config.get("swept") or {})
     seed = swept.pop("seed", config.get("seed"))
+    heads = tuple(config["aux_heads"] or ()) if "aux_heads" in config else _heads_told(swept)
     return Run(
         folder=folder,
         swept=swept,
         seed=seed,
-        heads=tuple(config["aux_heads"] or ()) if "aux_heads" in config else None,
+        heads=heads,
         overrides=tuple(job.get("overrides", ())),
         metrics=_read_json(files.metrics),
         curves=read_curves(files.log),
     )
+
+
+def _heads_told(swept: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The heads of a job that has not written its configuration; None if its command says more than
+    a list of them.
+    """
+    told = {key: str(value) for key, value in swept.items() if key.partition("@")[0] == "aux_heads"}
+    if told.keys() != {"aux_heads"} or not re.fullmatch(r"\[(\w+(,\w+)*)?\]", told["aux_heads"]):
+        return None
+    return tuple(re.findall(r"\w+", told["aux_heads"]))
 
 
 def read_curves(path: Path) -> dict[str, Curve]:

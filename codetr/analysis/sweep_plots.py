@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from statistics import fmean
 
@@ -10,8 +10,9 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from codetr.analysis.estimates import estimate
 from codetr.analysis.runs import Curve
-from codetr.analysis.variants import Sweep, Variant, loss_groups, mean_and_spread
+from codetr.analysis.variants import Sweep, Variant, loss_groups
 
 COSTS = {
     "step_time_s": "seconds per step",
@@ -21,30 +22,52 @@ COSTS = {
 
 
 def ap_figure(sweep: Sweep) -> bytes:
-    """AP of every run over what was swept, with means and the range over seeds."""
+    """AP of every run over what was swept, with means and their confidence intervals."""
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.subplots()
-    points = {
-        float(i) if variant.position is None else variant.position: variant.numbers("AP")
+    draw_seeds(axes, sweep)
+    axes.legend(fontsize="small")
+    return png(figure)
+
+
+def seeds_figure(sweeps: Mapping[str, Sweep]) -> bytes:
+    """The same of several sweeps beside each other, with one scale, under their titles."""
+    figure = Figure(figsize=(4.6 * len(sweeps), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(sweeps), sharey=True, squeeze=False)[0]
+    for axes, (title, sweep) in zip(panels, sweeps.items(), strict=True):
+        draw_seeds(axes, sweep)
+        axes.set_title(title, fontsize="medium")
+        axes.label_outer()
+    panels[0].legend(fontsize="small")
+    return png(figure)
+
+
+def draw_seeds(axes: Axes, sweep: Sweep) -> None:
+    """A small mark per run, and per variant the mean with its 95 % interval."""
+    places = {
+        float(i) if variant.position is None else variant.position: variant
         for i, variant in enumerate(sweep.variants)
     }
-    points = {place: values for place, values in sorted(points.items()) if values}
-    means = [fmean(values) for values in points.values()]
-    lows = [mean - min(values) for mean, values in zip(means, points.values(), strict=True)]
-    highs = [max(values) - mean for mean, values in zip(means, points.values(), strict=True)]
-    style = "o-" if sweep.numeric else "o"
-    axes.errorbar(list(points), means, [lows, highs], fmt=style, capsize=5, label="mean, range")
-    for place, values in points.items():
-        axes.plot([place] * len(values), values, "_", color="0.3", markersize=12)
+    done = {p: v.numbers("AP") for p, v in sorted(places.items()) if v.numbers("AP")}
+    for number, (place, values) in enumerate(done.items()):
+        label = "one run per seed" if number == 0 else None
+        axes.plot([place] * len(values), values, "_", color="0.3", markersize=12, label=label)
+    found = {place: estimate(values) for place, values in done.items()}
+    axes.errorbar(
+        list(found),
+        [e.mean for e in found.values() if e],
+        [e.margin or 0.0 for e in found.values() if e],
+        fmt="o-" if sweep.numeric else "o",
+        capsize=5,
+        label="mean, 95 % interval",
+    )
     if not sweep.numeric:
         labels = [variant.label for variant in sweep.variants]
         axes.set_xticks(range(len(labels)), labels, rotation=20, ha="right")
-    elif all(place.is_integer() for place in points):
-        axes.set_xticks(list(points))
+    elif all(place.is_integer() for place in places):
+        axes.set_xticks(list(places))
     axes.set(xlabel=sweep.axis, ylabel="AP of the best validation")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    return png(figure)
 
 
 def cost_figure(sweep: Sweep) -> bytes:
@@ -54,9 +77,9 @@ def cost_figure(sweep: Sweep) -> bytes:
         figure.subplots(1, len(COSTS), sharey=True), COSTS.items(), strict=True
     ):
         for place, variant in enumerate(sweep.variants):
-            found = mean_and_spread(variant.numbers(name))
+            found = estimate(variant.numbers(name))
             if found:
-                axes.barh(place, found[0], xerr=found[1] or 0.0, color=colour(place))
+                axes.barh(place, found.mean, xerr=found.deviation or 0.0, color=colour(place))
         axes.set_yticks(range(len(sweep.variants)), [v.label for v in sweep.variants])
         axes.set_ylim(len(sweep.variants) - 0.5, -0.5)
         axes.set(title=title)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 
 from codetr.analysis.runs import Curve, Run, added
 
@@ -27,6 +27,15 @@ class Variant:
         """A number of every finished run."""
         found = [run.number(name) for run in self.runs]
         return [value for value in found if value is not None]
+
+    def by_seed(self, name: str) -> dict[int, float]:
+        """The same by seed; the mean of runs that have one seed."""
+        found: dict[int, list[float]] = defaultdict(list)
+        for run in self.runs:
+            value = run.number(name)
+            if run.seed is not None and value is not None:
+                found[run.seed].append(value)
+        return {seed: fmean(values) for seed, values in found.items()}
 
     def curves(self, name: str) -> list[Curve]:
         """The curve of every run that has it."""
@@ -76,13 +85,19 @@ def label_of(run: Run) -> str:
     """What tells a run from those of other variants; its folder's name outside of sweeps."""
     if not run.swept:
         return run.folder.name
-    return ", ".join(_part(key, value, run) for key, value in run.swept.items())
+    parts = dict.fromkeys(_part(key, value, run) for key, value in run.swept.items())
+    return ", ".join(parts)
+
+
+def _of_heads(key: str) -> bool:
+    """Whether it chooses auxiliary heads, such as aux_heads or aux_heads@aux_heads.atss_2."""
+    return key.partition("@")[0] == HEADS
 
 
 def _part(key: str, value: object, run: Run) -> str:
     if key == SCHEMES:
         return " + ".join(str(value).strip("[]").split(","))
-    if key != HEADS:
+    if not _of_heads(key):
         return f"{key.rpartition('.')[2]} = {value}"
     if run.heads is None:  # it failed before it wrote its configuration
         return f"heads {value}"
@@ -93,21 +108,16 @@ def _axis(groups: dict[str, list[Run]]) -> tuple[str, Callable[[Run], float | No
     firsts = [own[0] for own in groups.values()]
     keys = {key for run in firsts for key in run.swept}
     counts = [None if run.heads is None else len(run.heads) for run in firsts]
-    if keys == {HEADS} and None not in counts and len(set(counts)) == len(counts):
-        return "K, number of auxiliary heads", lambda run: float(len(run.heads or ()))
+    if keys and all(map(_of_heads, keys)):
+        if None not in counts and len(set(counts)) == len(counts):
+            return "K, number of auxiliary heads", lambda run: float(len(run.heads or ()))
+        return "auxiliary heads", lambda run: None
     if len(keys) == 1:
         (key,) = keys
         if all(isinstance(run.swept.get(key), int | float) for run in firsts):
             return key, lambda run: float(run.swept[key])
     names = ", ".join(sorted(key.rpartition(".")[2] for key in keys)) or "run"
     return names, lambda run: None
-
-
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None] | None:
-    """Mean and sample standard deviation; None of it without values, no deviation of one."""
-    if not values:
-        return None
-    return fmean(values), stdev(values) if len(values) > 1 else None
 
 
 def loss_groups(sweep: Sweep) -> list[str]:

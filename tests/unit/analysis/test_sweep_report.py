@@ -13,7 +13,7 @@ from PIL import Image
 
 from codetr.analysis.runs import added, read_runs
 from codetr.analysis.sweep_report import Page, as_html, as_markdown, make_page, write_report
-from codetr.analysis.variants import group_runs, loss_groups, mean_and_spread
+from codetr.analysis.variants import group_runs, loss_groups
 from codetr.analysis.wandb_report import push_report
 from codetr.errors import UserError
 
@@ -72,7 +72,7 @@ def test_table_has_means_and_spread_over_seeds(sweep: Path) -> None:
     assert none[-1] == "-"
     assert one[0] == "K = 1 (atss)"
     assert two[0] == "K = 2 (atss, rcnn)"
-    assert two[-1] == "+0.200"
+    assert two[-1] == "+0.200 [+0.200, +0.200]", "seeds shift all variants alike"
     assert two[heading.index("s / step")] == "2.500 ± 0.000"
     assert two[heading.index("AP75")] == "-", "what was not measured"
     assert page.facts[0] == "6 runs, 3 variants, seeds 0, 1."
@@ -84,24 +84,30 @@ def test_unfinished_and_unequal_runs_are_said_aloud(sweep: Path) -> None:
     (sweep / "25/metrics.json").unlink()
     page = make_page("k", group_runs(read_runs(sweep)))
     assert page.table[-1][:3] == ("K = 2 (atss, rcnn)", "1 of 2", "0.500")
+    assert page.table[-1][-1] == "+0.200 (one seed)", "of the seed that both have"
     assert "NOT FINISHED, and not among the numbers: 25." in page.facts
     write_run(sweep / "99", {"aux_heads": "[]", "seed": 2}, (), 0.9, steps=80)
     facts = " ".join(make_page("k", group_runs(read_runs(sweep))).facts)
     assert "differ in their number of steps" in facts
 
 
-def test_job_that_failed_before_its_configuration_is_listed(sweep: Path) -> None:
+def test_job_without_a_configuration_is_of_the_variant_of_its_command(sweep: Path) -> None:
+    """It failed early, or has not begun."""
     (sweep / "20/config.yaml").unlink()
     for name in ("metrics.json", "metrics.csv"):
         (sweep / "20" / name).unlink()
     page = make_page("k", group_runs(read_runs(sweep)))
-    labels = [row[0] for row in page.table]
-    assert "heads [atss,rcnn]" in labels
+    assert page.table[-1][:2] == ("K = 2 (atss, rcnn)", "1 of 2")
     assert "NOT FINISHED, and not among the numbers: 20." in page.facts
 
 
 def test_files_of_the_page(sweep: Path) -> None:
-    markdown, web = write_report(sweep)
+    markdown, web, numbers = write_report(sweep)
+    two = json.loads(numbers.read_text())[2]
+    assert two["variant"] == "K = 2 (atss, rcnn)"
+    assert two["AP_by_seed"] == {"0": 0.5, "1": pytest.approx(0.52)}
+    assert two["AP_minus_first"]["mean"] == pytest.approx(0.2)
+    assert two["AP75"] is None, "what was not measured"
     text, page = markdown.read_text(), web.read_text()
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert pictures == [f"report/{name}.png" for name in ("ap", "cost", "curves")]
@@ -151,7 +157,20 @@ def test_equal_k_with_other_heads_are_names_not_numbers(tmp_path: Path) -> None:
         write_run(tmp_path / str(number), {"aux_heads": f"[{head}]"}, (head,), 0.3)
     found = group_runs(read_runs(tmp_path))
     assert not found.numeric
+    assert found.axis == "auxiliary heads"
     assert [v.label for v in found.variants] == ["K = 1 (atss)", "K = 1 (fcos)"]
+
+
+def test_a_second_equal_head_has_a_key_of_its_own(tmp_path: Path) -> None:
+    for number, heads in enumerate((("atss",), ("atss", "atss_2"))):
+        swept: dict[str, object] = {"aux_heads@aux_heads.atss_2": "[atss]" if number else "[]"}
+        write_run(tmp_path / str(number), swept, heads, 0.3)
+    found = group_runs(read_runs(tmp_path))
+    assert [v.label for v in found.variants] == ["K = 1 (atss)", "K = 2 (atss, atss_2)"]
+    assert [v.position for v in found.variants] == [1, 2]
+    (tmp_path / "1/config.yaml").unlink()
+    labels = [v.label for v in group_runs(read_runs(tmp_path)).variants]
+    assert labels == ["K = 1 (atss)", "heads [atss]"], "that key alone does not say all heads"
 
 
 def test_schemes_are_named_by_their_parts(tmp_path: Path) -> None:
@@ -184,10 +203,7 @@ def test_plain_runs_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     assert [v.label for v in group_runs(read_runs(tmp_path)).variants] == ["a", "b"]
 
 
-def test_statistics() -> None:
-    assert mean_and_spread([]) is None
-    assert mean_and_spread([0.5]) == (0.5, None)
-    assert mean_and_spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
+def test_curves_are_added_at_the_steps_that_they_share() -> None:
     assert added([((1, 1.0), (2, 2.0)), ((2, 3.0),)]) == ((2, 5.0),)
     assert added([]) == ()
 
