@@ -1,0 +1,87 @@
+"""Write the tables and figures of docs/study.md and README.md from benchmarks/study.
+
+``python scripts/study.py NAME=DIR ...`` first adds the runs of a sweep's folder DIR to
+benchmarks/study/NAME.json, where NAME is the file of conf/sweep. Runs that are not finished are
+written down as such, and replaced when they are. The commit is that of the checkout in which DIR
+lies, and the hardware this machine's: give ``--commit`` or ``--hardware`` where the runs are from
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from codetr.analysis.records import Kept, merge, read_record, write_record
+from codetr.analysis.runs import read_runs
+from codetr.analysis.study import study_figures, with_study, with_study_in_short
+from codetr.errors import UserError
+from codetr.training.shell import one_line_errors
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools are not installed
+
+from tools.bench.report import hardware
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    """Add what is given, and write everything anew."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("sweeps", nargs="*", metavar="NAME=DIR", help="runs to add")
+    parser.add_argument("--root", type=Path, default=ROOT, help="where benchmarks and docs lie")
+    parser.add_argument("--commit", help="of the code that made the runs")
+    parser.add_argument("--hardware", help="that they ran on")
+    options = parser.parse_args()
+    with one_line_errors():
+        folder = options.root / "benchmarks/study"
+        folder.mkdir(parents=True, exist_ok=True)
+        for given in options.sweeps:
+            add(given, folder, options.commit, options.hardware)
+        records = {path.stem: read_record(path) for path in sorted(folder.glob("*.json"))}
+        for page, write in (("docs/study.md", with_study), ("README.md", with_study_in_short)):
+            path = options.root / page
+            path.write_text(write(path.read_text("utf-8"), records, path), encoding="utf-8")
+            print(f"wrote {path}")
+        for name, png in study_figures(records).items():
+            (options.root / "docs/images" / name).write_bytes(png)
+            print(f"drew docs/images/{name}")
+
+
+def add(given: str, folder: Path, commit: str | None, machine: str | None) -> None:
+    """Merge the runs of NAME=DIR into the record in ``folder``."""
+    name, _, source = given.partition("=")
+    if not (ROOT / f"conf/sweep/{name}.yaml").is_file() or not source:
+        raise UserError(f"{given}: give NAME=DIR, NAME being a file of conf/sweep")
+    known = Kept(
+        run=read_runs(Path(source))[0],
+        commit=commit or commit_of(Path(source)),
+        hardware=machine or hardware(torch.device("cpu")),
+    )
+    kept = [
+        replace(known, run=run) if run.metrics is not None else Kept(run=run)
+        for run in read_runs(Path(source))
+    ]
+    path = folder / f"{name}.json"
+    before = read_record(path) if path.is_file() else ()
+    write_record(merge(before, kept), path)
+    done = sum(one.run.metrics is not None for one in kept)
+    print(f"{path}: {done} of {len(kept)} runs of {source} are finished")
+
+
+def commit_of(folder: Path) -> str:
+    """Of the checkout that ``folder`` lies in. Raises UserError outside of one."""
+    command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        raise UserError(f"{folder}: lies in no git checkout: give --commit")
+    return run.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
