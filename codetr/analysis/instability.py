@@ -28,7 +28,9 @@ from codetr.analysis.findings import Cell, Findings, mean
 from codetr.analysis.subject import Subject
 from codetr.boxes import cxcywh_to_xyxy, paired_iou
 from codetr.errors import UserError
-from codetr.structures import Batch
+from codetr.models.detectors.protocol import MAIN, Detector
+from codetr.structures import Batch, QueryGroup
+from codetr.supervision.assigners import HungarianMatcher
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,8 @@ class Instability:
 
     def look(self, subject: Subject, batch: Batch, shown: bool) -> Matched:
         """Match the queries of every layer as the training does."""
-        decoded = subject.decode(subject.model.encode(batch.images))
-        queries = decoded.group.queries.anchors.shape[1]
-        rows = []
-        for pairs in subject.match(decoded.layers, batch):
-            row = pairs.query.new_full((queries,), -1)
-            row[pairs.query] = pairs.target
-            rows.append(row)
-        return Matched(torch.stack(rows).cpu(), decoded.group.queries.anchors[0].float().cpu())
+        (seen,) = match_queries(subject.model, subject.matcher, batch)
+        return seen
 
     def report(self, found: Mapping[str, Sequence[Matched]]) -> Findings:
         """IS and its order-free variant per layer, from each checkpoint to the next. Raises
@@ -99,12 +95,31 @@ class Instability:
                 f"checkpoint={after}: has {layers} layers with {queries} queries, unlike {before}: "
                 "give checkpoints of one run"
             )
-        bound = torch.stack([changes(a.objects, b.objects) for a, b in pairs])
-        free = torch.stack([moves(a, b, self.min_iou, self.max_distance) for a, b in pairs])
-        return [
-            (mean(bound[:, layer].tolist()), mean(free[:, layer].tolist()))
-            for layer in range(bound.shape[1])
-        ]
+        counts = torch.stack([both(a, b, self.min_iou, self.max_distance) for a, b in pairs])
+        return [(mean(bound), mean(free)) for bound, free in counts.permute(2, 1, 0).tolist()]
+
+
+def match_queries(model: Detector, matcher: HungarianMatcher, batch: Batch) -> list[Matched]:
+    """Of every image of the batch, what the main queries of every layer are matched with."""
+    memory = model.encode(batch.images)
+    (main,) = model.queries(memory)
+    decoded = model.decode(memory, [QueryGroup(name=MAIN, queries=main)])[MAIN]
+    anchors = main.anchors.float()
+    counts = torch.tensor([0, *(len(t) for t in batch.targets)], device=anchors.device)
+    before = counts.cumsum(0)  # targets of the images that come first
+    rows = []
+    for pairs in matcher(decoded.layers, batch.targets):
+        row = pairs.query.new_full(anchors.shape[:2], -1)
+        row[pairs.image, pairs.query] = pairs.target - before[pairs.image]
+        rows.append(row)
+    objects = torch.stack(rows, dim=1).cpu()
+    return [Matched(*both) for both in zip(objects, anchors.cpu(), strict=True)]
+
+
+def both(before: Matched, after: Matched, min_iou: float, max_distance: float) -> Tensor:
+    """(2, L): IS and its order-free variant."""
+    bound = changes(before.objects, after.objects)
+    return torch.stack([bound, moves(before, after, min_iou, max_distance)])
 
 
 def changes(before: Tensor, after: Tensor) -> Tensor:

@@ -64,13 +64,13 @@ class Subject:
         """What matches the main queries one to one in the checkpoint's training. Raises UserError
         where nothing does.
         """
-        for part in self.schemes.modules():
-            if isinstance(part, HungarianMatcher):
-                return part
-        raise UserError(
-            f"{self.source}: no scheme of its training matches queries with objects one to one, "
-            "which this analysis looks at: leave it out"
-        )
+        found = matcher_of(self.schemes)
+        if found is None:
+            raise UserError(
+                f"{self.source}: no scheme of its training matches queries with objects one to "
+                "one, which this analysis looks at: leave it out"
+            )
+        return found
 
     def batches(self, images: int | None) -> Iterator[Batch]:
         """The first ``images`` images of the split (None: all) one by one, on the device, with
@@ -117,6 +117,11 @@ class Subject:
     @property
     def _normalisation(self) -> tuple[Tensor, Tensor]:
         return self.data.collate.mean, self.data.collate.std
+
+
+def matcher_of(schemes: nn.Module) -> HungarianMatcher | None:
+    """What matches the main queries one to one in training by ``schemes``."""
+    return next((part for part in schemes.modules() if isinstance(part, HungarianMatcher)), None)
 
 
 def boxes_px(batch: Batch) -> Tensor:

@@ -1,0 +1,98 @@
+"""Instability of matching, measured while a model is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from codetr.analysis.instability import Matched, both, match_queries
+from codetr.analysis.subject import matcher_of
+from codetr.errors import UserError
+from codetr.models.detectors.protocol import Detector
+from codetr.structures import Batch
+
+
+class MatchingInstability(Callback):
+    """Logs after every validation but the first how many queries of an image are matched with
+    another object than in the validation before: ``matching/layer0/IS``, and
+    ``matching/layer0/order_free_IS`` where anchors tell queries apart. What both are:
+    ``codetr.analysis.instability``, whose numbers from the checkpoints of all epochs these are.
+
+    The weights are those that are validated, on the first ``images`` images (over all ranks, each
+    of which looks at its own): one more pass over them, and their matching.
+    """
+
+    def __init__(self, images: int = 64, min_iou: float = 0.5, max_distance: float = 0.05) -> None:
+        self.images, self.min_iou, self.max_distance = images, min_iou, max_distance
+        self._before: dict[int, Matched] = {}
+        self._now: dict[int, Matched] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Raise UserError where nothing matches queries one to one."""
+        if stage == "fit" and matcher_of(pl_module.schemes) is None:  # type: ignore[arg-type]
+            raise UserError(
+                "callbacks.instability: no scheme of this training matches queries with objects "
+                "one to one: set it to null"
+            )
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Match the queries of the first images."""
+        most = -(-self.images // trainer.world_size)
+        if trainer.state.fn != "fit" or trainer.sanity_checking or len(self._now) >= most:
+            return
+        matcher = matcher_of(pl_module.schemes)  # type: ignore[arg-type]
+        assert matcher is not None, "setup() comes first"
+        seen = match_queries(pl_module.detector, matcher, batch)  # type: ignore[arg-type]
+        ids = (info.image_id for info in batch.infos)
+        self._now |= dict(zip(ids, seen, strict=True))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare with the validation before, image by image, and log the means over ranks."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        detector: Detector = pl_module.detector  # type: ignore[assignment]
+        layers = detector.num_layers
+        sums = torch.zeros(2, 2, layers)  # order-bound and order-free: sum, number of images
+        for image in self._before.keys() & self._now.keys():
+            pair = self._before[image], self._now[image]
+            found = both(*pair, self.min_iou, self.max_distance)
+            sums += torch.stack([found.nan_to_num(), (~found.isnan()).double()], dim=1)
+        self._before, self._now = self._now, {}
+        on_device = sums.to(trainer.strategy.root_device)
+        total = trainer.strategy.reduce(on_device, reduce_op="sum").cpu()  # type: ignore[union-attr]
+        means = total[:, 0] / total[:, 1]
+        values = {
+            f"matching/layer{layer}/{name}": means[which, layer]
+            for which, name in enumerate(("IS", "order_free_IS"))
+            for layer in range(layers)
+            if total[which, 1, layer] > 0
+        }
+        pl_module.log_dict(values, rank_zero_only=True, batch_size=1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next validation is compared with, as tensors."""
+        seen = self._before
+        if not seen:
+            return {}
+        return {
+            "images": list(seen),
+            "objects": torch.stack([matched.objects for matched in seen.values()]),
+            "anchors": torch.stack([matched.anchors for matched in seen.values()]),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint; of several ranks' images it has those of the first."""
+        if not state_dict:
+            return
+        rows = zip(state_dict["objects"], state_dict["anchors"], strict=True)
+        self._before = dict(zip(state_dict["images"], (Matched(*row) for row in rows), strict=True))
