@@ -29,7 +29,7 @@ class RunFolder:
 
     @property
     def epochs(self) -> Path:
-        """The folder of checkpoints after every epoch; checkpointing=every_epoch has the same name."""
+        """Checkpoints of all epochs; checkpointing=every_epoch has the same name."""
         return self.path / "epochs"
 
     @property
