@@ -218,6 +218,7 @@ RULES: Mapping[str, tuple[tuple[Kind, str], ...]] = {
         (OneOf(1), ".checkpointing.best.save_top_k"),  # they would share the name best.ckpt
         (COUNT | NULL, "every_n_steps"),
         (POSITIVE | NULL, "every_minutes"),
+        (WEIGHT, "checkpointing.last.seconds_apart"),
         (COUNT, "refresh_rate images patience length"),
         (Real(0, 1, below=True), "ema.decay"),
         (SHARE, "min_delta"),

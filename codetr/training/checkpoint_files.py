@@ -38,8 +38,8 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def resume_path(ckpt_path: str | None, folder: RunFolder) -> str | None:
-    """The checkpoint to resume from: that of the run folder for ``last`` (None where there is
-    none yet; the newest readable one where it is damaged), else the named file.
+    """The checkpoint to resume from: that of the run folder for ``last`` (the newest readable one
+    where it is damaged or not there, None where there is none at all), else the named file.
 
     Raises UserError where that does not exist or cannot be read.
     """
@@ -55,11 +55,12 @@ def resume_path(ckpt_path: str | None, folder: RunFolder) -> str | None:
                 ".ckpt of the run"
             )
         return ckpt_path
-    if not folder.last.is_file():
+    missing = not folder.last.is_file()
+    reason = "it is not there yet" if missing else damage(folder.last)
+    found = folder.last if reason is None else _newest_other(folder)
+    if found is None and missing:
         log.info("ckpt_path=last: no %s yet, starting from the beginning", folder.last)
         return None
-    reason = damage(folder.last)
-    found = folder.last if reason is None else _newest_other(folder)
     if found is None:
         raise UserError(
             f"{folder.last}: cannot be resumed from ({reason}), nor from any other file of its "

@@ -97,6 +97,7 @@ NUMBERS: Mapping[str, str] = {
     "checkpointing.best.mode": "maximum",
     "checkpointing.best.save_top_k": "-2 0.5 -1 0 2 3",
     "checkpointing.last.every_n_steps": "0 -1 1.5",
+    "checkpointing.last.seconds_apart": "-1 abc null nan",
     "scheme.collaborative.lambda_1": "-1 abc nan",
     "scheme.collaborative.lambda_2": "-1",
     "scheme.collaborative.min_queries": "-1",

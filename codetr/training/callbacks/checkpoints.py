@@ -15,8 +15,9 @@ from codetr.run_folder import RunFolder
 class LastCheckpoint(Checkpoint):
     """``<folder>/last.ckpt``, which ``ckpt_path=last`` resumes from.
 
-    ``SafePoints`` has it written before every validation, between epochs, when the run is
-    stopped, and within an epoch every ``every_minutes`` and every ``every_n_steps`` optimiser
+    ``SafePoints`` has it written before a validation and between epochs where the last writing was
+    ``seconds_apart`` ago (short epochs would spend their time on writing), when the run is stopped,
+    at its end, and within an epoch every ``every_minutes`` and every ``every_n_steps`` optimiser
     steps (None: not for that reason).
     """
 
@@ -25,14 +26,20 @@ class LastCheckpoint(Checkpoint):
         folder: str | Path,
         every_n_steps: int | None = None,
         every_minutes: float | None = None,
+        seconds_apart: float = 0.0,
     ) -> None:
         for name, value in (("every_n_steps", every_n_steps), ("every_minutes", every_minutes)):
             if value is not None and not value > 0:
                 raise UserError(
                     f"checkpointing.last.{name}={value}: give a positive number or null"
                 )
+        if not seconds_apart >= 0:
+            raise UserError(
+                f"checkpointing.last.seconds_apart={seconds_apart}: give a number of at least 0"
+            )
         self.path = RunFolder(Path(folder)).last
         self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
+        self.seconds_apart = seconds_apart
         self._time, self._step = time.monotonic(), 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -46,6 +53,10 @@ class LastCheckpoint(Checkpoint):
         waited = time.monotonic() - self._time
         timely = self.every_minutes is not None and waited >= 60 * self.every_minutes
         return timely or bool(self.every_n_steps and step % self.every_n_steps == 0)
+
+    def rested(self) -> bool:
+        """Whether to write before a validation or between epochs."""
+        return time.monotonic() - self._time >= self.seconds_apart
 
     def save(self, trainer: Trainer) -> None:
         """Write the file; all processes together."""

@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 class SafePoints(Callback):
     """Has ``LastCheckpoint`` write, and stops a run that got a signal (``StopSignals``), where all
     is done and logged: between optimiser steps, between epochs, before a validation and after
-    training. Within a validation a run is stopped without writing: it was kept before.
+    training. Within a validation a run is stopped without writing: what was trained before it is
+    kept but for ``seconds_apart`` at most.
 
     Several processes do both at the same step. It comes first among callbacks, so that they have
     not changed the weights yet (an average replaces them at the end of training).
@@ -69,9 +70,8 @@ class SafePoints(Callback):
         if batch_idx % trainer.accumulate_grad_batches:
             return
         moment = Moment.STEPS if batch_idx else Moment.EPOCHS
-        due = any(keeper.due(trainer.global_step) for keeper in _keepers(trainer))
-        signum, wanted = self._agree(_asked(), int(due))
-        if signum or wanted or moment is Moment.EPOCHS:
+        signum, due, rested = self._agreed(trainer)
+        if signum or due or (rested and moment is Moment.EPOCHS):
             self._keep(trainer, moment)
         self._stop(signum)
 
@@ -79,8 +79,9 @@ class SafePoints(Callback):
         """Before a validation, which may take long."""
         if trainer.sanity_checking or not trainer.fit_loop.epoch_loop.batch_progress.total.ready:
             return
-        signum, _ = self._agree(_asked(), 0)
-        self._keep(trainer, Moment.VALIDATION)
+        signum, due, rested = self._agreed(trainer)
+        if signum or due or rested:
+            self._keep(trainer, Moment.VALIDATION)
         self._stop(signum)
 
     def on_validation_batch_start(
@@ -112,6 +113,12 @@ class SafePoints(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From a checkpoint."""
         self._before = dict(state_dict)
+
+    def _agreed(self, trainer: Trainer) -> list[int]:
+        """The signal that some process got, or 0; and whether to write within and between epochs."""
+        keepers = _keepers(trainer)
+        due = any(keeper.due(trainer.global_step) for keeper in keepers)
+        return self._agree(_asked(), int(due), int(any(keeper.rested() for keeper in keepers)))
 
     def _keep(self, trainer: Trainer, moment: Moment) -> None:
         now = (trainer.global_step, moment)

@@ -59,6 +59,14 @@ def test_a_flipped_byte_is_found(tmp_path: Path) -> None:
         resume_path("last", folder)
 
 
+def test_the_best_serves_where_last_was_not_written_yet(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    torch.save({"state_dict": {}}, tmp_path / "weights.ckpt")
+    assert resume_path("last", folder) is None
+    save(folder.best)
+    assert resume_path("last", folder) == str(folder.best)
+
+
 def test_weights_alone_cannot_be_resumed_from(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "a.ckpt")
     with pytest.raises(UserError, match="it has no state of training"):

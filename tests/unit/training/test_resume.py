@@ -22,6 +22,7 @@ from codetr.classes import ClassList
 from codetr.data.sample import SampleKey
 from codetr.data.samplers import TrainSampler
 from codetr.data.steps import StepLoader, remaining
+from codetr.run_folder import RunFolder
 from codetr.structures import Batch
 from codetr.training import stopping
 from codetr.training.callbacks import (
@@ -31,6 +32,7 @@ from codetr.training.callbacks import (
     LearningRates,
     SafePoints,
 )
+from codetr.training.checkpoint_files import resume_path
 from codetr.training.ema import ExponentialMovingAverage
 from codetr.training.loggers import CsvLogger
 from codetr.training.module import DetectionModule
@@ -148,6 +150,7 @@ def train(
     *more: Callback,
     every: int | None = 1,
     resume: str | None = None,
+    apart: float = 0.0,
 ) -> None:
     callbacks = [
         SafePoints(),
@@ -164,7 +167,7 @@ def train(
             enable_version_counter=False,
             save_on_train_epoch_end=False,
         ),
-        LastCheckpoint(folder, every_n_steps=every),
+        LastCheckpoint(folder, every_n_steps=every, seconds_apart=apart),
     ]
     trainer = Trainer(
         accelerator="cpu",
@@ -318,6 +321,55 @@ def test_without_checkpoints_within_epochs_a_kill_costs_the_steps_since_the_last
     assert saved["global_step"] == 8  # an epoch
     train(tmp_path, setting, resume="last.ckpt")
     assert differences(outcome(tmp_path), expected) == {}
+
+
+HOUR = 3600.0
+"""Longer than any run here: nothing is written between epochs."""
+
+
+@pytest.mark.parametrize("hook", [("on_validation_batch_end", 3), ("on_train_batch_end", 12)])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_run_that_is_seldom_kept_resumes_from_what_there_is(
+    hook: Hook, action: str, tmp_path: Path, whole: Callable[[Setting], dict[str, Any]]
+) -> None:
+    setting = Setting()
+    expected = whole(setting)
+    cut = Interrupt(hook, ACTIONS[action])
+    with pytest.raises((Killed, stopping.Stopped)):
+        train(tmp_path, setting, cut, every=None, apart=HOUR)
+    asked = action != "kill" and hook[0] == "on_train_batch_end"
+    assert (tmp_path / "last.ckpt").is_file() == asked
+    found = resume_path("last", RunFolder(tmp_path))
+    assert found is not None
+    assert Path(found).name == ("last.ckpt" if asked else "best.ckpt")
+    train(tmp_path, setting, resume=Path(found).name, every=None, apart=HOUR)
+    assert differences(outcome(tmp_path), expected) == {}
+
+
+def test_short_epochs_are_not_all_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between writings lies the time that was asked for, and the end is written always."""
+    written: dict[float, list[int]] = {}
+    for apart in (0.0, HOUR):
+        steps = written.setdefault(apart, [])
+
+        def save(keeper: LastCheckpoint, trainer: Trainer, steps: list[int] = steps) -> None:
+            steps.append(trainer.global_step)
+
+        monkeypatch.setattr(LastCheckpoint, "save", save)
+        train(tmp_path, Setting(), every=None, apart=apart)
+    assert written == {0.0: [8, 8, 16, 16, 24, 24], HOUR: [24]}
+
+
+def test_the_time_since_the_last_writing_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("codetr.training.callbacks.checkpoints.time.monotonic", lambda: now)
+    keeper = LastCheckpoint(tmp_path, seconds_apart=60)
+    found = []
+    for now in (100.0, 159.9, 160.0, 500.0):
+        found.append(keeper.rested())
+    assert found == [False, False, True, True]
 
 
 def test_a_second_ctrl_c_does_not_wait_for_a_step(tmp_path: Path) -> None:
