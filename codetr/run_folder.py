@@ -33,6 +33,11 @@ class RunFolder:
         return self.path / "epochs"
 
     @property
+    def ranks(self) -> Path:
+        """The folder of what several processes say of themselves while they run."""
+        return self.path / "ranks"
+
+    @property
     def detector(self) -> Path:
         """The best detector alone."""
         return self.path / "model.safetensors"

@@ -197,6 +197,7 @@ RULES: Mapping[str, tuple[tuple[Kind, str], ...]] = {
         (AUTO | Whole(-1, 100_000) | Each(Whole(0, 1000), least=1) | TEXT, ".trainer.devices"),
         (Whole(1, 100_000), ".trainer.num_nodes"),
         (TEXT | PART, ".trainer.strategy"),
+        (POSITIVE, ".trainer.strategy.timeout.minutes"),
         (WEIGHT | NULL, ".trainer.gradient_clip_val"),
         (COUNT, ".trainer.log_every_n_steps"),
         (COUNT | NULL, ".trainer.check_val_every_n_epoch"),

@@ -42,6 +42,7 @@ from codetr.training.optim import can_fuse
 from codetr.training.run_facts import Continued, learning_rate, run_facts, warn_of_crowded_images
 from codetr.training.stopping import Stopped, StopSignals, next_command
 from codetr.training.trainer import build_trainer
+from codetr.training.watch import Watch, waiting_limit_s
 from codetr.writing import remove_parts, replacing
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,8 @@ def _train(cfg: DictConfig, given: Sequence[str]) -> dict[str, Any]:
     log.info("deformable attention: %s", attention)
     log_config(trainer, record.config)
     resume = resume_path(cfg.ckpt_path, folder)
-    trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    with Watch(trainer, folder.ranks, waiting_limit_s(cfg), next_command(cfg)):
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     metrics = finish(trainer, module, callbacks, folder)
     metrics["wall_time_s"] = time.perf_counter() - start
     if trainer.is_global_zero:

@@ -115,7 +115,7 @@ class SafePoints(Callback):
         self._before = dict(state_dict)
 
     def _agreed(self, trainer: Trainer) -> list[int]:
-        """The signal that some process got, or 0; and whether to write within and between epochs."""
+        """The signal that some process got, or 0; whether to write within and between epochs."""
         keepers = _keepers(trainer)
         due = any(keeper.due(trainer.global_step) for keeper in keepers)
         return self._agree(_asked(), int(due), int(any(keeper.rested() for keeper in keepers)))

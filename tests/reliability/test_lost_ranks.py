@@ -1,0 +1,126 @@
+"""One of two processes is frozen, killed, or fails: the run ends with one line, and resumes."""
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import RANKS, TIMEOUT_S, Place, differences, kept_step, outcome, wait_until
+
+from codetr.training.checkpoint_files import damage
+
+FAILING = """
+from lightning.pytorch import Callback
+from codetr.errors import UserError
+
+class Fails(Callback):
+    def __init__(self, rank, kind):
+        self.rank, self.kind = rank, kind
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 3 and self.rank in (trainer.global_rank, "all"):
+            raise UserError("x: no") if self.kind == "user" else KeyError("boom")
+"""
+LIMIT_MINUTES = 1.5
+
+
+@pytest.fixture
+def ranks(place: Place) -> Place:
+    """Of two processes that wait a minute and a half for each other."""
+    wait = f"trainer.strategy.timeout.minutes={LIMIT_MINUTES}"
+    return replace(place, options=(*place.options, *RANKS, wait))
+
+
+def processes(run: Path) -> dict[int, int]:
+    """Numbers of the processes of a run by rank."""
+    return {
+        int(path.stem): json.loads(path.read_text())["pid"] for path in run.glob("ranks/*.json")
+    }
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def told(stderr: str) -> str:
+    """The one line that the run has ended with."""
+    assert "Traceback" not in stderr, stderr
+    (line,) = [text for text in stderr.splitlines() if "error" in text.lower()]
+    return line
+
+
+def lose(place: Place, rank: int, signum: int) -> tuple[int, str]:
+    """Send the signal to one process of a run that trains; status and stderr of its end."""
+    running = place.start()
+    wait_until(lambda: kept_step(place.run) >= 2, running)
+    both = processes(place.run)
+    assert both.keys() == {0, 1}
+    os.kill(both[rank], signum)
+    done = running.ended(TIMEOUT_S)
+    assert not any(is_there(pid) for pid in both.values())
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("rank", "signum"),
+    [
+        (1, signal.SIGKILL),
+        pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow),
+        pytest.param(0, signal.SIGSTOP, marks=pytest.mark.slow),
+    ],
+)
+def test_a_rank_that_is_lost_is_named_and_the_run_resumes(
+    ranks: Place, whole: Callable[..., dict[str, Any]], rank: int, signum: int
+) -> None:
+    status, stderr = lose(ranks, rank, signum)
+    line = told(stderr)
+    assert f"rank {rank} " in line
+    assert line.endswith("name=run ckpt_path=last`")
+    assert ranks.options[0] in line
+    if signum == signal.SIGKILL:
+        assert status == 1
+        assert "rank 1 was killed by SIGKILL" in line
+    else:
+        assert status == (1 if rank else -signal.SIGKILL)
+        assert f"rank {rank} is stopped" in line
+        said = [text for text in stderr.splitlines() if "ends the run after 90 s" in text]
+        assert len(said) == 1
+        assert re.search(
+            rf"rank {1 - rank} has waited 1\d s at .*: rank {rank} is stopped", said[0]
+        )
+    assert damage(ranks.run / "last.ckpt") is None
+    assert ranks.train().returncode == 0
+    assert not (ranks.run / "ranks").exists()
+    assert differences(outcome(ranks.run), whole(*RANKS)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1, "all"])
+@pytest.mark.parametrize("kind", ["user", "other"])
+def test_a_rank_that_fails_ends_the_run_with_its_error(
+    ranks: Place, rank: int | str, kind: str
+) -> None:
+    (ranks.folder / "failing.py").write_text(FAILING)
+    path = f"{ranks.folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    failing = f"+callbacks.fails={{_target_:failing.Fails,rank:{rank},kind:{kind}}}"
+    done = ranks.start(failing, PYTHONPATH=path).ended(TIMEOUT_S)
+    if kind == "user":
+        assert done.returncode == 2
+        assert told(done.stderr) == "error: x: no"
+    else:
+        assert done.returncode == 1
+        assert done.stderr.count("KeyError: 'boom'\n") == 1
+        lines = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
+        assert len(lines) == (rank != "all")
+        for line in lines:
+            assert line.startswith(f"error: rank {rank} ended: KeyError: 'boom': continue with `")
+    assert damage(ranks.run / "last.ckpt") is None
+    assert ranks.train().returncode == 0
