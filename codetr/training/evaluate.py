@@ -31,6 +31,7 @@ from codetr.errors import UserError
 from codetr.models.detectors.protocol import MAIN
 from codetr.models.ops import use_msda
 from codetr.models.ops.cpu_memory import keep_freed_memory
+from codetr.run_folder import RunFolder
 from codetr.settings import check_settings
 from codetr.structures import Batch, Detections, ImageInfo
 from codetr.suppression import use_nms
@@ -41,6 +42,7 @@ from codetr.training.evaluators import build_evaluator
 from codetr.training.train import prepare_process
 from codetr.training.trainer import build_trainer
 from codetr.training.unused import ignored_in_evaluation, require_effect
+from codetr.training.watch import Watch, waiting_limit_s
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +99,9 @@ def evaluate(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, float]:
     use_nms(cfg.ops.nms)
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
-    trainer.test(module, datamodule=datamodule, verbose=False)
+    ranks = RunFolder(Path(cfg.paths.run_dir)).ranks
+    with Watch(trainer, ranks, waiting_limit_s(full), "give the same command again"):
+        trainer.test(module, datamodule=datamodule, verbose=False)
     if not report.metrics:  # no batch was run, and so no hook of the report
         evaluator.compute()
     return report.metrics

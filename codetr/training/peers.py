@@ -26,7 +26,7 @@ class Sign:
 
     ``stage`` counts what all processes do equally often, ``at`` says what that is. ``ended`` is
     None while it runs, else how it ended, with the exit ``status``; ``told`` says that the user has
-    read so. ``command`` continues the run.
+    read so. ``advice`` is what to do when the run ends before its time.
     """
 
     rank: int
@@ -40,15 +40,15 @@ class Sign:
     ended: str | None = None
     status: int = 0
     told: bool = False
-    command: str | None = None
+    advice: str | None = None
 
     @classmethod
-    def own(cls, rank: int, run: str, command: str | None) -> Sign:
+    def own(cls, rank: int, run: str, advice: str | None) -> Sign:
         """The first one of this process."""
         pid = os.getpid()
         _, started = process_state(pid) or ("", 0)
         host = socket.gethostname()
-        return cls(rank=rank, run=run, host=host, pid=pid, started=started, command=command)
+        return cls(rank=rank, run=run, host=host, pid=pid, started=started, advice=advice)
 
     @property
     def here(self) -> bool:
@@ -153,7 +153,7 @@ class Peer:
         if self.code:
             return fate(self.code)
         if sign is not None and is_gone(sign):
-            return f"is gone: process {sign.pid} was killed, or crashed, at {sign.at}"
+            return f"is gone: process {sign.pid} was killed, or crashed, after {sign.at}"
         return None
 
     def late(self, stage: int, silence_s: float) -> str | None:

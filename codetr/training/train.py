@@ -88,7 +88,8 @@ def _train(cfg: DictConfig, given: Sequence[str]) -> dict[str, Any]:
     log.info("deformable attention: %s", attention)
     log_config(trainer, record.config)
     resume = resume_path(cfg.ckpt_path, folder)
-    with Watch(trainer, folder.ranks, waiting_limit_s(cfg), next_command(cfg)):
+    advice = f"continue with `{next_command(cfg)}`"
+    with Watch(trainer, folder.ranks, waiting_limit_s(cfg), advice):
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     metrics = finish(trainer, module, callbacks, folder)
     metrics["wall_time_s"] = time.perf_counter() - start

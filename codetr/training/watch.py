@@ -53,16 +53,16 @@ class Watch:
     A thread leaves signs of this process (``Board``), and looks at those of the others when this
     one has come no further for a while. Where one is lost (killed, ended by an error), this one
     ends, too; where one is late, that is said after ``SAID_AFTER_S``, and the run ends after
-    ``limit_s``. One process says so, in a line with the ``command`` that continues the run.
+    ``limit_s``. One process says so, in a line that ends with the first process's ``advice``.
     """
 
-    def __init__(self, trainer: Trainer, folder: Path, limit_s: float, command: str) -> None:
+    def __init__(self, trainer: Trainer, folder: Path, limit_s: float, advice: str) -> None:
         self.trainer, self.limit_s = trainer, limit_s
         self.rank, size = trainer.global_rank, trainer.world_size
         self.alone = size == 1
         self._beat_s = min(BEAT_S, limit_s / 20)
         self._said_after_s = min(SAID_AFTER_S, limit_s / 2)
-        self._command = command
+        self._own_advice = advice
         self._children: Sequence[Popen[bytes]] = ()
         self._folder, self._size = folder, size
         self._lock = threading.Lock()
@@ -81,7 +81,7 @@ class Watch:
         self._peers = Peers(self._board, self.rank, self._size)
         if self.rank == 0:
             self._board.clear()
-        self._sign = Sign.own(self.rank, run, self._command if self.rank == 0 else None)
+        self._sign = Sign.own(self.rank, run, self._own_advice if self.rank == 0 else None)
         self._board.put(self._sign)
         self.trainer.callbacks.insert(0, _Places(self))  # type: ignore[attr-defined]
         self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
@@ -240,8 +240,8 @@ class Watch:
 
     def _advice(self) -> str:
         first = self._board.signs().get(0)
-        command = first.command if first is not None and first.command else self._command
-        return f"continue with `{command}`"
+        said = first.advice if first is not None else None
+        return said or self._own_advice
 
     def _turn(self) -> None:
         time.sleep(_TURN_S * min(self.rank, 10))
@@ -297,6 +297,16 @@ class _Places(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """It is evaluated."""
         self._reached("what follows a validation")
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Not all have equally many."""
+        self._reached(f"batch {batch_idx + 1}", stage=False)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Detections are gathered."""
+        self._reached("the end of the evaluation")
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """All is trained."""

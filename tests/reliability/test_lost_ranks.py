@@ -14,6 +14,8 @@ from runs import RANKS, TIMEOUT_S, Place, differences, kept_step, outcome, wait_
 
 from codetr.training.checkpoint_files import damage
 
+pytestmark = pytest.mark.slow
+
 FAILING = """
 from lightning.pytorch import Callback
 from codetr.errors import UserError
@@ -70,12 +72,7 @@ def lose(place: Place, rank: int, signum: int) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    ("rank", "signum"),
-    [
-        (1, signal.SIGKILL),
-        pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow),
-        pytest.param(0, signal.SIGSTOP, marks=pytest.mark.slow),
-    ],
+    ("rank", "signum"), [(1, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP)]
 )
 def test_a_rank_that_is_lost_is_named_and_the_run_resumes(
     ranks: Place, whole: Callable[..., dict[str, Any]], rank: int, signum: int
@@ -102,7 +99,6 @@ def test_a_rank_that_is_lost_is_named_and_the_run_resumes(
     assert differences(outcome(ranks.run), whole(*RANKS)) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1, "all"])
 @pytest.mark.parametrize("kind", ["user", "other"])
 def test_a_rank_that_fails_ends_the_run_with_its_error(
