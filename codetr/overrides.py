@@ -50,6 +50,15 @@ def _quoted(value: str) -> str:
     return QuotedString(text=value, quote=Quote.single).with_quotes()
 
 
+def adding(arguments: Sequence[str], groups: Iterable[str]) -> list[str]:
+    """The arguments, so that Hydra takes settings of ``groups`` that its configuration lacks. Of a
+    group of which an option is chosen, it has all.
+    """
+    chosen = {key_of(argument) for argument in arguments}
+    open_groups = tuple(f"{group}." for group in groups if group not in chosen)
+    return [f"++{a}" if "=" in a and a.startswith(open_groups) else a for a in arguments]
+
+
 def key_of(override: str) -> str:
     """What an override changes: ``model.backbone`` of ``model/backbone=x``, ``+model.backbone=x``
     and ``~model/backbone@y``.

@@ -71,7 +71,7 @@ def analyse(cfg: DictConfig, given: Sequence[str] = ()) -> Findings:
     log.info("deformable attention: %s", use_msda(cfg.ops.msda, device))
     use_nms(cfg.ops.nms)
     names = names_of(sources)
-    found = look_at_all(analysis, single, names, device)
+    found = look_at_all(analysis, single, names, device, given)
     findings = analysis.report(found)
     title = analysis.title
     log.info("%s\n\n%s", "\n".join(findings.notes), markdown(findings.columns, findings.rows))
@@ -84,7 +84,11 @@ def analyse(cfg: DictConfig, given: Sequence[str] = ()) -> Findings:
 
 
 def look_at_all(
-    analysis: Analysis, configs: Sequence[DictConfig], names: Sequence[str], device: torch.device
+    analysis: Analysis,
+    configs: Sequence[DictConfig],
+    names: Sequence[str],
+    device: torch.device,
+    given: Sequence[str] = (),
 ) -> dict[str, list[Any]]:
     """What is seen of every image, by checkpoint, with a progress bar. Raises UserError where the
     checkpoints would look at different images.
@@ -94,7 +98,7 @@ def look_at_all(
     columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn()) as progress:
         for cfg, name in zip(configs, names, strict=True):
-            subject = open_subject(cfg, name, device)
+            subject = open_subject(cfg, name, device, given)
             files.append(subject.data.val_annotations)
             if files[-1] != files[0]:
                 raise UserError(

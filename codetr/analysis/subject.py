@@ -130,14 +130,16 @@ def boxes_px(batch: Batch) -> Tensor:
     return cxcywh_to_xyxy(targets.boxes) * targets.size_whwh
 
 
-def open_subject(cfg: DictConfig, name: str, device: torch.device) -> Subject:
+def open_subject(
+    cfg: DictConfig, name: str, device: torch.device, given: Sequence[str] = ()
+) -> Subject:
     """Open the checkpoint of ``cfg`` (conf/analyse.yaml, with one checkpoint). Data and
     preprocessing are the checkpoint's where ``cfg`` has none. Raises UserError for whatever a user
     can mend.
     """
     source = cfg.checkpoint
     content = open_chosen(cfg)
-    full = as_built(with_run(cfg, content.record), cfg, schemes=True)
+    full = as_built(with_run(cfg, content.record, given), cfg, given, schemes=True)
     full.data.eval_batch_size = 1  # nothing of an image is padding, but for the size divisor
     data = build_split(full, source)
     classes = content.record.classes

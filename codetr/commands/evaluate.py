@@ -5,6 +5,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from codetr.conf_folder import conf_folder
+from codetr.settings.check import OF_RECORD
 from codetr.training.launcher import register
 from codetr.training.shell import one_line_errors
 
@@ -20,5 +21,5 @@ def _run(cfg: DictConfig) -> float | None:
 
 def main() -> None:
     """Compose from the command line, and run."""
-    register()
+    register(of_record=OF_RECORD)
     _run()

@@ -100,8 +100,8 @@ def require_used(given: Sequence[str], used: frozenset[str], checkpoint: str) ->
     for override in given:
         if not is_within(key_of(override), known):
             raise UserError(
-                f"{override}: changes nothing here, where {checkpoint} brings its own settings: "
-                "leave it out"
+                f"{override.removeprefix('++')}: changes nothing here, where {checkpoint} brings "
+                "its own settings: leave it out"
             )
 
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from codetr.errors import UserError
-from codetr.overrides import key_of
+from codetr.overrides import is_within, key_of
 from codetr.settings.annotated import arguments_of
 from codetr.settings.kinds import NULL, Either, FilePath, FolderName, Kind
 from codetr.settings.relations import RELATIONS
@@ -23,6 +23,14 @@ FREE = ("callbacks", "checkpointing", "logger", "scheme", "aux_heads", "optimize
 """Where a user may add parts of any name."""
 OPTION_LISTS = ("scheme", "aux_heads", "logger")
 """Groups of which several options are chosen."""
+OF_RECORD = {
+    "data": "data._target_",
+    "evaluation": "evaluation.evaluator._target_",
+    "augmentation": "augmentation.eval._target_",
+}
+"""Groups of which a command on a checkpoint changes single settings of its record, and what each
+has where one of its options is chosen instead.
+"""
 SHOWN = 60
 
 
@@ -57,9 +65,10 @@ def check_settings(cfg: DictConfig, given: Sequence[str] = (), nulls: bool = Fal
     UserError for the first mistake: key, value and remedy in one line.
     """
     _require_distinct(given)
-    _require_known(_plain(cfg), given)
+    single = single_settings(_plain(cfg), given) if nulls else ()
+    _require_known(_plain(cfg), given, single)
     names_as_text(cfg, given)
-    _check(_plain(cfg), nulls, interpolated=False)
+    _check(_plain(cfg), nulls, interpolated=False, parts_of=single)
     if nulls:
         return
     try:
@@ -89,12 +98,15 @@ def _not_of_its_kind(name: str, value: Any, takes: Kind) -> str:
     return f"{name}={_shown(value)}: give {takes}"
 
 
-def _check(config: Any, nulls: bool, interpolated: bool) -> None:
+def _check(config: Any, nulls: bool, interpolated: bool, parts_of: Sequence[str] = ()) -> None:
+    """``parts_of``: settings of which the parts are a checkpoint's."""
     wrong = []
     for key, value, takes in settings_of(config, ()):
         written = isinstance(value, str) and "${" in value and not interpolated
         missing = value == "???"
         if takes is None or written or missing or (nulls and value is None):
+            continue
+        if isinstance(value, Mapping) and any(is_within(s, [".".join(key)]) for s in parts_of):
             continue
         if not takes.takes(value):
             wrong.append((key, value, takes))
@@ -150,7 +162,7 @@ def _arguments(part: Mapping[Any, Any], key: Key) -> Mapping[str, Kind | None]:
             own = sorted(arguments.kinds.keys() - {"self"})
             raise UserError(
                 f"{'.'.join((*key, str(name)))}: {target.rpartition('.')[2]} takes no '{name}': "
-                f"{_instead(str(name), own)}"
+                f"{instead(str(name), own)}"
             )
     return arguments.kinds
 
@@ -170,11 +182,37 @@ def _require_distinct(given: Iterable[str]) -> None:
             raise UserError(f"{override}: names {twice} twice: {remedy}")
 
 
-def _require_known(config: Mapping[str, Any], given: Iterable[str]) -> None:
-    """Raise UserError for a key that was added where nothing reads it."""
+def single_settings(config: Any, given: Iterable[str]) -> list[str]:
+    """The keys of ``given`` that change a checkpoint's record, see ``OF_RECORD``."""
+    single = [g for g, mark in OF_RECORD.items() if _at(config, tuple(mark.split("."))) is None]
+    return [key for key in map(key_of, given) if key.startswith(tuple(f"{g}." for g in single))]
+
+
+def require_taken(config: Any, keys: Iterable[str]) -> None:
+    """Check settings that were put into a checkpoint's record: raise UserError for the first that
+    the part above it does not take, and for a value that is not of its kind.
+    """
+    for name in keys:
+        key = tuple(name.split("."))
+        part = _at(config, key[:-1])
+        if isinstance(part, Mapping) and key[-1] in part:
+            only = {k: part[k] for k in ("_target_", key[-1]) if k in part}
+            takes = _kind(key, part[key[-1]], _arguments(only, key[:-1]).get(key[-1]))
+            if takes is not None and not takes.takes(part[key[-1]]):
+                raise UserError(_not_of_its_kind(name, part[key[-1]], takes))
+
+
+def _require_known(
+    config: Mapping[str, Any], given: Iterable[str], elsewhere: Sequence[str]
+) -> None:
+    """Raise UserError for a key that was added where nothing reads it; those of ``elsewhere`` are
+    checked where they are read.
+    """
     for override in given:
         name = override.lstrip("+").partition("=")[0]
         if not override.startswith("+") or "/" in name or "@" in name:
+            continue
+        if key_of(override) in elsewhere:
             continue
         key = tuple(key_of(override).split("."))
         if _chose_an_option(config, key, override):
@@ -192,7 +230,7 @@ def _require_known(config: Mapping[str, Any], given: Iterable[str]) -> None:
         own = ".".join(key)
         known = [".".join(k) for k, *_ in settings_of(config, ()) if k[: len(key)] != key]
         raise UserError(
-            f"{override.lstrip('+')}: nothing reads a setting '{own}': {_instead(own, known)}"
+            f"{override.lstrip('+')}: nothing reads a setting '{own}': {instead(own, known)}"
         )
 
 
@@ -213,7 +251,7 @@ def _at(config: Any, key: Key) -> Any:
     return config
 
 
-def _instead(name: str, known: Sequence[str]) -> str:
+def instead(name: str, known: Sequence[str]) -> str:
     """The nearest name, or a key that ends so."""
     near = [k for k in known if k.endswith(f".{name}")]
     near = near or difflib.get_close_matches(name, known, n=1)

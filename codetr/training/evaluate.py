@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -31,8 +31,11 @@ from codetr.errors import UserError
 from codetr.models.detectors.protocol import MAIN
 from codetr.models.ops import use_msda
 from codetr.models.ops.cpu_memory import keep_freed_memory
+from codetr.overrides import is_within, key_of
 from codetr.run_folder import RunFolder
 from codetr.settings import check_settings
+from codetr.settings.check import OF_RECORD, instead, require_taken, single_settings
+from codetr.settings.rules import is_own
 from codetr.structures import Batch, Detections, ImageInfo
 from codetr.suppression import use_nms
 from codetr.training.acceleration import accelerate
@@ -45,9 +48,6 @@ from codetr.training.unused import ignored_in_evaluation, require_effect
 from codetr.training.watch import Watch, waiting_limit_s
 
 log = logging.getLogger(__name__)
-
-CHOSEN = {"data": "_target_", "evaluation": "evaluator"}
-"""Groups of which values may be changed without choosing an option, and what each option has."""
 
 
 class Collector(Protocol):
@@ -88,7 +88,7 @@ def evaluate(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, float]:
     """
     require_effect(given, ignored_in_evaluation(cfg.checkpoint, FOREIGN))
     check_settings(cfg, given, nulls=True)
-    full, branch, datamodule, classes = open_branch(cfg)
+    full, branch, datamodule, classes = open_branch(cfg, given)
     evaluator = build_evaluator(full, datamodule.val_annotations, classes, cfg.checkpoint)
     module = EvaluationModule(branch, evaluator, classes)
     panel = [] if cfg.panel is None else [instantiate(cfg.panel)]
@@ -121,7 +121,9 @@ def build_tester(
     return trainer
 
 
-def open_branch(cfg: DictConfig) -> tuple[DictConfig, Branch, CocoDataModule, ClassList]:
+def open_branch(
+    cfg: DictConfig, given: Sequence[str] = ()
+) -> tuple[DictConfig, Branch, CocoDataModule, ClassList]:
     """The whole configuration, what finds objects, the split that it is to run on, and the
     classes of its labels. Raises UserError as ``evaluate``.
     """
@@ -132,7 +134,7 @@ def open_branch(cfg: DictConfig) -> tuple[DictConfig, Branch, CocoDataModule, Cl
             f"for checkpoint={OFFICIAL}FILE"
         )
     content = open_checkpoint(cfg.checkpoint, cfg, cfg.trust)
-    full = as_built(with_run(cfg, content.record), cfg)
+    full = as_built(with_run(cfg, content.record, given), cfg, given)
     looks = choose_views(cfg.views, full, cfg.checkpoint)
     datamodule = build_split(full, cfg.checkpoint)
     classes = content.record.classes
@@ -174,12 +176,15 @@ def batch_of_one(resize: Augmentation, collate: Collate, image: Tensor) -> Batch
     return collate([resize(as_sample(image))])
 
 
-def as_built(full: DictConfig, cfg: DictConfig, schemes: bool = False) -> DictConfig:
+def as_built(
+    full: DictConfig, cfg: DictConfig, given: Sequence[str] = (), schemes: bool = False
+) -> DictConfig:
     """What objects are made from, of a whole configuration ``full`` that a file and the user's
     ``cfg`` make up: resolved, plain and checked, and nothing besides. ``schemes``: those of the
     training too, which an auxiliary branch needs anyway.
 
-    Raises UserError where the file names what it may not, or has no such parts.
+    Raises UserError where the file names what it may not, or has no such parts, and for a setting
+    of ``given`` that its parts do not take.
     """
     keys = ["data", "evaluation", "trainer", "model.detector"]
     if schemes or cfg.evaluation.branch != MAIN:
@@ -197,7 +202,14 @@ def as_built(full: DictConfig, cfg: DictConfig, schemes: bool = False) -> DictCo
     checked = plain(parts, cfg.checkpoint, "configuration")
     if not cfg.trust:
         require_trusted(checked, cfg.checkpoint, cfg)
+    require_taken(checked, map(_placed, single_settings(cfg, given)))
     return OmegaConf.create(checked)
+
+
+def _placed(name: str) -> str:
+    """Where a setting of ``OF_RECORD`` is in what ``as_built`` returns."""
+    old, new = "augmentation.eval", "data.eval_augmentation"
+    return new + name.removeprefix(old) if is_within(name, [old]) else name
 
 
 def build_branch(cfg: DictConfig, content: DetectorFile, source: str) -> Branch:
@@ -214,10 +226,13 @@ def build_branch(cfg: DictConfig, content: DetectorFile, source: str) -> Branch:
     return auxiliary_branch(name, detector, schemes, tuple(content.schemes))
 
 
-def with_run(cfg: DictConfig, record: RunRecord) -> DictConfig:
-    """The run's configuration, changed by what ``cfg`` chooses (its values that are not null).
+def with_run(cfg: DictConfig, record: RunRecord, given: Sequence[str] = ()) -> DictConfig:
+    """The run's configuration, changed by what ``cfg`` chooses: groups of which it has an option,
+    and single settings of the others (``OF_RECORD``) where they are not null, or made null by an
+    override of ``given``.
 
-    Normalisation and padding stay the run's: they belong to the weights, not to the data.
+    Normalisation and padding stay the run's: they belong to the weights, not to the data. Raises
+    UserError for a setting that nothing reads.
     """
     record.require_preprocessing(cfg.checkpoint)
     for keys in (("model", "detector", "backbone"), ("evaluation", "postprocess")):
@@ -226,14 +241,19 @@ def with_run(cfg: DictConfig, record: RunRecord) -> DictConfig:
     full = OmegaConf.create(dict(record.config))
     if "num_train" in source and source["num_train"] is None:
         del full.data.source["num_train"]  # of earlier runs on data=custom; it said nothing
+    told = single_settings(cfg, given)
+    whole = {key for key, mark in OF_RECORD.items() if OmegaConf.select(cfg, mark) is not None}
     for key, value in cfg.items_ex(resolve=False):
-        if key in CHOSEN and CHOSEN[key] not in value:
-            full[key].update({k: v for k, v in value.items_ex(resolve=False) if v is not None})
-        elif value is not None and value != {}:
+        if value is not None and value != {} and (key not in OF_RECORD or key in whole):
             full[key] = value
-    _take_classes(full, record.config)
-    if cfg.get("augmentation") is not None:
+    if "data" in whole:
+        _take_classes(full, record.config, given)
+    if "augmentation" in whole:
         full.data.eval_augmentation = full.augmentation.eval
+    single = OmegaConf.create({"augmentation": {"eval": full.data.eval_augmentation}})
+    change_settings(single, _part(cfg, {"augmentation"} - whole), told)
+    full.data.eval_augmentation = single.augmentation.eval
+    change_settings(full, _part(cfg, {"data", "evaluation"} - whole), told)
     full.trainer.effective_batch = None
     if full.data.get("root") is None:
         raise UserError("data.root is not set: give data.root=FOLDER")
@@ -242,9 +262,37 @@ def with_run(cfg: DictConfig, record: RunRecord) -> DictConfig:
     return full
 
 
-def _take_classes(full: DictConfig, run: Mapping[str, Any]) -> None:
+def _part(cfg: DictConfig, groups: Iterable[str]) -> DictConfig:
+    """These groups of it alone, as they are written."""
+    return OmegaConf.masked_copy(cfg, [g for g in groups if cfg.get(g) is not None])
+
+
+def change_settings(
+    part: DictConfig, changes: DictConfig, told: Sequence[str], above: str = ""
+) -> None:
+    """Give ``part`` the settings of ``changes`` that are not null, and those of ``told``, one by
+    one: what lies beside them stays. Raises UserError for one of ``told`` that nothing reads.
+    """
+    for key, value in changes.items_ex(resolve=False):
+        name = f"{above}.{key!s}".lstrip(".")
+        held = part.get(key)
+        inner = held if OmegaConf.is_dict(held) else OmegaConf.create({})
+        if OmegaConf.is_dict(value) and (name not in told or "_target_" in inner):
+            change_settings(inner, value, told, name)
+            if inner:
+                part[key] = inner
+        elif name in told or value is not None:
+            if not (key in part or "_target_" in part or is_own(tuple(name.split(".")))):
+                known = [f"{above}.{other!s}".lstrip(".") for other in part]
+                raise UserError(f"{name}: nothing reads this setting: {instead(name, known)}")
+            part[key] = value
+
+
+def _take_classes(full: DictConfig, run: Mapping[str, Any], given: Sequence[str]) -> None:
     """Other data are read with the classes that the run chose, unless others are chosen."""
     chosen, told = full.data.get("classes"), run["data"].get("classes")
+    if any(is_within(key_of(override), ["data.classes"]) for override in given):
+        return
     if not any(v is not None for v in (chosen or {}).values()):
         full.data.pop("classes", None)
         if told:

@@ -61,7 +61,7 @@ def write_teacher_boxes(cfg: DictConfig, given: Sequence[str] = ()) -> int:
     """
     require_effect(given, (*ignored_in_evaluation(cfg.checkpoint, FOREIGN), *REPORTED))
     check_settings(cfg, given, nulls=True)
-    full, branch, datamodule, classes = open_branch(cfg)
+    full, branch, datamodule, classes = open_branch(cfg, given)
     results = ResultFile(classes, cfg.top_k, cfg.min_score)
     trainer = build_tester(full, branch)
     trainer.test(EvaluationModule(branch, results, classes), datamodule=datamodule, verbose=False)

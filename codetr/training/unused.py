@@ -11,6 +11,8 @@ TRAINING_PARTS = ("optimizer", "schedule", "callbacks", "checkpointing")
 """Groups that come with an experiment."""
 OF_MODEL = ("scheme", "supervision", "aux_heads", "num_classes")
 """What a checkpoint of ours says itself, and an official file's experiment."""
+OF_WEIGHTS = ("data.mean", "data.std", "data.size_divisor")
+"""How the pixels were prepared that a checkpoint of ours was trained on."""
 _TRAINER = (
     *("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "effective_batch"),
     *("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches"),
@@ -19,7 +21,7 @@ _TRAINER = (
 )
 _DATA = (
     *("batch_size", "train_augmentation", "group_by_aspect", "scaled_decoding"),
-    *("mix", "repeat", "teachers", "teacher_boxes"),
+    *("mix", "repeat", "teachers", "teacher_boxes", "masks", "ground_truth"),
 )
 TRAINING = (
     *TRAINING_PARTS,
@@ -49,12 +51,12 @@ def require_effect(
         key = key_of(override)
         if is_within(key, names):
             told = REMEDY.get(key, "leave it out")
-            raise UserError(f"{override}: changes nothing here: {told}")
+            raise UserError(f"{override.removeprefix('++')}: changes nothing here: {told}")
 
 
 def ignored_in_evaluation(checkpoint: str, foreign: tuple[str, ...]) -> tuple[str, ...]:
     """The keys that evaluating a checkpoint ignores; what begins with a ``foreign`` prefix is a
     model that its experiment and further settings describe.
     """
-    of_model = () if checkpoint.startswith(foreign) else OF_MODEL
+    of_model = () if checkpoint.startswith(foreign) else (*OF_MODEL, *OF_WEIGHTS)
     return (*TRAINING, *of_model, "trainer.limit_val_batches")

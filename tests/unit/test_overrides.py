@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codetr.checkpoints.experiment import compose_train
-from codetr.overrides import readable
+from codetr.overrides import adding, readable
 from codetr.training.launcher import register
 
 PARSER = OverridesParser.create()
@@ -81,3 +81,14 @@ def test_programs_and_python_take_such_folders(monkeypatch: pytest.MonkeyPatch) 
     register()
     assert sys.argv == ["train.py", f"data.root='{folder}'", "seed=1"]
     assert compose_train([f"data.root={folder}"]).data.root == folder
+
+
+def test_settings_of_a_record_may_be_new() -> None:
+    told = ["data.source.val=test", "database.x=1", "++data.cache=true", "~data.boxes", "seed=1"]
+    assert adding(told, ["data"]) == ["++data.source.val=test", *told[1:]]
+
+
+@pytest.mark.parametrize("choice", ["data=coco", "+data=mine", "data@data=coco"])
+def test_an_option_has_all_settings_of_its_group(choice: str) -> None:
+    told = [choice, "data.source.val=test", "evaluation.masks=false"]
+    assert adding(told, ["data", "evaluation"]) == [*told[:2], "++evaluation.masks=false"]

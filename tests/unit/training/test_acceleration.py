@@ -129,7 +129,7 @@ def test_evaluation_runs_the_model_as_the_trainer_group_says(
     detector, compiled = small_detector(), []
     opened = (cfg, MainBranch(detector, Mock()), SimpleNamespace(val_annotations="x"), ())
     module, run = RUNS[command]
-    monkeypatch.setattr(module, "open_branch", lambda _: opened)
+    monkeypatch.setattr(module, "open_branch", lambda *_: opened)
     monkeypatch.setattr(evaluate, "keep_freed_memory", Mock())
     monkeypatch.setattr(evaluate, "build_evaluator", Mock())
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))

@@ -1,6 +1,7 @@
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -12,8 +13,16 @@ from codetr.classes import ClassList
 from codetr.conf_folder import conf_folder
 from codetr.data.custom import CustomFolder
 from codetr.errors import UserError
+from codetr.overrides import adding
 from codetr.run_folder import RunFolder
-from codetr.training.evaluate import require_known_classes, with_run, without_initial_weights
+from codetr.settings import check_settings
+from codetr.settings.check import OF_RECORD
+from codetr.training.evaluate import (
+    as_built,
+    require_known_classes,
+    with_run,
+    without_initial_weights,
+)
 from codetr.training.loggers import CsvLogger
 from codetr.training.train import build_callbacks, build_loggers, configure_logging
 
@@ -94,6 +103,98 @@ def test_evaluation_takes_the_run_and_changes_what_it_is_told() -> None:
     assert read.grey_bits == 12
     assert (changed.data.root, changed.data.eval_split) == ("there", "train")
     assert changed.data.source == plain.data.source
+
+
+def evaluated(run: RunRecord, *given: str) -> DictConfig:
+    """What ``eval.py checkpoint=x GIVEN`` builds its parts from."""
+    overrides = adding(["checkpoint=x", "paths.run_dir=x", *given], OF_RECORD)
+    cfg = composed("eval", *overrides)
+    check_settings(cfg, overrides, nulls=True)
+    return as_built(with_run(cfg, run, overrides), cfg, overrides)
+
+
+def custom_record(root: Path, *given: str) -> RunRecord:
+    """Of a run on a folder of one's own."""
+    cfg = composed(
+        "train",
+        "data=custom",
+        "augmentation=detr_224",
+        f"data.root={root}",
+        "paths.run_dir=x",
+        *given,
+    )
+    return replace(run_record(), config=OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("data.source.max_lost=0.75", 0.75),
+        ("data.source.val=test", "test"),
+        ("data.source.cache=elsewhere", "elsewhere"),
+        ("data.cache=true", True),
+        ("data.derived=elsewhere", "elsewhere"),
+        ("data.grey_bits=null", None),
+        ("data.classes.keep=null", None),
+        ("data.eval_augmentation.short=64", 64),
+        ("evaluation.postprocess.max_detections=7", 7),
+        ("evaluation.masks=false", False),
+    ],
+)
+def test_a_setting_replaces_that_of_the_record_and_nothing_beside_it(
+    setting: str, value: object, tmp_path: Path
+) -> None:
+    run = custom_record(tmp_path, "data.grey_bits=12", "data.classes.keep=[a,b]")
+    before = OmegaConf.to_container(evaluated(run))
+    after: Any = OmegaConf.to_container(evaluated(run, setting))
+    key = setting.partition("=")[0]
+    assert OmegaConf.select(OmegaConf.create(after), key) == value
+    restored = OmegaConf.create(after)
+    OmegaConf.update(restored, key, OmegaConf.select(OmegaConf.create(before), key))
+    assert before != after
+    assert restored == before
+
+
+def test_classes_are_chosen_key_by_key(tmp_path: Path) -> None:
+    run = custom_record(tmp_path, "data.classes.rename={a: b}", "data.classes.merge={c: [d]}")
+    classes = evaluated(run, "data.classes.keep=[b]", "data.classes.merge={e: [f]}").data.classes
+    assert classes == {"keep": ["b"], "rename": {"a": "b"}, "merge": {"e": ["f"]}}
+
+
+def test_the_size_of_images_is_changed_by_either_name(tmp_path: Path) -> None:
+    run = custom_record(tmp_path)
+    for key in ("augmentation.eval", "data.eval_augmentation"):
+        full = evaluated(run, f"{key}.short=64")
+        assert full.data.eval_augmentation == {**evaluated(run).data.eval_augmentation, "short": 64}
+
+
+def test_a_record_of_an_earlier_version_takes_what_it_lacks(tmp_path: Path) -> None:
+    run = custom_record(tmp_path)
+    for key in ("grey_bits", "classes", "derived"):
+        del run.config["data"][key]
+    del run.config["data"]["source"]["max_lost"]
+    given = ("data.source.max_lost=0.75", "data.grey_bits=12", "data.classes.keep=[a]")
+    data = evaluated(run, *given).data
+    assert (data.source.max_lost, data.grey_bits, data.classes.keep) == (0.75, 12, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("data.source.vall=test", r"data\.source\.vall: .*did you mean val"),
+        ("data.source.outside=true", r"data\.source\.outside: CustomFolder takes no 'outside'"),
+        ("data.source.val_share=x", r"data\.source\.val_share=x: give"),
+        ("data.eval_spit=train", r"data\.eval_spit: .*did you mean eval_split"),
+        ("data.classes.kep=[a]", r"data\.classes\.kep: .*did you mean data\.classes\.keep"),
+        ("augmentation.evl.short=3", r"augmentation\.evl\.short: nothing reads"),
+        ("evaluation.postproces.max_detections=3", r"evaluation\.postproces\.max_detections: noth"),
+    ],
+)
+def test_a_setting_that_the_record_does_not_take_is_an_error(
+    given: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluated(custom_record(tmp_path), given)
 
 
 def test_runs_on_custom_data_that_recorded_a_key_which_is_gone(tmp_path: Path) -> None:
