@@ -28,7 +28,7 @@ def main() -> None:
         for path in write_report(options.folder):
             print(f"wrote {path}")
         if options.push:
-            from codetr.training.loggers import has_wandb_key  # seconds, for a push alone
+            from codetr.training.wandb_logger import has_wandb_key  # seconds, for a push alone
 
             if not has_wandb_key():
                 raise UserError("--push: no W&B key: set WANDB_API_KEY or run `wandb login`")

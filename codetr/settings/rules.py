@@ -225,6 +225,7 @@ RULES: Mapping[str, tuple[tuple[Kind, str], ...]] = {
         (SHARE, "min_delta"),
         (FLAG, "check_on_train_epoch_end save_on_train_epoch_end verbose enable_version_counter"),
         (FLAG | NULL, "wandb.offline"),
+        (FLAG, "wandb.per_layer wandb.checkpoints wandb.datasets"),
         (TEXT, "wandb.project"),
     ),
 }

@@ -35,13 +35,14 @@ from codetr.training.acceleration import accelerate
 from codetr.training.callbacks import BestResult, SafePoints, Throughput
 from codetr.training.callbacks.speed import peak_memory_gib
 from codetr.training.checkpoint_files import resume_path
+from codetr.training.csv_logger import CsvLogger
 from codetr.training.evaluators import build_evaluator
-from codetr.training.loggers import CsvLogger
 from codetr.training.module import DetectionModule
 from codetr.training.optim import can_fuse
 from codetr.training.run_facts import Continued, learning_rate, run_facts, warn_of_crowded_images
 from codetr.training.stopping import Stopped, StopSignals, next_command
 from codetr.training.trainer import build_trainer
+from codetr.training.wandb_logger import GuardedWandbLogger
 from codetr.training.watch import Watch, waiting_limit_s
 from codetr.writing import remove_parts, replacing
 
@@ -87,6 +88,7 @@ def _train(cfg: DictConfig, given: Sequence[str]) -> dict[str, Any]:
     trainer.callbacks.insert(0, continued)  # type: ignore[attr-defined]
     log.info("deformable attention: %s", attention)
     log_config(trainer, record.config)
+    log_datasets(trainer, datamodule)
     resume = resume_path(cfg.ckpt_path, folder)
     advice = f"continue with `{next_command(cfg)}`"
     with Watch(trainer, folder.ranks, waiting_limit_s(cfg), advice):
@@ -223,6 +225,15 @@ def log_config(trainer: Trainer, config: Mapping[str, Any]) -> None:
     """Give every logger the resolved configuration."""
     for logger in trainer.loggers:
         logger.log_hyperparams(dict(config))
+
+
+@rank_zero_only
+def log_datasets(trainer: Trainer, datamodule: CocoDataModule) -> None:
+    """Give W&B the annotation files of both splits, where its logger asks for them."""
+    files = [datamodule.train_dataset.source.annotations.path, datamodule.val_annotations]
+    for logger in trainer.loggers:
+        if isinstance(logger, GuardedWandbLogger):
+            logger.log_datasets(files)
 
 
 @rank_zero_only

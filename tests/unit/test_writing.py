@@ -16,7 +16,7 @@ from codetr.classes import ClassList
 from codetr.data.derived import write_derived
 from codetr.errors import UserError
 from codetr.training.checkpoint_files import WholeFiles
-from codetr.training.loggers import CsvLogger
+from codetr.training.csv_logger import CsvLogger
 from codetr.writing import remove_parts, replacing
 
 

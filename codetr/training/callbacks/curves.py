@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from codetr.run_folder import RunFolder
-from codetr.training.loggers import STEP, CsvLogger
+from codetr.training.csv_logger import STEP, CsvLogger
 
 Curve = list[tuple[float, float]]
 

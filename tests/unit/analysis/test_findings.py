@@ -16,7 +16,7 @@ from codetr.analysis.findings import (
 )
 from codetr.analysis.subject import names_of
 from codetr.errors import UserError
-from codetr.training.loggers import CsvLogger
+from codetr.training.csv_logger import CsvLogger
 
 FOUND = Findings(
     columns=("checkpoint", "layer", "share"),

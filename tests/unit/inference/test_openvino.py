@@ -1,4 +1,4 @@
-"""OpenVINO's runtime reads the ONNX file and finds what PyTorch finds; only where it is installed."""
+"""OpenVINO's runtime reads the ONNX file and finds what PyTorch finds, where it is installed."""
 
 from __future__ import annotations
 

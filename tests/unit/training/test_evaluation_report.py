@@ -12,8 +12,8 @@ import torch
 from codetr.classes import ClassList
 from codetr.evaluation import CocoEvaluator, lvis_evaluator
 from codetr.structures import Detections, ImageInfo
+from codetr.training.csv_logger import CsvLogger
 from codetr.training.evaluation_report import EvaluationReport
-from codetr.training.loggers import CsvLogger
 
 CLASSES = ClassList(names=("ant", "bat"), category_ids=(4, 2))
 

@@ -30,8 +30,8 @@ from codetr.training.callbacks import (
     SafePoints,
     Throughput,
 )
+from codetr.training.csv_logger import CsvLogger
 from codetr.training.ema import ExponentialMovingAverage, Warmup, exponential, hyperbolic
-from codetr.training.loggers import CsvLogger
 from codetr.training.module import DetectionModule
 from codetr.training.optim import adamw, can_fuse
 

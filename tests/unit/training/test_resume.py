@@ -33,8 +33,8 @@ from codetr.training.callbacks import (
     SafePoints,
 )
 from codetr.training.checkpoint_files import resume_path
+from codetr.training.csv_logger import CsvLogger
 from codetr.training.ema import ExponentialMovingAverage
-from codetr.training.loggers import CsvLogger
 from codetr.training.module import DetectionModule
 
 pytestmark = [

@@ -17,13 +17,13 @@ from codetr.overrides import adding
 from codetr.run_folder import RunFolder
 from codetr.settings import check_settings
 from codetr.settings.check import OF_RECORD
+from codetr.training.csv_logger import CsvLogger
 from codetr.training.evaluate import (
     as_built,
     require_known_classes,
     with_run,
     without_initial_weights,
 )
-from codetr.training.loggers import CsvLogger
 from codetr.training.train import build_callbacks, build_loggers, configure_logging
 
 CONF = str(conf_folder())

@@ -14,14 +14,21 @@ import pytest
 LOG = """
 import sys
 import torch
+from pathlib import Path
 from PIL import Image
 from codetr.inference.pictures import Comparison
 from codetr.structures import Detections
-from codetr.training.loggers import SafeWandbLogger
+from codetr.training.wandb_logger import wandb_logger
 
 folder, resumes = sys.argv[1], sys.argv[2] or None
-logger = SafeWandbLogger(folder, "project", name="mine", offline=True, resumes=resumes)
-logger.log_metrics({"val/AP": 0.5, "val/AP_large": -1.0, "loss": -1.0}, step=1)
+options = {"per_layer": True, "checkpoints": True, "datasets": True} if resumes is None else {}
+logger = wandb_logger(folder, "project", "mine", offline=True, resumes=resumes, **options)
+terms = {"loss/dn/layer0/l1": 1.0, "loss/dn/layer1/l1": 2.0}
+logger.log_metrics({"val/AP": 0.5, "val/AP_large": -1.0, "loss": -1.0, **terms}, step=1)
+annotations = Path(folder, "train.json")
+annotations.write_text("{}")
+logger.log_datasets([annotations, annotations])
+Path(folder, "best.ckpt").write_bytes(b"weights")
 logger.log_metrics({"val/AP": 0.4}, step=2)
 found = Detections(
     boxes_xyxy_px=torch.tensor([[1.0, 2.0, 30.0, 20.0]]),
@@ -100,15 +107,43 @@ def test_name_and_best_of_validation_are_in_the_summary(run: Path) -> None:
     assert defined.get("val/AP50") is True
 
 
-def test_undefined_metrics_are_not_charted(run: Path) -> None:
-    rows = [
+def history(run: Path) -> list[dict]:
+    return [
         {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in r.history.item}
         for r in records(run)
         if r.HasField("history")
     ]
+
+
+def test_undefined_metrics_are_not_charted(run: Path) -> None:
+    rows = history(run)
     assert [row["val/AP"] for row in rows if "val/AP" in row] == [0.5, 0.4]
     assert not any("val/AP_large" in row for row in rows)
-    assert [row["loss"] for row in rows if "loss" in row] == [-1.0]  # a loss may be anything
+    found = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert found == [-1.0]  # a loss may be anything
+
+
+def test_loss_terms_are_in_the_sections_asked_for(run: Path, folder: Path) -> None:
+    (row,) = [row for row in history(run) if "train/loss" in row]
+    assert row["train/loss_dn"] == 3.0
+    assert row["loss/dn/layer1/l1"] == 2.0
+    assert row["trainer/global_step"] == 1
+    (row,) = [row for row in history(log(folder, resumes="last")) if "train/loss" in row]
+    assert row["train/loss_dn"] == 3.0
+    assert not any(name.startswith("loss") for name in row)
+
+
+def test_artifacts_are_logged_where_they_are_asked_for(run: Path, folder: Path) -> None:
+    def logged(of: Path) -> dict[str, list[str]]:
+        requests = [r.request.log_artifact for r in records(of) if r.HasField("request")]
+        artifacts = [r.artifact for r in records(of) if r.HasField("artifact")]
+        artifacts += [r.artifact for r in requests if r.artifact.name]
+        return {a.type: [e.path for e in a.manifest.contents] for a in artifacts}
+
+    found = logged(run)
+    assert found["dataset"] == ["train.json"]
+    assert found["model"] == ["best.ckpt"]
+    assert not {"dataset", "model"} & logged(log(folder, resumes="last")).keys()
 
 
 def test_boxes_can_be_switched_on_and_name_class_and_score(run: Path) -> None:
