@@ -8,6 +8,7 @@ that run in parallel may so take different ways, which changes no result.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -63,12 +64,21 @@ def surviving(boxes: Tensor, scores: Tensor, sizes: Sequence[int], iou: float) -
 
 
 def quickest(works: dict[str, Callable[[], object]]) -> str:
-    """The name of what takes the least time on the current CUDA stream; logs all times."""
-    for work in works.values():  # the first run fills caches
-        work()
-    taken = {name: min(_milliseconds(work) for _ in range(TIMED)) for name, work in works.items()}
+    """The name of what takes the least time on the current CUDA stream; logs all times. What needs
+    more memory than there is takes for ever.
+    """
+    taken = {}
+    for name, work in works.items():
+        try:
+            work()  # the first run fills caches
+            taken[name] = min(_milliseconds(work) for _ in range(TIMED))
+        except torch.OutOfMemoryError:
+            taken[name] = math.inf
     best = min(taken, key=taken.__getitem__)
-    every = ", ".join(f"{name} {time:.2f} ms" for name, time in taken.items())
+    every = ", ".join(
+        f"{name} {'out of memory' if math.isinf(time) else f'{time:.2f} ms'}"
+        for name, time in taken.items()
+    )
     log.info("suppression of proposals: %s (%s; ops.nms chooses)", best, every)
     return best
 
