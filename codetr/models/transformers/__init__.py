@@ -14,6 +14,7 @@ from codetr.models.transformers.conditional import (
 )
 from codetr.models.transformers.decoder import (
     AnchorPosition,
+    CrossFirstDecoderLayer,
     DeformableDecoder,
     DeformableDecoderLayer,
 )
@@ -21,7 +22,6 @@ from codetr.models.transformers.dense_encoder import DenseEncoder, DenseEncoderL
 from codetr.models.transformers.encoder import DeformableEncoder, DeformableEncoderLayer
 from codetr.models.transformers.identity import IdentityEncoder
 from codetr.models.transformers.learned import LearnedQueries
-from codetr.models.transformers.mixed_layer import CrossFirstDecoderLayer
 from codetr.models.transformers.protocol import Decoder, Encoder, QueryInit
 from codetr.models.transformers.queries import MixedQueries, PositionedQueries, ProposalStage
 from codetr.models.transformers.read_first import IdentityDecoder, ReadFirstDecoder
