@@ -17,6 +17,7 @@ WORKDIR /codetr
 COPY pyproject.toml constraints.txt setup.py MANIFEST.in README.md LICENSE Makefile ./
 COPY codetr/__init__.py codetr/
 COPY conf conf
+COPY hydra_plugins hydra_plugins
 RUN make .venv/.installed
 COPY . .
 ENV PATH=/codetr/.venv/bin:$PATH WANDB_MODE=offline

@@ -11,12 +11,11 @@ import math
 import os
 import sys
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides
 from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
@@ -26,9 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from codetr.moved_keys import require_present_keys
 from codetr.overrides import adding, readable
 from codetr.training.shell import one_line_errors, print_any_name, report_mistakes
-from codetr.training.sweeps.cluster import SubmititRunner
 from codetr.training.sweeps.jobs import Job, earlier, plan, require_own_folders
-from codetr.training.sweeps.local import Done, LocalRunner, make_slots
+from codetr.training.sweeps.local import Done
 from codetr.training.sweeps.process import Start
 from codetr.training.sweeps.results import JobResult, read_result, write_table
 
@@ -114,32 +112,6 @@ class SweepLauncher(Launcher):
         return results
 
 
-class ProcessLauncher(SweepLauncher):
-    """Jobs on this machine: one after another, ``parallel`` of them at once, or one on each of
-    ``devices`` (see ``make_slots``).
-    """
-
-    def __init__(self, parallel: int = 1, devices: str | Sequence[int | str] | None = None) -> None:
-        super().__init__()
-        self.parallel, self.devices = parallel, devices
-
-    def runner(self, folder: Path) -> Runner:
-        """See ``SweepLauncher``."""
-        return LocalRunner(make_slots(self.parallel, self.devices))
-
-
-class SubmititLauncher(SweepLauncher):
-    """Jobs on a cluster, see ``SubmititRunner``."""
-
-    def __init__(self, cluster: str, parameters: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.cluster, self.parameters = cluster, parameters
-
-    def runner(self, folder: Path) -> Runner:
-        """See ``SweepLauncher``."""
-        return SubmititRunner(self.cluster, self.parameters, folder / "submitit")
-
-
 def _own_folders(hydra: DictConfig) -> list[str]:
     """The ``--config-dir`` of the command line, if it has one."""
     sources = hydra.runtime.config_sources if "runtime" in hydra else []
@@ -185,7 +157,4 @@ def register(of_record: Iterable[str] = ()) -> None:
     sys.argv[1:] = adding(readable(sys.argv[1:]), of_record)
     report_mistakes()
     print_any_name()
-    for launcher in (ProcessLauncher, SubmititLauncher):
-        name = f"hydra_plugins.codetr.{launcher.__name__}"
-        Plugins.instance().class_name_to_class[name] = launcher
     OmegaConf.register_new_resolver("codetr.sweep_name", sweep_name, replace=True)

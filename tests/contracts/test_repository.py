@@ -54,7 +54,14 @@ def test_image_copies_what_exists_and_runs_the_main_job() -> None:
     assert 'CMD ["make", "train"]' in lines
     assert "RUN make .venv/.installed" in lines  # before the code is copied: needs what follows
     early = copied[: copied.index(["."])]
-    needed = {"pyproject.toml", "constraints.txt", "setup.py", "codetr/__init__.py", "conf"}
+    needed = {
+        "pyproject.toml",
+        "constraints.txt",
+        "setup.py",
+        "codetr/__init__.py",
+        "conf",
+        "hydra_plugins",
+    }
     assert needed <= {name for names in early for name in names}
 
 

@@ -13,8 +13,9 @@ from torch import nn
 
 from codetr.errors import UserError
 from codetr.settings.check import check_settings
-from codetr.training.launcher import ProcessLauncher, SubmititLauncher, register
+from codetr.training.launcher import register
 from codetr.training.sweeps.jobs import swept_values
+from hydra_plugins.codetr_launchers import ProcessLauncher, SubmititLauncher
 
 TINY = ("num_classes=3", "model.backbone.pretrained=false", "data.root=nowhere")
 PUBLISHED = {
@@ -143,5 +144,5 @@ def test_swept_values_tell_the_jobs_apart() -> None:
 )
 def test_launchers_compose(option: str, kind: type) -> None:
     options = dict(composed_hydra(f"hydra/launcher={option}").launcher)  # type: ignore[attr-defined]
-    assert options.pop("_target_") == f"hydra_plugins.codetr.{kind.__name__}"
+    assert options.pop("_target_") == f"hydra_plugins.codetr_launchers.{kind.__name__}"
     assert isinstance(kind(**options), kind)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import site
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
 from pathlib import Path
 
@@ -41,6 +43,26 @@ def compose_in(folder: Path, *path: Path) -> tuple[Path, int]:
     return Path(found), int(queries)
 
 
+LOOK = """
+from hydra.core.plugins import Plugins
+names = Plugins.instance().class_name_to_class
+print(*sorted(name for name in names if "codetr" in name))
+"""
+LAUNCHERS = [
+    f"hydra_plugins.codetr_launchers.{name}" for name in ("ProcessLauncher", "SubmititLauncher")
+]
+
+
+def launchers_of(python: list[str], folder: Path, *path: Path) -> list[str]:
+    """Those of ours that Hydra discovers by itself in a process in ``folder``."""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    if path:
+        env["PYTHONPATH"] = os.pathsep.join(map(str, path))
+    line = [*python, "-P", "-c", LOOK]
+    done = subprocess.run(line, cwd=folder, env=env, check=True, capture_output=True, text=True)
+    return done.stdout.split()
+
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone of the tree: the files that are committed or about to be."""
@@ -52,7 +74,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True,
     )
     for name in listed.stdout.decode().split("\0"):
-        if name.startswith(("codetr/", "conf/")) or ("/" not in name and (ROOT / name).is_file()):
+        if name.startswith(("codetr/", "conf/", "hydra_plugins/")) or (
+            "/" not in name and (ROOT / name).is_file()
+        ):
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, clone / name)
     return clone
@@ -65,15 +89,35 @@ def test_installed_packages_bring_the_options(tree: Path, through: str, tmp_path
         with tarfile.open(build(tree, "sdist", tmp_path / "sdist")) as archive:
             archive.extractall(tmp_path, filter="data")
         (source,) = tmp_path.glob("codetr-*")
-    site = tmp_path / "site"
+    place = tmp_path / "site"
     with zipfile.ZipFile(build(source, "wheel", tmp_path / "wheel")) as wheel:
-        wheel.extractall(site)
+        wheel.extractall(place)
     own = {p.relative_to(tree / "conf") for p in (tree / "conf").rglob("*.yaml")}
-    assert {p.relative_to(site / "codetr/conf") for p in site.rglob("*.yaml")} == own
-    assert (site / "codetr/py.typed").is_file()
-    assert not (site / "tools").exists()
-    assert compose_in(tmp_path, site) == (site / "codetr" / "conf", 900)
+    assert {p.relative_to(place / "codetr/conf") for p in place.rglob("*.yaml")} == own
+    assert (place / "codetr/py.typed").is_file()
+    assert not (place / "tools").exists()
+    assert compose_in(tmp_path, place) == (place / "codetr" / "conf", 900)
+    assert launchers_of([sys.executable], tmp_path, place) == LAUNCHERS
 
 
 def test_clones_and_editable_installs_read_the_folder_beside_the_package(tree: Path) -> None:
     assert compose_in(tree.parent, tree) == (tree / "conf", 900)
+    assert launchers_of([sys.executable], tree.parent, tree) == LAUNCHERS
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_hydra_finds_the_launchers_of_an_editable_install(
+    tree: Path, beside: bool, tmp_path: Path
+) -> None:
+    """``beside``: another plugin is installed, whose part of the namespace is a folder."""
+    venv.create(tmp_path / "env", symlinks=True)
+    python = tmp_path / "env/bin/python"
+    (packages,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+    if beside:
+        (packages / "hydra_plugins/other").mkdir(parents=True)
+        (packages / "hydra_plugins/other/__init__.py").touch()
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
+    pip += ["--no-index", "--no-build-isolation", "--editable", str(tree)]
+    subprocess.run(pip, check=True, capture_output=True)
+    assert launchers_of([str(python)], tmp_path) == LAUNCHERS

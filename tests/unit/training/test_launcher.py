@@ -11,7 +11,8 @@ from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 
 from codetr.training import launcher
-from codetr.training.launcher import ProcessLauncher, sweep_name
+from codetr.training.launcher import sweep_name
+from hydra_plugins.codetr_launchers import ProcessLauncher
 
 SCRIPT = """
 import json, os, re, sys
