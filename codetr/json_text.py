@@ -16,9 +16,7 @@ def parse_json(content: bytes, name: str) -> Any:
     try:
         return json.loads(content)
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{name} is not text, byte {error.start}: export it again as JSON"
-        ) from None
+        raise UserError(f"{name} is not UTF-8 text, byte {error.start}: save it as UTF-8") from None
     except json.JSONDecodeError as error:
         raise UserError(
             f"{name} is not valid JSON, line {error.lineno} column {error.colno} ({error.msg}): "

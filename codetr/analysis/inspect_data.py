@@ -18,6 +18,7 @@ from codetr.analysis.sweep_report import STYLE
 from codetr.data.annotations import CocoAnnotations
 from codetr.data.images import DEFAULT_RULES, PixelRules
 from codetr.data.loading import load_split
+from codetr.data.misread import other_convention, similar_names
 from codetr.data.placement import AUTO
 from codetr.data.sources import Split, Splits
 from codetr.errors import UserError
@@ -63,7 +64,8 @@ def inspect_data(
         loaded[name] = load_split(
             splits, name, boxes, derived, classes=classes, flaws=flaws, say=remarks.append
         )
-        problems += [f"{name}: {line}" for line in flaws]
+        problems += [f"{name}: {line}" for line in (*flaws, *conventions(loaded[name]))]
+    problems += similar_names(loaded["train"].classes.names)
     facts = _gather(named, loaded, rules)
     problems += [f"{f.name}: {line}" for f in facts for line in f.problems]
     problems += shared_images(*facts)
@@ -79,6 +81,13 @@ def inspect_data(
             for name, split in named.items()
         },
     )
+
+
+def conventions(annotations: CocoAnnotations) -> list[str]:
+    """A line where all boxes of a split are written in another way than COCO's."""
+    sizes = annotations.sizes.flip(1)[annotations.image_of_box].numpy()
+    wrong = other_convention(annotations.boxes_xywh_px, sizes)
+    return [wrong] if wrong else []
 
 
 def _gather(

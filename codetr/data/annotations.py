@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from codetr.classes import ClassList
@@ -77,6 +78,12 @@ class CocoAnnotations:
     def image_of_box(self) -> Tensor:
         """(A,) the image index of every box."""
         return torch.repeat_interleave(torch.arange(len(self)), self.offsets.diff())
+
+    @property
+    def boxes_xywh_px(self) -> NDArray[np.float64]:
+        """(A, 4) corner and size in pixels, as written."""
+        sides = self.written.sides
+        return torch.cat([self.boxes[:, :2].to(sides.dtype), sides], dim=1).double().numpy()
 
     @cached_property
     def clipped(self) -> Tensor:

@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from codetr.data.annotations import CocoAnnotations
+from codetr.data.misread import other_convention, similar_names
 from codetr.data.sources import MAX_LOST, share_above
 from codetr.errors import UserError
 
@@ -129,6 +130,8 @@ def check_dataset(
     Raises UserError for missing image files, splits without boxes, and differing class lists.
     """
     require_same_classes(train[0], val[0])
+    for line in similar_names(train[0].classes.names):
+        log.warning("%s: %s", train[0].path, line)
     reports = tuple(check_split(*part, tolerate_broken, max_lost) for part in (train, val))
     return DataReport(splits=reports)
 
@@ -156,6 +159,10 @@ def require_same_classes(train: CocoAnnotations, val: CocoAnnotations) -> None:
 
 
 def _require_boxes(annotations: CocoAnnotations, max_lost: float) -> None:
+    sizes = annotations.sizes.flip(1)[annotations.image_of_box].numpy()
+    wrong = other_convention(annotations.boxes_xywh_px, sizes)
+    if wrong:
+        raise UserError(f"annotation file {annotations.path}: {wrong}")
     count, crowd = len(annotations.boxes), int(annotations.crowd.sum())
     flaws = _finding(annotations, annotations.degenerate & ~annotations.crowd)
     if not annotations.usable.any():

@@ -223,10 +223,13 @@ def read_objects(
     categories: Container[int],
     report: Report = refuse,
     unknown: str = "'categories' does not have: add it there or remove the annotation",
+    lost: Mapping[int, str] | None = None,
 ) -> CocoObjects:
     """The annotations that nothing is wrong with, of ``images`` and ``categories``; ``unknown``
-    says what to do about another category. Annotation ids may be anything: they only name.
+    says what to do about another category, ``lost`` by id why the file's other images are none.
+    Annotation ids may be anything: they only name.
     """
+    lost = lost or {}
     table = Table(content["annotations"], "annotation")
     image_ids, category_ids = table.column(_IMAGE_ID).tolist(), table.column(_CATEGORY_ID)
     boxes, area = table.column(_BBOX), table.column(_AREA)
@@ -237,11 +240,12 @@ def read_objects(
         for row, index in enumerate(indices):
             if index == -1:
                 told = shown(table.entries[row].get("image_id"))
-                table.flaw(
-                    row,
-                    f"has image_id {told}, which is no usable image of the file: add it to "
-                    "'images' or remove the annotation",
+                why = lost.get(
+                    image_ids[row],
+                    "which is no usable image of the file: add it to 'images' or remove the "
+                    "annotation",
                 )
+                table.flaw(row, f"has image_id {told}, {why}")
     missing = {number for number in np.unique(category_ids).tolist() if number not in categories}
     if missing:
         for row, number in enumerate(category_ids.tolist()):

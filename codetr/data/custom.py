@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 FORMATS = {"coco": coco, "voc": voc, "yolo": yolo, "labelme": labelme}
 """Modules with FORMAT (its name), ``recognise(tree)`` and ``read(tree)``."""
 
-_VERSION = 4  # raise it when conversion changes: other annotations must not share a folder
+_VERSION = 5  # raise it when conversion changes: other annotations must not share a folder
 _SHOWN = 5  # problems in the log; the rest is in the file
 _NAMED = 12  # classes
 _LOOKED_AT = 20  # files of each kind, for formats of other tools
@@ -141,7 +141,8 @@ class CustomFolder:
                 f"{tree.root} has no usable annotated image in {FORMATS[name].FORMAT}{first}"
             )
         if not found.categories:
-            raise UserError(f"{tree.root} has no annotated object, so no class: annotate images")
+            first = f"the first problem: {problems[0]}" if problems else "annotate images"
+            raise UserError(f"{tree.root} has no annotated object, so no class: {first}")
         parts, remarks = self._choose(tree, found)
         contents, placed = _contents(tree, found, parts, problems, options)
         remarks = [f"recognised as {FORMATS[name].FORMAT}", *found.remarks, *remarks, *placed]
@@ -172,6 +173,11 @@ class CustomFolder:
                 f"{options.seed}"
             )
         for name in (options.train, options.val):
+            if not splits.get(name) and lost.get(name):
+                raise UserError(
+                    f"none of the {len(lost[name])} images of the split '{name}' of {tree.root} "
+                    f"can be used; the first one: {lost[name][0]}"
+                )
             if not splits.get(name):
                 raise UserError(
                     f"{tree.root} has no images for the split '{name}', only for "
@@ -187,6 +193,12 @@ class CustomFolder:
             remarks.append("validating on the images that are trained on: results are too good")
         elif shared:
             remarks.append(f"{len(shared)} images are in both splits: results will be too good")
+        unused = len(splits.get(UNSPLIT, ())) if UNSPLIT not in (options.train, options.val) else 0
+        if unused:
+            remarks.append(
+                f"{unused} images belong to no split and are not used: name it by "
+                f"data.source.val={UNSPLIT}, or rename their folder or file to train or val"
+            )
         parts = (
             _Part(images=splits[name], lost=lost.get(name, ()), flawed=flawed.get(name, 0))
             for name in (options.train, options.val)
@@ -274,10 +286,10 @@ def _require_most(
     tree: Tree, kind: str, lost: int, named: int, problems: Sequence[Problem], max_lost: float
 ) -> None:
     if lost > max_lost * named:
-        share = share_above(lost, named)
+        accept = f"; to accept the loss, set data.source.max_lost={share_above(lost, named)}"
         raise UserError(
             f"{lost} of {named} {kind} of a split of {tree.root} cannot be used; the first one: "
-            f"{problems[0]}; to accept the loss, set data.source.max_lost={share}"
+            f"{problems[0]}{accept if lost < named else ''}"
         )
 
 

@@ -22,6 +22,7 @@ from codetr.data.coco_json import (
 from codetr.data.formats.found import UNSPLIT, Box, Found, LabelledImage, Problem, shown
 from codetr.data.formats.tree import Tree, split_of_folders, split_of_name
 from codetr.data.json_columns import Flaw
+from codetr.data.misread import other_convention
 from codetr.errors import UserError
 from codetr.json_text import parse_json
 
@@ -157,14 +158,22 @@ class _Reader:
         images = read_images(content, path, self._lose, needed=("file_name",))
         there: list[int] = []
         files: list[str] = []
+        lost: dict[int, str] = {}
         for i, (number, file) in enumerate(zip(images.ids, self._files(images), strict=True)):
             if isinstance(file, UserError):
+                lost[number] = f"which was left out, since the image {file}"
                 self.lost.append(self._report(f"image {number} {file}; it was left out"))
             else:
                 files.append(file)
                 there.append(i)
         images = images.take(there)
-        objects = read_objects(content, path, images, self.categories, self._leave_out_box)
+        self._name_repeated(files)
+        objects = read_objects(
+            content, path, images, self.categories, self._leave_out_box, lost=lost
+        )
+        wrong = other_convention(objects.boxes_xywh_px, images.sizes[objects.images][:, ::-1])
+        if wrong:
+            raise UserError(f"{path}: {wrong}")
         self.outlined = objects.outlined
         boxes = self._boxes(images, objects)
         return [
@@ -179,6 +188,14 @@ class _Reader:
                 zip(files, images.sizes.tolist(), strict=True)
             )
         ]
+
+    def _name_repeated(self, files: Sequence[str]) -> None:
+        for file, count in Counter(files).items():
+            if count > 1:
+                self._report(
+                    f"{file} is {count} images of the file, each with its own boxes, so that those "
+                    "of one are background in another; all were kept"
+                )
 
     def _files(self, images: CocoImages) -> list[str | UserError]:
         """The file of every image, or why it has none. A file that another image names as it is

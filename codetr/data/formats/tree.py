@@ -20,6 +20,10 @@ SPLITS = {
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "dev": "val",
+    "devel": "val",
+    "eval": "val",
+    "minival": "val",
     "test": "test",
     "testing": "test",
 }

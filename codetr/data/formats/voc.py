@@ -23,6 +23,7 @@ from codetr.data.formats.found import (
     one_line,
     shown,
 )
+from codetr.data.formats.text import decoded
 from codetr.data.formats.tree import SPLITS, Tree, split_of_folders
 from codetr.data.json_columns import as_flag, as_number
 from codetr.errors import UserError
@@ -40,12 +41,13 @@ class _Forbidden(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class _Object:
-    """One ``object`` element: a box as written."""
+    """One ``object`` element: a box; ``turned``: its corners were written the other way round."""
 
     name: str
     corners: tuple[float, float, float, float]
     difficult: bool
     where: str
+    turned: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,7 @@ def read(tree: Tree) -> Found:
     images = {a.file: _labelled(a, ids, first) for a in annotations}
     lists = _image_sets(tree)
     if lists:
-        splits, lost = _listed(tree, lists, images, problems)
+        splits, lost = _listed(tree, lists, images, unusable, problems)
         problems += [problem for part in lost.values() for problem in part]
     else:
         splits, lost = _by_folder(images.values()), _by_folder(unusable)
@@ -173,12 +175,14 @@ def _read_object(element: Element, where: str) -> _Object:
     corners = [as_number(text) for text in texts]
     if any(c is None for c in corners):
         raise UserError(f"({shown(name)}) has bndbox {shown(texts)}, which are no four numbers")
-    x0, y0, x1, y1 = (c for c in corners if c is not None)
+    xs, ys = (sorted(c for c in corners[i::2] if c is not None) for i in (0, 1))
     told = _text(element, "difficult")
     difficult = as_flag(told or False)
     if difficult is None:
         raise UserError(f"({shown(name)}) has difficult {shown(told)}: it must be 0 or 1")
-    return _Object(name=name, corners=(x0, y0, x1, y1), difficult=difficult, where=where)
+    found = (xs[0], ys[0], xs[1], ys[1])
+    turned = list(found) != corners
+    return _Object(name=name, corners=found, difficult=difficult, where=where, turned=turned)
 
 
 def _text(element: Element, tag: str) -> str:
@@ -247,14 +251,14 @@ def _listed(
     tree: Tree,
     lists: Iterable[tuple[str, str]],
     images: Mapping[str, LabelledImage],
+    unusable: Iterable[Problem],
     problems: list[Problem],
 ) -> tuple[dict[str, list[LabelledImage]], dict[str, list[Problem]]]:
     """By split the images that the lists of ImageSets/Main name, and a problem for each that they
     name in vain.
     """
-    places = {
-        file: str(PurePosixPath(file).parent.parent / PurePosixPath(file).name) for file in images
-    }
+    places = {file: _place(file) for file in images}
+    reasons = {_place(problem.file): f": {problem}" for problem in unusable}
     index = FileIndex(places.values())
     by_place: dict[str, list[LabelledImage]] = defaultdict(list)
     for file, place in places.items():
@@ -264,15 +268,21 @@ def _listed(
     for split, file in lists:
         home = PurePosixPath(file).parents[2]
         for name in _lines(tree, file, problems):
-            hits = index.at(str(home / f"{name}.xml")) or index.at(
-                str(home / f"{name.split()[0]}.xml")
-            )
+            last = PurePosixPath(name.replace("\\", "/")).name  # of a path, even of elsewhere
+            spellings = [str(home / f"{n}.xml") for n in (name, name.split()[0], last)]
+            hits = next((there for n in spellings if (there := index.at(n))), [])
             matches = by_place[hits[0]] if len(set(hits)) == 1 else []
             if not matches:
-                text = f"{shown(name)} has no usable annotation; it was left out"
+                why = next((reasons[n] for n in spellings if n in reasons), "; it was left out")
+                text = f"{shown(name)} has no usable annotation{why}"
                 lost[split].append(Problem(file=file, text=text))
             found[split] += matches
     return dict(found), dict(lost)
+
+
+def _place(file: str) -> str:
+    """An annotation file's path without its folder Annotations."""
+    return str(PurePosixPath(file).parent.parent / PurePosixPath(file).name)
 
 
 def _image_sets(tree: Tree) -> list[tuple[str, str]]:
@@ -291,7 +301,7 @@ def _image_sets(tree: Tree) -> list[tuple[str, str]]:
 def _lines(tree: Tree, file: str, problems: list[Problem]) -> Sequence[str]:
     """The image names of a list, without suffixes."""
     try:
-        text = tree.read(file).decode("utf-8-sig")
+        text = decoded(tree.read(file))
     except UnicodeDecodeError as error:
         problems.append(Problem(file=file, text=f"is not UTF-8 text, byte {error.start}"))
         return ()
@@ -310,6 +320,9 @@ def _remarks(
     difficult = sum(o.difficult for o in objects)
     if difficult:
         remarks.append(f"{difficult} difficult objects are ignored in training and evaluation")
+    turned = sum(o.turned for o in objects)
+    if turned:
+        remarks.append(f"{turned} objects have xmin above xmax, or ymin above ymax: exchanged")
     without = len(tree.images) - len({image.file for image in images.values()})
     if without > 0:
         remarks.append(f"{without} images without annotation file were left out")

@@ -20,6 +20,7 @@ from codetr.data.formats.found import (
     one_line,
     shown,
 )
+from codetr.data.formats.text import decoded
 from codetr.data.formats.tree import SPLITS, Tree, split_of_folders
 from codetr.data.formats.yaml_text import parse_yaml
 from codetr.data.json_columns import as_integer, as_number
@@ -30,17 +31,21 @@ _CONFIGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _NAMES = ("classes.txt", "obj.names", "_darknet.labels")
 _BOX = 5  # columns
 _POLYGON = 7  # columns, at least: three points
+_FARTHEST = 2.0  # shares of an image's side: objects that reach out of it end before
 _MAX_CONFIG = 2**20  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Config:
-    """Class names by number, and the folders or lists of each split, as written."""
+    """Class names by number, the folders or lists of each split as written, and how many classes
+    the file says that it has.
+    """
 
     file: str
     names: Mapping[int, str]
     splits: Mapping[str, tuple[str, ...]]
     keypoints: bool = False
+    told: int | None = None
 
 
 def recognise(tree: Tree) -> list[str]:
@@ -63,8 +68,12 @@ def read(tree: Tree) -> Found:
     images = {
         image: _read_labels(tree, image, label, config, problems) for image, label in labels.items()
     }
+    _require_from_0(tree, config, [b.category for i in images.values() for b in i.boxes], problems)
     unlabelled = sum(label not in tree.members for label in labels.values())
     remarks = [f"class names from {config.file}"]
+    if config.told not in (None, len(config.names)):
+        text = f"says nc: {config.told}, but names {len(config.names)} classes; the names count"
+        problems.append(Problem(file=config.file, text=text))
     splits, lost = _splits(tree, images, config, problems)
     problems += [problem for part in lost.values() for problem in part]
     if unlabelled:
@@ -76,6 +85,23 @@ def read(tree: Tree) -> Found:
         remarks=tuple(remarks),
         problems=tuple(problems),
     )
+
+
+def _require_from_0(
+    tree: Tree, config: _Config, used: Sequence[int], problems: Sequence[Problem]
+) -> None:
+    """Raises UserError where the numbers of labels can only be counted from 1."""
+    first, beyond = min(config.names), max(config.names) + 1
+    if first == 0 not in used and any(_unknown(str(beyond)) in p.text for p in problems):
+        raise UserError(
+            f"{tree.root} has labels of class {beyond}, none of class 0, and {config.file} names 0 "
+            f"to {beyond - 1}: its labels count from 1: number the names so in a data.yaml, "
+            f"names: {{1: {config.names[first]}, ...}}"
+        )
+
+
+def _unknown(number: str) -> str:
+    return f"has class {shown(number)}, which"
 
 
 def _labels(tree: Tree) -> dict[str, str]:
@@ -110,10 +136,10 @@ def _read_labels(
     flawed = 0
     if file in tree.members:
         try:
-            text = tree.read(file).decode("utf-8-sig")
+            text = decoded(tree.read(file))
         except UnicodeDecodeError as error:
             problems.append(Problem(file=file, text=f"is not UTF-8 text, byte {error.start}"))
-            text = tree.read(file).decode(errors="replace")  # its lines are counted
+            text = decoded(tree.read(file), "replace")  # its lines are counted
         for number, line in enumerate(text.splitlines(), start=1):
             try:
                 if line.strip():
@@ -134,11 +160,17 @@ def _read_line(line: str, number: int, config: _Config) -> Box:
     polygon = len(values) >= _POLYGON and len(values) % 2 == 1
     if len(values) != _BOX and not polygon:
         raise UserError(
-            f"({shown(line)}) has {len(values)} columns: a box has 5, a polygon 7 or more"
+            f"({shown(line)}) has {len(values)} columns: a box has 5, a polygon 7 or more (of a "
+            "prediction, remove the confidence and what follows)"
         )
     if not values[0].is_integer() or int(values[0]) not in config.names:
-        raise UserError(f"has class {shown(columns[0])}, which {config.file} does not name")
+        raise UserError(f"{_unknown(columns[0])} {config.file} does not name")
     category = int(values[0])
+    if max(map(abs, values[1:])) > _FARTHEST:
+        raise UserError(
+            f"({shown(line)}) reaches far beyond the image: columns are shares of its width and "
+            "height, from 0 to 1, neither pixels nor the number of a track"
+        )
     if polygon:
         xs, ys = values[1::2], values[2::2]
         corners = (min(xs), min(ys), max(xs), max(ys))
@@ -186,7 +218,7 @@ def _text(tree: Tree, file: str) -> str:
     if len(content) > _MAX_CONFIG:
         raise UserError(f"{tree.root / file} is larger than 1 MiB: it should only hold names")
     try:
-        return content.decode("utf-8-sig")
+        return decoded(content)
     except UnicodeDecodeError as error:
         raise UserError(
             f"{tree.root / file} is not UTF-8 text, byte {error.start}: save it as UTF-8"
@@ -213,6 +245,7 @@ def _parse_config(tree: Tree, file: str) -> _Config:
         names=_checked(names, tree, file),
         splits=splits,
         keypoints="kpt_shape" in content,
+        told=as_integer(content.get("nc")),
     )
 
 
@@ -290,7 +323,7 @@ def _listed(tree: Tree, file: str, lost: list[Problem]) -> list[str]:
     """The images that a list names, each found as folders are; lines without one are ``lost``."""
     known = set(tree.images)
     folders = list(dict.fromkeys([PurePosixPath(file).parent, PurePosixPath()]))
-    lines = tree.read(file).decode("utf-8-sig", errors="replace").splitlines()
+    lines = decoded(tree.read(file), "replace").splitlines()
     found = []
     for number, line in enumerate(lines, start=1):
         parts = _parts(line.strip())

@@ -103,7 +103,7 @@ BAD = {
     "no_file": (lambda c: c["images"][0].pop("file_name"), r"image 5 .*no 'file_name'"),
     "size": (lambda c: c["images"][0].update(width=0), r"image 5 .*width 0"),
     "twice": (lambda c: c["images"][0].update(id=15), r"image 15 .*an id that stands twice"),
-    "image_text": (lambda c: c["images"][0].update(id="a"), r"image 'a' .*id 'a'.*an integer"),
+    "image_list": (lambda c: c["images"][0].update(id=[5]), r"image \[5\] .*an integer or a name"),
     "classes": (lambda c: c.update(categories=[], annotations=[]), r"no categories"),
 }
 
@@ -129,7 +129,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"b\.json is not valid JSON, line 2 column 18"):
         load_annotations(path)
     path.write_bytes(b"\xff\xd8\xff\xe0")
-    with pytest.raises(UserError, match=r"b\.json is not text"):
+    with pytest.raises(UserError, match=r"b\.json is not UTF-8 text"):
         load_annotations(path)
     path.write_text(json.dumps([1]))
     with pytest.raises(UserError, match="holds a JSON list"):

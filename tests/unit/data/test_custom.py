@@ -197,7 +197,7 @@ def test_images_turned_by_exif_have_the_size_that_is_read(tmp_path: Path, ending
 def test_flaws_of_boxes_and_images_are_reported_with_their_files(tmp_path: Path) -> None:
     root = write_voc(tmp_path / "root", CELLS, {"train": list("abcd"), "val": ["e"]})
     annotations = root / "Annotations"
-    boxes = [("cup", (-8, 2, 10, 12)), ("cup", (9, 2, 3, 12)), ("cup", (60, 2, 70, 9))]
+    boxes = [("cup", (-8, 2, 10, 12)), ("cup", (8, 2, 9, 12)), ("cup", (60, 2, 70, 9))]
     (annotations / "a.xml").write_text(voc_xml(boxes))  # an edge below 0: no pixel is 1
     (root / "JPEGImages/c.png").write_bytes(b"no image")
     splits = convert(root)
