@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 from torch import Tensor
 
-from codetr.checkpoints import conditional_detr, dino, h_detr, official, vidt, yolos
+from codetr.checkpoints import (
+    conditional_detr,
+    deformable_detr,
+    dino,
+    h_detr,
+    official,
+    vidt,
+    yolos,
+)
 from codetr.checkpoints.category_rows import coco_rows
 from codetr.checkpoints.ms_detr import convert_ms_detr, is_ms_detr
 from codetr.checkpoints.official import Conversion, convert_official
@@ -57,6 +65,15 @@ DIALECTS = (
         class_embedding=h_detr.CLASS_EMBEDDING,
         only_coco=h_detr.only_coco_rows,
         convert=lambda state, cfg: h_detr.convert_h_detr(state, cfg.model.num_queries),
+    ),
+    Dialect(
+        repository="Deformable DETR of one stage",
+        speaks=deformable_detr.is_deformable_detr,
+        class_embedding=deformable_detr.CLASS_EMBEDDING,
+        only_coco=lambda state: coco_rows(state, deformable_detr.CLASS_ROWS),
+        convert=lambda state, cfg: deformable_detr.convert_deformable_detr(
+            state, tied=not cfg.model.decoder.get("refine", True)
+        ),
     ),
     Dialect(
         repository="Conditional DETR, DAB-DETR and DN-DETR",

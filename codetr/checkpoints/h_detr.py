@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ def is_h_detr(official: Mapping[str, Tensor]) -> bool:
 
 
 def convert_h_detr(official: Mapping[str, Tensor], num_queries: int) -> Conversion:
-    """Rename an official state dict of a two-stage model with four levels.
+    """Rename an official state dict of a two-stage model.
 
     The first ``num_queries`` learned queries are the detector's, further ones those of the hybrid
     scheme.
@@ -71,8 +71,9 @@ def convert_h_detr(official: Mapping[str, Tensor], num_queries: int) -> Conversi
     state: dict[str, Tensor] = {}
     used: dict[str, str] = {}
     dropped, unused = [], []
+    rules = (*neck_rules(official), *RULES)
     for key, value in official.items():
-        parts = _queries(value, num_queries) if key == _QUERIES else _renamed(key, value)
+        parts = _queries(value, num_queries) if key == _QUERIES else _renamed(key, value, rules)
         if parts is None:
             unused.append(key)
         elif not parts:
@@ -90,14 +91,25 @@ def _queries(table: Tensor, num_queries: int) -> dict[str, Tensor]:
     return parts
 
 
-def _renamed(key: str, value: Tensor) -> dict[str, Tensor] | None:
+def _renamed(key: str, value: Tensor, rules: Sequence[tuple[str, str]]) -> dict[str, Tensor] | None:
     """``value`` under our name, nothing where it is not needed; None if no rule knows the key."""
-    for pattern, replacement in RULES:
+    for pattern, replacement in rules:
         match = re.fullmatch(pattern, key)
         if match:
             name = match.expand(replacement)
             return {} if name == DROPPED else {name: value}
     return None
+
+
+def neck_rules(official: Mapping[str, Tensor]) -> Sequence[tuple[str, str]]:
+    """Of the neck's convolutions, those of 1x1 project the backbone's maps, and the others make
+    extra levels.
+    """
+    levels = sorted({int(k.split(".")[1]) for k in official if re.match(r"input_proj\.\d+\.", k)})
+    weights = {i: official.get(f"input_proj.{i}.0.weight") for i in levels}
+    extra = [i for i, value in weights.items() if value is not None and value.shape[-1] > 1]
+    places = {i: f"extra.{extra.index(i)}" if i in extra else f"maps.{i}" for i in levels}
+    return [(rf"input_proj\.{i}\.(.*)", rf"detector.neck.{at}.\1") for i, at in places.items()]
 
 
 def only_coco_rows(official: Mapping[str, Tensor]) -> dict[str, Tensor]:

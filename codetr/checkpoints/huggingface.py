@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from codetr.checkpoints.huggingface_layouts import LAYOUTS, Layout
+from codetr.checkpoints.huggingface_layouts import LAYOUTS, Layout, Setting
 from codetr.checkpoints.official_file import OfficialFile, as_official, read_tensors
 from codetr.checkpoints.renaming import Rules, rename
 from codetr.errors import UserError
@@ -38,21 +38,16 @@ def read_huggingface(folder: str | Path, cfg: DictConfig) -> OfficialFile:
     """
     folder = Path(folder)
     config = _config(folder)
-    layout = LAYOUTS.get(str(config.get("model_type")))
-    if layout is None:
-        raise UserError(
-            f"{folder / CONFIG}: model_type is {reprlib.repr(config.get('model_type'))}: give a "
-            f"folder of one of {', '.join(LAYOUTS)}"
-        )
-    _require_settings(folder, config, layout, cfg)
+    layout = _layout(folder / CONFIG, config)
+    _require_settings(folder / CONFIG, config, layout, cfg)
     path = folder / WEIGHTS
     if not path.is_file():
         raise UserError(
             f"{folder} has no {WEIGHTS}: save the model with transformers' save_pretrained, which "
             "writes one (other files of weights could run code)"
         )
-    weights = to_official(read_tensors(path), layout.rules)
-    return as_official(path, weights, names=_names(config))
+    weights = layout.complete(to_official(read_tensors(path), layout.rules), path)
+    return as_official(path, dict(weights), names=_names(config))
 
 
 def to_official(state: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
@@ -80,32 +75,57 @@ def _config(folder: Path) -> Mapping[str, Any]:
     return config
 
 
+def _layout(path: Path, config: Mapping[str, Any]) -> Layout:
+    """Raises UserError where ``config``, read from ``path``, is of no model that we know."""
+    kind = str(config.get("model_type"))
+    if kind not in LAYOUTS:
+        raise UserError(
+            f"{path}: model_type is {reprlib.repr(config.get('model_type'))}: give a folder of one "
+            f"of {', '.join(LAYOUTS)}"
+        )
+    for layout in LAYOUTS[kind]:
+        if all(config.get(key, False) is value for key, value in layout.flags.items()):
+            return layout
+    given = (f"{k}={reprlib.repr(config.get(k, False))}" for k in LAYOUTS[kind][0].flags)
+    raise UserError(f"{path}: {', '.join(given)} is a model that we do not have")
+
+
 def _require_settings(
-    folder: Path, config: Mapping[str, Any], layout: Layout, cfg: DictConfig
+    path: Path, config: Mapping[str, Any], layout: Layout, cfg: DictConfig
 ) -> None:
-    """Raises UserError, with what to add on the command line, where ``cfg`` has other settings."""
+    """Raises UserError, with what to add on the command line, where ``cfg`` has other settings than
+    ``config``, read from ``path``.
+    """
     wrong = [
         f"{key}={reprlib.repr(config[key])}"
         for key, value in layout.fixed.items()
         if config.get(key, value) != value
     ]
     if wrong:
-        raise UserError(f"{folder / CONFIG}: {', '.join(wrong)} is a model that we do not have")
-    given = {
-        ours: layout.read.get(key, _as_it_is)(config[key])
-        for key, ours in layout.settings.items()
-        if key in config
-    }
-    other = {ours: value for ours, value in given.items() if _selected(cfg, ours) != value}
-    for key, ours in layout.settings.items():
-        if ours in other and not _is_setting(config[key]):
+        raise UserError(f"{path}: {', '.join(wrong)} is a model that we do not have")
+    if any(layout.flags[s.theirs] != _selected(cfg, s) for s in layout.kind):
+        raise UserError(f"{path}: is another model: add model={layout.page}")
+    settings = [setting for setting in layout.settings if setting.theirs in config]
+    for key in dict.fromkeys(setting.theirs for setting in settings):
+        if not _is_setting(config[key]):
             raise UserError(
-                f"{folder / CONFIG}: {key} is {reprlib.repr(config[key])}: give a whole "
-                "number, true, false or a list of whole numbers"
+                f"{path}: {key} is {reprlib.repr(config[key])}: give a whole number, true, false "
+                "or a list of whole numbers"
             )
+    other: dict[str, Any] = {}
+    given: dict[str, Any] = {}
+    for setting in settings:
+        value = setting.read(config[setting.theirs])
+        if given.setdefault(setting.ours, value) != value:
+            raise UserError(
+                f"{path}: {setting.theirs} is {config[setting.theirs]}, but ours has "
+                f"{given[setting.ours]} there, too: it is a model that we do not have"
+            )
+        if _selected(cfg, setting) != value:
+            other[setting.ours] = value
     if other:
-        overrides = " ".join(f"{ours}={_written(value)}" for ours, value in other.items())
-        raise UserError(f"{folder / CONFIG}: has other settings than the model: add {overrides}")
+        overrides = " ".join(f"{_key(cfg, k)}={_written(value)}" for k, value in other.items())
+        raise UserError(f"{path}: has other settings than the model: add {overrides}")
 
 
 def _is_setting(value: Any) -> bool:
@@ -113,13 +133,15 @@ def _is_setting(value: Any) -> bool:
     return all(isinstance(v, int) for v in (value if isinstance(value, list) else [value]))
 
 
-def _as_it_is(value: Any) -> Any:
-    return value
-
-
-def _selected(cfg: DictConfig, key: str) -> Any:
-    value = OmegaConf.select(cfg, key)
+def _selected(cfg: DictConfig, setting: Setting) -> Any:
+    value = OmegaConf.select(cfg, setting.ours, default=setting.absent)
     return list(value) if OmegaConf.is_list(value) else value
+
+
+def _key(cfg: DictConfig, key: str) -> str:
+    """``key`` as it is overridden: with ``++`` where ``cfg`` does not have it."""
+    absent = object()
+    return f"++{key}" if OmegaConf.select(cfg, key, default=absent) is absent else key
 
 
 def _written(value: Any) -> str:

@@ -2,25 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from codetr.checkpoints.renaming import Rules
+from codetr.errors import UserError
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _as_they_are(state: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
+    return state
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Our key ``ours`` must have the value of ``theirs`` in config.json, which ``read`` may turn
+    into ours. Where we have no such key, our value is ``absent``.
+    """
+
+    theirs: str
+    ours: str
+    read: Callable[[Any], Any] = _as_it_is
+    absent: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """``rules`` from the library's names to the official ones; ``NAME#0``, ``NAME#1`` ... are parts
-    that are joined along their rows. ``settings``: our keys, by those of config.json, that must
-    have its values, which ``read`` may turn into ours; ``fixed``: its values that there is no key
-    for.
+    that are joined along their rows, and ``complete`` adds what the file, whose path it is given,
+    holds once for several names.
+    ``settings``: what must be as in config.json; ``fixed``: its values that there is no key for.
+    It is the layout of a config.json whose flags are as in ``flags`` (those it lacks are false):
+    that of our ``page``, which has the values ``kind``, and of no other.
     """
 
     rules: Rules
-    settings: Mapping[str, str]
+    settings: Sequence[Setting]
     fixed: Mapping[str, Any]
-    read: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    complete: Callable[[Mapping[str, Tensor], Path], Mapping[str, Tensor]] = _as_they_are
+    flags: Mapping[str, bool] = field(default_factory=dict)
+    page: str = ""
+    kind: Sequence[Setting] = ()
 
 
 _BLOCK = r"vit\.encoder\.layer\.(\d+)\."
@@ -47,15 +78,15 @@ YOLOS = Layout(
         (r"class_labels_classifier\.(.*)", r"class_embed.\1"),
         (r"bbox_predictor\.(.*)", r"bbox_embed.\1"),
     ),
-    settings={
-        "hidden_size": "model.dim",
-        "num_hidden_layers": "model.backbone.depth",
-        "num_attention_heads": "model.heads",
-        "intermediate_size": "model.hidden",
-        "num_detection_tokens": "model.num_queries",
-        "image_size": "model.backbone.table",
-        "use_mid_position_embeddings": "model.backbone.middle",
-    },
+    settings=(
+        Setting("hidden_size", "model.dim"),
+        Setting("num_hidden_layers", "model.backbone.depth"),
+        Setting("num_attention_heads", "model.heads"),
+        Setting("intermediate_size", "model.hidden"),
+        Setting("num_detection_tokens", "model.num_queries"),
+        Setting("image_size", "model.backbone.table"),
+        Setting("use_mid_position_embeddings", "model.backbone.middle"),
+    ),
     fixed={"patch_size": 16, "num_channels": 3, "qkv_bias": True, "hidden_act": "gelu"},
 )
 
@@ -90,23 +121,23 @@ DENSE: Rules = (
 """What Conditional DETR and DAB-DETR have in common."""
 
 
-def _same_size(width: str) -> dict[str, str]:
-    """``width``: the key of that of tokens."""
-    return {
-        width: "model.dim",
-        "encoder_layers": "model.encoder_layers",
-        "decoder_layers": "model.decoder_layers",
-        "encoder_attention_heads": "model.heads",
-        "decoder_attention_heads": "model.heads",
-        "encoder_ffn_dim": "model.hidden",
-        "decoder_ffn_dim": "model.hidden",
-        "num_queries": "model.num_queries",
-        "dilation": "model.backbone.model_args.output_stride",
-    }
-
-
 def _stride(dilated: bool) -> int:
     return 16 if dilated else 32
+
+
+def _same_size(width: str, queries: str = "num_queries") -> tuple[Setting, ...]:
+    """``width``: the key of that of tokens; ``queries``: that of their number."""
+    return (
+        Setting(width, "model.dim"),
+        Setting("encoder_layers", "model.encoder_layers"),
+        Setting("decoder_layers", "model.decoder_layers"),
+        Setting("encoder_attention_heads", "model.heads"),
+        Setting("decoder_attention_heads", "model.heads"),
+        Setting("encoder_ffn_dim", "model.hidden"),
+        Setting("decoder_ffn_dim", "model.hidden"),
+        Setting(queries, "model.num_queries"),
+        Setting("dilation", "model.backbone.model_args.output_stride", _stride, absent=32),
+    )
 
 
 CONDITIONAL = Layout(
@@ -121,7 +152,6 @@ CONDITIONAL = Layout(
     ),
     settings=_same_size("d_model"),
     fixed={"activation_function": "relu", "position_embedding_type": "sine", "num_channels": 3},
-    read={"dilation": _stride},
 )
 _PROJECTIONS = {
     "query_content": "qcontent",
@@ -153,7 +183,7 @@ DAB = Layout(
         (r"model\.decoder\.(bbox_embed\..*)", r"transformer.decoder.\1"),
         *DENSE,
     ),
-    settings=_same_size("hidden_size") | {"num_patterns": "model.num_patterns"},
+    settings=(*_same_size("hidden_size"), Setting("num_patterns", "model.num_patterns")),
     fixed={
         "activation_function": "prelu",
         "keep_query_pos": False,
@@ -164,8 +194,87 @@ DAB = Layout(
         "temperature_height": 20,
         "temperature_width": 20,
     },
-    read={"dilation": _stride},
 )
 
-LAYOUTS: Mapping[str, Layout] = {"yolos": YOLOS, "conditional_detr": CONDITIONAL, "dab-detr": DAB}
+_COPY = "transformer.decoder."
+
+
+def _every_head(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """With a class and a box embedding of each layer that has either: tied ones are written once,
+    as the decoder's, or as the first layer's.
+    """
+    copies = {
+        key.removeprefix(_COPY): value
+        for key, value in state.items()
+        if re.match(rf"{re.escape(_COPY)}(bbox|class)_embed\.", key)
+    }
+    other = [key for key, value in copies.items() if not torch.equal(value, state.get(key, value))]
+    if other:
+        raise UserError(
+            f"{path}: {other[0]} and model.decoder.{other[0]} differ: the model would refine boxes "
+            "with another head than it predicts with, which ours does not"
+        )
+    heads = copies | {k: v for k, v in state.items() if re.match(r"(bbox|class)_embed\.\d+\.", k)}
+    layers = sorted({int(key.split(".")[1]) for key in heads})
+    first = {key: value for key, value in heads.items() if key.split(".")[1] == "0"}
+    tied = {key.replace(".0.", f".{i}.", 1): first[key] for i in layers for key in first}
+    return {**tied, **state, **heads}
+
+
+def _deformable(page: str, refine: bool, two_stage: bool) -> Layout:
+    """Deformable DETR as on our ``page``."""
+    return Layout(
+        rules=(
+            (r"model\.query_position_embeddings\.(.*)", r"query_embed.\1"),
+            (r"model\.input_proj\.(.*)", r"input_proj.\1"),
+            (
+                r"model\.((?:reference_points|level_embed|enc_output|pos_trans|"
+                r"decoder\.(?:bbox|class)_embed).*)",
+                r"transformer.\1",
+            ),
+            (_DECODER + r"self_attn\.q_proj\.(.*)", _DECODED + r"self_attn.in_proj_\2#0"),
+            (_DECODER + r"self_attn\.k_proj\.(.*)", _DECODED + r"self_attn.in_proj_\2#1"),
+            (_DECODER + r"self_attn\.v_proj\.(.*)", _DECODED + r"self_attn.in_proj_\2#2"),
+            (_DECODER + r"self_attn\.out_proj\.(.*)", _DECODED + r"self_attn.out_proj.\2"),
+            (_DECODER + r"encoder_attn\.(.*)", _DECODED + r"cross_attn.\2"),
+            (_DECODER + r"encoder_attn_layer_norm\.(.*)", _DECODED + r"norm1.\2"),
+            (_DECODER + r"self_attn_layer_norm\.(.*)", _DECODED + r"norm2.\2"),
+            (_ENCODER + r"self_attn\.(.*)", _ENCODED + r"self_attn.\2"),
+            (r"bbox_embed\.(.*)", r"bbox_embed.\1"),
+            *DENSE,
+        ),
+        settings=(
+            *_same_size("d_model", "two_stage_num_proposals" if two_stage else "num_queries"),
+            Setting("encoder_n_points", "model.points"),
+            Setting("decoder_n_points", "model.points"),
+            Setting("num_feature_levels", "model.levels"),
+            Setting("num_feature_levels", "model.neck.extra", lambda levels: max(levels - 3, 0)),
+            Setting(
+                "num_feature_levels",
+                "model.backbone.out_indices",
+                lambda levels: [2, 3, 4] if levels > 1 else [4],
+            ),
+            Setting("num_feature_levels", "model.neck.bias", lambda levels: True, absent=False),
+        ),
+        fixed={"activation_function": "relu", "position_embedding_type": "sine", "num_channels": 3},
+        complete=_every_head,
+        flags={"two_stage": two_stage, "with_box_refine": refine},
+        page=page,
+        kind=(
+            Setting("two_stage", "model.head.two_stage", absent=True),
+            Setting("with_box_refine", "model.decoder.refine", absent=True),
+        ),
+    )
+
+
+LAYOUTS: Mapping[str, Sequence[Layout]] = {
+    "yolos": (YOLOS,),
+    "conditional_detr": (CONDITIONAL,),
+    "dab-detr": (DAB,),
+    "deformable_detr": (
+        _deformable("deformable_detr", refine=False, two_stage=False),
+        _deformable("deformable_refined", refine=True, two_stage=False),
+        _deformable("deformable_two_stage", refine=True, two_stage=True),
+    ),
+}
 """By ``model_type`` in config.json."""

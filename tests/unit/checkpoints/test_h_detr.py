@@ -100,8 +100,8 @@ def test_the_first_queries_are_the_main_ones(official: dict[str, torch.Tensor]) 
 
 
 def test_unknown_keys_are_told(official: dict[str, torch.Tensor]) -> None:
-    more = {**official, "input_proj.4.0.weight": torch.zeros(1)}
-    assert convert_h_detr(more, 4).unused == ("input_proj.4.0.weight",)
+    more = {**official, "transformer.more.weight": torch.zeros(1)}
+    assert convert_h_detr(more, 4).unused == ("transformer.more.weight",)
 
 
 def test_rows_of_the_classes_are_taken_by_category_id(official: dict[str, torch.Tensor]) -> None:

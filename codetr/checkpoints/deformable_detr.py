@@ -1,0 +1,77 @@
+"""Names of the original Deformable DETR's one-stage checkpoints (fundamentalvision) and ours.
+
+They are those of two-stage models (``h_detr``) but for the queries. Without box refinement, class
+and box embeddings of the decoder layers are the same tensors, saved under every layer's name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from codetr.checkpoints import h_detr
+from codetr.checkpoints.official import Conversion
+from codetr.checkpoints.renaming import Rules, convert_by
+
+CLASS_EMBEDDING = h_detr.CLASS_EMBEDDING
+CLASS_ROWS = r"(transformer\.decoder\.)?class_embed\.\d+\..*"
+"""Tensors with a row per class."""
+
+_QUERIES = "query_embed.weight"
+_POSITION, _CONTENT = "detector.query_init.position", "detector.query_init.content"
+_LAYER = re.compile(r"((?:class|bbox)_embed)\.\d+\.(.*)")
+
+
+def is_deformable_detr(official: Mapping[str, Tensor]) -> bool:
+    """Whether names are those of a one-stage Deformable DETR."""
+    needed = (
+        CLASS_EMBEDDING,
+        "transformer.reference_points.weight",
+        "transformer.encoder.layers.0.self_attn.sampling_offsets.weight",
+    )
+    return all(name in official for name in needed)
+
+
+def convert_deformable_detr(official: Mapping[str, Tensor], tied: bool) -> Conversion:
+    """Rename an official state dict.
+
+    The table of queries becomes two, positions and contents. ``tied``: our head has one pair of
+    embeddings for all layers; what equals the first layer's is dropped, anything else not used.
+    """
+    names = ((key, _first(key)) for key in official) if tied else ()
+    first = {key: name for key, name in names if name is not None and name != key}
+    dropped = tuple(k for k, name in first.items() if _equal(official[k], official.get(name)))
+    single = {k: v for k, v in official.items() if k != _QUERIES and k not in first}
+    rules: Rules = (
+        (r"transformer\.reference_points\.(.*)", r"detector.query_init.reference_points.\1"),
+        *h_detr.neck_rules(official),
+        *h_detr.RULES,
+    )
+    renamed = convert_by(single, rules)
+    conversion = replace(
+        renamed,
+        dropped=renamed.dropped + dropped,
+        unused=renamed.unused + tuple(k for k in first if k not in dropped),
+    )
+    if _QUERIES not in official:
+        return conversion
+    position, content = official[_QUERIES].chunk(2, dim=1)
+    return replace(
+        conversion,
+        state=conversion.state | {_POSITION: position, _CONTENT: content},
+        used={**conversion.used, _QUERIES: f"{_POSITION}, {_CONTENT}"},
+    )
+
+
+def _first(key: str) -> str | None:
+    """The name in the first layer of what ``key`` names in one; None if it is of no head."""
+    match = _LAYER.fullmatch(key)
+    return f"{match[1]}.0.{match[2]}" if match else None
+
+
+def _equal(value: Tensor, first: Tensor | None) -> bool:
+    return first is not None and torch.equal(value, first)
