@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from hydra.utils import instantiate
 from test_experiment_training import sizes
-from tiny import backward, batch, composed, options
+from test_scheme_table import PAGE
+from test_token_detectors import COMMON, RECIPES
+from tiny import backward, batch, composed, options, without_gradient
 from torch import nn
 
-from codetr.checkpoints.experiment import without_initial_weights
-from codetr.errors import UserError
+from codetr.analysis.scheme_table import families
+from codetr.conf_folder import conf_folder
+from codetr.errors import UserError, user_error
 from codetr.supervision.schemes.protocol import require_fit
 
 ENCODERS = (".DeformableEncoder", ".DenseEncoder")
-MODELS = [
-    model
-    for model in options("model")
-    if composed((f"model={model}",)).model.encoder._target_.endswith(ENCODERS)
-]
-"""Those whose backbone may be exchanged for a small one."""
-SCHEMES = ("denoising", "query_denoising", "collaborative", "hybrid", "group", "mixed")
+"""Of models whose backbone may be exchanged for a small one."""
+TOKENS = {name.split("_")[0]: (*COMMON, *sizes) for name, sizes in RECIPES.items()}
+"""What makes the others small, by how their names begin."""
+SCHEMES = options("scheme")
 SOFTMAX = "model.head.classification={_target_: codetr.classification.Softmax, background: 3}"
 
 
 def build(*overrides: str) -> tuple[nn.Module, nn.ModuleDict]:
     model = next((o for o in overrides if o.startswith("model=")), "model=co_dino")
-    cfg = composed((*sizes(model), "aux_heads=[atss]", "supervision.hybrid_queries=10", *overrides))
+    own = small(model)
+    cfg = composed((*own, "aux_heads=[atss]", "supervision.hybrid_queries=10", *overrides))
     parts = {name: instantiate(part) for name, part in cfg.scheme.items()}
     return instantiate(cfg.model.detector), nn.ModuleDict(parts)
+
+
+def small(model: str) -> tuple[str, ...]:
+    """Overrides that make ``model`` small."""
+    if composed((model,)).model.encoder._target_.endswith(ENCODERS):
+        return sizes(model)
+    return TOKENS[model.removeprefix("model=").split("_")[0]]
 
 
 def refusal(detector: nn.Module, schemes: nn.ModuleDict) -> str | None:
@@ -39,31 +46,78 @@ def refusal(detector: nn.Module, schemes: nn.ModuleDict) -> str | None:
     return None
 
 
+def composition(model: str, scheme: str) -> tuple[nn.Module, nn.ModuleDict] | str:
+    """``model`` with one-to-one matching and ``scheme``, or why they do not go together."""
+    chosen = dict.fromkeys(("one_to_one", scheme))
+    try:
+        detector, schemes = build(f"model={model}", f"scheme=[{','.join(chosen)}]")
+        require_fit(detector, schemes)  # type: ignore[arg-type]
+    except Exception as error:
+        found = user_error(error)
+        if found is None:
+            raise
+        return str(found)
+    return detector, schemes
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("model", MODELS)
-def test_a_scheme_is_refused_exactly_where_a_step_would_fail(model: str, scheme: str) -> None:
-    overrides = (f"model={model}", f"scheme=[one_to_one,{scheme}]")
-    if scheme == "group" and not any(composed(overrides).supervision.per_query.values()):
-        with pytest.raises(Exception, match="would be copies of the main one"):
-            build(*overrides)
-        return
-    detector, schemes = build(*overrides)
-    said = refusal(detector, schemes)
-    if said is None:
-        assert backward(detector, schemes, batch((3, 2))).isfinite()
+@pytest.mark.parametrize("model", options("model"))
+def test_what_is_composed_trains_and_all_else_is_refused_in_one_line(
+    model: str, scheme: str
+) -> None:
+    found = composition(model, scheme)
+    if isinstance(found, str):
+        assert "\n" not in found
+        assert scheme in found
     else:
-        assert said.startswith(f"scheme=[{scheme}] ")
-        with pytest.raises((AssertionError, RuntimeError, ValueError)):
-            backward(detector, schemes, batch((3, 2)))
+        detector, schemes = found
+        for counts in ((3, 2), (0, 0)):
+            assert backward(detector, schemes, batch(counts)).isfinite()
+        assert without_gradient(detector, schemes) == []
+    if model in families(conf_folder()):
+        assert told(model, scheme) == ("yes" if not isinstance(found, str) else "no")
 
 
-@pytest.mark.parametrize("model", sorted({*options("model")} - {*MODELS}))
-def test_other_models_train_as_published(model: str) -> None:
-    with torch.device("meta"):
-        cfg = composed((f"model={model}", "scheme=[one_to_one]", "num_classes=3"))
-        detector = instantiate(without_initial_weights(cfg.model.detector))
-        schemes = {name: instantiate(part) for name, part in cfg.scheme.items()}
-    require_fit(detector, schemes)
+def told(model: str, scheme: str) -> str:
+    """What the table of docs/method.md says: yes or no."""
+    rows = [line.split("|")[1:-1] for line in PAGE.read_text("utf-8").splitlines() if "| `" in line]
+    cells = [[cell.strip() for cell in row] for row in rows]
+    (names,) = (row for row in cells if row[0] == "`model=`")
+    (own,) = (row for row in cells if row[0] == f"`{model}`" and len(row) == len(names))
+    return own[names.index(f"`{scheme}`")].split()[0]
+
+
+@pytest.mark.parametrize("scheme", ["denoising", "query_denoising"])
+@pytest.mark.parametrize("model", ["co_deformable", "conditional_detr", "deformable_refined"])
+def test_a_step_would_fail_where_a_form_is_refused(model: str, scheme: str) -> None:
+    detector, schemes = build(f"model={model}", f"scheme=[one_to_one,{scheme}]")
+    assert refusal(detector, schemes) is not None
+    with pytest.raises((AssertionError, RuntimeError, ValueError)):
+        backward(detector, schemes, batch((3, 2)))
+
+
+def test_a_decoder_without_layers_has_nothing_for_mixed_supervision() -> None:
+    sigmoid = "model.head.classification={_target_: codetr.classification.Sigmoid}"
+    detector, schemes = build(
+        "model=yolos", "scheme=[mixed]", "~model.head.classification", "+" + sigmoid
+    )
+    said = refusal(detector, schemes)
+    assert said is not None
+    assert said.startswith("scheme=[mixed] reads what leaves the cross-attention of the decoder's")
+    with pytest.raises(KeyError):
+        backward(detector, schemes, batch((3, 2)))
+
+
+@pytest.mark.parametrize("model", ["co_dino", "conditional_detr", "vidt"])
+def test_mixed_supervision_has_as_many_branches_as_there_are_layers(model: str) -> None:
+    given = (f"model={model}", "scheme=[mixed]", "scheme.mixed.num_layers=3")
+    detector, schemes = build(*given)
+    assert refusal(detector, schemes) == (
+        "scheme=[mixed] is made for 3 decoder layers, but there are 2: set "
+        "scheme.mixed.num_layers=2"
+    )
+    with pytest.raises(ValueError, match="zip"):
+        backward(detector, schemes, batch((3, 2)))
 
 
 @pytest.mark.parametrize(

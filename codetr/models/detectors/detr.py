@@ -84,6 +84,11 @@ class Detr(nn.Module):
         """Whether further query groups can be decoded beside the main one."""
         return self.decoder.groups
 
+    @property
+    def taps(self) -> Mapping[str, int]:
+        """How many taps into its layers the decoder gives, by name."""
+        return self.decoder.taps
+
     def encode(self, images: Images) -> Memory:
         """Images to memory."""
         pyramid = self.neck(self.backbone(images.pixels, images.padding))

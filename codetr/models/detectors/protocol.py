@@ -18,7 +18,7 @@ class Detector(Protocol):
 
     ``num_classes`` K; ``num_layers`` how many predictions ``decode`` gives per query; ``groups``
     whether it decodes further groups beside the main one; ``form`` what queries are made of;
-    ``classification`` what class logits mean.
+    ``classification`` what class logits mean; ``taps`` how many taps ``decode`` gives, by name.
     """
 
     num_classes: int
@@ -33,6 +33,11 @@ class Detector(Protocol):
     @property
     def classification(self) -> Classification:
         """Of all predictions."""
+        ...
+
+    @property
+    def taps(self) -> Mapping[str, int]:
+        """Empty where the decoder has none."""
         ...
 
     def encode(self, images: Images) -> Memory:

@@ -22,7 +22,7 @@ from codetr.models.layers import (
 from codetr.models.transformers.decoder import AnchorPosition
 from codetr.models.transformers.protocol import DecoderOutput
 from codetr.models.transformers.refinement import LayerOutput, decode
-from codetr.structures import Memory, Queries
+from codetr.structures import CROSS_ATTENTION, Memory, Queries
 
 SMALLEST = 1e-5
 """Size of a box to divide by: boxes of auxiliary heads may have none."""
@@ -155,6 +155,7 @@ class ConditionalDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.num_layers = num_layers
+        self.taps = {CROSS_ATTENTION: num_layers}
         self.layers = nn.ModuleList(layer(first=i == 0) for i in range(num_layers))
         self.spatial, self.norm = spatial, norm
         self.sine_scale = ScaleMlp(dim)

@@ -17,7 +17,7 @@ from codetr.models.layers import (
 )
 from codetr.models.transformers.protocol import DecoderOutput
 from codetr.models.transformers.refinement import LayerOutput, decode
-from codetr.structures import Memory, Queries
+from codetr.structures import CROSS_ATTENTION, Memory, Queries
 
 
 class DeformableDecoderLayer(nn.Module):
@@ -142,6 +142,7 @@ class DeformableDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.num_layers = num_layers
+        self.taps = {CROSS_ATTENTION: num_layers}
         self.layers = nn.ModuleList(layer() for _ in range(num_layers))
         self.anchor_position = anchor_position
         self.norm = norm

@@ -50,11 +50,16 @@ class DecoderOutput:
 
 class Decoder(Protocol):
     """Queries to predictions. ``num_layers`` is how many it gives per query; ``groups`` whether it
-    can decode other queries than the main ones.
+    can decode other queries than the main ones; ``taps`` how many it gives, by name.
     """
 
     num_layers: int
     groups: bool
+
+    @property
+    def taps(self) -> Mapping[str, int]:
+        """Empty where there are none."""
+        ...
 
     def __call__(
         self, queries: Queries, memory: Memory, head: Head, mask: Tensor | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ class IdentityDecoder(nn.Module):
     """
 
     num_layers, groups = 1, False
+    taps: Mapping[str, int] = {}
     layers: tuple[nn.Module, ...] = ()
 
     def forward(
@@ -43,6 +45,11 @@ class ReadFirstDecoder(nn.Module):
     def layers(self) -> nn.ModuleList:
         """Those of ``decoder``."""
         return self.decoder.layers
+
+    @property
+    def taps(self) -> Mapping[str, int]:
+        """Those of ``decoder``."""
+        return self.decoder.taps
 
     def forward(
         self, queries: Queries, memory: Memory, head: Head, mask: Tensor | None

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from codetr.errors import UserError
 from codetr.loss_terms import Count, Losses, prefixed
 from codetr.models.detectors.protocol import MAIN
 from codetr.models.layers import FeedForward
@@ -55,9 +54,10 @@ class Mixed(Scheme):
         super().__init__()
         self.assigner, self.criterion = assigner, criterion
         self.branches = nn.ModuleList(branch() for _ in range(num_layers))
+        self.taps = {CROSS_ATTENTION: num_layers}
 
     def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
-        """``layer{i}/...``. Raises UserError if the decoder has no taps, or not so many layers."""
+        """``layer{i}/...``."""
         layers = self.predictions(decoded[MAIN])
         boxes = batch.mean_over_step(lambda counts: sum(counts.targets))
         num_boxes = Count.of(boxes, layers[0].boxes)
@@ -71,16 +71,9 @@ class Mixed(Scheme):
 
     def predictions(self, main: Decoded) -> tuple[Predictions, ...]:
         """One-to-many predictions (B, Q, ...) of every layer."""
-        taps = main.taps.get(CROSS_ATTENTION, ())
-        if len(taps) != len(self.branches):
-            raise UserError(
-                f"scheme.mixed is made for {len(self.branches)} decoder layers with a tap after "
-                f"their cross-attention, but there are {len(taps)}: set scheme.mixed.num_layers, "
-                "or choose a deformable decoder"
-            )
         return tuple(
             tap.read(branch(tap.hidden), tap.anchors)
-            for branch, tap in zip(self.branches, taps, strict=True)
+            for branch, tap in zip(self.branches, main.taps[CROSS_ATTENTION], strict=True)
         )
 
     def _measure(

@@ -47,8 +47,9 @@ class Scheme(nn.Module, ABC):
 
     ``tables`` are the learned rows of its own query groups, which the detector makes queries of
     together with the main ones. ``adds_groups`` says whether it adds query groups, which not
-    every detector can decode; ``form`` is that of queries that it makes itself, if any. Modules of
-    it that read class logits say by ``reads`` which kind of ``codetr.classification`` they take.
+    every detector can decode; ``form`` is that of queries that it makes itself, if any; ``taps``
+    are those into the decoder that it reads, by name, and how many there must be. Modules of it
+    that read class logits say by ``reads`` which kind of ``codetr.classification`` they take.
     Losses are the same ones for every batch, with boxes and without, since processes reduce their
     counts together.
     """
@@ -56,10 +57,12 @@ class Scheme(nn.Module, ABC):
     tables: Sequence[QueryTable]
     adds_groups: bool = False
     form: QueryForm | None = None
+    taps: Mapping[str, int]
 
     def __init__(self) -> None:
         super().__init__()
         self.tables = ()
+        self.taps = {}
 
     def propose(self, start: Start) -> Proposal:
         """Before decoding: further query groups, and losses on the encoder's output. Here: none."""
@@ -109,6 +112,7 @@ def require_fit(detector: Detector, schemes: Mapping[str, Scheme]) -> None:
         for table in scheme.tables:
             _require_rows(detector.form, name, table)
         _require_logits(detector, name, scheme)
+        _require_taps(detector, name, scheme)
 
 
 def _require_form(main: QueryForm, name: str, own: QueryForm) -> None:
@@ -146,4 +150,20 @@ def _require_logits(detector: Detector, name: str, scheme: Scheme) -> None:
                 f"scheme=[{name}] has a {type(part).__name__} of {reads.__name__.lower()} logits, "
                 f"but this model's are {detector.classification}: choose supervision= for such, or "
                 "another model"
+            )
+
+
+def _require_taps(detector: Detector, name: str, scheme: Scheme) -> None:
+    """Raise UserError where a decoder lacks what the scheme reads of its layers."""
+    for tap, count in scheme.taps.items():
+        found = detector.taps.get(tap, 0)
+        if not found:
+            raise UserError(
+                f"scheme=[{name}] reads what leaves the {tap.replace('_', '-')} of the decoder's "
+                "layers, but this model has none: leave that out, or choose another model"
+            )
+        if found != count:
+            raise UserError(
+                f"scheme=[{name}] is made for {count} decoder layers, but there are {found}: set "
+                f"scheme.{name}.num_layers={found}"
             )

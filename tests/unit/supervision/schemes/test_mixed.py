@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from codetr.errors import UserError
 from codetr.models.detectors.protocol import MAIN
 from codetr.structures import (
     CROSS_ATTENTION,
@@ -140,9 +138,3 @@ def test_without_boxes_losses_are_finite_and_reach_every_parameter() -> None:
     torch.stack([term.value for term in losses.values()]).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in mixed.parameters())
     assert losses["layer0/bbox"].value == 0
-
-
-@pytest.mark.parametrize("taps", [0, 1])
-def test_a_decoder_without_such_taps_is_an_error_that_names_the_remedy(taps: int) -> None:
-    with pytest.raises(UserError, match=r"scheme\.mixed\.num_layers"):
-        scheme().score(decoded(taps), batch())
