@@ -37,7 +37,8 @@ class OnTensors(nn.Module):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "model", ["co_dino", "co_deformable", "dino_4scale", "deformable_detr", "ms_detr"]
+    "model",
+    ["co_dino", "co_deformable", "dino_4scale", "deformable_detr", "deformable_refined", "ms_detr"],
 )
 def test_exported_program_gives_the_same_predictions(model: str) -> None:
     cfg = composed((f"model={model}", *SMALL))

@@ -22,6 +22,7 @@ from tiny import composed, published
 from token_tables import token_parameters, vidt_unread
 
 from codetr.checkpoints.experiment import build_empty
+from codetr.checkpoints.vidt import UNREAD
 from codetr.inference.parameters import count_parameters, read_official_counts
 
 COUNTS = (
@@ -68,6 +69,21 @@ def test_arithmetic_agrees_with_official_state_dicts(
     buffers = set(content["buffers"])
     shapes = [shape for key, shape, *_ in content["entries"] if key not in buffers]
     assert sum(math.prod(shape) for shape in shapes) == EXPECTED[experiment][1]
+
+
+def test_vidt_is_the_official_one_less_what_nothing_reads() -> None:
+    """docs/quirks.md gives both numbers. The official names and shapes are recorded ones."""
+    recorded = json.loads((TABLE.parent / "vidt_swin_small" / "keys.json").read_text())
+    shapes = {name: math.prod(shape) for name, shape in recorded["keys"]}
+    unread = [name for name in shapes if any(re.fullmatch(p, name) for p in UNREAD)]
+    assert len(unread) == 19
+    assert sum(shapes[name] for name in unread) == vidt_unread() == 590_272
+    cfg = composed(("experiment=vidt_swin_small_50e_coco", "data.root=nowhere"))
+    cfg.num_classes = COUNTS["vidt_swin_small_50e_coco"][0]
+    ours = count_parameters(build_empty(cfg)).total
+    assert ours + 590_272 == recorded["parameters"] == 60_465_061
+    quirks = (TABLE.parents[2] / "docs/quirks.md").read_text("utf-8")
+    assert "19 tensors (590,272 numbers)" in quirks
 
 
 def test_arithmetic_agrees_with_detectors_of_other_repositories(shared: Path) -> None:
