@@ -99,7 +99,11 @@ def test_a_step_would_fail_where_a_form_is_refused(model: str, scheme: str) -> N
 def test_a_decoder_without_layers_has_nothing_for_mixed_supervision() -> None:
     sigmoid = "model.head.classification={_target_: codetr.classification.Sigmoid}"
     detector, schemes = build(
-        "model=yolos", "scheme=[mixed]", "~model.head.classification", "+" + sigmoid
+        "model=yolos",
+        "supervision=conditional",
+        "scheme=[mixed]",
+        "~model.head.classification",
+        f"+{sigmoid}",
     )
     said = refusal(detector, schemes)
     assert said is not None
