@@ -54,12 +54,32 @@ def test_objects_whose_masks_have_no_pixel_leave_gradients_finite(masks: str) ->
     assert without_gradient(detector, schemes) == []
 
 
-@pytest.mark.parametrize("scheme", ["one_to_one", "one_to_one,denoising", "one_to_one,hybrid"])
-def test_masks_are_learned_with_any_scheme(scheme: str) -> None:
-    detector, schemes = build(scheme.split(","), (), "masks=refine_small")
-    losses = training_losses(detector, schemes, batch((3, 2)))
+SCHEMES = [
+    ("one_to_one",),
+    ("one_to_one", "denoising"),
+    ("one_to_one", "hybrid"),
+    ("one_to_one", "group"),
+    ("one_to_one", "teacher"),
+    ("one_to_one", "mixed"),
+    ("one_to_one", "denoising", "collaborative", "hybrid", "group", "teacher"),
+]
+
+
+@pytest.mark.parametrize("schemes", SCHEMES, ids="+".join)
+def test_masks_are_learned_with_any_scheme(schemes: tuple[str, ...]) -> None:
+    """Also in batches without a single object, where there is nothing to learn."""
+    heads = ("rcnn_mask", "atss") if "collaborative" in schemes else ()
+    detector, parts = build(schemes, heads, "masks=refine_small")
+    losses = training_losses(detector, parts, batch((3, 2)))
     assert losses["masks/mask"].value > 0
     assert losses["masks/mask_iou"].value.isfinite()
+    assert backward(detector, parts, batch((3, 2))).isfinite()
+    assert without_gradient(detector, parts) == []
+    empty = training_losses(detector, parts, batch((0, 0)))
+    assert set(empty) == set(losses)
+    assert empty["masks/mask"].value == empty["masks/mask_iou"].value == 0
+    assert backward(detector, parts, batch((0, 0))).isfinite()
+    assert without_gradient(detector, parts) == []
 
 
 @pytest.mark.parametrize("masks", MASKS)

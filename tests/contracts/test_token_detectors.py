@@ -63,6 +63,17 @@ def test_losses_are_finite_and_reach_every_parameter(
     assert without_gradient(detector, schemes) == []
 
 
+@pytest.mark.parametrize("counts", [(3, 2), (0, 0)], ids=str)
+@pytest.mark.parametrize("experiment", RECIPES)
+def test_masks_are_learned(experiment: str, counts: tuple[int, int]) -> None:
+    detector, schemes = build(experiment, "masks=refine_small")
+    require_fit(detector, schemes)  # type: ignore[arg-type]
+    losses = training_losses(detector, schemes, batch(counts))
+    assert bool(losses["masks/mask"].value > 0) == any(counts)
+    assert backward(detector, schemes, batch(counts)).isfinite()
+    assert without_gradient(detector, schemes) == []
+
+
 @pytest.mark.parametrize(("experiment", "layers"), [(YOLOS, 1), (VIDT, 3)])
 def test_every_answer_is_measured(experiment: str, layers: int) -> None:
     detector, schemes = build(f"teach_{experiment}")
