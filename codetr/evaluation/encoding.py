@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from faster_coco_eval.core import mask as rle
+from torch import Tensor
 
 from codetr.evaluation.detection_metric import EncodedMasks
 from codetr.masks import paste
@@ -41,6 +43,14 @@ def encode(found: Detections, size: tuple[int, int]) -> EncodedMasks:
 def run_lengths(masks: EncodedMasks) -> list[RunLengths]:
     """Each mask as pycocotools has it."""
     return [{"size": list(masks.size), "counts": counts} for counts in masks.counts]
+
+
+def decode(masks: Sequence[RunLengths], size: tuple[int, int]) -> Tensor:
+    """(n, H, W) bool of run lengths of an image of ``size`` (height, width)."""
+    found = torch.zeros(len(masks), *size, dtype=torch.bool)
+    for bitmap, one in zip(found, masks, strict=True):
+        bitmap.copy_(torch.from_numpy(rle.decode(one)))
+    return found
 
 
 def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> RunLengths:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,26 @@ from codetr.checkpoints.files import RunRecord
 from codetr.classes import ClassList
 from codetr.data.images import ImageError, PixelRules, read_image
 from codetr.data.resize import resize_nearest
-from codetr.inference.draw import denormalise, draw_boxes, grid, save_png, side_by_side
+from codetr.evaluation import CocoEvaluator
+from codetr.evaluation.encoding import decode
+from codetr.evaluation.ground_truth import ImageTruth
+from codetr.inference.draw import (
+    denormalise,
+    draw_boxes,
+    grid,
+    save_png,
+    side_by_side,
+    tinted,
+)
 from codetr.structures import Batch, Detections, ImageInfo, Targets
 
 log = logging.getLogger(__name__)
 
 _DECODED = PixelRules(max_megapixels=math.inf)
 """For files that were read before."""
+
+MOST_CLASSES = 126
+"""Of a mask in W&B, beside the background."""
 
 LONGEST_SIDE = 640
 """Pictures of larger images are reduced to this, so that a panel stays a few megabytes."""
@@ -75,10 +89,19 @@ def batch_pictures(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outlined:
+    """Objects of an image by their pixels: ``bitmaps`` (n, H, W) bool, ``labels`` (n,)."""
+
+    bitmaps: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """An image, at most ``LONGEST_SIDE`` long, with predicted and true boxes, xyxy in its pixels.
 
-    ``names`` are for the labels of both.
+    ``names`` are for the labels of both. ``outlined``: the masks of the true objects, where masks
+    are measured.
     """
 
     image: Tensor
@@ -86,9 +109,10 @@ class Comparison:
     true_boxes: Tensor
     true_labels: Tensor
     names: Sequence[str]
+    outlined: Outlined | None = None
 
     def picture(self) -> Tensor:
-        """The predicted boxes with their masks (left) and the true boxes (right)."""
+        """The predicted boxes (left) and the true boxes (right), each with their masks."""
         found = self.predicted
         left = draw_boxes(
             self.image,
@@ -98,7 +122,10 @@ class Comparison:
             found.scores,
             masks=None if found.cells is None else found.bitmaps(_size(self.image)),
         )
-        right = draw_boxes(self.image, self.true_boxes, self.true_labels, self.names)
+        image, true = self.image, self.outlined
+        if true is not None:
+            image = tinted(image, true.bitmaps, true.labels.tolist(), range(len(true.labels)))
+        right = draw_boxes(image, self.true_boxes, self.true_labels, self.names)
         return side_by_side(left, right, ("predicted", "true"))
 
     def layers(self) -> dict[str, Any]:
@@ -120,17 +147,32 @@ class Comparison:
         }
 
     def mask_layers(self) -> dict[str, Any]:
-        """The predicted masks as ``wandb.Image`` takes them: the class of each pixel counted from
-        1, of the best mask that has it; nothing where there are none.
+        """The masks as ``wandb.Image`` takes them: the class of each pixel counted from 1, of the
+        best mask that has it; nothing where there are none.
+
+        W&B keeps a signed byte of a pixel: of more classes than that, those in the picture are
+        counted.
         """
-        if self.predicted.cells is None:
-            return {}
-        bitmaps = self.predicted.bitmaps(_size(self.image))
+        layers = {"true": self.outlined}
+        if self.predicted.cells is not None:
+            bitmaps = self.predicted.bitmaps(_size(self.image))
+            layers["predicted"] = Outlined(bitmaps=bitmaps, labels=self.predicted.labels)
+        shown = {name: layer for name, layer in layers.items() if layer is not None}
+        numbers: Sequence[int] = range(len(self.names))
+        if len(numbers) > MOST_CLASSES:
+            seen = [one.labels.tolist() for one in shown.values()]
+            numbers = sorted(set(chain.from_iterable(seen)))[:MOST_CLASSES]
+        return {name: self._layer(layer, numbers) for name, layer in shown.items()}
+
+    def _layer(self, objects: Outlined, numbers: Sequence[int]) -> dict[str, Any]:
+        """``numbers``: the labels that are told apart; what is counted is their place."""
+        place = {label: i for i, label in enumerate(numbers, start=1)}
         classes = torch.zeros(_size(self.image), dtype=torch.int64)
-        for bitmap, label in zip(bitmaps.flip(0), self.predicted.labels.flip(0), strict=True):
-            classes[bitmap] = label + 1
-        labels = {0: "background", **{i + 1: name for i, name in enumerate(self.names)}}
-        return {"predicted": {"mask_data": classes.numpy(), "class_labels": labels}}
+        pairs = zip(objects.bitmaps.flip(0), objects.labels.flip(0).tolist(), strict=True)
+        for bitmap, label in pairs:
+            classes[bitmap] = place.get(label, 0)
+        labels = {0: "background", **{i: self.names[label] for label, i in place.items()}}
+        return {"mask_data": classes.numpy(), "class_labels": labels}
 
 
 def _layer_box(box: Sequence[float], label: int, caption: str) -> dict[str, Any]:
@@ -141,9 +183,15 @@ def _layer_box(box: Sequence[float], label: int, caption: str) -> dict[str, Any]
 
 
 def compare(
-    info: ImageInfo, found: Detections, targets: Targets, names: Sequence[str], min_score: float
+    info: ImageInfo,
+    found: Detections,
+    targets: Targets,
+    names: Sequence[str],
+    min_score: float,
+    truth: ImageTruth | None = None,
 ) -> Comparison:
-    """The image file with the detections above ``min_score`` and the true boxes.
+    """The image file with the detections above ``min_score`` and the true boxes, and with the masks
+    that ``truth`` has of them.
 
     Raises ImageError where the file cannot be read.
     """
@@ -158,7 +206,29 @@ def compare(
         true_boxes=true,
         true_labels=targets.labels.cpu(),
         names=names,
+        outlined=_outlined(truth, info.original_size, _size(reduced)),
     )
+
+
+def _outlined(
+    truth: ImageTruth | None, original: tuple[int, int], size: tuple[int, int]
+) -> Outlined | None:
+    """The objects of ``truth`` (not its crowd regions) in a picture of ``size``, from an image of
+    the ``original`` one; None where their masks are not known.
+    """
+    if truth is None or truth.masks is None:
+        return None
+    single = [i for i, crowd in enumerate(truth.crowd.tolist()) if not crowd]
+    bitmaps = decode([truth.masks[i] for i in single], original)
+    return Outlined(
+        bitmaps=resize_nearest(bitmaps.to(torch.uint8), size) > 0, labels=truth.labels[single]
+    )
+
+
+def known_objects(module: Any) -> Mapping[int, ImageTruth]:
+    """By image id, as the evaluator of ``module`` has them."""
+    evaluator = module.evaluator
+    return evaluator.truth if isinstance(evaluator, CocoEvaluator) else {}
 
 
 def relabelled(targets: Targets, own: ClassList, other: ClassList) -> Targets:
@@ -221,17 +291,24 @@ class Panel:
         self._shown: list[Comparison] = []
 
     def add(
-        self, batch: Batch, outputs: Sequence[Detections], model: ClassList, data: ClassList
+        self,
+        batch: Batch,
+        outputs: Sequence[Detections],
+        model: ClassList,
+        data: ClassList,
+        truth: Mapping[int, ImageTruth] | None = None,
     ) -> None:
         """Draw a batch, as far as pictures are missing. Labels of the outputs are those of
         ``model``, labels of the batch those of ``data``: a class has one name and one colour.
+        ``truth`` by image id, with labels of ``model``, may have masks.
         """
         for info, found, targets in zip(batch.infos, outputs, batch.targets, strict=True):
             if len(self._shown) == self.images:
                 return
             true = relabelled(targets, data, model)
             try:
-                shown = compare(info, found, true, model.names, self.min_score)
+                known = None if truth is None else truth.get(info.image_id)
+                shown = compare(info, found, true, model.names, self.min_score, known)
             except ImageError as error:  # data.tolerate_broken: its absence ends nothing
                 log.warning("%s; it is left out of the panel", error)
             else:
@@ -274,7 +351,7 @@ class ValidationPanel(Callback):
         """Draw the first images."""
         if trainer.is_global_zero:
             record: RunRecord = pl_module.record  # type: ignore[assignment]
-            self.panel.add(batch, outputs, record.classes, record.classes)
+            self.panel.add(batch, outputs, record.classes, record.classes, known_objects(pl_module))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put them together."""
@@ -303,7 +380,7 @@ class EvaluationPanel(Callback):
         if trainer.is_global_zero:
             classes: ClassList = pl_module.classes  # type: ignore[assignment]
             data: ClassList = trainer.datamodule.classes  # type: ignore[attr-defined]
-            self.panel.add(batch, outputs, classes, data)
+            self.panel.add(batch, outputs, classes, data, known_objects(pl_module))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put them together."""

@@ -7,17 +7,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess
 from codetr.evaluation.detect import detect
 from codetr.models.detectors.protocol import MAIN, Detector
 from codetr.structures import Batch, Detections, ImageInfo
 from codetr.supervision.schemes import Collaborative
+
+OPTIONS = conf_folder() / "aux_heads"
+
+
+def branch_key(name: str, heads: Mapping[str, Any]) -> str:
+    """The key of ``name`` among the configured ``heads``. A variant that was chosen by its option,
+    such as ``rcnn_mask``, has the key of what it varies: it is told by the classes of its parts.
+    ``name`` itself where no head is that.
+    """
+    key, *variant = name.split("_")
+    known = [path.stem for path in OPTIONS.glob("*.yaml")]
+    if name in heads or not variant or name not in known or not heads.get(key):
+        return name
+    parts: Any = OmegaConf.to_container(OmegaConf.load(OPTIONS / f"{name}.yaml"))
+    own = {k: v["_target_"] for k, v in parts.items() if isinstance(v, dict) and "_target_" in v}
+    same = all((heads[key].get(part) or {}).get("_target_") == own[part] for part in own)
+    return key if same else name
 
 
 class Branch(Protocol):

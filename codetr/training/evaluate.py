@@ -39,7 +39,13 @@ from codetr.settings.rules import is_own
 from codetr.structures import Batch, Detections, ImageInfo
 from codetr.suppression import use_nms
 from codetr.training.acceleration import accelerate
-from codetr.training.branches import Branch, MainBranch, ViewedBranch, auxiliary_branch
+from codetr.training.branches import (
+    Branch,
+    MainBranch,
+    ViewedBranch,
+    auxiliary_branch,
+    branch_key,
+)
 from codetr.training.evaluation_report import EvaluationReport
 from codetr.training.evaluators import build_evaluator
 from codetr.training.train import prepare_process
@@ -107,6 +113,13 @@ def evaluate(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, float]:
     return report.metrics
 
 
+def name_branch(cfg: DictConfig) -> None:
+    """Set ``cfg.evaluation.branch`` to the key of its head, where it says how that was chosen."""
+    heads = [part.get("heads") or {} for part in cfg.get("scheme", {}).values()]
+    for own in heads:
+        cfg.evaluation.branch = branch_key(cfg.evaluation.branch, own)
+
+
 def build_tester(
     cfg: DictConfig,
     branch: Branch,
@@ -135,6 +148,7 @@ def open_branch(
         )
     content = open_checkpoint(cfg.checkpoint, cfg, cfg.trust)
     full = as_built(with_run(cfg, content.record, given), cfg, given)
+    name_branch(full)
     looks = choose_views(cfg.views, full, cfg.checkpoint)
     datamodule = build_split(full, cfg.checkpoint)
     classes = content.record.classes

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from codetr.loss_terms import total_loss
 from codetr.structures import Batch
+from codetr.training.branches import branch_key
 from codetr.training.losses import training_losses
 
 SCHEMES = ("one_to_one", "collaborative")
@@ -33,6 +34,21 @@ PAIRS = [pair for pair in combinations(HEADS, 2) if key(pair[0]) != key(pair[1])
 @pytest.mark.parametrize("head", HEADS)
 def test_a_file_sets_the_head_of_its_name(head: str) -> None:
     assert list(composed([f"aux_heads=[{head}]"]).aux_heads) == [key(head)]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_is_evaluated_by_the_name_that_chose_it(head: str) -> None:
+    """Or by its key. Another variant of the same key is not taken for it."""
+    heads = composed([f"aux_heads=[{head}]"]).aux_heads
+    own = {name for name in HEADS if branch_key(name, heads) in heads}
+    assert own == {head, key(head)}
+
+
+def test_a_branch_that_is_no_head_keeps_its_name() -> None:
+    heads = composed(["aux_heads=[rcnn_mask]"]).aux_heads
+    for name in ("main", "fcos", "rcnn_", "rcnn_more", "rcnn_/../rcnn_mask", ""):
+        assert branch_key(name, heads) == name
+    assert branch_key("rcnn_mask", {}) == branch_key("rcnn_mask", {"rcnn": None}) == "rcnn_mask"
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -1,6 +1,7 @@
 """LVIS numbers against hand-made cases and against a naive evaluation written from the paper."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from numpy.typing import NDArray
+from pycocotools import mask as rle
 
 from codetr.classes import ClassList
 from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.evaluation import CocoEvaluator, lvis_evaluator
+from codetr.masks import Masks
 from codetr.structures import Detections, ImageInfo
 from codetr.training.evaluators import build_evaluator
 
@@ -22,6 +26,7 @@ FREQUENCIES = {4: "r", 2: "c", 9: "f", 1: "f", 30: "r"}
 ANT, BAT, CUP, DOG, ELK = range(5)
 BOX = [10.0, 10, 50, 50]  # xywh, of medium size
 FAR = [200.0, 200, 50, 50]
+AREAS = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
 NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR", "ARs", "ARm", "ARl"]
 
 
@@ -133,6 +138,10 @@ def _iou(a: list[float], b: list[float]) -> float:
     return both / (a[2] * a[3] + b[2] * b[3] - both)
 
 
+def _area(box: list[float]) -> float:
+    return box[2] * box[3]
+
+
 def _naive_class(
     images: list[dict[str, Any]],
     found: list[list[Any]],
@@ -140,20 +149,24 @@ def _naive_class(
     iou: float,
     low: float,
     high: float,
+    overlap: Callable[[Any, Any], float] = _iou,
+    area: Callable[[Any], float] = _area,
 ) -> tuple[float, float]:
-    """AP (101 points) and recall of one class, IoU and range of areas; -1 without boxes."""
+    """AP (101 points) and recall of one class, IoU and range of areas; -1 without objects, which
+    may be boxes or whatever else has an ``overlap`` and an ``area``.
+    """
     events, total = [], 0
     for image, rows in zip(images, found, strict=True):
         true = [box for k, box in image.get("true", []) if k == label]
         if not true and label not in image.get("negative", []):
             continue
-        ignored = [not low <= w * h <= high for _, _, w, h in true]
+        ignored = [not low <= area(one) <= high for one in true]
         total += ignored.count(False)
         free = set(range(len(true)))
         best = sorted(rows, key=lambda r: -r[1])[:300]
         for _, score, box in (r for r in best if r[0] == label):
             for ignore in (False, True):
-                near = [(-_iou(box, true[j]), -j) for j in free if ignored[j] == ignore]
+                near = [(-overlap(box, true[j]), -j) for j in free if ignored[j] == ignore]
                 near = [n for n in near if -n[0] >= iou]
                 if near:
                     free.remove(-min(near)[1])
@@ -161,7 +174,7 @@ def _naive_class(
                         events.append((-score, True))
                     break
             else:
-                if label not in image.get("open", []) and low <= box[2] * box[3] <= high:
+                if label not in image.get("open", []) and low <= area(box) <= high:
                     events.append((-score, False))
     if not total:
         return -1, -1
@@ -207,8 +220,7 @@ def test_numbers_equal_a_naive_evaluation(tmp_path: Path, seed: int) -> None:
     numbers = evaluator.compute()
 
     ious = np.linspace(0.5, 0.95, 10)
-    areas = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
-    for suffix, (low, high) in areas.items():
+    for suffix, (low, high) in AREAS.items():
         table = np.array(
             [[_naive_class(images, found, k, t, low, high) for t in ious] for k in range(5)]
         )
@@ -227,6 +239,111 @@ def test_numbers_equal_a_naive_evaluation(tmp_path: Path, seed: int) -> None:
             assert numbers["APc"] == pytest.approx(table[BAT, :, 0].mean(), abs=1e-9)
             assert numbers["APf"] == pytest.approx(table[[CUP, DOG], :, 0].mean(), abs=1e-9)
     assert 0.05 < numbers["AP"] < 0.95
+
+
+SIDE, CELLS = 220, 20
+
+
+def _shape(rng: np.random.Generator) -> NDArray[np.bool_]:
+    """An ellipse, sometimes with a hole, anywhere in an image of ``SIDE`` pixels a side."""
+    y, x = np.mgrid[:SIDE, :SIDE] + 0.5
+    cx, cy = rng.uniform(30, SIDE - 30, 2)
+    w, h = rng.choice([12, 30, 90]) * rng.uniform(0.7, 1.3, 2)
+    distance = ((x - cx) / w) ** 2 + ((y - cy) / h) ** 2
+    bitmap: NDArray[np.bool_] = (distance <= 1) & (distance >= rng.choice([0.0, 0.3]))
+    return bitmap
+
+
+def _found_near(bitmap: NDArray[np.bool_], rng: np.random.Generator) -> tuple[list[float], Any]:
+    """A box (xyxy) that is a little off, and noisy probabilities in it."""
+    rows, columns = (np.flatnonzero(bitmap.any(axis=axis)) for axis in (1, 0))
+    box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=float)
+    box += rng.normal(0, 0.04, 4) * np.tile(box[2:] - box[:2], 2)
+    x, y = (
+        np.clip(np.linspace(low, high, 2 * CELLS + 1)[1::2].astype(int), 0, SIDE - 1)
+        for low, high in ((box[0], box[2]), (box[1], box[3]))
+    )
+    return box.tolist(), 0.6 * bitmap[np.ix_(y, x)] + 0.4 * rng.random((CELLS, CELLS))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("limit", [300, 4])
+def test_numbers_of_masks_equal_a_naive_evaluation(tmp_path: Path, seed: int, limit: int) -> None:
+    """By the pixels of masks, ranked by their own scores, with sizes by annotated areas of objects
+    and pixels of what was found.
+    """
+    rng = np.random.default_rng(seed)
+    images, given = [], []
+    for _ in range(25):
+        true = [(int(rng.integers(4)), _shape(rng)) for _ in range(rng.integers(0, 5))]
+        present = {label for label, _ in true}
+        images.append(
+            {
+                "true": true,
+                "negative": [k for k in range(4) if k not in present and rng.random() < 0.5],
+                "open": [k for k in present if rng.random() < 0.3],
+            }
+        )
+        near = [pair for pair in true for _ in range(rng.integers(0, 3))]
+        near += [(int(rng.integers(4)), _shape(rng)) for _ in range(rng.integers(0, 4))]
+        given.append([(label, *_found_near(shape, rng)) for label, shape in near])
+    boxes = [
+        {**image, "true": [(label, [0.0, 0.0, 9.0, 9.0]) for label, _ in image["true"]]}
+        for image in images
+    ]
+    path = _write(tmp_path / "a.json", boxes)
+    content = json.loads(path.read_text())
+    shapes = [shape for image in images for _, shape in image["true"]]
+    for entry, shape in zip(content["annotations"], shapes, strict=True):
+        encoded = rle.encode(np.asfortranarray(shape.astype(np.uint8)))
+        entry["segmentation"] = {"size": [SIDE, SIDE], "counts": encoded["counts"].decode()}
+        entry["area"] = int(shape.sum())
+    content["images"] = [{**image, "height": SIDE, "width": SIDE} for image in content["images"]]
+    path.write_text(json.dumps(content))
+
+    evaluator = lvis_evaluator(path, CLASSES, max_detections=limit, masks=True)
+    pasted = []
+    for i, rows in enumerate(given):
+        scores = torch.from_numpy(rng.random((2, len(rows))))
+        one = Detections(
+            boxes_xyxy_px=torch.tensor([row[1] for row in rows]).reshape(-1, 4),
+            scores=scores[0],
+            labels=torch.tensor([row[0] for row in rows], dtype=torch.int64),
+            cells=Masks(
+                probabilities=torch.from_numpy(
+                    np.array([row[2] for row in rows]).reshape(-1, CELLS, CELLS)
+                ),
+                scores=scores[1],
+            ),
+        )
+        info = ImageInfo(image_id=i + 1, original_size=(SIDE, SIDE), scale=(1.0, 1.0))
+        evaluator.update([one], [info])
+        bitmaps = one.bitmaps((SIDE, SIDE)).numpy()
+        labels = one.labels.tolist()
+        best = sorted(zip(labels, scores[1].tolist(), bitmaps, strict=True), key=lambda r: -r[1])
+        pasted.append(best[:limit])
+    numbers = evaluator.compute()
+
+    def overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+        return float((a & b).sum() / max((a | b).sum(), 1))
+
+    for suffix, (low, high) in AREAS.items():
+        table = np.array(
+            [
+                [
+                    _naive_class(images, pasted, k, t, low, high, overlap, np.sum)
+                    for t in np.linspace(0.5, 0.95, 10)
+                ]
+                for k in range(4)
+            ]
+        )
+        measured = table[table[:, 0, 0] > -1]
+        assert numbers[f"mask_AP{suffix}"] == pytest.approx(measured[..., 0].mean(), abs=1e-9)
+        assert numbers[f"mask_AR{suffix}"] == pytest.approx(measured[..., 1].mean(), abs=1e-9)
+        if not suffix:
+            assert numbers["mask_APr"] == pytest.approx(table[ANT, :, 0].mean(), abs=1e-9)
+            assert numbers["mask_APf"] == pytest.approx(table[[CUP, DOG], :, 0].mean(), abs=1e-9)
+    assert 0.05 < numbers["mask_AP"] < 0.95
 
 
 def test_images_that_were_not_evaluated_do_not_count(tmp_path: Path) -> None:

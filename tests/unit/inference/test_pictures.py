@@ -8,10 +8,13 @@ from PIL import Image
 
 from codetr.classes import ClassList
 from codetr.data.images import ImageError
+from codetr.evaluation.encoding import decode, encode_segmentation
+from codetr.evaluation.ground_truth import ImageTruth
 from codetr.inference.draw import class_colour
 from codetr.inference.pictures import (
     Comparison,
     EvaluationPanel,
+    Outlined,
     Panel,
     batch_pictures,
     compare,
@@ -135,7 +138,7 @@ def test_true_boxes_of_a_subset_have_the_name_and_colour_of_their_class(tmp_path
     Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "a.png")
     callback = EvaluationPanel(tmp_path / "panel.png", images=1, columns=1, min_score=0.5)
     trainer = SimpleNamespace(is_global_zero=True, datamodule=SimpleNamespace(classes=data))
-    module, batch = SimpleNamespace(classes=model), batch_of(tmp_path / "a.png")
+    module, batch = SimpleNamespace(classes=model, evaluator=None), batch_of(tmp_path / "a.png")
     callback.on_test_batch_end(trainer, module, (nothing_found(),), batch, 0)  # type: ignore[arg-type]
     [shown] = callback.panel._shown
     picture = shown.picture()
@@ -181,3 +184,66 @@ def test_masks_of_a_comparison_are_layers_of_classes() -> None:
     assert (data[20, 20], data[40, 40], data[70, 70], data[5, 5]) == (2, 2, 1, 0)
     assert layer["class_labels"] == {0: "background", 1: "a", 2: "b"}
     assert replace(shown, predicted=replace(found, cells=None)).mask_layers() == {}
+
+
+def truth(crowd: int) -> ImageTruth:
+    """Two objects in an image of ``SIDE`` pixels a side, of class 1 and 0; the second may be a
+    crowd region. Masks fill 100 x 100 pixels at the left and at the right.
+    """
+    bitmaps = torch.zeros(2, SIDE, SIDE, dtype=torch.uint8)
+    bitmaps[0, 100:200, 50:150] = bitmaps[1, 100:200, 450:550] = 1
+    masks = tuple(
+        encode_segmentation([[x, 100, x + 100, 100, x + 100, 200, x, 200]], (SIDE, SIDE))
+        for x in (50, 450)
+    )
+    assert torch.equal(decode(masks, (SIDE, SIDE)), bitmaps > 0)
+    return ImageTruth(
+        boxes_xywh_px=torch.tensor([[50.0, 100, 100, 100], [450, 100, 100, 100]]).double(),
+        labels=torch.tensor([1, 0]),
+        crowd=torch.tensor([0, crowd]),
+        area=torch.tensor([1e4, 1e4]).double(),
+        masks=masks,
+    )
+
+
+@pytest.mark.parametrize("crowd", [0, 1])
+def test_true_masks_are_beside_the_predicted_ones(tmp_path: Path, crowd: int) -> None:
+    """Not those of crowd regions; without masks the picture has none."""
+    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "a.png")
+    classes = ClassList(names=("a", "b"), category_ids=(1, 2))
+    batch, panels = batch_of(tmp_path / "a.png"), []
+    for known in (None, {}, {0: truth(crowd)}):
+        panels.append(Panel(images=1, columns=1, min_score=0.5))
+        panels[-1].add(batch, (nothing_found(),), classes, classes, known)
+    plain, other, tinted = (panel._shown[0].picture() for panel in panels)
+    assert torch.equal(plain, other)
+    left, right = (tinted != plain).any(dim=0).tensor_split(2, dim=1)
+    assert not left.any()
+    caption = tinted.shape[1] - SIDE - 8
+    assert caption < 60
+    changed = right.sum(dim=0) >= 90  # columns
+    assert changed.sum() >= (190 if crowd == 0 else 95)
+    assert changed.sum() <= (200 if crowd == 0 else 100)
+    layers = panels[-1]._shown[0].mask_layers()
+    assert set(layers) == {"true"}
+    data = layers["true"]["mask_data"]
+    assert (data[150, 100], data[150, 500], data[5, 5]) == (2, 1 - crowd, 0)
+    assert panels[0]._shown[0].mask_layers() == {}
+
+
+def test_classes_of_mask_layers_fit_a_byte() -> None:
+    names = [f"class {i}" for i in range(1203)]
+    bitmaps = torch.zeros(2, 10, 10, dtype=torch.bool)
+    bitmaps[0, :5] = bitmaps[1, 5:] = True
+    shown = Comparison(
+        image=torch.zeros(3, 10, 10, dtype=torch.uint8),
+        predicted=nothing_found(),
+        true_boxes=torch.zeros(0, 4),
+        true_labels=torch.zeros(0, dtype=torch.int64),
+        names=names,
+        outlined=Outlined(bitmaps=bitmaps, labels=torch.tensor([1200, 300])),
+    )
+    layer = shown.mask_layers()["true"]
+    assert layer["mask_data"].max() < 128
+    said = {layer["class_labels"][number] for number in layer["mask_data"].flatten().tolist()}
+    assert said == {"class 1200", "class 300"}
