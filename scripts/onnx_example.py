@@ -15,6 +15,7 @@ import onnxruntime
 from PIL import Image, ImageDraw, ImageOps
 
 GREY = 114
+COLOUR = (255, 40, 40)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -67,6 +68,23 @@ def prepare(image: Image.Image, about: dict) -> tuple[np.ndarray, np.ndarray, np
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]), sizes, scale
 
 
+def pasted(cells: np.ndarray, box: np.ndarray, width: int, height: int) -> np.ndarray:
+    """(height, width) bool: the probabilities ``cells`` (S, S) of the cells that ``box`` (4,) is
+    cut into, read between their centres at each pixel's centre, zero outside; at least a half.
+    """
+    side = len(cells)
+    weights = []
+    for pixels, low, high in ((height, box[1], box[3]), (width, box[0], box[2])):
+        place = (np.arange(pixels) + 0.5 - low) / max(high - low, 1e-6) * side + 0.5
+        place = place.clip(0, side + 1)  # in cells with a border of zeros
+        first = np.minimum(place.astype(int), side)
+        own = np.zeros((pixels, side + 2))
+        own[np.arange(pixels), first] = 1 - (place - first)
+        own[np.arange(pixels), first + 1] = place - first
+        weights.append(own)
+    return weights[0] @ np.pad(cells, 1) @ weights[1].T >= 0.5
+
+
 def main() -> None:
     """Detect, print and draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -77,21 +95,24 @@ def main() -> None:
     options = parser.parse_args()
     session = onnxruntime.InferenceSession(options.model, providers=["CPUExecutionProvider"])
     about = json.loads(session.get_modelmeta().custom_metadata_map["codetr"])
-    if about["outputs"] != ["scores", "labels", "boxes_xyxy_px"]:
+    if about["outputs"][:3] != ["scores", "labels", "boxes_xyxy_px"]:
         sys.exit("error: the model gives raw outputs: export it with top_k=300")
     image = as_rgb(ImageOps.exif_transpose(Image.open(options.image)))
     images, sizes, scale = prepare(image, about)
-    scores, labels, boxes = (
+    scores, labels, boxes, *masks = (
         output[0] for output in session.run(None, {"images": images, "sizes": sizes})
     )
     boxes = boxes / np.tile(scale, 2)  # back to the original image
+    kept = np.flatnonzero(scores > options.threshold)
+    for i in kept if masks else ():  # scores and cells of masks, of a model that finds some
+        mask = pasted(masks[1][i], boxes[i], *image.size)
+        image.paste(COLOUR, mask=Image.fromarray((110 * mask).astype(np.uint8)))
     pen = ImageDraw.Draw(image)
-    for score, label, box in zip(scores, labels, boxes, strict=True):
-        if score > options.threshold:
-            name = about["class_names"][label]
-            print(f"{name} {score:.4f} " + " ".join(f"{side:.2f}" for side in box))
-            pen.rectangle(box.tolist(), outline=(255, 40, 40), width=2)
-            pen.text((box[0] + 3, box[1] + 2), f"{name} {score:.2f}", fill=(255, 40, 40))
+    for i in kept:
+        name, box = about["class_names"][labels[i]], boxes[i]
+        print(f"{name} {scores[i]:.4f} " + " ".join(f"{side:.2f}" for side in box))
+        pen.rectangle(box.tolist(), outline=COLOUR, width=2)
+        pen.text((box[0] + 3, box[1] + 2), f"{name} {scores[i]:.2f}", fill=COLOUR)
     if options.out:
         image.save(options.out)
 

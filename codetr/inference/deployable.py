@@ -9,10 +9,13 @@ from torch import Tensor, nn
 
 from codetr.boxes import cxcywh_to_xyxy
 from codetr.errors import UserError
-from codetr.structures import Images, Predictions
+from codetr.models.masks import MaskBranch
+from codetr.models.masks.refine import refined
+from codetr.structures import Images, Memory, Predictions
 
 RAW_OUTPUTS = ("logits", "boxes")
 TOP_OUTPUTS = ("scores", "labels", "boxes_xyxy_px")
+MASK_OUTPUTS = ("mask_scores", "masks")
 
 
 class Deployable(nn.Module):
@@ -23,6 +26,9 @@ class Deployable(nn.Module):
     input, best score first; without (None) ``logits`` (B, Q, K) before the sigmoid (of a softmax,
     with background, (B, Q, K + 1)) and ``boxes`` (B, Q, 4) cxcywh relative to the valid area. No
     suppression of overlapping boxes is inside.
+
+    With ``top_k`` a detector with a mask branch also gives ``mask_scores`` (B, k) and ``masks``
+    (B, k, S, S), probabilities of the cells that each box is cut into (see ``codetr.masks.paste``).
     """
 
     mean: Tensor
@@ -41,7 +47,14 @@ class Deployable(nn.Module):
     @property
     def outputs(self) -> tuple[str, ...]:
         """The names of what ``forward`` returns."""
-        return RAW_OUTPUTS if self.top_k is None else TOP_OUTPUTS
+        if self.top_k is None:
+            return RAW_OUTPUTS
+        return TOP_OUTPUTS if self.mask_branch is None else (*TOP_OUTPUTS, *MASK_OUTPUTS)
+
+    @property
+    def mask_branch(self) -> MaskBranch | None:
+        """Of the detector."""
+        return getattr(self.detector, "mask_branch", None)
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """``images`` (B, 3, H, W) uint8 RGB; ``sizes`` (B, 2) int64, the (height, width) of each
@@ -52,17 +65,20 @@ class Deployable(nn.Module):
         columns = torch.arange(width, device=images.device) < sizes[:, 1:]
         padding = ~(rows[:, :, None] & columns[:, None])
         pixels = (images.float() - self.mean) / self.std
-        found = self.detector(
-            Images(
-                pixels=pixels.masked_fill(padding[:, None], 0.0),
-                padding=padding,
-                sizes=sizes,
-                padded_sizes=sizes,
-            )
+        given = Images(
+            pixels=pixels.masked_fill(padding[:, None], 0.0),
+            padding=padding,
+            sizes=sizes,
+            padded_sizes=sizes,
         )
-        if self.top_k is None:
-            return found.logits, found.boxes
-        return self._top(found, self.top_k, sizes)
+        if self.top_k is None or self.mask_branch is None:
+            found = self.detector(given)
+            if self.top_k is None:
+                return found.logits, found.boxes
+            return self._top(found, self.top_k, sizes)
+        memory = self.detector.encode(given)  # type: ignore[operator]
+        best = self._top(self.detector.predict(memory), self.top_k, sizes)  # type: ignore[operator]
+        return (*best, *_masks(self.mask_branch, memory, *best))
 
     def _top(self, found: Predictions, top_k: int, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best pairs of query and class, as ``codetr.evaluation.Postprocess`` without NMS."""
@@ -73,3 +89,18 @@ class Deployable(nn.Module):
         size_whwh = sizes.flip(-1).repeat(1, 2)[:, None].to(chosen.dtype)
         corners = (cxcywh_to_xyxy(chosen) * size_whwh).clamp(min=0)
         return best, pair - query * num_classes, torch.minimum(corners, size_whwh)
+
+
+def _masks(
+    branch: MaskBranch, memory: Memory, scores: Tensor, labels: Tensor, boxes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Scores (B, k) and probabilities (B, k, S, S) of the masks of ``boxes`` (B, k, 4) xyxy px."""
+    image = torch.arange(boxes.shape[0], device=boxes.device)[:, None, None].expand(
+        *labels.shape, 1
+    )
+    rois = torch.cat([image.to(boxes), boxes], dim=-1).flatten(0, 1)
+    pyramid = memory.pyramid()
+    detail = branch.head.detail(pyramid.maps[0])
+    said = branch.of_regions(pyramid, rois, labels.flatten(), detail)
+    cells = refined(said.stages).sigmoid()
+    return scores * said.iou.unflatten(0, labels.shape), cells.unflatten(0, labels.shape)

@@ -74,7 +74,8 @@ def export(
     """
     path = Path(path)
     _check_arguments(path, kind)
-    _say_what_is_lost(content, source, path)
+    if top_k is None:
+        _say_what_is_lost(content, source, path)
     if fixed and set(cases) != {cases[0]}:
         raise UserError("fixed=true: the file takes one size alone: give cases=[[1,800,1344]]")
     preprocessing = content.record.preprocessing
@@ -178,7 +179,7 @@ def describe(record: RunRecord, outputs: Sequence[str]) -> dict[str, Any]:
 def _say_what_is_lost(content: DetectorFile, source: str, path: Path) -> None:
     if content.record.part(source, "model", "detector").get("mask_branch") is not None:
         log.warning(
-            "%s finds masks, but %s will give boxes alone: masks are not exported", source, path
+            "%s finds masks, but %s will give boxes alone: masks come with top_k", source, path
         )
 
 

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from codetr.boxes import cxcywh_to_xyxy
 from codetr.errors import UserError
-from codetr.inference.deployable import RAW_OUTPUTS, Deployable
+from codetr.inference.deployable import MASK_OUTPUTS, RAW_OUTPUTS, Deployable
+
+MASKS = MASK_OUTPUTS[1]
 
 Run = Callable[[Tensor, Tensor], Sequence[Tensor]]
 """A model on images (B, 3, H, W) uint8 and sizes (B, 2) int64."""
@@ -30,7 +32,8 @@ class Case:
 @dataclass(frozen=True, kw_only=True)
 class Difference:
     """``distances``: of each detection to the nearest of the other runtime, the largest over its
-    probabilities and relative coordinates (of another class: at least 1).
+    probabilities and relative coordinates (of another class: at least 1), and the mean over the
+    cells of its mask.
     """
 
     case: Case
@@ -75,10 +78,15 @@ def is_triple(value: Any) -> bool:
 def compare(model: Deployable, run: Run, case: Case) -> Difference:
     """The file, which ``run`` runs, against the model it was made from, on random images."""
     images, sizes = random_inputs(case)
-    expected = as_rows(model(images, sizes), model.outputs, sizes)
-    found = as_rows(run(images, sizes), model.outputs, sizes)
+    answers = [list(model(images, sizes)), list(run(images, sizes))]
+    expected, found = (as_rows(answer, model.outputs, sizes) for answer in answers)
     distances = torch.cdist(expected, found, p=torch.inf)
     void = expected.isnan().any(2)[:, :, None] | found.isnan().any(2)[:, None]
+    if MASKS in model.outputs:
+        place = model.outputs.index(MASKS)
+        here, there = (answer[place].flatten(2).double() for answer in answers)
+        between = torch.cdist(here, there, p=1) / here.shape[-1]
+        distances, void = torch.maximum(distances, between), void | between.isnan()
     distances = distances.masked_fill(void, torch.inf)  # the largest difference skips NaN
     both = torch.cat([distances.amin(2).flatten(), distances.amin(1).flatten()])
     return Difference(case=case, distances=both)
@@ -86,14 +94,15 @@ def compare(model: Deployable, run: Run, case: Case) -> Difference:
 
 def as_rows(outputs: Sequence[Tensor], names: Sequence[str], sizes: Tensor) -> Tensor:
     """(B, n, D) one row per detection or query, whatever their order: probability or
-    probabilities, corners relative to the image, label.
+    probabilities, corners relative to the image, label, and the score of a mask.
     """
     if tuple(names) == RAW_OUTPUTS:
         logits, boxes = outputs
         return torch.cat([logits.sigmoid(), cxcywh_to_xyxy(boxes)], dim=-1).double()
-    scores, labels, boxes = outputs
+    scores, labels, boxes, *masks = outputs
     size_whwh = sizes.flip(-1).repeat(1, 2)[:, None]
-    columns = (scores[..., None], boxes / size_whwh, labels[..., None])
+    columns = [scores[..., None], boxes / size_whwh, labels[..., None]]
+    columns += [mask_scores[..., None] for mask_scores in masks[:1]]
     return torch.cat([column.double() for column in columns], dim=-1)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from codetr.masks import Masks
 from codetr.models.masks.refine import REFINED_FROM, RefineMaskHead, refined
 from codetr.models.masks.scoring import MaskIouHead
-from codetr.models.ops.roi_pool import pool_rois, with_image
+from codetr.models.ops.roi_pool import pool_indexed, with_image
 from codetr.structures import Detections, ImageInfo, Memory, Pyramid
 from codetr.tensor_struct import TensorStruct
 
@@ -42,9 +42,14 @@ class MaskBranch(nn.Module):
         """The masks of ``boxes``, per image (R_b, 4) xyxy px of the network's input, of class
         ``labels`` (R,) for all images together; ``detail`` is the head's, of the finest map.
         """
-        features = pool_rois(pyramid, boxes, self.head.roi_size)
-        rois, scale = with_image(boxes), 1 / pyramid.strides[0]
-        stages = self.head(features, labels, detail, rois, scale)
+        return self.of_regions(pyramid, with_image(boxes), labels, detail)
+
+    def of_regions(
+        self, pyramid: Pyramid, rois: Tensor, labels: Tensor, detail: Tensor
+    ) -> MaskPredictions:
+        """The same of ``rois`` (R, 5), the number of the image and xyxy px."""
+        features = pool_indexed(pyramid, rois, self.head.roi_size)
+        stages = self.head(features, labels, detail, rois, 1 / pyramid.strides[0])
         iou = self.scoring(features, stages[REFINED_FROM])
         return MaskPredictions(stages=stages, iou=iou.gather(1, labels[:, None]).squeeze(1))
 

@@ -29,8 +29,14 @@ def pool_rois(pyramid: Pyramid, rois: Sequence[Tensor], size: int = 7) -> Tensor
 
     Half-pixel aligned, with as many samples per bin as it has cells.
     """
-    indexed = with_image(rois)
+    return pool_indexed(pyramid, with_image(rois), size)
+
+
+def pool_indexed(pyramid: Pyramid, indexed: Tensor, size: int) -> Tensor:
+    """The same of ``indexed`` (R, 5), the number of the image and xyxy px."""
     level = roi_levels(indexed[:, 1:], pyramid.strides[0], len(pyramid.maps))
+    if torch.compiler.is_exporting():
+        return _from_every_map(pyramid, indexed, level, size)
     # Sorting by level costs one transfer of the counts; a mask per level would cost one each.
     order = level.argsort(stable=True)
     numbers = torch.arange(len(pyramid.maps), device=level.device)
@@ -42,6 +48,17 @@ def pool_rois(pyramid: Pyramid, rois: Sequence[Tensor], size: int = 7) -> Tensor
         )
     ]
     return torch.cat(pooled)[order.argsort()].to(pyramid.maps[0].dtype)
+
+
+def _from_every_map(pyramid: Pyramid, indexed: Tensor, level: Tensor, size: int) -> Tensor:
+    """All regions from each map, of which one counts: an exported file cannot know how many regions
+    each map has.
+    """
+    found = indexed.new_zeros(indexed.shape[0], pyramid.maps[0].shape[1], size, size)
+    for number, (features, stride) in enumerate(zip(pyramid.maps, pyramid.strides, strict=True)):
+        pooled = align_rois(at_least_float32(features), indexed, size, 1 / stride)
+        found = torch.where((level == number)[:, None, None, None], pooled, found)
+    return found.to(pyramid.maps[0].dtype)
 
 
 def with_image(rois: Sequence[Tensor]) -> Tensor:
@@ -63,7 +80,7 @@ def align_rois(features: Tensor, rois: Tensor, size: int, scale: float) -> Tenso
     Only on the CPU by our backward pass: elsewhere torchvision has a deterministic form where that
     is asked for.
     """
-    if features.device.type == "cpu":
+    if features.device.type == "cpu" and not torch.compiler.is_exporting():
         found: Tensor = _RoiAlign.apply(features, rois, size, scale)
     else:
         found = roi_align(features, rois, size, scale, 0, aligned=True)

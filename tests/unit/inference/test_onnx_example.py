@@ -12,6 +12,7 @@ from torchvision.transforms.v2.functional import resize
 from codetr.data.augment import EvalResize
 from codetr.data.images import as_rgb
 from codetr.data.resize import resize_bilinear_opencv
+from codetr.masks import paste
 
 EXAMPLE = runpy.run_path(str(Path(__file__).resolve().parents[3] / "scripts/onnx_example.py"))
 
@@ -55,3 +56,18 @@ def test_colours_are_those_of_the_evaluation(mode: str) -> None:
         assert (found[..., 0] == grey >> 8).all()
     with pytest.raises(SystemExit, match="floating-point"):
         EXAMPLE["as_rgb"](Image.new("F", (4, 4)))
+
+
+def test_masks_are_pasted_as_in_evaluation() -> None:
+    rng = np.random.default_rng(0)
+    boxes = rng.uniform(-10, 90, (40, 2, 2))
+    boxes.sort(axis=1)
+    boxes = boxes.reshape(-1, 4)
+    cells = rng.random((40, 14, 14)) > 0.3
+    wanted = paste(torch.from_numpy(cells).double(), torch.from_numpy(boxes), (70, 80)).numpy()
+    found = [
+        EXAMPLE["pasted"](own, box, 80, 70) for own, box in zip(cells * 1.0, boxes, strict=True)
+    ]
+    assert np.stack(found).shape == wanted.shape
+    assert (np.stack(found) != wanted).sum() <= 2, "probabilities of exactly a half"
+    assert wanted.any(axis=(1, 2)).sum() > 20
