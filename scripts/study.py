@@ -2,9 +2,11 @@
 
 ``python scripts/study.py NAME=DIR ...`` first adds the runs of a sweep's folder DIR to
 benchmarks/study/NAME.json, where NAME is the file of conf/sweep. Runs that are not finished are
-written down as such, and replaced when they are. The commit is that of the checkout in which DIR
-lies, and the hardware this machine's: give ``--commit`` or ``--hardware`` where the runs are from
-elsewhere.
+written down as such, and replaced when they are. ``--analysis DIR`` adds what scripts/analyse.py
+found in checkpoints of study_k and wrote into DIR: encoder, decoder, queries or conflict.
+
+The commit is that of the checkout in which DIR lies, and the hardware this machine's: give
+``--commit`` or ``--hardware`` where the runs are from elsewhere.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from pathlib import Path
 
 import torch
 
+from codetr.analysis.looks import merge_looks, read_findings, read_looks, write_looks
 from codetr.analysis.records import Kept, merge, read_record, write_record
 from codetr.analysis.runs import read_runs
-from codetr.analysis.study import study_figures, with_study, with_study_in_short
+from codetr.analysis.study import study_figures, with_looks, with_study, with_study_in_short
 from codetr.errors import UserError
 from codetr.training.shell import one_line_errors
 
@@ -34,6 +37,7 @@ def main() -> None:
     """Add what is given, and write everything anew."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("sweeps", nargs="*", metavar="NAME=DIR", help="runs to add")
+    parser.add_argument("--analysis", type=Path, action="append", default=[], metavar="DIR")
     parser.add_argument("--root", type=Path, default=ROOT, help="where benchmarks and docs lie")
     parser.add_argument("--commit", help="of the code that made the runs")
     parser.add_argument("--hardware", help="that they ran on")
@@ -43,11 +47,19 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for given in options.sweeps:
             add(given, folder, options.commit, options.hardware)
+        analyses = folder / "analyses/study_k.json"
+        looks = read_looks(analyses) if analyses.is_file() else []
+        for given in options.analysis:
+            looks = merge_looks(looks, read_findings(given))
+            analyses.parent.mkdir(exist_ok=True)
+            write_looks(looks, analyses)
         records = {path.stem: read_record(path) for path in sorted(folder.glob("*.json"))}
-        for page, write in (("docs/study.md", with_study), ("README.md", with_study_in_short)):
-            path = options.root / page
-            path.write_text(write(path.read_text("utf-8"), records, path), encoding="utf-8")
-            print(f"wrote {path}")
+        page, readme = options.root / "docs/study.md", options.root / "README.md"
+        text = with_looks(with_study(page.read_text("utf-8"), records, page), looks, page)
+        page.write_text(text, encoding="utf-8")
+        short = with_study_in_short(readme.read_text("utf-8"), records, readme)
+        readme.write_text(short, encoding="utf-8")
+        print(f"wrote {page} and {readme}")
         for name, png in study_figures(records).items():
             (options.root / "docs/images" / name).write_bytes(png)
             print(f"drew docs/images/{name}")

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 from codetr.analysis.estimates import estimate
+from codetr.analysis.looks import Look, looks_table
 from codetr.analysis.recipe_table import with_tables
-from codetr.analysis.records import Kept
+from codetr.analysis.records import CURVE, Kept
 from codetr.analysis.sweep_plots import ap_figure, seeds_figure
 from codetr.analysis.sweep_report import difference, gain_over, table
 from codetr.analysis.variants import Sweep, group_runs
 
-SHOWN = ("AP", "AP50", "step_time_s")
+SHOWN = ("AP", "AP50", "AP75", "step_time_s")
 """Of a run's numbers, in this order."""
 BESIDE = {"study_k": "without denoising", "study_k_denoising": "with denoising"}
 """The records of the README's table, and their titles."""
 README = "<!-- study -->", "<!-- end of study -->"
+LOOKS = "<!-- analyses -->", "<!-- end of analyses -->"
 NOT_RUN = "Not run yet."
 
 Records = Mapping[str, Sequence[Kept]]
@@ -39,6 +43,12 @@ def with_study(page: str, records: Records, path: Path) -> str:
     return page
 
 
+def with_looks(page: str, looks: Sequence[Look], path: Path) -> str:
+    """The page with the table of analyses."""
+    text = _markdown(looks_table(looks)) if looks else NOT_RUN
+    return with_tables(page, text, path, *LOOKS)
+
+
 def with_study_in_short(page: str, records: Records, path: Path) -> str:
     """The README with its one table."""
     return with_tables(page, short_table(_sweeps(records)), path, *README)
@@ -47,7 +57,8 @@ def with_study_in_short(page: str, records: Records, path: Path) -> str:
 def study_text(name: str, kept: Sequence[Kept]) -> str:
     """A record's table, what has to be known of it, and its figure."""
     sweep = group_runs([one.run for one in kept])
-    lines = [_markdown(table(sweep, SHOWN)), "", " ".join(facts(kept)), ""]
+    told = " ".join([*facts(kept), *steps_up(sweep), *sooner(sweep)])
+    lines = [_markdown(table(sweep, SHOWN)), "", told, ""]
     return "\n".join([*lines, f"![AP of every run]({figure_path(name)})"])
 
 
@@ -61,6 +72,34 @@ def facts(kept: Sequence[Kept]) -> list[str]:
         f"Hardware: {_several(one.hardware for one in done)};",
         f"commit {_several(one.commit for one in done)}.",
     ]
+
+
+def steps_up(sweep: Sweep) -> list[str]:
+    """Where K was swept, what each further head brings: from the third row on, what the table does
+    not say.
+    """
+    if not sweep.numeric:
+        return []
+    pairs = [(b, a, gain_over(b, a)) for b, a in pairwise(sweep.variants[1:])]
+    return [f"{a.label} above {b.label}: {difference(found)}." for b, a, found in pairs if found]
+
+
+def sooner(sweep: Sweep) -> list[str]:
+    """After how many steps others have the best AP of the first variant, by seed."""
+    first, *others = sweep.variants
+    best, needed = first.by_seed("AP"), {}
+    for variant in others:
+        reached = [
+            next((step for step, ap in run.curves.get(CURVE, ()) if ap >= best[run.seed]), None)
+            for run in variant.runs
+            if run.metrics is not None and run.seed in best
+        ]
+        if reached and None not in reached:
+            needed[variant.label] = f"{fmean(s for s in reached if s is not None):.0f}"
+    if not needed:
+        return []
+    told = ", ".join(f"{label} after {steps}" for label, steps in needed.items())
+    return [f"The best AP of {first.label} is reached by {told} steps (mean over seeds)."]
 
 
 def _several(values: object) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from codetr.analysis.looks import read_looks
 from codetr.analysis.records import Kept, merge, read_record, write_record
 from codetr.analysis.runs import Run, read_runs
 from codetr.analysis.study import (
@@ -17,6 +18,7 @@ from codetr.analysis.study import (
     figure_path,
     study_figures,
     study_text,
+    with_looks,
     with_study,
     with_study_in_short,
 )
@@ -50,6 +52,12 @@ def test_pages_say_what_the_records_say(page: str, write: object) -> None:
     assert write(text, RECORDS, path) == text, "run python scripts/study.py"  # type: ignore[operator]
 
 
+def test_the_page_says_what_the_analyses_found() -> None:
+    path, file = ROOT / "docs/study.md", ROOT / "benchmarks/study/analyses/study_k.json"
+    text = path.read_text("utf-8")
+    assert with_looks(text, read_looks(file), path) == text, "run python scripts/study.py"
+
+
 def test_every_record_is_of_a_sweep_and_has_its_figure() -> None:
     page = (ROOT / "docs/study.md").read_text("utf-8")
     for name, runs in RECORDS.items():
@@ -76,6 +84,24 @@ def test_a_table_by_hand() -> None:
     ]
     assert "7 of 9 runs are finished, of 10 steps each." in text
     assert "Hardware: chip; commit abc." in text
+    assert "K = 2 (atss, rcnn) above K = 1 (atss): +0.100 (one seed)." in text
+    assert "is reached by" not in text, "there are no curves"
+
+
+def test_how_much_sooner_a_setting_is_as_good() -> None:
+    def curved(heads: tuple[str, ...], seed: int, values: list[float]) -> Kept:
+        one = kept(heads, seed, max(values))
+        curve = tuple((10 * (i + 1), value) for i, value in enumerate(values))
+        return replace(one, run=replace(one.run, curves={"val/AP": curve}))
+
+    none = [curved((), 0, [0.1, 0.2, 0.3]), curved((), 1, [0.1, 0.2, 0.4])]
+    one = [curved(("atss",), 0, [0.3, 0.4, 0.5]), curved(("atss",), 1, [0.2, 0.4, 0.5])]
+    told = (
+        "The best AP of K = 0 (none) is reached by K = 1 (atss) after 15 steps (mean over seeds)."
+    )
+    assert told in study_text("study_k", [*none, *one])
+    never = curved(("atss",), 1, [0.2, 0.3, 0.3])
+    assert "is reached by" not in study_text("study_k", [*none, one[0], never])
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
