@@ -88,8 +88,8 @@ def one_line(error: BaseException) -> str | None:
 
 
 def report_mistakes() -> None:
-    """Let ``hydra.main`` say in one line, with the nearest name, what it does not find; and exit
-    with status 2.
+    """Let ``hydra.main`` say in one line, with the nearest name, what it does not find, and which
+    file of the run folder it cannot write; and exit with status 2.
     """
     report = utils.run_and_report
 
@@ -101,12 +101,23 @@ def report_mistakes() -> None:
                 if os.environ.get(FULL_ERROR) == "1":
                     raise
                 text = explain(error, sys.argv[1:], _command())
-                print(f"error: {text}", file=sys.stderr, flush=True)
-                raise SystemExit(2) from None
+            except Exception as error:
+                refused = _refusal(error)
+                if refused is None or os.environ.get(FULL_ERROR) == "1":
+                    raise
+                text = str(one_line(refused))
+            print(f"error: {text}", file=sys.stderr, flush=True)
+            raise SystemExit(2)
 
         return report(told)
 
     utils.run_and_report = run_and_report
+
+
+def _refusal(error: Exception) -> OSError | None:
+    """What the system said when Hydra made a run's folder and files; ``logging`` wraps that."""
+    cause = error.__cause__ if isinstance(error, ValueError) else error
+    return cause if isinstance(cause, OSError) and cause.filename is not None else None
 
 
 def _command() -> str:

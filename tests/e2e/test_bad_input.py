@@ -111,3 +111,23 @@ def test_mistakes_of_a_first_hour_are_one_line(
     (line,) = [line for line in done.stderr.splitlines() if line.strip()]
     assert line.startswith("error: ")
     assert said in line
+
+
+@pytest.mark.parametrize("script", ["train.py", "scripts/predict.py"])
+@pytest.mark.parametrize("wrong", ["runs", "runs/a", "runs/a/log"])
+def test_a_run_folder_that_cannot_be_made(
+    command: Command, tmp_path: Path, script: str, wrong: str
+) -> None:
+    """A file stands in its place; or a folder in that of Hydra's log."""
+    more = ("checkpoint=x.ckpt", "source=x.png") if script != "train.py" else ()
+    place = tmp_path / wrong
+    if wrong.endswith("log"):
+        place = tmp_path / "runs" / "a" / f"{Path(script).stem}.log"
+        place.mkdir(parents=True)
+    else:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+    done = command(script, f"paths.runs={tmp_path}/runs", "name=a", *more)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path}/runs")
