@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ OF_RECORD = {
 has where one of its options is chosen instead.
 """
 SHOWN = 60
+_REFERENCE = re.compile(r"\$\{\s*([\w.]+)\s*\}")
 
 
 def names_as_text(cfg: DictConfig, given: Sequence[str] = ()) -> None:
@@ -216,6 +218,7 @@ def _require_known(
             continue
         key = tuple(key_of(override).split("."))
         if _chose_an_option(config, key, override):
+            _require_read(config, key, override)
             continue
         above, held = ".".join(key[:-1]), _at(config, key)
         if is_own(key) or any(f"{above}.".startswith(f"{free}.") for free in FREE):
@@ -243,6 +246,36 @@ def _chose_an_option(config: Mapping[str, Any], key: Key, override: str) -> bool
     above = _at(config, key[:-1])
     absent = not isinstance(above, Mapping) or key[-1] not in above
     return absent or isinstance(_at(config, key), Mapping)
+
+
+def _require_read(config: Mapping[str, Any], key: Key, override: str) -> None:
+    """Raise UserError where the option of a user's own group has brought settings that nothing
+    reads: they are none of the configuration's, and no value refers to them.
+    """
+    brought = [key] if isinstance(_at(config, key), Mapping) else [(name,) for name in config]
+    known = [str(name) for name in config if rule_for((str(name),)) is not None]
+    for own in brought:
+        held = _at(config, own)
+        part = isinstance(held, Mapping) and "_target_" in held
+        if rule_for(own) is None and not part and not _is_referred_to(config, own):
+            name = ".".join(own)
+            raise UserError(
+                f"{override.lstrip('+')}: nothing reads the settings '{name}' that it brings: "
+                f"{instead(name, known)}, or refer to them by ${{{name}.KEY}}"
+            )
+
+
+def _is_referred_to(value: Any, own: Key, place: Key = ()) -> bool:
+    """Whether a value elsewhere than below the key ``own`` is an interpolation of it."""
+    if place == own:
+        return False
+    if isinstance(value, Mapping):
+        return any(_is_referred_to(part, own, (*place, str(name))) for name, part in value.items())
+    if isinstance(value, list):
+        return any(_is_referred_to(part, own, (*place, "")) for part in value)
+    return isinstance(value, str) and any(
+        is_within(name, [".".join(own)]) for name in _REFERENCE.findall(value)
+    )
 
 
 def _at(config: Any, key: Key) -> Any:

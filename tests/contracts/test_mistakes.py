@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from mistakes import ADDED, NUMBERS, RELATED
 from omegaconf import DictConfig, OmegaConf
 from tiny import composed, options, published
 
+from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.settings import check_settings, names_as_text
 from codetr.settings.check import settings_of
@@ -85,6 +89,33 @@ def test_an_option_of_a_group_may_have_any_package() -> None:
     check_settings(composed(("paths.run_dir=run", *overrides)), overrides)
     with pytest.raises(UserError, match="criterio"):
         check_settings(mistaken("+criterio=federated"), ["+criterio=federated"])
+
+
+@pytest.mark.parametrize(
+    ("text", "refers", "said"),
+    [
+        ("a: 1", False, "mygroup=x: nothing reads the settings 'mygroup'"),
+        ("a: 128", True, None),
+        ("_target_: torch.nn.Identity", False, None),
+        ("# @package _global_\nepochz: 3", False, "nothing reads the settings 'epochz'"),
+        ("# @package _global_\nshedule: {a: 3}", False, "did you mean schedule?"),
+        ("# @package _global_\nmodel: {hidden: 64}", False, None),
+    ],
+)
+def test_an_option_of_a_group_of_the_user_is_read(
+    text: str, refers: bool, said: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "mygroup").mkdir()
+    (tmp_path / "mygroup" / "x.yaml").write_text(text)
+    overrides = ["+mygroup=x", *(["model.hidden=${mygroup.a}"] if refers else [])]
+    searched = f"hydra.searchpath=[{tmp_path}]"
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        cfg = compose("train", ["paths.run_dir=run", searched, *overrides])
+    if said is None:
+        check_settings(cfg, overrides)
+    else:
+        with pytest.raises(UserError, match=re.escape(said)):
+            check_settings(cfg, overrides)
 
 
 def test_the_kinds_of_a_message_differ() -> None:
