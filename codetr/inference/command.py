@@ -16,7 +16,7 @@ from codetr.checkpoints.files import DetectorFile
 from codetr.errors import UserError
 from codetr.inference.predictor import Predictor, build_predictor
 from codetr.inference.results import Writer, writers
-from codetr.inference.sources import Broken, Frame, ImageFiles, Source, open_source
+from codetr.inference.sources import Broken, Frame, Source, open_source
 from codetr.models.detectors.protocol import MAIN
 from codetr.overrides import is_within, key_of
 from codetr.settings import check_settings
@@ -67,7 +67,7 @@ def predict(cfg: DictConfig, given: Sequence[str] = ()) -> Summary:
             "eval.py, but not predict: leave it out"
         )
     require_used(given, OF_PREDICTION, cfg.checkpoint)
-    source = open_source(str(cfg.source))
+    opened = open_source(str(cfg.source))
     chosen = cfg.evaluation.get("postprocess")
     predictor = build_predictor(
         open_chosen(cfg),
@@ -80,8 +80,7 @@ def predict(cfg: DictConfig, given: Sequence[str] = ()) -> Summary:
         trust=cfg.trust,
         max_megapixels=cfg.max_megapixels,
     )
-    if isinstance(source, ImageFiles):
-        source = replace(source, rules=predictor.rules)
+    source = replace(opened, rules=predictor.rules)
     folder = Path(cfg.paths.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     outputs = writers(folder, source, predictor.record.classes, cfg.pictures)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from codetr.data.files import FileIndex, counted_suffixes, is_image, missing_plugin
-from codetr.data.images import DEFAULT_RULES, ImageError, PixelRules, read_image
+from codetr.data.images import DEFAULT_RULES, ImageError, PixelRules, read_image, require_smaller
 from codetr.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -63,10 +63,12 @@ class ImageFiles:
 class Video:
     """The frames of a video file, read by PyAV and turned upright, as phones note it in the file.
 
-    Raises UserError where it is not a video.
+    Raises UserError where it is not a video; frames of more pixels than ``rules`` allow are not
+    decoded.
     """
 
     path: Path
+    rules: PixelRules = DEFAULT_RULES
 
     def __post_init__(self) -> None:
         require_av(self.path)
@@ -98,6 +100,8 @@ class Video:
         number = 0
         try:
             with av.open(str(self.path)) as container:
+                stream = container.streams.video[0]
+                require_smaller(self.path, (stream.height, stream.width), self.rules)
                 for frame in container.decode(video=0):
                     pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
                     quarters = round(frame.rotation / 90)  # counterclockwise, as rot90 counts

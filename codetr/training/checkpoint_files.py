@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from codetr.checkpoints.files import RunRecord
 from codetr.errors import UserError
 from codetr.run_folder import RunFolder
+from codetr.torch_files import Inflated, require_archive, require_held
 from codetr.writing import replacing
 
 log = logging.getLogger(__name__)
@@ -77,10 +80,13 @@ def damage(path: Path) -> str | None:
     not read into memory: every process of a run asks.
     """
     try:
+        require_archive(path)
         with zipfile.ZipFile(path) as archive:  # torch does not compare its sums
             whole = archive.testzip() is None
     except OSError as error:
         return error.strerror or str(error)
+    except Inflated as error:
+        return str(error)
     except Exception:  # of foreign bytes: no archive, or no end of one
         whole = False
     if not whole:
@@ -90,9 +96,25 @@ def damage(path: Path) -> str | None:
     except Exception as error:  # torch's unpickler raises all kinds of errors
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return f"it is whole, but what it holds cannot be loaded: {reason}"
+    try:
+        require_held(_tensors(content))
+    except Inflated as error:
+        return str(error)
     if not isinstance(content, dict) or not content.keys() >= NEEDED:
         return "it has no state of training"
     return None
+
+
+def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All of them in containers within containers, by dotted names."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _tensors(part, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            yield from _tensors(part, f"{name}.{number}".lstrip("."))
 
 
 def _newest_other(folder: RunFolder) -> Path | None:

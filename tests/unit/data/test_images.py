@@ -129,3 +129,19 @@ def test_heic_is_read_or_said_to_need_its_plugin(tmp_path: Path) -> None:
     assert missing_plugin("a.HEIC") == ""
     Image.fromarray(_gradient()).save(tmp_path / "a.heic", quality=90)
     assert (read_image(tmp_path / "a.heic").float() - _rgb(_gradient()).float()).abs().mean() < 6
+
+
+def test_a_small_file_that_unfolds_to_a_large_image_is_refused(tmp_path: Path) -> None:
+    """Where no annotation tells its size; before it is decoded."""
+    path = tmp_path / "blank.png"
+    Image.new("RGB", (6000, 6000)).save(path)
+    with pytest.raises(ImageError, match=r"6000x6000 pixels in \d+ bytes"):
+        read_image(path)
+    Image.new("RGB", (1000, 1000)).save(path)
+    assert read_image(path).shape == (3, 1000, 1000)
+
+
+def test_a_large_photograph_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "noise.jpg"
+    Image.effect_noise((5200, 5200), 40).convert("RGB").save(path, quality=50)
+    assert read_image(path).shape == (3, 5200, 5200)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,24 @@ def test_the_best_serves_where_last_was_not_written_yet(tmp_path: Path) -> None:
     assert resume_path("last", folder) is None
     save(folder.best)
     assert resume_path("last", folder) == str(folder.best)
+
+
+@pytest.mark.parametrize("inflate", ["member", "tensor"])
+def test_a_small_file_that_unfolds_is_not_resumed_from(tmp_path: Path, inflate: str) -> None:
+    path = tmp_path / "a.ckpt"
+    content = {key: {"a": torch.zeros(2**20)} for key in NEEDED}
+    if inflate == "tensor":
+        content["optimizer_states"] = {"a": torch.zeros(1).expand(2**40)}
+    torch.save(content, path)
+    if inflate == "member":
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename: archive.read(info) for info in archive.infolist()}
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+    said = "compressed" if inflate == "member" else r"'optimizer_states\.a' has \d+ numbers"
+    with pytest.raises(UserError, match=rf"a\.ckpt: cannot be resumed from \(.*{said}"):
+        resume_path(str(path), RunFolder(tmp_path))
 
 
 def test_weights_alone_cannot_be_resumed_from(tmp_path: Path) -> None:
