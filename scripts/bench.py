@@ -2,8 +2,8 @@
 
 NAME is one of: op (deformable attention), step (a training step), launches (operators of a step),
 infer (inference), aux_heads (the cost of more auxiliary heads), data (the input pipeline), eval
-(COCO metrics). On a machine with other work set ``OMP_WAIT_POLICY=passive``, else threads that are
-not running are waited for.
+(COCO metrics), long_run (memory and open files over 20,000 steps). On a machine with other work set
+``OMP_WAIT_POLICY=passive``, else threads that are not running are waited for.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools are not in
 from tools.bench.options import add_arguments, from_arguments
 from tools.bench.report import make_report, render, write_json
 
-NAMES = ("op", "step", "launches", "infer", "aux_heads", "data", "eval")
+NAMES = ("op", "step", "launches", "infer", "aux_heads", "data", "eval", "long_run")
 
 
 def main() -> None:

@@ -1,0 +1,50 @@
+"""The memory and the open files of a long run."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from codetr.errors import UserError
+from tools.bench import long_run
+from tools.bench.long_run import Look, Options, last_step, look, table
+
+
+def test_growth_is_told() -> None:
+    looks = [Look(step=s, mib=500 + s / 100, files=20 + s // 1000, threads=4) for s in range(5000)]
+    made = table(looks, Options(steps=20_000))
+    assert made.notes[0].startswith("4999 of 20000 steps")
+    assert (
+        "from step 1250 to 4999: +37.5 MiB (+10486 bytes a step), +3 descriptors" in made.notes[1]
+    )
+    assert next(iter(made.rows)) == "step 0"
+    assert list(made.rows)[-1] == "step 4999"
+
+
+def test_a_process_is_looked_at() -> None:
+    before = look(os.getpid(), 3)
+    with Path(__file__).open():
+        now = look(os.getpid(), 3)
+    assert now.files == before.files + 1
+    assert now.mib > 10
+
+
+def test_the_last_step_of_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.csv"
+    assert last_step(log) == -1
+    log.write_text("step,loss\n")
+    assert last_step(log) == -1
+    log.write_text("step,loss\n10,1.5\n20,\n")
+    assert last_step(log) == 20
+
+
+def test_training_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long_run, "TINY", ("no.such=1",))
+    with pytest.raises(UserError, match="training ended with status 2: error: Key"):
+        long_run.watch(tmp_path, Options(steps=100, every=0.1))
+
+
+@pytest.mark.parametrize("steps", [0, 150])
+def test_steps_are_whole_epochs(steps: int) -> None:
+    with pytest.raises(UserError, match="multiple of 100"):
+        Options(steps=steps).check()
