@@ -4,13 +4,12 @@ official codes log beside them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from codetr.loss_terms import Losses
 from codetr.structures import Assignment, Batch, Predictions
 
 TERMS = {"cls": "ce", "bbox": "bbox", "giou": "giou"}
@@ -46,16 +45,6 @@ def pattern(scheme: str, place: str, num_layers: int) -> str:
     }[scheme]
 
 
-def raw_losses(losses: Losses, num_layers: int) -> dict[str, float]:
-    """Values under official names."""
-    return {official_loss(n, num_layers): float(t.value.detach()) for n, t in losses.items()}
-
-
-def weights(losses: Losses, num_layers: int) -> dict[str, float]:
-    """Weights under official names."""
-    return {official_loss(name, num_layers): term.weight for name, term in losses.items()}
-
-
 @torch.no_grad()
 def logged(measured: Sequence[Measured], batch: Batch) -> Iterator[tuple[str, float]]:
     """``cardinality_error`` (number of queries whose best class is not the last one, against that
@@ -81,13 +70,3 @@ def logged(measured: Sequence[Measured], batch: Batch) -> Iterator[tuple[str, fl
 def _mean(values: Tensor) -> Tensor:
     """0 of nothing."""
     return values.sum() / max(len(values), 1)
-
-
-def gradient_norms(
-    squares: Mapping[str, float], names: Mapping[str, str]
-) -> Iterator[tuple[str, float]]:
-    """Official names and norms, from sums of squares by our names; ``names`` are ours by the
-    official ones, several joined by ", ".
-    """
-    for official, ours in names.items():
-        yield official, sum(squares.get(name, 0.0) for name in ours.split(", ")) ** 0.5

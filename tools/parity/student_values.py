@@ -4,8 +4,6 @@ names. The official codes put denoising queries before the ordinary ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,37 +11,29 @@ import torch
 from torch import Tensor
 
 from codetr.boxes import logit
-from codetr.loss_terms import Losses
 from codetr.models.detectors.grouping import attention_mask
-from codetr.models.detectors.protocol import MAIN
 from codetr.models.transformers.queries import grid_proposals
-from codetr.structures import Batch, Decoded, Memory, Tap
-from tools.parity.probe import Seen
+from codetr.structures import Batch, Decoded, Tap
+from codetr.supervision.schemes import denoising, query_denoising
+from tools.parity.detr_run import Step
 from tools.parity.student_noise import items
 
 EPS = 1e-12
 """For logits of boxes that are inside the image."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """What one training step made; ``noised`` is the name of the group of denoising queries, if
-    there is one; ``seen`` holds what ``backbone``, the decoder's ``norm`` and its ``last`` layer
-    gave.
-    """
-
-    memory: Memory
-    decoded: Mapping[str, Decoded]
-    noised: str | None
-    seen: Seen
-    losses: Losses
-    total: float
+def noised(step: Step) -> str | None:
+    """The name of the group of denoising queries, if there is one."""
+    groups = (query_denoising.GROUP, denoising.GROUP)
+    return next((n for n, a in step.decoded.items() if n in groups and len(a.group)), None)
 
 
 @torch.no_grad()
 def step_values(detector: Any, step: Step, batch: Batch) -> dict[str, Any]:
-    """Everything that may have been recorded."""
-    main = step.decoded[MAIN]
+    """Everything that may have been recorded. ``step`` has seen ``backbone``, the decoder's
+    ``norm`` and its ``last`` layer.
+    """
+    main = step.main
     anchors = _in_front(step, [_anchors(answer) for answer in step.decoded.values()])
     last = step.seen.outputs["last"][0].content
     values: dict[str, Any] = {
@@ -63,7 +53,7 @@ def step_values(detector: Any, step: Step, batch: Batch) -> dict[str, Any]:
     else:
         values |= _selection(detector, step)
     values |= {f"logits_l{i}": layer.logits for i, layer in enumerate(main.layers)}
-    return values | (_denoising(step, batch) if step.noised is not None else {})
+    return values | _denoising(step, batch)
 
 
 def _anchors(answer: Decoded) -> Tensor:
@@ -79,7 +69,7 @@ def _in_front(step: Step, parts: list[Tensor]) -> Tensor:
 
 def _swapped(step: Step, joint: Tensor) -> Tensor:
     """(..., Q, C) of all queries, denoising ones first."""
-    number = len(step.decoded[MAIN].group)
+    number = len(step.main.group)
     return torch.cat([joint[..., number:, :], joint[..., :number, :]], dim=-2)
 
 
@@ -99,7 +89,7 @@ def _selection(detector: Any, step: Step) -> dict[str, Any]:
     grid, usable = grid_proposals(step.memory)
     shown = torch.where(usable[..., None], grid, 0.0).sigmoid()
     picked = chosen[..., None].expand(-1, -1, 4)
-    selected: Any = step.decoded[MAIN].proposals
+    selected: Any = step.main.proposals
     return {
         "proposal_valid": usable,
         "proposals": shown,
@@ -113,11 +103,13 @@ def _selection(detector: Any, step: Step) -> dict[str, Any]:
 
 
 def _denoising(step: Step, batch: Batch) -> dict[str, Any]:
-    """Queries, mask and predictions of the noised boxes."""
-    assert step.noised is not None
-    answer = step.decoded[step.noised]
+    """Queries, mask and predictions of the noised boxes, if there are any."""
+    name = noised(step)
+    if name is None:
+        return {}
+    answer = step.decoded[name]
     group, counts = answer.group, [len(t) for t in batch.targets]
-    allowed = attention_mask([group, step.decoded[MAIN].group])
+    allowed = attention_mask([group, step.main.group])
     assert allowed is not None
     blocked = ~allowed.numpy()
     assert group.blocked is not None
