@@ -23,8 +23,8 @@ from codetr.models.ops import use_msda
 from codetr.settings import check_settings
 from codetr.structures import Batch
 from codetr.suppression import use_nms
+from codetr.training.ignored_settings import ignored_in_evaluation, require_effect
 from codetr.training.train import prepare_process
-from codetr.training.unused import ignored_in_evaluation, require_effect
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from codetr.checkpoints.convert import convert_file
 from codetr.checkpoints.files import write_detector_file
+from codetr.training.ignored_settings import NOT_RECORDED, require_effect
 from codetr.training.shell import one_line_errors
-from codetr.training.unused import NOT_RECORDED, require_effect
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from codetr.data.loading import load_split
 from codetr.data.placement import AUTO, require_reading
 from codetr.data.samplers import EvalSampler, TrainSampler
 from codetr.data.sources import Source, Split, Splits
-from codetr.data.steps import StepLoader, remaining
+from codetr.data.step_loader import StepLoader, remaining
 from codetr.data.teachers import Parallel, TeacherBoxes
 from codetr.data.workers import SteadyLoader
 from codetr.errors import UserError

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from codetr.data.augment import Augmentation, DrawAnother, Mix
 from codetr.data.coco import CocoDetection
 from codetr.data.sample import Sample, SampleKey
-from codetr.data.scaled import first_size
+from codetr.data.scaled_decoding import first_size
 from codetr.errors import UserError
 
 _ATTEMPTS = 1000  # of augmentation, until it accepts an image

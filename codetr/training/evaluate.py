@@ -48,9 +48,9 @@ from codetr.training.branches import (
 )
 from codetr.training.evaluation_report import EvaluationReport
 from codetr.training.evaluators import build_evaluator
+from codetr.training.ignored_settings import ignored_in_evaluation, require_effect
 from codetr.training.train import prepare_process
 from codetr.training.trainer import build_trainer
-from codetr.training.unused import ignored_in_evaluation, require_effect
 from codetr.training.watch import Watch, waiting_limit_s
 
 log = logging.getLogger(__name__)

@@ -21,9 +21,9 @@ from codetr.evaluation.detect import detect
 from codetr.loss_terms import Losses, total_loss
 from codetr.structures import Batch, Detections
 from codetr.supervision.schemes.protocol import require_fit
+from codetr.training.log_interval import logs_now, on_host
 from codetr.training.loss_meter import TOTAL, FiniteGuard, LossMeter
 from codetr.training.losses import training_losses
-from codetr.training.timing import logs_now, on_host
 
 BuildOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]], int], torch.optim.Optimizer]
 """(named parameters, images per optimiser step) -> optimiser."""

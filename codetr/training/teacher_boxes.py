@@ -18,7 +18,7 @@ from codetr.evaluation.report import prediction_records, write_json
 from codetr.settings import check_settings
 from codetr.structures import Detections, ImageInfo
 from codetr.training.evaluate import EvaluationModule, build_tester, open_branch
-from codetr.training.unused import REPORTED, ignored_in_evaluation, require_effect
+from codetr.training.ignored_settings import REPORTED, ignored_in_evaluation, require_effect
 
 log = logging.getLogger(__name__)
 

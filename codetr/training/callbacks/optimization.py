@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from codetr.training.timing import log_interval, logs_now, on_host
+from codetr.training.log_interval import log_interval, logs_now, on_host
 
 
 class GradientNorm(Callback):

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from codetr.structures import Batch
-from codetr.training.timing import logs_now, on_host
+from codetr.training.log_interval import logs_now, on_host
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -21,7 +21,7 @@ from codetr.checkpoints.files import RunRecord
 from codetr.classes import ClassList
 from codetr.data.sample import SampleKey
 from codetr.data.samplers import TrainSampler
-from codetr.data.steps import StepLoader, remaining
+from codetr.data.step_loader import StepLoader, remaining
 from codetr.run_folder import RunFolder
 from codetr.structures import Batch
 from codetr.training import stopping

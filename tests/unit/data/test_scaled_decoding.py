@@ -24,7 +24,7 @@ from codetr.data.augment import (
 from codetr.data.coco import CocoDetection
 from codetr.data.dataset import AugmentedDataset, seeded
 from codetr.data.images import ImageError, read_image, read_scaled
-from codetr.data.scaled import first_size
+from codetr.data.scaled_decoding import first_size
 
 HEIGHT, WIDTH = 417, 602  # no multiples of 8
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from codetr.data.sample import SampleKey
 from codetr.data.samplers import TrainSampler
-from codetr.data.steps import StepLoader, Window
+from codetr.data.step_loader import StepLoader, Window
 from codetr.structures import Batch, Images, Targets
 
 BOXES = [3, 0, 2, 5, 1, 4, 7]

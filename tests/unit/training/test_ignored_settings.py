@@ -11,14 +11,14 @@ from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.overrides import is_within, key_of
 from codetr.training.evaluate import evaluate
-from codetr.training.teacher_boxes import write_teacher_boxes
-from codetr.training.unused import (
+from codetr.training.ignored_settings import (
     NOT_RECORDED,
     REMEDY,
     TRAINING,
     ignored_in_evaluation,
     require_effect,
 )
+from codetr.training.teacher_boxes import write_teacher_boxes
 
 CONF = conf_folder()
 
