@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import RANKS, TIMEOUT_S, Place, differences, kept_step, outcome, wait_until
 
 from codetr.training.checkpoint_files import damage
-from runs import RANKS, TIMEOUT_S, Place, differences, kept_step, outcome, wait_until
 
 pytestmark = pytest.mark.slow
 
