@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -150,3 +151,39 @@ def test_page_answers(address: str, checkpoint: Path, photo: str, tmp_path: Path
         assert drawn.size == (600, 800)
     assert "attention lies in its box" in said
     assert "cut.jpg" in refused
+
+
+BROWSE = """
+import sys
+from playwright.sync_api import sync_playwright
+program, address, photo = sys.argv[1:]
+asked = []
+with sync_playwright() as tools:
+    browser = tools.chromium.launch(executable_path=program, args=["--no-sandbox"])
+    page = browser.new_page()
+    page.set_default_timeout(120_000)
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address)
+    page.wait_for_selector("text=Where does its query look?")
+    page.set_input_files("input[type=file]", photo)
+    page.wait_for_selector("text=/main: \\\\d+ found/")
+    page.click("text=Where does its query look?")
+    page.wait_for_selector("text=/attention lies in its box/")
+    browser.close()
+print(*(url for url in asked if not url.startswith((address, "data:", "blob:"))))
+"""
+
+
+def test_page_works_in_a_browser_and_asks_no_other_host(address: str, photo: str) -> None:
+    program = shutil.which("chromium")
+    if program is None or importlib.util.find_spec("playwright") is None:
+        pytest.skip("needs chromium, and pip install playwright")
+    done = subprocess.run(
+        [sys.executable, "-c", BROWSE, program, address, photo],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
