@@ -18,6 +18,17 @@ def finished(job: Path) -> bool:
     return state.is_file() and json.loads(state.read_text())["finished"] is True
 
 
+def numbers(run: Path) -> list[dict[str, str]]:
+    """All that was logged, but for speed and memory, and the result."""
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = [
+            {key: value for key, value in row.items() if not key.startswith("perf/")}
+            for row in csv.DictReader(file)
+        ]
+    assert any(float(row["loss"] or 0) > 0 for row in rows)
+    return [*rows, {"AP": str(json.loads((run / "metrics.json").read_text())["AP"])}]
+
+
 def test_killed_sweep_goes_on_and_has_a_page(
     command: Command, small: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -52,6 +63,10 @@ def test_killed_sweep_goes_on_and_has_a_page(
         rows = list(csv.DictReader(file))
     assert [row["overrides"] for row in rows] == ["aux_heads=[]", "aux_heads=[atss]"]
     assert all(0 <= float(row["AP"]) <= 1 for row in rows)
+
+    alone = command("train.py", *told[1:-1], "aux_heads=[atss]", "name=alone")
+    assert alone.returncode == 0, alone.stderr[-2000:]
+    assert numbers(folder / "1") == numbers(tmp_path / "runs/alone"), "as if it had not been killed"
 
     done = command("scripts/sweep_report.py", str(folder))
     assert done.returncode == 0, done.stderr
