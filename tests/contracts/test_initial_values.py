@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from codetr.supervision.schemes import CoordinateFeatureEmbedding
 
-POINTS = ("deformable_detr", "vidt")
+POINTS = ("deformable_detr", "deformable_refined", "vidt")
 """Models whose first anchors are points: they have no size, and that of the boxes starts small."""
 DENSE = ("atss", "fcos", "gfl", "paa", "retinanet")
 WIDE = [name for name in options("model") if not name.endswith(("small", "tiny", "yolos"))]
