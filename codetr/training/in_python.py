@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from codetr.checkpoints.experiment import compose_train
 from codetr.errors import UserError
 from codetr.run_folder import RunFolder
 from codetr.training import train as training
+from codetr.training.small_machine import for_this_machine
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +40,13 @@ class TrainingResult:
 
 
 def train(overrides: Sequence[str] = ()) -> TrainingResult:
-    """What ``python train.py OVERRIDES`` does, in this process and on one device.
+    """What ``python train.py OVERRIDES`` does, in this process and on one device; without a GPU
+    ``experiment=finetune`` is the small recipe, too.
 
     Raises UserError for whatever a user can mend, and where several devices are asked for:
     they need processes of their own, which the command starts.
     """
+    overrides = for_this_machine(overrides, say=log.warning)
     cfg = compose_train(overrides)
     if cfg.paths.run_dir == ".":  # not given
         cfg.paths.run_dir = str(Path(cfg.paths.runs, str(cfg.name)))

@@ -73,7 +73,8 @@ def learning_rate(cfg: DictConfig, effective_batch: int) -> float:
 @rank_zero_only
 def warn_of_crowded_images(cfg: DictConfig, datamodule: CocoDataModule) -> None:
     """Say so where images have more objects than the model has queries to find them."""
-    queries = OmegaConf.select(cfg, "model.num_queries")
+    tables = OmegaConf.select(cfg, "model.num_patterns") or 1  # every anchor has that many queries
+    queries = (OmegaConf.select(cfg, "model.num_queries") or 0) * tables
     annotations = datamodule.train_dataset.source.annotations
     counts = torch.bincount(annotations.image_of_box[annotations.usable], minlength=1)
     crowded = int((counts > queries).sum()) if queries else 0

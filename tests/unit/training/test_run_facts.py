@@ -25,9 +25,12 @@ def test_what_differs_from_the_run_that_is_continued_is_said(
     assert not caplog.messages
 
 
-@pytest.mark.parametrize(("queries", "warned"), [(2, True), (3, False), (None, False)])
+@pytest.mark.parametrize(
+    ("queries", "patterns", "warned"),
+    [(2, 0, True), (3, 0, False), (None, 0, False), (1, 2, True), (1, 3, False)],
+)
 def test_images_with_more_objects_than_queries_are_said(
-    queries: int | None, warned: bool, caplog: pytest.LogCaptureFixture
+    queries: int | None, patterns: int, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     annotations = SimpleNamespace(
         image_of_box=torch.tensor([0, 1, 1, 1, 1]),
@@ -36,7 +39,7 @@ def test_images_with_more_objects_than_queries_are_said(
     )
     source = SimpleNamespace(annotations=annotations)
     data: Any = SimpleNamespace(train_dataset=SimpleNamespace(source=source))
-    cfg = OmegaConf.create({"model": {"num_queries": queries}})
+    cfg = OmegaConf.create({"model": {"num_queries": queries, "num_patterns": patterns}})
     with caplog.at_level(logging.WARNING):
         warn_of_crowded_images(cfg, data)
     assert (["b.png has 3" in m for m in caplog.messages] == [True]) == warned
