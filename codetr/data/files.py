@@ -30,12 +30,18 @@ _OF_OTHERS = frozenset(
 
 
 @cache
-def image_suffixes() -> frozenset[str]:
-    """Suffixes of all formats that the installed Pillow decodes, in lower case with the dot."""
+def register_plugins() -> None:
+    """Let Pillow open HEIC in this process, where the package for it is installed."""
     if importlib.util.find_spec("pillow_heif") is not None:
         import pillow_heif
 
         pillow_heif.register_heif_opener()
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Suffixes of all formats that the installed Pillow decodes, in lower case with the dot."""
+    register_plugins()
     suffixes = Image.registered_extensions()  # loads all plugins
     return frozenset(suffix for suffix, kind in suffixes.items() if _is_decoded(kind))
 

@@ -15,11 +15,14 @@ from PIL import ExifTags, Image, ImageOps
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 from torch import Tensor
 
-from codetr.data.files import missing_plugin
+from codetr.data.files import missing_plugin, register_plugins
 from codetr.errors import UserError
 
 ON_THEIR_SIDE = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
+
+_PEAK_BYTES = 10
+"""Of memory for a pixel while it is decoded: Pillow's own 4, and two copies of 3."""
 
 
 class Geometry(NamedTuple):
@@ -111,6 +114,7 @@ def read_scaled(
     the header and may raise ImageError, before anything is decoded: a small file can hold millions
     of pixels.
     """
+    register_plugins()  # in every worker
     try:
         with unlimited(), Image.open(path) as file:
             size, orientation = _geometry(file)
@@ -140,8 +144,9 @@ def require_smaller(path: Path, size: tuple[int, int], rules: PixelRules) -> Non
     if megapixels > rules.max_megapixels:
         raise ImageError(
             f"image {path} has {size[1]}x{size[0]} pixels, which is more than "
-            f"{rules.max_megapixels:g} million and takes {3 * megapixels:.0f} MB of memory: "
-            f"{rules.remedy}{megapixels + 1:.0f}, or cut the image into smaller files"
+            f"{rules.max_megapixels:g} million and takes {_PEAK_BYTES * megapixels:.0f} MB to "
+            f"read, also where it is looked at in tiles: {rules.remedy}{megapixels + 1:.0f}, or "
+            "cut the image into smaller files"
         )
 
 
@@ -171,6 +176,7 @@ def read_geometry(path: Path) -> Geometry:
 
     Raises ImageError for missing and foreign files.
     """
+    register_plugins()
     try:
         with unlimited(), Image.open(path) as file:
             return _geometry(file)

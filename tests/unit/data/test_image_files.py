@@ -229,9 +229,9 @@ def test_images_are_what_pillow_decodes(tmp_path: Path) -> None:
 
 
 def test_what_predict_skips_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("a.heic", "b.HEIC", "notes.txt", ".hidden", "README"):
+    for name in ("a.jxl", "b.JXL", "notes.txt", ".hidden", "README"):
         (tmp_path / name).write_bytes(b"")
-    kinds = "4 files (.heic 2, .txt 1, without suffix 1)"
+    kinds = "4 files (.jxl 2, .txt 1, without suffix 1)"
     with pytest.raises(UserError) as error:
         open_source(str(tmp_path))
     assert kinds in str(error.value)
@@ -246,9 +246,9 @@ def test_pictures_that_conversion_skips_are_counted(tmp_path: Path) -> None:
     write_images(root, ["a.png", "b.png"])
     content = coco_content({"a.png": BOX, "b.png": BOX}, {1: "cup"})
     (root / "labels.json").write_text(json.dumps(content))
-    (root / "c.heic").write_bytes(b"")
+    (root / "c.jxl").write_bytes(b"")
     remarks = CustomFolder(cache=tmp_path / "cache")(root).remarks
-    assert any("1 files (.heic 1) are pictures that Pillow cannot open" in r for r in remarks)
+    assert any("1 files (.jxl 1) are pictures that Pillow cannot open" in r for r in remarks)
 
 
 REPORTS = {"suffix_ppm": 3, "suffix_jfif": 3, "suffix_case": 3, "unicode_nfd_on_disk": 3}

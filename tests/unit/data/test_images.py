@@ -1,4 +1,6 @@
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import torch
 from PIL import Image
 
 from codetr.data.files import is_image, missing_plugin
-from codetr.data.images import ImageError, PixelRules, read_image
+from codetr.data.images import ImageError, PixelRules, read_image, read_size
 from codetr.errors import UserError
 
 
@@ -115,6 +117,28 @@ def test_large_images_have_a_limit_that_can_be_set(
 def test_clouds_of_points_are_no_images() -> None:
     assert not is_image("scan.pcd")
     assert is_image("scan.png")
+
+
+def test_heic_is_read_in_a_process_that_has_listed_no_files(tmp_path: Path) -> None:
+    """As in a worker of ``data=coco``: whatever reads an image lets Pillow open it."""
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    path = tmp_path / "a.heic"
+    Image.fromarray(_gradient()).save(path, quality=90)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pathlib import Path; from codetr.data import images;"
+            "path = Path(sys.argv[1]);"
+            "assert images.read_size(path) == tuple(images.read_image(path).shape[1:])",
+            str(path),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_size(path) == _gradient().shape[:2]
 
 
 def test_heic_is_read_or_said_to_need_its_plugin(tmp_path: Path) -> None:
