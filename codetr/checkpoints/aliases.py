@@ -19,8 +19,6 @@ MOVED = {
 RENAMED = {
     "codetr.models.detectors.DeformableDetr": "codetr.models.detectors.Detr",
     "codetr.evaluation.SoftNms": "codetr.nms.SoftNms",
-    "codetr.training.loggers.CsvLogger": "codetr.training.csv_logger.CsvLogger",
-    "codetr.training.loggers.SafeWandbLogger": "codetr.training.wandb_logger.wandb_logger",
     "codetr.inference.merge.Nms": "codetr.nms.Nms",
     "codetr.supervision.aux_heads.detections.ClasswiseNms": "codetr.nms.ClasswiseNms",
     "codetr.supervision.aux_heads.detections.DenseSelection": (
