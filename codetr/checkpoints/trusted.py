@@ -72,6 +72,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "codetr.data.copy_paste": ("CopyPaste",),
     "codetr.data.custom": ("CustomFolder",),
     "codetr.data.datamodule": ("CocoDataModule",),
+    "codetr.data.mixing": ("Mosaic", "MixUp"),
     "codetr.data.ground_truth": ("DetrFilter", "MmdetFilter"),
     "codetr.data.repeat": ("RepeatFactor", "image_counts"),
     "codetr.data.sources": ("CocoFolder",),

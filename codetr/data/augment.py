@@ -29,9 +29,6 @@ from codetr.data.sample import Sample
 
 Augmentation = Callable[[Sample], Sample]
 """May raise ``DrawAnother``."""
-Mix = Callable[[Sample, Sample], Sample]
-"""Puts a part of the second sample, a random other image, into the first. Both are augmented
-already, and their targets have masks."""
 
 
 class DrawAnother(Exception):

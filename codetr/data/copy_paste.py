@@ -7,6 +7,7 @@ CVPR 2021, section 3, with the rules of the official LSJ recipes (mmdet ``CopyPa
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ class CopyPaste:
     max_shift_px: float = 10
     min_visible_px: int = 300
     masks: bool = False
+    needs_masks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.max_pasted < 1:
@@ -51,8 +53,13 @@ class CopyPaste:
                 "augmentation.mix=null for no copy-paste"
             )
 
-    def __call__(self, destination: Sample, source: Sample) -> Sample:
-        """The destination with objects of the source."""
+    def draw(self, epoch: int) -> int:
+        """See ``Mix``: one other image, always."""
+        return 1
+
+    def __call__(self, sample: Sample, *others: Sample) -> Sample:
+        """The destination ``sample`` with objects of one source."""
+        destination, (source,) = sample, others
         if destination.size != source.size:
             raise UserError(
                 f"copy-paste got images of {destination.size} and {source.size} pixels: it needs a "
@@ -66,13 +73,15 @@ class CopyPaste:
         assert pasted.masks is not None
         covered = pasted.masks.amax(dim=0)
         teachers = tuple(
-            _joined(_uncovered(below, covered), _belonging(above, pasted.boxes))
+            BoxSet.joined((_uncovered(below, covered), _belonging(above, pasted.boxes)))
             for below, above in zip(destination.teachers, source.teachers, strict=True)
         )
         return replace(
             destination,
             image=_pasted(source.image, destination.image, covered, pasted.boxes),
-            targets=_joined(self._visible(destination.targets, covered), self._kept(pasted)),
+            targets=BoxSet.joined(
+                (self._visible(destination.targets, covered), self._kept(pasted))
+            ),
             teachers=teachers,
         )
 
@@ -141,14 +150,3 @@ def _belonging(boxes: BoxSet, pasted: Tensor) -> BoxSet:
 
 def _without_masks(boxes: BoxSet) -> BoxSet:
     return replace(boxes, masks=None)
-
-
-def _joined(first: BoxSet, second: BoxSet) -> BoxSet:
-    return BoxSet(
-        boxes=torch.cat([first.boxes, second.boxes]),
-        labels=torch.cat([first.labels, second.labels]),
-        scores=torch.cat([first.scores, second.scores]),
-        masks=None
-        if first.masks is None or second.masks is None
-        else torch.cat([first.masks, second.masks]),
-    )

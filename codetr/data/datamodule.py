@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from codetr.classes import ClassList
 from codetr.data.annotations import CocoAnnotations
-from codetr.data.augment import Augmentation, Mix, output_size
+from codetr.data.augment import Augmentation, output_size
 from codetr.data.check import check_dataset, check_split, require_class_count
 from codetr.data.class_choice import ClassChoice, with_classes
 from codetr.data.coco import CocoDetection
@@ -27,6 +27,7 @@ from codetr.data.dataset import AugmentedDataset, Batched
 from codetr.data.ground_truth import DetrFilter, GroundTruthFilter
 from codetr.data.images import PixelRules
 from codetr.data.loading import load_split
+from codetr.data.mixing import Mix
 from codetr.data.placement import AUTO, require_reading
 from codetr.data.samplers import EvalSampler, TrainSampler
 from codetr.data.sources import Source, Split, Splits
@@ -59,8 +60,8 @@ class CocoDataModule(LightningDataModule):
     ``std`` (RGB, 0 to 255) are those the backbone was trained with; ``size_divisor`` pads every
     image to a multiple; ``group_by_aspect`` puts landscape and portrait images into separate
     batches; ``cache`` keeps decoded images in the memory of each process. ``mix`` makes one
-    training sample of two augmented images (copy-paste): their masks are read then. With ``masks``
-    training batches have those of their objects. ``repeat``
+    training sample of several augmented images (copy-paste, for which masks are read; mosaic,
+    mixup). With ``masks`` training batches have those of their objects. ``repeat``
     says how often each image stands in an epoch. ``scaled_decoding`` reads training JPEGs at 1/2,
     1/4 or 1/8 of their size where the augmentation shrinks them further anyway: faster, with
     slightly other pixels. ``tolerate_broken`` names missing and damaged image files in the log and
@@ -190,7 +191,7 @@ class CocoDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read annotations and check the data, once. ``fit`` needs both splits, else one."""
         if self._train is None and stage == "fit":
-            outlines = self.masks or self.mix is not None
+            outlines = self.masks or (self.mix is not None and self.mix.needs_masks)
             train = self._load("train", None, segmentations=outlines)
             val = self._load("val", train.classes)
             report = check_dataset(

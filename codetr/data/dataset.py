@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from codetr.data.augment import Augmentation, DrawAnother, Mix
+from codetr.data.augment import Augmentation, DrawAnother
 from codetr.data.coco import CocoDetection
+from codetr.data.mixing import Mix
 from codetr.data.sample import Sample, SampleKey
 from codetr.data.scaled_decoding import first_size
 from codetr.errors import UserError
@@ -49,8 +50,8 @@ def mixed_seed(*entropy: int) -> int:
 class AugmentedDataset(Dataset[Sample]):
     """``source`` through ``augmentation``; images stay uint8 (look at them as they are).
 
-    Only the ``images`` (I,) int64 of the source take part, all without. With ``mix``, a random one
-    of them goes through the augmentation too, and ``mix`` makes one sample of the two. Where the
+    Only the ``images`` (I,) int64 of the source take part, all without. With ``mix``, random
+    others of them go through the augmentation too, and ``mix`` makes one sample of all. Where the
     augmentation asks for another image (``DrawAnother``), a random one of the same orientation
     takes its place.
 
@@ -92,8 +93,12 @@ class AugmentedDataset(Dataset[Sample]):
             sample = self._augmented(index)
             if self.mix is None:
                 return sample
-            other = int(torch.randint(0, len(self), ()).item())
-            return self.mix(sample, self._augmented(other))
+            others = [self._random() for _ in range(self.mix.draw(epoch))]
+            return self.mix(sample, *others) if others else sample
+
+    def _random(self) -> Sample:
+        """A random image, augmented."""
+        return self._augmented(int(torch.randint(0, len(self), ()).item()))
 
     def _augmented(self, index: int) -> Sample:
         """By the numbers that torch's generator gives next. Raises UserError where no image gives a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -40,6 +41,17 @@ class BoxSet:
     def ground_truth(cls, boxes: Tensor, labels: Tensor) -> BoxSet:
         """A set with score 1 everywhere."""
         return cls(boxes=boxes, labels=labels, scores=torch.ones(len(labels)))
+
+    @classmethod
+    def joined(cls, sets: Sequence[BoxSet]) -> BoxSet:
+        """All boxes of one or more sets of one image; with masks where all sets have them."""
+        masks = [s.masks for s in sets if s.masks is not None]
+        return cls(
+            boxes=torch.cat([s.boxes for s in sets]),
+            labels=torch.cat([s.labels for s in sets]),
+            scores=torch.cat([s.scores for s in sets]),
+            masks=torch.cat(masks) if len(masks) == len(sets) else None,
+        )
 
     def select(self, keep: Tensor) -> BoxSet:
         """The boxes where ``keep`` (N,) bool is True, or of the indices ``keep``, with all that

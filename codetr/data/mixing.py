@@ -1,0 +1,179 @@
+"""One training image made of several: mosaic and mixup."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from codetr.data.augment import cropped, resize, transform
+from codetr.data.coco import GREY
+from codetr.data.resize import fitted_size
+from codetr.data.sample import BoxSet, Sample
+from codetr.errors import UserError
+
+
+class Mix(Protocol):
+    """Puts parts of random other images into a training image; all are augmented already."""
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether the targets must come with masks."""
+        ...
+
+    def draw(self, epoch: int) -> int:
+        """The number of other images that are needed this time, at random; 0: leave it as it is."""
+        ...
+
+    def __call__(self, sample: Sample, *others: Sample) -> Sample:
+        """``sample`` with what comes from the ``others``, as many as ``draw`` gave."""
+        ...
+
+
+@dataclass(frozen=True)
+class Occasionally:
+    """When to mix: with ``probability``, in the first ``epochs`` of training (None: in all).
+
+    The last epochs are better trained on images as they are (YOLOX, arXiv 2107.08430, section 2.1).
+    """
+
+    probability: float = 1.0
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise UserError(
+                f"augmentation.mix.probability={self.probability}: give a number from 0 to 1"
+            )
+        if self.epochs is not None and self.epochs < 0:
+            raise UserError(f"augmentation.mix.epochs={self.epochs}: give 0 or more, or null")
+
+    def now(self, epoch: int) -> bool:
+        """Toss for one image in ``epoch``, counted from 0."""
+        return (self.epochs is None or epoch < self.epochs) and (
+            torch.rand(()).item() < self.probability
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mosaic(Occasionally):
+    """Four images in the quadrants around a random point of a square canvas (YOLOv4, arXiv
+    2004.10934, section 3.3).
+
+    The point is uniform within ``centre`` (shares of the side) in either direction. Each image is
+    resized to fit half the canvas (``canvas`` pixels), and touches the point with its nearest
+    corner: a smaller quadrant cuts it, a larger one is filled with grey. Boxes are clipped, and
+    dropped where neither side keeps more than ``min_box_px``; the canvas all counts as image.
+    """
+
+    canvas: int
+    centre: tuple[float, float] = (0.25, 0.75)
+    min_box_px: float = 1.0
+    needs_masks: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.centre
+        if not 0 < low <= high < 1:
+            raise UserError(
+                f"augmentation.mix.centre={list(self.centre)}: give two shares of the canvas "
+                "between 0 and 1, the lower one first"
+            )
+        if self.canvas < 4:
+            raise UserError(f"augmentation.mix.canvas={self.canvas}: give the side in pixels")
+
+    def draw(self, epoch: int) -> int:
+        """See ``Mix``."""
+        return 3 if self.now(epoch) else 0
+
+    def __call__(self, sample: Sample, *others: Sample) -> Sample:
+        """The four images, ``sample`` in the upper left."""
+        low, high = self.centre
+        share = low + (high - low) * torch.rand(2)
+        x, y = (share * self.canvas).round().int().tolist()
+        quadrants = [
+            self._quadrant(part, x, y, left, upper)
+            for part, (upper, left) in zip(
+                (sample, *others),
+                ((True, True), (True, False), (False, True), (False, False)),
+                strict=True,
+            )
+        ]
+        image = quadrants[0].image.clone()
+        image[:, :y, x:] = quadrants[1].image[:, :y, x:]
+        image[:, y:, :x] = quadrants[2].image[:, y:, :x]
+        image[:, y:, x:] = quadrants[3].image[:, y:, x:]
+        return _together(image, quadrants[0], *quadrants[1:])
+
+    def _quadrant(self, sample: Sample, x: int, y: int, left: bool, upper: bool) -> Sample:
+        """``sample`` at its place on a canvas that is grey elsewhere."""
+        side = self.canvas // 2
+        fitted = resize(sample, fitted_size(sample.size, side, side), antialias=True)
+        height, width = fitted.size
+        most_wide, most_high = (x if left else self.canvas - x), (y if upper else self.canvas - y)
+        w, h = min(width, most_wide), min(height, most_high)
+        window = (height - h if upper else 0, width - w if left else 0, h, w)
+        part = cropped(fitted, window)
+        x0, y0 = (x - w if left else x), (y - h if upper else y)
+        return _large_enough(_padded(part, x0, y0, (self.canvas, self.canvas)), self.min_box_px)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixUp(Occasionally):
+    """Two images blended, with the boxes of both (Zhang et al., "Bag of Freebies for Training
+    Object Detection Neural Networks", arXiv 1902.04103, section 3.1).
+
+    Both lie in the upper left of a canvas that holds either, at the sizes they have. The share of
+    the first is drawn from Beta(``alpha``, ``alpha``); 1.5 as in the paper. All boxes count fully,
+    also of the fainter image.
+    """
+
+    alpha: float = 1.5
+    needs_masks: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.alpha > 0:
+            raise UserError(f"augmentation.mix.alpha={self.alpha}: give a number above 0")
+
+    def draw(self, epoch: int) -> int:
+        """See ``Mix``."""
+        return 1 if self.now(epoch) else 0
+
+    def __call__(self, sample: Sample, *others: Sample) -> Sample:
+        """The two images, blended."""
+        (other,) = others
+        size = tuple(max(sides) for sides in zip(sample.size, other.size, strict=True))
+        first, second = (_padded(part, 0, 0, size) for part in (sample, other))
+        alpha = torch.tensor(self.alpha)
+        share = torch.distributions.Beta(alpha, alpha).sample().item()
+        blended = first.image * share + second.image * (1 - share)
+        return _together(blended.round().to(torch.uint8), first, second)
+
+
+def _padded(sample: Sample, x: int, y: int, size: tuple[int, ...]) -> Sample:
+    """``sample`` with its upper left corner at (x, y) of a grey canvas of (height, width)."""
+    height, width = sample.size
+    around = [x, y, size[1] - x - width, size[0] - y - height]
+    return transform(sample, v2.Pad(around, fill={tv_tensors.Image: GREY, "others": 0}))
+
+
+def _large_enough(sample: Sample, min_px: float) -> Sample:
+    """Without boxes of which neither side is above ``min_px``."""
+    return sample.with_box_sets(
+        tuple(
+            s.select((s.boxes[:, 2:] - s.boxes[:, :2]).amin(dim=1) > min_px)
+            for s in sample.box_sets
+        )
+    )
+
+
+def _together(image: Tensor, first: Sample, *others: Sample) -> Sample:
+    """``image`` with the boxes of all samples, each teacher's with the same teacher's."""
+    sets = [s.box_sets for s in (first, *others)]
+    joined = tuple(BoxSet.joined(same) for same in zip(*sets, strict=True))
+    return replace(first, image=image).with_box_sets(joined)
