@@ -20,7 +20,7 @@ from codetr.data.convert import CocoWriter, divide
 from codetr.data.files import counted_suffixes, is_foreign, missing_plugin
 from codetr.data.formats import coco, labelme, voc, yolo
 from codetr.data.formats.found import UNSPLIT, Found, LabelledImage, Problem
-from codetr.data.formats.tree import Tree, list_files
+from codetr.data.formats.tree import SPARE, Tree, list_files
 from codetr.data.other_tools import told_by_json, told_by_text
 from codetr.data.placement import AUTO, require_reading
 from codetr.data.sources import MAX_LOST, Split, Splits, require_share, share_above
@@ -156,6 +156,13 @@ class CustomFolder:
         options, splits, lost = self.options, dict(found.splits), dict(found.lost)
         flawed = dict(found.flawed)
         share, remarks = options.val_share, []
+        spare = next((name for name in SPARE if name in splits), None)
+        if spare and "val" not in splits and options.val == "val" and options.train != spare:
+            alone = not splits.keys() & {options.train, UNSPLIT}  # then it names no part
+            for by_split in (splits, lost, flawed):
+                _rename(by_split, spare, UNSPLIT if alone else "val")
+            if not alone:
+                remarks.append(f"the split '{spare}' is taken for val, as none is called so")
         if "train" not in splits and UNSPLIT in splits:
             splits["train"], lost["train"] = splits.pop(UNSPLIT), lost.pop(UNSPLIT, ())
             flawed["train"] = flawed.pop(UNSPLIT, 0)
@@ -204,6 +211,11 @@ class CustomFolder:
             for name in (options.train, options.val)
         )
         return (next(parts), next(parts)), remarks
+
+
+def _rename(by_split: dict[str, Any], old: str, new: str) -> None:
+    if old in by_split:
+        by_split[new] = by_split.pop(old)
 
 
 @dataclass(frozen=True, kw_only=True)

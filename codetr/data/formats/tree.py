@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -20,14 +20,15 @@ SPLITS = {
     "val": "val",
     "valid": "val",
     "validation": "val",
-    "dev": "val",
-    "devel": "val",
-    "eval": "val",
-    "minival": "val",
     "test": "test",
     "testing": "test",
 }
 """Words of folder and file names, and the splits that they name."""
+
+SPARE = {word: word for word in ("dev", "devel", "minival", "eval")}
+"""Words that name a split where no other word does. It is validated on where none is called val."""
+
+ALL_SPLITS = SPLITS | SPARE
 
 _LARGEST = 2**30  # bytes; what is larger is no annotation file that Python could read in time
 
@@ -118,11 +119,16 @@ def split_of_name(name: str) -> str | None:
     """The split that a file or folder name speaks of: ``instances_train2017`` of train. None
     where it names none, or several.
     """
-    words = {SPLITS[word] for word in re.findall(r"[a-z]+", name.lower()) if word in SPLITS}
-    return words.pop() if len(words) == 1 else None
+    return _named(name, SPLITS) or _named(name, SPARE)
 
 
 def split_of_folders(file: str) -> str | None:
     """The split that the folders of a file name; the innermost one that does counts."""
-    found = (split_of_name(part) for part in reversed(PurePosixPath(file).parts[:-1]))
+    folders = PurePosixPath(file).parts[-2::-1]
+    found = (_named(part, words) for words in (SPLITS, SPARE) for part in folders)
     return next((split for split in found if split), None)
+
+
+def _named(name: str, words: Mapping[str, str]) -> str | None:
+    found = {words[word] for word in re.findall(r"[a-z]+", name.lower()) if word in words}
+    return found.pop() if len(found) == 1 else None

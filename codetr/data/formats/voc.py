@@ -24,7 +24,7 @@ from codetr.data.formats.found import (
     shown,
 )
 from codetr.data.formats.text import decoded
-from codetr.data.formats.tree import SPLITS, Tree, split_of_folders
+from codetr.data.formats.tree import ALL_SPLITS, Tree, split_of_folders
 from codetr.data.json_columns import as_flag, as_number
 from codetr.errors import UserError
 
@@ -292,7 +292,7 @@ def _image_sets(tree: Tree) -> list[tuple[str, str]]:
         for file in tree.of_type(".txt")
         if [part.lower() for part in PurePosixPath(file).parts[-3:-1]] == ["imagesets", "main"]
     ]
-    known = [(SPLITS[name], file) for name, file in lists if name in SPLITS]
+    known = [(ALL_SPLITS[name], file) for name, file in lists if name in ALL_SPLITS]
     if not any(split == "train" for split, _ in known):
         known += [(UNSPLIT, file) for name, file in lists if name == "trainval"]
     return known

@@ -21,7 +21,7 @@ from codetr.data.formats.found import (
     shown,
 )
 from codetr.data.formats.text import decoded
-from codetr.data.formats.tree import SPLITS, Tree, split_of_folders
+from codetr.data.formats.tree import ALL_SPLITS, Tree, split_of_folders
 from codetr.data.formats.yaml_text import parse_yaml
 from codetr.data.json_columns import as_integer, as_number
 from codetr.errors import UserError
@@ -236,9 +236,9 @@ def _parse_config(tree: Tree, file: str) -> _Config:
     if not isinstance(names, dict):
         raise UserError(f"{path} has names {shown(names)}: give a list, or number: name")
     splits = {
-        SPLITS[key]: _strings(value)
+        ALL_SPLITS[key]: _strings(value)
         for key, value in content.items()
-        if isinstance(key, str) and key in SPLITS and _strings(value)
+        if isinstance(key, str) and key in ALL_SPLITS and _strings(value)
     }
     return _Config(
         file=file,

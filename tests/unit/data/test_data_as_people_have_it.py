@@ -26,6 +26,7 @@ from codetr.analysis.inspect_data import inspect_data
 from codetr.data.augment import Chain
 from codetr.data.custom import CustomFolder
 from codetr.data.datamodule import CocoDataModule
+from codetr.data.formats.tree import split_of_folders, split_of_name
 from codetr.data.sources import CocoFolder, Source
 from codetr.errors import UserError
 
@@ -298,6 +299,47 @@ def test_names_of_the_second_split(name: str, tmp_path: Path) -> None:
     splits = CustomFolder(cache=tmp_path / "cache")(root)
     assert len(json.loads(splits.train.annotations.read_text())["images"]) == 3
     assert len(json.loads(splits.val.annotations.read_text())["images"]) == 2
+
+
+@pytest.mark.parametrize("name", ["dev", "minival"])
+def test_a_spare_name_beside_val_is_another_split(name: str, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    write_coco(root, lambda content: None)
+    annotations = root / "annotations"
+    (annotations / f"instances_{name}.json").write_bytes(
+        (annotations / "instances_train.json").read_bytes()
+    )
+    splits = CustomFolder(cache=tmp_path / "cache")(root)
+    assert len(json.loads(splits.val.annotations.read_text())["images"]) == 2
+    chosen = CustomFolder(cache=tmp_path / "cache", val=name)(root)
+    assert len(json.loads(chosen.val.annotations.read_text())["images"]) == 3
+
+
+def test_a_spare_name_of_everything_names_no_split(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    parts = {"dev": {s: BOXES[s] for s in "abcde"}}
+    write_yolo(root, parts, list(NAMES.values()))
+    (root / "data.yaml").write_text("names: [cup, oil]\n")
+    splits = CustomFolder(cache=tmp_path / "cache")(root)
+    counts = [
+        len(json.loads(s.annotations.read_text())["images"]) for s in (splits.train, splits.val)
+    ]
+    assert counts == [4, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("test-dev2017", "test"),
+        ("eval_train", "train"),
+        ("dev", "dev"),
+        ("train_val", None),
+        ("developers", None),
+    ],
+)
+def test_usual_words_of_splits_come_first(name: str, split: str | None) -> None:
+    assert split_of_name(name) == split
+    assert split_of_folders(f"{name}/dev/a.png") == (split or "dev")
 
 
 def test_images_of_no_split_are_counted(tmp_path: Path) -> None:
