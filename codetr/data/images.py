@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,11 +65,6 @@ class PixelRules:
 
 
 DEFAULT_RULES = PixelRules()
-LARGE_MEGAPIXELS = 25.0
-LEAST_BYTES = 0.01
-"""For each pixel, in the file of a large image: photographs have ten times as many, and a single
-colour, which deflate compresses best, has a third.
-"""
 
 
 def read_annotated(
@@ -94,10 +88,9 @@ def read_image(path: Path, rules: PixelRules = DEFAULT_RULES) -> Tensor:
     Any format that Pillow knows; grey, palette and CMYK are converted, alpha is dropped. For JPEG
     the bytes are those that OpenCV gives. In memory the three values of a pixel lie side by side
     (channels last), which torchvision resizes several times as fast. Raises ImageError for
-    missing, foreign, damaged and too large files, and since no annotation tells the size here, for
-    small files that unfold to large images.
+    missing, foreign, damaged and too large files.
     """
-    return read_scaled(path, None, rules, lambda size: _require_filled(path, size, rules))[0]
+    return read_scaled(path, None, rules)[0]
 
 
 def read_scaled(
@@ -147,17 +140,6 @@ def require_smaller(path: Path, size: tuple[int, int], rules: PixelRules) -> Non
             f"{rules.max_megapixels:g} million and takes {_PEAK_BYTES * megapixels:.0f} MB to "
             f"read, also where it is looked at in tiles: {rules.remedy}{megapixels + 1:.0f}, or "
             "cut the image into smaller files"
-        )
-
-
-def _require_filled(path: Path, size: tuple[int, int], rules: PixelRules) -> None:
-    """Raises ImageError for a large image in a file of nearly no bytes."""
-    pixels, held = size[0] * size[1], path.stat().st_size
-    large = pixels > 1e6 * LARGE_MEGAPIXELS and rules.max_megapixels < math.inf
-    if large and held < LEAST_BYTES * pixels:
-        raise ImageError(
-            f"image {path} has {size[1]}x{size[0]} pixels in {held} bytes, as few as no "
-            "photograph: leave it out, or cut it into smaller files"
         )
 
 
