@@ -17,6 +17,7 @@ from codetr.evaluation import Postprocess
 from codetr.evaluation.detect import detect
 from codetr.models.masks.refine import REFINED_FROM
 from codetr.structures import Batch, ImageInfo
+from codetr.supervision.schemes.protocol import require_fit
 from codetr.training.losses import training_losses
 
 CO_DINO = ("one_to_one", "denoising", "collaborative")
@@ -175,7 +176,10 @@ def test_a_batch_without_masks_is_named() -> None:
 def test_a_model_without_a_branch_is_named() -> None:
     detector, _ = build(("one_to_one",), ())
     _, schemes = build(("one_to_one",), (), "masks=refine_small")
-    with pytest.raises(UserError, match="masks=refine"):
+    require_fit(build(("one_to_one",), (), "masks=refine_small")[0], schemes)
+    with pytest.raises(UserError, match=r"scheme=\[masks\] trains a mask branch, but this model"):
+        require_fit(detector, schemes)
+    with pytest.raises(AttributeError):
         training_losses(detector, schemes, batch((3, 2)))
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from codetr.boxes import clip_xyxy, cxcywh_to_xyxy
-from codetr.errors import UserError
 from codetr.loss_terms import Losses, LossTerm
 from codetr.models.detectors.protocol import MAIN
 from codetr.models.masks import MaskBranch, MaskPredictions
@@ -48,6 +46,8 @@ class InstanceMasks(Scheme):
         stage_weights: of the stages' losses, from coarse to fine.
     """
 
+    trains_masks = True
+
     def __init__(
         self,
         weight: float = 1.0,
@@ -72,7 +72,7 @@ class InstanceMasks(Scheme):
         return {}
 
     def _losses(self, start: Start, decoded: Mapping[str, Decoded]) -> Losses:
-        branch = mask_branch(start.detector)
+        branch: MaskBranch = start.detector.mask_branch  # type: ignore[attr-defined]
         targets = start.batch.targets
         regions = self.regions(decoded, targets, start.detector.num_classes)
         pyramid = start.memory.pyramid()
@@ -131,14 +131,3 @@ class InstanceMasks(Scheme):
             clip_xyxy(cxcywh_to_xyxy(own * target.size_whwh), target.size)
             for own, target in zip(chosen, targets, strict=True)
         ]
-
-
-def mask_branch(detector: Any) -> MaskBranch:
-    """The branch of ``detector``. Raises UserError where it has none."""
-    branch = getattr(detector, "mask_branch", None)
-    if branch is None:
-        raise UserError(
-            "the scheme masks trains a mask branch, but the model has none: choose masks=refine, "
-            "which sets both"
-        )
-    return branch  # type: ignore[no-any-return]

@@ -48,8 +48,9 @@ class Scheme(nn.Module, ABC):
     ``tables`` are the learned rows of its own query groups, which the detector makes queries of
     together with the main ones. ``adds_groups`` says whether it adds query groups, which not
     every detector can decode; ``form`` is that of queries that it makes itself, if any; ``taps``
-    are those into the decoder that it reads, by name, and how many there must be. Modules of it
-    that read class logits say by ``reads`` which kind of ``codetr.classification`` they take.
+    are those into the decoder that it reads, by name, and how many there must be; ``trains_masks``
+    says whether it trains the detector's mask branch. Modules of it that read class logits say by
+    ``reads`` which kind of ``codetr.classification`` they take.
     Losses are the same ones for every batch, with boxes and without, since processes reduce their
     counts together.
     """
@@ -58,6 +59,7 @@ class Scheme(nn.Module, ABC):
     adds_groups: bool = False
     form: QueryForm | None = None
     taps: Mapping[str, int]
+    trains_masks: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,6 +115,11 @@ def require_fit(detector: Detector, schemes: Mapping[str, Scheme]) -> None:
             _require_rows(detector.form, name, table)
         _require_logits(detector, name, scheme)
         _require_taps(detector, name, scheme)
+        if scheme.trains_masks and getattr(detector, "mask_branch", None) is None:
+            raise UserError(
+                f"scheme=[{name}] trains a mask branch, but this model has none: choose "
+                "masks=refine, which sets both"
+            )
 
 
 def _require_form(main: QueryForm, name: str, own: QueryForm) -> None:
