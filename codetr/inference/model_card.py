@@ -22,7 +22,9 @@ TEMPLATE = Path(__file__).with_name("model_card.md")
 TASK = "object-detection"
 METRIC = "mean_average_precision"
 """As the Hub calls AP."""
-SHOWN = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "mask_AP", "mask_AP50")
+BOXES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
+"""Small, medium and large objects; of LVIS, rare, common and frequent classes."""
+SHOWN = (*BOXES, *(f"mask_{name}" for name in BOXES))
 UNDEFINED = -1.0
 """A metric of no object, in COCO's convention."""
 OWN_DATA = "data of the author"
@@ -66,7 +68,7 @@ def model_card(record: RunRecord, results: RunResults, details: Mapping[str, Any
     given = dict(details)
     base = given.pop("base_model", None) or base_model(record.config)
     datasets = given.pop("datasets", None)
-    datasets = [datasets] if isinstance(datasets, str) else datasets
+    datasets = [datasets] if isinstance(datasets, str) else list(datasets or ())
     name = given.setdefault("name", "A detector made with codetr")
     known = data_of(record.config)
     label = datasets[0] if datasets else known or OWN_DATA
@@ -88,7 +90,7 @@ def model_card(record: RunRecord, results: RunResults, details: Mapping[str, Any
         tags=[TASK, "co-detr"],
         license=given.pop("license", None),
         base_model=base,
-        datasets=datasets,
+        datasets=datasets or None,
         metrics=[METRIC] if rows else None,
         model_name=name if rows else None,
         eval_results=rows or None,

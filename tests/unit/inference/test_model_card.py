@@ -13,9 +13,11 @@ from tiny_checkpoint import CLASSES, TINY, save_tiny
 
 import codetr
 from codetr.checkpoints.experiment import build_record, compose_train
+from codetr.evaluation.coco import CocoMeasure
+from codetr.evaluation.lvis import FREQUENCIES
 from codetr.inference.model_card import RunResults, base_model, model_card, results_of
 
-MEASURED = {"AP": 0.51239, "AP50": 0.7, "AP_large": -1.0, "AR": 0.6, "epoch": 7, "steps": 70}
+MEASURED = {"AP": 0.51239, "AP50": 0.7, "APl": -1.0, "AR1": 0.6, "epoch": 7, "steps": 70}
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def test_a_hub_folder_has_what_the_run_measured(run: Path, tmp_path: Path) -> No
     assert "| AP | 0.5124 |" in card.text
     assert "weights of epoch 7" in card.text
     assert "Night." in card.text
-    assert "AP_large" not in card.content
+    assert "APl" not in card.content
     assert "speed" not in card.content.lower()
 
 
@@ -72,6 +74,24 @@ def test_results_are_those_of_the_file(run: Path) -> None:
 def test_other_files_of_that_name_say_nothing(run: Path, content: str) -> None:
     (run / "metrics.json").write_text(content)
     assert results_of(str(run / "best.ckpt")) == RunResults()
+
+
+@pytest.mark.parametrize("prefix", ["", "mask_"])
+def test_every_precision_that_is_measured_is_shown(run: Path, prefix: str) -> None:
+    numbers = {f"{prefix}{n}": 0.25 for n in (*CocoMeasure().lines, *FREQUENCIES.values())}
+    (run / "metrics.json").write_text(json.dumps({"epoch": 1, **numbers}))
+    found = results_of(str(run / "best.ckpt")).metrics
+    assert len(found) == 9
+    assert found == {name: 0.25 for name in numbers if "AP" in name}
+
+
+@pytest.mark.parametrize("name", ["A: 'cat' # 1", "- x", "yes", "null", "---", "a\n---\nb", "12"])
+def test_any_words_are_read_back_from_the_front_matter(name: str) -> None:
+    record = build_record(compose_train(["num_classes=3"]), CLASSES)
+    details = {"name": name, "license": name, "datasets": (name, "me/other")}
+    said = front(model_card(record, RunResults(metrics={"AP": 0.5}, epoch=1), details))
+    assert said["model-index"][0]["name"] == said["license"] == name
+    assert said["datasets"] == [name, "me/other"]
 
 
 def test_numbers_that_are_none_are_left_out(run: Path) -> None:
