@@ -80,14 +80,16 @@ class MatchingInstability(Callback):
         pl_module.log_dict(values, rank_zero_only=True, batch_size=1)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next validation is compared with, as tensors."""
+        """What the next validation is compared with, in plain types. Small images may have fewer
+        queries than others.
+        """
         seen = self._before
         if not seen:
             return {}
         return {
             "images": list(seen),
-            "objects": torch.stack([matched.objects for matched in seen.values()]),
-            "anchors": torch.stack([matched.anchors for matched in seen.values()]),
+            "objects": [matched.objects for matched in seen.values()],
+            "anchors": [matched.anchors for matched in seen.values()],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

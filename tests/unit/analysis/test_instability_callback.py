@@ -1,5 +1,6 @@
 """Instability measured in training, on matching that is made up."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -107,6 +108,20 @@ def test_a_resumed_run_compares_with_before_it_was_stopped(
     assert validate(second, [SWAPPED, STAYS], monkeypatch) == validate(
         first, [SWAPPED, STAYS], monkeypatch
     )
+
+
+def test_images_may_differ_in_their_number_of_queries(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A detector selects all tokens of an image that has fewer than it has queries."""
+    first, second = MatchingInstability(), MatchingInstability()
+    few = Matched(STAYS[:, :2], ANCHORS[:2])
+    first._before = {0: Matched(STAYS, ANCHORS), 1: few}
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert second._before.keys() == {0, 1}
+    assert torch.equal(second._before[1].objects, few.objects)
+    assert torch.equal(second._before[1].anchors, few.anchors)
 
 
 def test_what_has_no_one_to_one_matching_is_refused() -> None:
