@@ -219,10 +219,11 @@ def _outlined(
     if truth is None or truth.masks is None:
         return None
     single = [i for i, crowd in enumerate(truth.crowd.tolist()) if not crowd]
-    bitmaps = decode([truth.masks[i] for i in single], original)
-    return Outlined(
-        bitmaps=resize_nearest(bitmaps.to(torch.uint8), size) > 0, labels=truth.labels[single]
-    )
+    bitmaps = torch.zeros(len(single), *size, dtype=torch.bool)
+    for bitmap, i in zip(bitmaps, single, strict=True):  # one at a time: the image may be large
+        whole = decode([truth.masks[i]], original).to(torch.uint8)
+        bitmap.copy_(resize_nearest(whole, size)[0] > 0)
+    return Outlined(bitmaps=bitmaps, labels=truth.labels[single])
 
 
 def known_objects(module: Any) -> Mapping[int, ImageTruth]:
