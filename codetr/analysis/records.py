@@ -36,9 +36,14 @@ class Kept:
 
 def merge(earlier: Sequence[Kept], later: Sequence[Kept]) -> tuple[Kept, ...]:
     """Both, in the order of ``earlier``; of a run that is in both, the finished one, or else the
-    later one.
+    later one. A run whose heads were not known yet may have another label now.
     """
-    found = {kept.key: kept for kept in earlier}
+    again = [(kept.run.swept, kept.run.seed) for kept in later]
+    found = {
+        kept.key: kept
+        for kept in earlier
+        if kept.run.heads is not None or (kept.run.swept, kept.run.seed) not in again
+    }
     for kept in later:
         before = found.get(kept.key)
         if before is None or kept.run.metrics is not None or before.run.metrics is None:

@@ -123,6 +123,15 @@ def test_a_later_run_is_added_and_a_finished_one_stays() -> None:
     assert merge([], [other, one]) == (other, one)
 
 
+def test_a_run_that_had_not_begun_is_known_again_by_what_was_swept() -> None:
+    """Its label is made of its heads, which it writes when it begins."""
+    swept = {"aux_heads@aux_heads.atss_2": "[atss]"}
+    waiting, other = (Kept(run=Run(folder=Path(), swept=swept, seed=n)) for n in (0, 1))
+    heads = ("atss", "atss_2")
+    done = Run(folder=Path(), swept=swept, seed=0, heads=heads, metrics={"AP": 0.5, "steps": 10})
+    assert merge([waiting, other], [Kept(run=done)]) == (other, Kept(run=done))
+
+
 def test_marks_without_a_record_and_records_without_marks() -> None:
     page = "<!-- study: a -->\nold\n<!-- end of a -->\n"
     assert NOT_RUN in with_study(page, {}, Path("page.md"))
