@@ -105,8 +105,10 @@ def build_page(
     def shown(found: Found | None, least: float) -> tuple[Any, ...]:
         return ([] if found is None else pictures(found, least), None, "")
 
-    def attended(found: Found | None, place: float) -> tuple[Any, ...]:
-        return (None, "") if found is None else attention(predictors[MAIN], found, int(place))
+    def attended(found: Found | None, place: float | None) -> tuple[Any, ...]:
+        if found is None or place is None:  # both fields can be emptied
+            return None, ""
+        return attention(predictors[MAIN], found, int(place))
 
     with gradio.Blocks(title="codetr", analytics_enabled=False) as made:
         gradio.Markdown(f"# codetr\n`{Path(source).name}`: `{predictors[MAIN]!r}`")
