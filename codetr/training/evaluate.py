@@ -29,15 +29,12 @@ from codetr.data.datamodule import CocoDataModule
 from codetr.data.sample import as_sample
 from codetr.errors import UserError
 from codetr.models.detectors.protocol import MAIN
-from codetr.models.ops import use_msda
-from codetr.models.ops.cpu_memory import keep_freed_memory
 from codetr.overrides import is_within, key_of
 from codetr.run_folder import RunFolder
 from codetr.settings import check_settings
 from codetr.settings.check import OF_RECORD, instead, require_taken, single_settings
 from codetr.settings.rules import is_own
 from codetr.structures import Batch, Detections, ImageInfo
-from codetr.suppression import use_nms
 from codetr.training.acceleration import accelerate
 from codetr.training.branches import (
     Branch,
@@ -49,7 +46,7 @@ from codetr.training.branches import (
 from codetr.training.evaluation_report import EvaluationReport
 from codetr.training.evaluators import build_evaluator
 from codetr.training.ignored_settings import ignored_in_evaluation, require_effect
-from codetr.training.train import prepare_process
+from codetr.training.train import prepare_device, prepare_process
 from codetr.training.trainer import build_trainer
 from codetr.training.watch import Watch, waiting_limit_s
 
@@ -101,10 +98,7 @@ def evaluate(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, float]:
     report = EvaluationReport(evaluator, cfg.paths.run_dir)
     loggers = [instantiate(part) for part in cfg.logger.values() if part is not None]
     trainer = build_tester(full, branch, [*panel, report], loggers)
-    log.info("deformable attention: %s", use_msda(cfg.ops.msda, trainer.strategy.root_device))
-    use_nms(cfg.ops.nms)
-    if trainer.strategy.root_device.type == "cpu":
-        keep_freed_memory()
+    prepare_device(cfg, trainer.strategy.root_device)
     ranks = RunFolder(Path(cfg.paths.run_dir)).ranks
     with Watch(trainer, ranks, waiting_limit_s(full), "give the same command again"):
         trainer.test(module, datamodule=datamodule, verbose=False)

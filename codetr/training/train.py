@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
@@ -77,16 +78,12 @@ def _train(cfg: DictConfig, given: Sequence[str]) -> dict[str, Any]:
     record = build_record(cfg, classes)
     callbacks = build_callbacks(cfg)
     trainer = build_trainer(cfg.trainer, cfg.data.batch_size, callbacks, build_loggers(cfg))
-    attention = use_msda(cfg.ops.msda, trainer.strategy.root_device)
-    use_nms(cfg.ops.nms)
-    if trainer.strategy.root_device.type == "cpu":
-        keep_freed_memory()
+    prepare_device(cfg, trainer.strategy.root_device)
     module = build_module(cfg, datamodule, record, trainer)
     announce(cfg, module, trainer)
     warn_of_crowded_images(cfg, datamodule)
     continued = Continued(run_facts(cfg, module, trainer, datamodule))
     trainer.callbacks.insert(0, continued)  # type: ignore[attr-defined]
-    log.info("deformable attention: %s", attention)
     log_config(trainer, record.config)
     log_datasets(trainer, datamodule)
     resume = resume_path(cfg.ckpt_path, folder)
@@ -106,6 +103,14 @@ def prepare_process(seed: int) -> None:
     seed_everything(seed, workers=True, verbose=False)
     avoid_cudnn_attention()
     configure_logging()
+
+
+def prepare_device(cfg: DictConfig, device: torch.device) -> None:
+    """Choose who computes, as ``cfg.ops`` says, and say so; settings of the CPU's memory."""
+    log.info("deformable attention: %s", use_msda(cfg.ops.msda, device))
+    use_nms(cfg.ops.nms)
+    if device.type == "cpu":
+        keep_freed_memory()
 
 
 def configure_logging() -> None:

@@ -79,6 +79,9 @@ COVERED = {
     "codetr/training/trainer.py::use_tf32": (
         "tests/unit/training/test_trainer.py::test_tf32_is_for_products_and_convolutions_alike"
     ),
+    "codetr/training/tuning/batch_size.py::batch_limit": (
+        "tests/unit/training/tuning/test_batch_size.py::test_a_gpu_tells_its_limit_itself"
+    ),
 }
 """By place: the test that runs it with something in the place of a GPU."""
 
@@ -91,8 +94,7 @@ UNCOVERED = {
     "codetr/models/ops/deformable_attention.py::_msda_cuda": "the kernel is registered for CUDA",
     "codetr/models/ops/deformable_attention.py::_msda_backward_cuda": "it is registered for CUDA",
     "codetr/models/ops/msda_triton.py::_level_table": "pinning needs CUDA's allocator",
-    "codetr/training/train.py::_train": "a setting of the CPU's memory is left alone",
-    "codetr/training/evaluate.py::evaluate": "a setting of the CPU's memory is left alone",
+    "codetr/training/train.py::prepare_device": "a setting of the CPU's memory is left alone",
     "codetr/training/small_machine.py::has_gpu": "chooses a recipe: what follows takes either",
     "codetr/training/sweeps/local.py::_count_gpus": "counts GPUs: what follows takes any number",
 }
