@@ -73,6 +73,16 @@ class RunFolder:
         return self.path / "diagnosis.json"
 
     @property
+    def tuning(self) -> Path:
+        """A setting that was found by short trainings."""
+        return self.path / "tune.json"
+
+    @property
+    def tuning_curve(self) -> Path:
+        """Losses over learning rates."""
+        return self.path / "tune.png"
+
+    @property
     def wandb_id(self) -> Path:
         """Under which number W&B knows the run."""
         return self.path / "wandb_run_id.txt"

@@ -23,7 +23,7 @@ from codetr.conf_folder import conf_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = conf_folder()
-COMMANDS = ("train", "eval", "teacher_boxes", "analyse")
+COMMANDS = ("train", "tune", "eval", "teacher_boxes", "analyse")
 INFERENCE = ("predict", "export")
 """Commands whose own keys are known to ``codetr/inference`` and the scripts alone."""
 READ = ("experiment", "zoo")

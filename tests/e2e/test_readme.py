@@ -186,6 +186,7 @@ def test_command(
         more = [*OF_A_RUN[script]]
     else:
         more = _small(overrides, data_root)
+        more += ["finder.steps=40"] * ("tune=lr" in overrides)
     done = command(script, *overrides, *more)
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -1,0 +1,1 @@
+"""Short trainings that find settings: a learning rate, a batch size."""
