@@ -89,10 +89,15 @@ class ExponentialMovingAverage(WeightAveraging):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Save the average with the buffers that go with it."""
+        """Save the average with the buffers that go with it; also within a validation, when the
+        model has its weights.
+        """
         if self._average_model is not None:
             self._average_model.copy_buffers(pl_module)
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._averaged_is_live:
+            average, trained = checkpoint["current_model_state"], checkpoint["state_dict"]
+            checkpoint.update(state_dict=average, current_model_state=trained)
 
     @torch.no_grad()
     def _swap_models(self, pl_module: LightningModule) -> None:

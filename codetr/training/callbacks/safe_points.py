@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 class SafePoints(Callback):
     """Has ``LastCheckpoint`` write, and stops a run that got a signal (``StopSignals``), where all
     is done and logged: between optimiser steps, between epochs, before a validation and after
-    training. Within a validation a run is stopped without writing: what was trained before it is
-    kept but for ``seconds_apart`` at most.
+    training. Within a validation a run is stopped at the next batch, and kept as before the first.
 
-    Several processes do both at the same step. It comes first among callbacks, so that they have
-    not changed the weights yet (an average replaces them at the end of training).
+    Several processes do both at the same step. Within a validation they cannot agree on one, and
+    so are kept before each. It comes first among callbacks, so that they have not changed the
+    weights yet (an average replaces them at the end of training).
     """
 
     def __init__(self) -> None:
@@ -77,10 +77,10 @@ class SafePoints(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before a validation, which may take long."""
-        if trainer.sanity_checking or not trainer.fit_loop.epoch_loop.batch_progress.total.ready:
+        if not _has_trained(trainer):
             return
         signum, due, rested = self._agreed(trainer)
-        if signum or due or rested:
+        if signum or due or rested or trainer.world_size > 1:
             self._keep(trainer, Moment.VALIDATION)
         self._stop(signum)
 
@@ -88,7 +88,10 @@ class SafePoints(Callback):
         self, trainer: Trainer, pl_module: LightningModule, *args: Any
     ) -> None:
         """Each process for itself: they need not have equally many batches here."""
-        self._stop(_asked())
+        signum = _asked()
+        if signum and trainer.world_size == 1 and _has_trained(trainer):
+            self._keep(trainer, Moment.VALIDATION)
+        self._stop(signum)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the last epoch."""
@@ -142,6 +145,12 @@ class SafePoints(Callback):
 
 def _keepers(trainer: Trainer) -> list[LastCheckpoint]:
     return [c for c in trainer.callbacks if isinstance(c, LastCheckpoint)]  # type: ignore[attr-defined]
+
+
+def _has_trained(trainer: Trainer) -> bool:
+    """Whether a validation comes after something that was trained."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return not trainer.sanity_checking and progress.total.ready > 0
 
 
 def _asked() -> int:

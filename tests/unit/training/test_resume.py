@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -337,13 +338,54 @@ def test_a_run_that_is_seldom_kept_resumes_from_what_there_is(
     cut = Interrupt(hook, ACTIONS[action])
     with pytest.raises((Killed, stopping.Stopped)):
         train(tmp_path, setting, cut, every=None, apart=HOUR)
-    asked = action != "kill" and hook[0] == "on_train_batch_end"
+    asked = action != "kill"
     assert (tmp_path / "last.ckpt").is_file() == asked
     found = resume_path("last", RunFolder(tmp_path))
     assert found is not None
     assert Path(found).name == ("last.ckpt" if asked else "best.ckpt")
     train(tmp_path, setting, resume=Path(found).name, every=None, apart=HOUR)
     assert differences(outcome(tmp_path), expected) == {}
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_a_stop_within_a_validation_loses_no_step(
+    setting: Setting, tmp_path: Path, whole: Callable[[Setting], dict[str, Any]]
+) -> None:
+    """Although nothing was written before it, and the model has its averaged weights."""
+    expected = whole(setting)
+    stop = Interrupt(("on_validation_batch_end", 1), ask(signal.SIGTERM))
+    with pytest.raises(stopping.Stopped) as stopped:
+        train(tmp_path, setting, stop, every=None, apart=HOUR)
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"]
+    assert kept > 0
+    assert f"kept at step {kept} in " in stopped.value.line()
+    first = next(row for row in expected["metrics"] if row["val/AP"])
+    assert kept == int(first["step"]) + 1
+    train(tmp_path, setting, resume="last.ckpt", every=None, apart=HOUR)
+    assert differences(outcome(tmp_path), expected) == {}
+
+
+def test_processes_that_cannot_agree_within_a_validation_are_kept_before_it(
+    tmp_path: Path,
+) -> None:
+    kept = []
+
+    class Keeper(LastCheckpoint):
+        def save(self, trainer: Trainer) -> None:
+            kept.append(trainer.world_size)
+
+    for size in (1, 2):
+        progress = SimpleNamespace(total=SimpleNamespace(ready=3))
+        loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+        trainer = SimpleNamespace(
+            world_size=size,
+            sanity_checking=False,
+            fit_loop=loop,
+            global_step=3,
+            callbacks=[Keeper(tmp_path, seconds_apart=HOUR)],
+        )
+        SafePoints().on_validation_start(trainer, None)  # type: ignore[arg-type]
+    assert kept == [2]
 
 
 def test_short_epochs_are_not_all_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
