@@ -13,6 +13,7 @@ import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 DONE = "done"
@@ -22,7 +23,8 @@ DONE = "done"
 @dataclass(frozen=True, kw_only=True)
 class Sign:
     """Of the process ``rank`` of the run ``run``, which has started at ``started`` (in ticks of its
-    machine's clock, since numbers of processes are given again).
+    machine's clock, since numbers of processes are given again). See ``this_machine``; ``host`` is
+    its name.
 
     ``stage`` counts what all processes do equally often, ``at`` says what that is. ``ended`` is
     None while it runs, else how it ended, with the exit ``status``; ``told`` says that the user has
@@ -32,6 +34,7 @@ class Sign:
     rank: int
     run: str
     host: str
+    machine: str
     pid: int
     started: int
     number: int = 0
@@ -47,13 +50,38 @@ class Sign:
         """The first one of this process."""
         pid = os.getpid()
         _, started = process_state(pid) or ("", 0)
-        host = socket.gethostname()
-        return cls(rank=rank, run=run, host=host, pid=pid, started=started, advice=advice)
+        return cls(
+            rank=rank,
+            run=run,
+            host=socket.gethostname(),
+            machine=this_machine(),
+            pid=pid,
+            started=started,
+            advice=advice,
+        )
 
     @property
     def here(self) -> bool:
-        """Whether its process is on this machine."""
-        return self.host == socket.gethostname()
+        """Whether the number of its process means anything here."""
+        return self.machine == this_machine()
+
+    @property
+    def process(self) -> tuple[int, str, int, int]:
+        """What no other process has."""
+        return self.rank, self.machine, self.pid, self.started
+
+
+@cache
+def this_machine() -> str:
+    """Where numbers of processes are unique: a machine, or a container on it. Neither is told by
+    the host's name alone, which several may have.
+    """
+    name = socket.gethostname()
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{name} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return name
 
 
 class Board:
@@ -61,6 +89,14 @@ class Board:
 
     def __init__(self, folder: Path, run: str) -> None:
         self.folder, self.run = folder, run
+        self._earlier: frozenset[tuple[int, str, int, int]] = frozenset()
+
+    def overlook_ended(self) -> None:
+        """See no signs of processes that have ended already. A run that torchrun starts again has
+        the address of the one before, and the first process may come late to clear the folder.
+        """
+        ended = (s for s in self.signs().values() if s.ended is not None or is_gone(s))
+        self._earlier = frozenset(sign.process for sign in ended)
 
     def clear(self) -> None:
         """Remove what an earlier run has left."""
@@ -84,10 +120,13 @@ class Board:
     def signs(self) -> Mapping[int, Sign]:
         """The last one of each process, by rank."""
         found = {}
-        for path in self.folder.glob("*.json"):
+        paths: list[Path] = []
+        with suppress(OSError):
+            paths.extend(self.folder.glob("*.json"))
+        for path in paths:
             with suppress(OSError, ValueError, TypeError):  # being replaced, or of another version
                 sign = Sign(**json.loads(path.read_text()))
-                if sign.run == self.run:
+                if sign.run == self.run and sign.process not in self._earlier:
                     found[sign.rank] = sign
         return found
 
@@ -190,6 +229,10 @@ class Peers:
             silent = now - self._since[rank][1]
             found.append(Peer(rank=rank, sign=sign, silent_s=silent, code=codes.get(rank)))
         return found
+
+    def forget(self) -> None:
+        """Count everyone's silence from now."""
+        self._since.clear()
 
 
 def told(sign: Sign, ended: str, status: int, told: bool) -> Sign:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from codetr.training.peers import DONE, Board, Peer, Peers, Sign, told
+from codetr.training.peers import DONE, Board, Peer, Peers, Sign, is_gone, told
 from codetr.training.shell import one_line
 from codetr.training.stopping import Stopped
 
@@ -36,6 +36,8 @@ LOOKS_AFTER_S = 5.0
 BEAT_S = 5.0
 GRACE_S = 3.0
 """For a process to end by itself, with an error of its own."""
+FINISH_S = 60.0
+"""For one that is ending already: loggers send what they have."""
 CHILDREN_S = 10.0
 TICK_S = 0.5
 
@@ -61,15 +63,16 @@ class Watch:
         self.rank, size = trainer.global_rank, trainer.world_size
         self.alone = size == 1
         self._beat_s = min(BEAT_S, limit_s / 20)
+        self._silence_s = 4 * self._beat_s + TICK_S
         self._said_after_s = min(SAID_AFTER_S, limit_s / 2)
         self._own_advice = advice
         self._children: Sequence[Popen[bytes]] = ()
         self._folder, self._size = folder, size
         self._lock = threading.Lock()
         self._over = threading.Event()
-        self._progress = self._beat = time.monotonic()
+        self._progress = self._beat = self._looked = time.monotonic()
         self._said_at = -1
-        self._broken = False
+        self._broken = self._ending = False
         self._lost_since: float | None = None
 
     def __enter__(self) -> Watch:
@@ -81,6 +84,8 @@ class Watch:
         self._peers = Peers(self._board, self.rank, self._size)
         if self.rank == 0:
             self._board.clear()
+        elif environment.creates_processes_externally:
+            self._board.overlook_ended()
         self._sign = Sign.own(self.rank, run, self._own_advice if self.rank == 0 else None)
         self._board.put(self._sign)
         self.trainer.callbacks.insert(0, _Places(self))  # type: ignore[attr-defined]
@@ -97,6 +102,7 @@ class Watch:
         if self.alone:
             return
         if error is not None and is_of_connection(error):
+            self._ending = False
             self._find_out(error)
         self._over.set()
         self._thread.join()
@@ -111,9 +117,17 @@ class Watch:
             self._sign = replace(self._sign, at=at, stage=self._sign.stage + int(stage))
         self._progress = time.monotonic()
 
+    def ending(self) -> None:
+        """An error of this process's own is on its way to the user."""
+        self._ending = True
+
     def _run(self) -> None:
         while not self._over.wait(TICK_S):
             now = time.monotonic()
+            if now - self._looked > self._silence_s:  # all were suspended: nobody was waited for
+                self._progress = now
+                self._peers.forget()
+            self._looked = now
             self._take_children()
             if now - self._beat >= self._beat_s:
                 self._beat = now
@@ -129,7 +143,9 @@ class Watch:
         """
         launcher: Any = self.trainer.strategy.launcher
         started = getattr(launcher, "procs", None)
-        if started and started is not self._children:
+        if not started or len(started) < launcher.num_processes - 1:  # it has not begun, or ended
+            return
+        if started is not self._children:
             self._children = launcher.procs = list(started)
             started.clear()
 
@@ -146,7 +162,7 @@ class Watch:
         lost = [peer for peer in peers if peer.lost() is not None]
         if lost:
             self._lost_since = self._lost_since or now
-            if now - self._lost_since >= GRACE_S:
+            if now - self._lost_since >= (FINISH_S if self._ending else GRACE_S):
                 self._end_after(lost[0])
             return
         stage, late = self._sign.stage, self._late(peers)
@@ -171,8 +187,7 @@ class Watch:
 
     def _late(self, peers: Sequence[Peer]) -> dict[Peer, str]:
         """Whom this process waits for, and why."""
-        silence_s = 4 * self._beat_s + TICK_S
-        found = {peer: peer.late(self._sign.stage, silence_s) for peer in peers}
+        found = {peer: peer.late(self._sign.stage, self._silence_s) for peer in peers}
         return {peer: why for peer, why in found.items() if why is not None}
 
     def _find_out(self, error: BaseException) -> None:
@@ -205,7 +220,7 @@ class Watch:
             print(f"error: {text}: {self._advice()}", file=sys.stderr, flush=True)
         self._put(told(self._sign, text, status, told=True))
         for peer in hanging:
-            if peer.sign is not None and peer.sign.here:
+            if peer.sign is not None and peer.sign.here and not is_gone(peer.sign):
                 _kill(peer.sign.pid)
         deadline = time.monotonic() + CHILDREN_S
         for child in self._children:
@@ -251,7 +266,7 @@ class _Places(Callback):
     """Tells a ``Watch`` where this process is. Comes first among callbacks: others wait."""
 
     def __init__(self, watch: Watch) -> None:
-        self._reached = watch.reached
+        self._reached, self._ending = watch.reached, watch.ending
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """All are there."""
@@ -311,6 +326,10 @@ class _Places(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """All is trained."""
         self._reached("the end of training")
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Loggers are closed before the error goes on."""
+        self._ending()
 
 
 def waiting_limit_s(cfg: DictConfig) -> float:

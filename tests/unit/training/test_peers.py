@@ -59,7 +59,7 @@ def test_a_number_that_is_given_again_is_another_process() -> None:
     own = Sign.own(1, "run", None)
     assert seen(own).lost() is None
     assert "is gone" in str(seen(replace(own, started=own.started + 1)).lost())
-    assert seen(replace(own, started=own.started + 1, host="elsewhere")).lost() is None
+    assert seen(replace(own, started=own.started + 1, machine="elsewhere")).lost() is None
 
 
 @needs_proc
@@ -103,6 +103,22 @@ def test_signs_of_another_run_are_not_seen(tmp_path: Path) -> None:
     assert board.signs() == {}
 
 
+def test_who_has_ended_before_is_overlooked(tmp_path: Path) -> None:
+    """Until it is there again, as another process or with another sign."""
+    before = [Sign.own(rank, "run", None) for rank in range(4)]
+    gone = replace(before[1], started=before[1].started + 1)
+    earlier = Board(tmp_path, "run")
+    for sign in (told(before[0], "stopped by SIGTERM", 143, told=True), gone, *before[2:]):
+        earlier.put(sign)
+    board = Board(tmp_path, "run")
+    board.overlook_ended()
+    assert board.signs().keys() == ({2, 3} if Path("/proc/self/stat").exists() else {1, 2, 3})
+    board.put(replace(before[0], pid=before[0].pid + 1))
+    board.put(told(before[3], "KeyError: 1", 1, told=False))
+    assert board.signs()[0].ended is None
+    assert board.signs()[3].ended == "KeyError: 1"
+
+
 def test_one_process_is_the_first(tmp_path: Path) -> None:
     boards = [Board(tmp_path / "ranks", "run") for _ in range(3)]
     assert [board.first("end") for board in boards] == [True, False, False]
@@ -131,3 +147,6 @@ def test_silence_is_counted_by_the_own_clock(tmp_path: Path) -> None:
     assert silent(19) == [5, 9]
     board.put(replace(sign, number=1))
     assert silent(20) == [0, 10]
+    peers.forget()
+    assert silent(90) == [0, 0]
+    assert silent(91) == [1, 1]

@@ -20,10 +20,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from codetr.errors import UserError
+from codetr.training.stopping import Stopped
 from codetr.training.watch import Watch
 
 rank, limit_s, stage, what = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-environment = SimpleNamespace(main_address="here", main_port=1)
+environment = SimpleNamespace(
+    main_address="here", main_port=1, creates_processes_externally=True
+)
 strategy = SimpleNamespace(cluster_environment=environment, launcher=None)
 trainer = SimpleNamespace(global_rank=rank, world_size=3, callbacks=[], strategy=strategy)
 with Watch(trainer, Path("ranks"), limit_s, "do it again"):
@@ -36,6 +39,11 @@ with Watch(trainer, Path("ranks"), limit_s, "do it again"):
         raise UserError("x: no")
     if what == "other":
         raise KeyError("boom")
+    if what == "closing":
+        trainer.callbacks[0].on_exception(trainer, None, None)
+        time.sleep(6)
+    if what in ("closing", "stopped"):
+        raise Stopped(15)
     if what == "connection":
         raise RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer")
     while what != "done" and not Path("over").exists():
@@ -128,6 +136,26 @@ def test_processes_that_wait_for_nobody_go_on(run: Callable[..., Run]) -> None:
     (running.folder / "over").touch()
     assert running.ended() == ([0, 0, 0], [])
     assert not (running.folder / "ranks").exists()
+
+
+def test_the_time_in_which_all_are_suspended_does_not_count(run: Callable[..., Run]) -> None:
+    """Neither one that is ahead nor one that is behind has waited for the others."""
+    running = run("wait", "wait", "wait", stages=(3, 2, 3), limit_s=10)
+    for signum in (signal.SIGSTOP, signal.SIGCONT):
+        for process in running.processes:
+            os.kill(process.pid, signum)
+        time.sleep(11 if signum == signal.SIGSTOP else 2)
+    (running.folder / "over").touch()
+    assert running.ended() == ([0, 0, 0], [])
+
+
+def test_one_that_closes_its_loggers_is_not_ended_by_others_that_have(
+    run: Callable[..., Run],
+) -> None:
+    statuses, lines = run("closing", "stopped", "stopped").ended()
+    assert statuses == [1, 1, 1]  # of the script, which does not handle it
+    assert sum(line.endswith("Stopped: stopped by SIGTERM") for line in lines) == 3
+    assert not [line for line in lines if line.startswith("error: ")]
 
 
 @pytest.mark.parametrize("what", [("wait", "user", "connection"), ("user", "user", "user")])
