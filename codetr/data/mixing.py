@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from codetr.data.augment import cropped, resize, transform
+from codetr.data.augment import cropped, resize, transform, without_tiny_boxes
 from codetr.data.coco import GREY
 from codetr.data.resize import fitted_size
 from codetr.data.sample import BoxSet, Sample
@@ -67,7 +67,7 @@ class Mosaic(Occasionally):
     The point is uniform within ``centre`` (shares of the side) in either direction. Each image is
     resized to fit half the canvas (``canvas`` pixels), and touches the point with its nearest
     corner: a smaller quadrant cuts it, a larger one is filled with grey. Boxes are clipped, and
-    dropped where neither side keeps more than ``min_box_px``; the canvas all counts as image.
+    dropped where a side keeps no more than ``min_box_px``; all of the canvas counts as image.
     """
 
     canvas: int
@@ -85,6 +85,8 @@ class Mosaic(Occasionally):
             )
         if self.canvas < 4:
             raise UserError(f"augmentation.mix.canvas={self.canvas}: give the side in pixels")
+        if self.min_box_px < 0:
+            raise UserError(f"augmentation.mix.min_box_px={self.min_box_px}: give 0 or more")
 
     def draw(self, epoch: int) -> int:
         """See ``Mix``."""
@@ -94,7 +96,7 @@ class Mosaic(Occasionally):
         """The four images, ``sample`` in the upper left."""
         low, high = self.centre
         share = low + (high - low) * torch.rand(2)
-        x, y = (share * self.canvas).round().int().tolist()
+        x, y = (share * self.canvas).round().clamp(1, self.canvas - 1).int().tolist()
         quadrants = [
             self._quadrant(part, x, y, left, upper)
             for part, (upper, left) in zip(
@@ -119,7 +121,8 @@ class Mosaic(Occasionally):
         window = (height - h if upper else 0, width - w if left else 0, h, w)
         part = cropped(fitted, window)
         x0, y0 = (x - w if left else x), (y - h if upper else y)
-        return _large_enough(_padded(part, x0, y0, (self.canvas, self.canvas)), self.min_box_px)
+        padded = _padded(part, x0, y0, (self.canvas, self.canvas))
+        return without_tiny_boxes(padded, self.min_box_px)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +152,7 @@ class MixUp(Occasionally):
         (other,) = others
         size = tuple(max(sides) for sides in zip(sample.size, other.size, strict=True))
         first, second = (_padded(part, 0, 0, size) for part in (sample, other))
-        alpha = torch.tensor(self.alpha)
+        alpha = torch.tensor(float(self.alpha))
         share = torch.distributions.Beta(alpha, alpha).sample().item()
         blended = first.image * share + second.image * (1 - share)
         return _together(blended.round().to(torch.uint8), first, second)
@@ -160,16 +163,6 @@ def _padded(sample: Sample, x: int, y: int, size: tuple[int, ...]) -> Sample:
     height, width = sample.size
     around = [x, y, size[1] - x - width, size[0] - y - height]
     return transform(sample, v2.Pad(around, fill={tv_tensors.Image: GREY, "others": 0}))
-
-
-def _large_enough(sample: Sample, min_px: float) -> Sample:
-    """Without boxes of which neither side is above ``min_px``."""
-    return sample.with_box_sets(
-        tuple(
-            s.select((s.boxes[:, 2:] - s.boxes[:, :2]).amin(dim=1) > min_px)
-            for s in sample.box_sets
-        )
-    )
 
 
 def _together(image: Tensor, first: Sample, *others: Sample) -> Sample:

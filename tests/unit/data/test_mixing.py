@@ -96,6 +96,17 @@ def test_large_alpha_gives_equal_shares() -> None:
     assert mixed.image[0, 20, 16].item() == 40
 
 
+def test_alpha_may_be_a_whole_number() -> None:
+    """As ``augmentation.mix.alpha=2`` gives it."""
+    assert MixUp(alpha=2)(_sample(0), _sample(80)).size == (40, 40)
+
+
+def test_a_point_at_the_edge_leaves_every_image_a_pixel() -> None:
+    mixed = Mosaic(canvas=80, centre=(0.001, 0.001))(*(_sample(c) for c in (10, 30, 50, 70)))
+    assert mixed.size == (80, 80)
+    assert mixed.targets.labels.tolist() == [70]
+
+
 @pytest.mark.parametrize("mix", [Mosaic(canvas=80, epochs=2), MixUp(epochs=2)])
 def test_the_last_epochs_see_images_as_they_are(mix: Mosaic | MixUp) -> None:
     assert [bool(mix.draw(epoch)) for epoch in range(4)] == [True, True, False, False]
@@ -127,6 +138,7 @@ def test_the_same_key_gives_the_same_sample(mix: Mix, make_root, content) -> Non
         (lambda: Mosaic(canvas=80, epochs=-1), "epochs=-1"),
         (lambda: Mosaic(canvas=80, centre=(0.75, 0.25)), "centre"),
         (lambda: Mosaic(canvas=1), "canvas=1"),
+        (lambda: Mosaic(canvas=80, min_box_px=-1), "min_box_px=-1"),
         (lambda: MixUp(alpha=0), "alpha=0"),
     ],
 )
