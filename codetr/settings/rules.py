@@ -43,7 +43,7 @@ TURN = Real(-0.5, 0.5)
 BELOW_ONE = Real(0, 1, below=True)
 BATCHES = Whole(0) | Real(0, 1)
 """Of an epoch: a whole number counts batches, any other is a share."""
-ACCELERATOR = Matching("auto|cpu|gpu|cuda|mps|tpu", "auto, cpu, gpu, cuda, mps or tpu")
+ACCELERATOR = Matching("auto|cpu|gpu|cuda", "auto, cpu, gpu or cuda")
 METRIC = Matching(
     r"val/(mask_)?A[PR](\d+|[smlrcf])?|loss(/.+)?", "val/AP or another metric such as val/AP50"
 )

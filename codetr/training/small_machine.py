@@ -13,10 +13,10 @@ _ON_CPU = ("trainer=cpu", "trainer.accelerator=cpu")
 
 
 def has_gpu() -> bool:
-    """Whether PyTorch finds one."""
+    """Whether PyTorch finds one to train on."""
     import torch  # after hydra has answered --help
 
-    return torch.cuda.is_available() or torch.backends.mps.is_available()
+    return torch.cuda.is_available()
 
 
 def for_this_machine(

@@ -34,6 +34,22 @@ def pick_precision(precision: str | int, accelerator: str, exact: bool = False) 
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
+def pick_accelerator(accelerator: str) -> str:
+    """``accelerator``, but the CPU instead of Apple's GPU, which Lightning would take for ``auto``:
+    it has no float64, in which proposals are suppressed and PAA fits its mixture.
+
+    Raises UserError where Apple's GPU is asked for.
+    """
+    if torch.cuda.is_available() or not torch.backends.mps.is_available():
+        return accelerator
+    if accelerator in ("gpu", "cuda"):
+        raise UserError(
+            f"trainer.accelerator={accelerator}: this machine has no CUDA GPU, and Apple's has no "
+            "float64, which training needs: give trainer.accelerator=cpu"
+        )
+    return "cpu"
+
+
 def use_tf32(choice: bool | str, exact: bool = False) -> None:
     """Whether GPUs may round float32 to 10 bits before matrix products and convolutions, for this
     process: ``choice``, or for ``auto`` unless ``exact``. Raises UserError for anything else.
@@ -79,6 +95,7 @@ def build_trainer(
         options.pop(key, None)
     effective_batch = options.pop("effective_batch")
     use_tf32(options.pop("tf32"), exact)
+    options["accelerator"] = pick_accelerator(cfg.accelerator)
     options["precision"] = pick_precision(cfg.precision, cfg.accelerator, exact)
     plugins: list[Any] = [WholeFiles()]
     if SLURMEnvironment.detect():  # it would save and requeue within a signal, at any moment

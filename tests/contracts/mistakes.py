@@ -70,7 +70,7 @@ NUMBERS: Mapping[str, str] = {
     "schedule.flat": "-0.1 1.1",
     "schedule.final": "-1 2 abc",
     "trainer.max_epochs": "1.5 0 -3 abc",
-    "trainer.accelerator": "gpuu 3 null",
+    "trainer.accelerator": "gpuu mps 3 null",
     "trainer.devices": "-5 1.5 []",
     "trainer.num_nodes": "0 -1",
     "trainer.tf32": "yess 2",

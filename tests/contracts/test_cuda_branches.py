@@ -73,6 +73,9 @@ COVERED = {
     "codetr/training/callbacks/speed.py::peak_memory_gib": (
         "tests/unit/training/test_throughput.py::test_peak_memory_is_that_of_the_gpu"
     ),
+    "codetr/training/trainer.py::pick_accelerator": (
+        "tests/unit/training/test_trainer.py::test_apples_gpu_is_not_taken"
+    ),
     "codetr/training/trainer.py::pick_precision": (
         "tests/unit/training/test_trainer.py::test_precision_is_automatic_only_on_request"
     ),

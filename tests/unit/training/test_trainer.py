@@ -7,7 +7,13 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
-from codetr.training.trainer import accumulation, build_trainer, pick_precision, use_tf32
+from codetr.training.trainer import (
+    accumulation,
+    build_trainer,
+    pick_accelerator,
+    pick_precision,
+    use_tf32,
+)
 
 CONF = conf_folder()
 
@@ -80,3 +86,13 @@ def test_tf32_is_for_products_and_convolutions_alike(choice: bool | str, exact: 
 def test_tf32_is_no_other_word() -> None:
     with pytest.raises(UserError, match=r"trainer\.tf32=high"):
         use_tf32("high")
+
+
+def test_apples_gpu_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_accelerator("auto") == pick_accelerator("cpu") == "cpu"
+    with pytest.raises(UserError, match=r"trainer\.accelerator=gpu: .*trainer\.accelerator=cpu"):
+        pick_accelerator("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_accelerator("auto") == "auto"
