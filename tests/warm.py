@@ -1,5 +1,5 @@
-"""Commands in a fork of a process that has imported the libraries: importing them takes seconds,
-and the tests give about a hundred commands.
+"""Commands in a fork of a process that has imported what they need: importing it takes seconds, and
+the tests give about a hundred commands.
 """
 
 import atexit
@@ -14,9 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 LIBRARIES = ["torch", "torchvision", "lightning.pytorch", "hydra.main", "timm", "matplotlib.pyplot"]
+COMMANDS = [
+    *("codetr.training.train", "codetr.training.evaluate", "codetr.inference.command"),
+    *("codetr.analysis.inspect_data", "codetr.checkpoints.convert"),
+]
+"""What the commands import once hydra has read their words."""
 
 _fork = multiprocessing.get_context("forkserver")
-_fork.set_forkserver_preload(LIBRARIES)
+_fork.set_forkserver_preload([*LIBRARIES, *COMMANDS])
 _numbers = itertools.count()
 
 

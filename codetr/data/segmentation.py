@@ -126,7 +126,7 @@ def read_segmentations(
 def _polygons(value: Any) -> list[NDArray[np.float64]]:
     """The polygons of one object, pixels."""
     if not isinstance(value, list) or not value:
-        raise ValueError(f"it is {value!r}")
+        raise ValueError(f"it is {value!r}" if value else "no polygon")
     for polygon in value:
         if not isinstance(polygon, list) or len(polygon) < _MIN_COORDINATES or len(polygon) % 2:
             raise ValueError("a polygon is not a list of three or more x, y")

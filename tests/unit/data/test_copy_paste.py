@@ -218,7 +218,7 @@ def test_dataset_reads_masks_and_pastes_repeatably(content: Any, make_root: Make
     content["annotations"][1].pop("segmentation")
     (root / "train.json").write_text(json.dumps(content))
     load_annotations(root / "train.json")
-    with pytest.raises(UserError, match=r"annotation 101 .*\(it is None\).*augmentation.mix=null"):
+    with pytest.raises(UserError, match=r"annotation 101 .*\(no polygon\).*augmentation.mix=null"):
         load_annotations(root / "train.json", segmentations=True)
 
 
