@@ -11,6 +11,7 @@ from codetr.analysis.estimates import Estimate, estimate, paired
 from codetr.analysis.runs import read_run
 from codetr.analysis.variants import label_of
 from codetr.errors import UserError
+from codetr.json_text import parse_json
 
 SHOWN = {
     "encoder: area": "discriminability of the encoder: area",
@@ -39,9 +40,7 @@ def read_findings(folder: Path) -> list[Look]:
     """
     found = []
     for file in sorted(folder.glob("*.json")):
-        content = json.loads(file.read_text("utf-8"))
-        for row in content["rows"]:
-            source = Path(content["checkpoints"][row["checkpoint"]])
+        for source, row in _rows(file):
             run = read_run(source.resolve().parent)
             if run.seed is None:
                 raise UserError(f"{source}: its run is no longer beside it: analyse it again")
@@ -61,6 +60,19 @@ def read_findings(folder: Path) -> list[Look]:
     return found
 
 
+def _rows(file: Path) -> list[tuple[Path, Mapping[str, object]]]:
+    """The rows of an analysis with their checkpoints. Raises UserError for another file."""
+    content = parse_json(file.read_bytes(), str(file))
+    try:
+        rows = [dict(row) for row in content["rows"]]
+        return [(Path(content["checkpoints"][row["checkpoint"]]), row) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file}: holds no results of scripts/analyse.py ({type(error).__name__}): write it "
+            "again"
+        ) from None
+
+
 def merge_looks(earlier: Sequence[Look], later: Sequence[Look]) -> list[Look]:
     """Both; of what is in both, the later one."""
     found = {(look.number, look.variant, look.seed): look for look in (*earlier, *later)}
@@ -76,7 +88,8 @@ def write_looks(looks: Sequence[Look], path: Path) -> None:
 def read_looks(path: Path) -> list[Look]:
     """What ``write_looks`` has written. Raises UserError for another file."""
     try:
-        return [Look(**look) for look in json.loads(path.read_text("utf-8"))["looks"]]
+        content = parse_json(path.read_bytes(), str(path))
+        return [Look(**look) for look in content["looks"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: holds no analyses ({error}): delete it, and add them") from None
 

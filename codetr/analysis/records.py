@@ -13,6 +13,7 @@ from typing import Any
 from codetr.analysis.runs import Run
 from codetr.analysis.variants import label_of
 from codetr.errors import UserError
+from codetr.json_text import parse_json
 
 CURVE = "val/AP"
 """The only curve that is kept."""
@@ -60,8 +61,9 @@ def write_record(kept: Sequence[Kept], path: Path) -> None:
 def read_record(path: Path) -> tuple[Kept, ...]:
     """What ``write_record`` has written. Raises UserError for another file."""
     try:
-        return tuple(_from_json(run) for run in json.loads(path.read_text("utf-8"))["runs"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        content = parse_json(path.read_bytes(), str(path))
+        return tuple(_from_json(run) for run in content["runs"])
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: is no record of a sweep ({error}): write it again with scripts/study.py"
         ) from None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
+import reprlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +15,15 @@ import yaml
 
 from codetr.checkpoints.plain import plain_text
 from codetr.errors import UserError
+from codetr.json_text import parse_json
 from codetr.run_folder import RunFolder
+from codetr.training.sweeps.jobs import read_job
 
 FOREIGN = {".hydra", "wandb", "submitit"}
 """Folders inside a run that are not runs, though they may hold files of these names."""
 
+_LARGEST = 2**63
+"""Above all numbers of a run."""
 Curve = tuple[tuple[int, float], ...]
 """(optimiser steps taken, value) pairs."""
 
@@ -40,9 +44,18 @@ class Run:
     curves: Mapping[str, Curve] = field(default_factory=dict)
 
     def number(self, name: str) -> float | None:
-        """A number of metrics.json; None where it is not known."""
+        """A number of metrics.json; None where it is not known. Raises UserError for anything
+        else.
+        """
         value = (self.metrics or {}).get(name)
-        return None if value is None else float(value)
+        if value is None:
+            return None
+        if type(value) not in (int, float) or not abs(value) < _LARGEST:
+            raise UserError(
+                f"{RunFolder(self.folder).metrics}: {name} is {reprlib.repr(value)}, which is no "
+                "number: run that job again"
+            )
+        return float(value)
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -66,11 +79,23 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 def read_run(folder: Path) -> Run:
     """The run in ``folder``. Raises UserError for files that are not a run's."""
     files = RunFolder(folder)
-    job = _read_json(files.job) or {}
+    job = read_job(files.job) or {}
     config = _read_config(files.config)
-    swept = dict(job.get("swept") or config.get("swept") or {})
+    swept = job.get("swept") or config.get("swept") or {}
+    own = config.get("aux_heads") or {}
+    for name, value, kind in (("swept", swept, dict), ("aux_heads", own, (dict, list))):
+        if not isinstance(value, kind) or not all(isinstance(key, str) for key in value):
+            raise UserError(f"{files.config}: its {name} is not of a run: run that job again")
+    if any(type(v) in (int, float) and not abs(v) < _LARGEST for v in swept.values()):
+        raise UserError(f"{files.config}: its swept is no number of a run: run that job again")
+    swept = dict(swept)
     seed = swept.pop("seed", config.get("seed"))
-    heads = tuple(config["aux_heads"] or ()) if "aux_heads" in config else _heads_told(swept)
+    if seed is not None and type(seed) is not int:
+        raise UserError(
+            f"{files.config}: its seed is {reprlib.repr(seed)}, which is no whole number: run that "
+            "job again"
+        )
+    heads = tuple(own) if "aux_heads" in config else _heads_told(swept)
     return Run(
         folder=folder,
         swept=swept,
@@ -97,15 +122,16 @@ def read_curves(path: Path) -> dict[str, Curve]:
     if not path.is_file():
         return {}
     curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    number = 1
     with path.open(newline="") as file:
-        for number, row in enumerate(csv.DictReader(file), 2):
-            try:
+        try:
+            for number, row in enumerate(csv.DictReader(file), 2):  # noqa: B007
                 step = int(row.pop("step")) + 1
-                values = {name: float(text) for name, text in row.items() if text}
-            except (KeyError, TypeError, ValueError) as error:
-                raise UserError(f"{path}: line {number} is not of a metrics.csv") from error
-            for name, value in values.items():
-                curves[name].append((step, value))
+                for name, text in row.items():
+                    if text:
+                        curves[name].append((step, float(text)))
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise UserError(f"{path}: line {number} is not of a metrics.csv") from error
     return {name: tuple(points) for name, points in curves.items()}
 
 
@@ -119,10 +145,7 @@ def added(curves: Sequence[Curve]) -> Curve:
 def _read_json(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: is not JSON ({error}): run that job again") from error
+    content = plain_text(parse_json(path.read_bytes(), str(path)), str(path), "content")
     if not isinstance(content, dict):
         raise UserError(f"{path}: is not of a run: give a sweep's folder")
     return content

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
 
+from codetr.checkpoints.plain import plain_text
 from codetr.errors import UserError
+from codetr.json_text import parse_json
 from codetr.run_folder import RunFolder
 
 Scalar = str | int | float | bool
@@ -49,7 +52,7 @@ class Job:
 
     def finished(self) -> bool:
         """Whether this very job has been done to its end."""
-        state = _read(self.run.job) or {}
+        state = read_job(self.run.job) or {}
         same = state.get("fingerprint") == self.fingerprint
         return same and state.get("finished") is True and self.run.metrics.is_file()
 
@@ -113,7 +116,7 @@ def earlier(sweep_folder: Path, first: int) -> list[Job]:
     found = []
     for number in range(first):
         folder = sweep_folder / str(number)
-        state = _read(RunFolder(folder).job)
+        state = read_job(RunFolder(folder).job)
         if state is not None:
             swept = (f"{key}={_quoted(value)}" for key, value in state.get("swept", {}).items())
             told = tuple(state.get("overrides", ()))
@@ -124,7 +127,7 @@ def earlier(sweep_folder: Path, first: int) -> list[Job]:
 def require_own_folders(jobs: Iterable[Job]) -> None:
     """Raise UserError where a folder holds another job's run: nothing is overwritten."""
     for job in jobs:
-        state = _read(job.run.job)
+        state = read_job(job.run.job)
         if state is not None and state.get("fingerprint") != job.fingerprint:
             raise UserError(
                 f"{job.folder} holds another job ({shlex.join(state.get('overrides', []))}): give "
@@ -164,11 +167,27 @@ def _quoted(value: Scalar) -> str:
     return str(value).lower()
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_job(path: Path) -> dict[str, Any] | None:
+    """What the state file of a job says; None where there is none. Nothing in it is resolved.
+
+    Raises UserError for a file that is no state of a job.
+    """
     if not path.is_file():
         return None
+    content = plain_text(parse_json(path.read_bytes(), str(path)), str(path), "state")
+    told = content if isinstance(content, dict) else {"overrides": None}
+    overrides, swept = told.get("overrides", []), told.get("swept", {})
+    lists = isinstance(overrides, list) and all(isinstance(o, str) for o in overrides)
+    if not lists or not isinstance(swept, dict) or not all(map(_is_swept, swept.items())):
+        raise UserError(f"{path}: is no state of a job: delete it to repeat that job")
+    return told
+
+
+def _is_swept(item: tuple[Any, Any]) -> bool:
+    key, value = item
+    if not isinstance(key, str) or not isinstance(value, str | int | float | bool):
+        return False
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: is not JSON ({error}): delete it to repeat that job") from error
-    return content if isinstance(content, dict) else {}
+        return len(swept_values([f"{key}={_quoted(value)}"])) == 1
+    except OverrideParseException:
+        return False

@@ -218,7 +218,7 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"metrics\.csv: line 2"):
         read_runs(tmp_path)
     (tmp_path / "0/metrics.json").write_text("{")
-    with pytest.raises(UserError, match=r"metrics\.json: is not JSON"):
+    with pytest.raises(UserError, match=r"metrics\.json is not valid JSON"):
         read_runs(tmp_path)
     (tmp_path / "0/config.yaml").write_text("a: [")
     with pytest.raises(UserError, match=r"config\.yaml: is not the configuration"):

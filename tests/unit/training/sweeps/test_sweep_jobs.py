@@ -87,7 +87,7 @@ def test_damaged_state_is_named(tmp_path: Path) -> None:
     first, _ = jobs(tmp_path)
     first.note(finished=True)
     first.run.job.write_text("{")
-    with pytest.raises(UserError, match=r"job\.json: is not JSON"):
+    with pytest.raises(UserError, match=r"job\.json is not valid JSON"):
         first.finished()
 
 
