@@ -15,6 +15,26 @@ from codetr.checkpoints.files import RunRecord
 
 PLACE = tuple[str | int, ...]
 HOME = "planted_module"
+RESOLVER = "planted"
+TEXTS = (
+    f"${{{RESOLVER}:}}",
+    f"${{oc.create:{{_target_:{HOME}.run}}}}",
+    f"a ${{{RESOLVER}:}} b",
+    f"\\${{{RESOLVER}:}}",
+)
+"""What would run where OmegaConf resolves it."""
+NODES: tuple[dict[str, Any], ...] = (
+    {"_target_": f"{HOME}.run"},
+    {"_target_": f"{HOME}.run", "_partial_": True},
+    {"_target_": "hydra.utils.get_method", "path": f"{HOME}.run"},
+    {"_target_": "codetr.data.augment.Chain", "steps": [{"_target_": f"{HOME}.run"}]},
+    {
+        "_target_": "torch.nn.Identity",
+        "_args_": [{"_target_": f"{HOME}.run", "_recursive_": False}],
+        "_convert_": "object",
+    },
+)
+"""What would run where Hydra builds it."""
 CODE = """
 import pathlib
 

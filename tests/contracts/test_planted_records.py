@@ -1,47 +1,28 @@
 """Nothing that is planted in a checkpoint's record runs: at any place, by any way to open it."""
 
-import functools
 import itertools
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
-from PIL import Image
-from planted import CODE, HOME, PLACE, File, places, planted
-from tiny_checkpoint import CLASSES, TINY, save_tiny
+from omegaconf import OmegaConf
+from openers import (
+    entry_eval,
+    entry_export,
+    entry_from_pretrained,
+    entry_load,
+    entry_predict,
+    entry_train,
+    opened,
+    watched,
+)
+from planted import NODES, PLACE, TEXTS, File, places, planted
+from tiny_checkpoint import save_tiny
 
 import codetr
-from codetr.checkpoints.experiment import CONF
-from codetr.checkpoints.transfer import load_weights
 from codetr.errors import UserError
-from codetr.inference import export as export_module
-from codetr.inference.command import open_chosen, predict
-from codetr.inference.export_check import Case
-from codetr.training.evaluate import open_branch
-from codetr.training.train import build_detector, open_checkpoint
 
-RESOLVER = "planted"
-TEXTS = (
-    f"${{{RESOLVER}:}}",
-    f"${{oc.create:{{_target_:{HOME}.run}}}}",
-    f"a ${{{RESOLVER}:}} b",
-    f"\\${{{RESOLVER}:}}",
-)
-NODES: tuple[dict[str, Any], ...] = (
-    {"_target_": f"{HOME}.run"},
-    {"_target_": f"{HOME}.run", "_partial_": True},
-    {"_target_": "hydra.utils.get_method", "path": f"{HOME}.run"},
-    {"_target_": "codetr.data.augment.Chain", "steps": [{"_target_": f"{HOME}.run"}]},
-    {
-        "_target_": "torch.nn.Identity",
-        "_args_": [{"_target_": f"{HOME}.run", "_recursive_": False}],
-        "_convert_": "object",
-    },
-)
 BUILT = {"model", "data", "evaluation", "augmentation"}
 """Groups of a record that the entries build from."""
 
@@ -56,73 +37,12 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> File:
 
 @pytest.fixture
 def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A file that exists once anything planted was imported, called or resolved. Beside it is an
-    image to look at.
-    """
-    path = tmp_path / "canary"
-    (tmp_path / f"{HOME}.py").write_text(CODE.format(canary=str(path), imported=str(path)))
-    monkeypatch.syspath_prepend(tmp_path)
-    Image.new("RGB", (96, 96)).save(tmp_path / "image.png")
-    OmegaConf.register_new_resolver(RESOLVER, lambda: path.touch())
-    yield path
-    OmegaConf.clear_resolver(RESOLVER)
-    sys.modules.pop(HOME, None)
-
-
-@functools.cache
-def composed(name: str, path: Path, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, [f"checkpoint={path}", f"paths.run_dir={path.parent}", *overrides])
-
-
-def entry_load(path: Path) -> None:
-    codetr.load(path, device="cpu")
-
-
-def entry_from_pretrained(path: Path) -> None:
-    codetr.Predictor.from_pretrained(path.parent, device="cpu")
-
-
-def entry_predict(path: Path) -> None:
-    predict(composed("predict", path, f"source={path.parent / 'image.png'}", "device=cpu"))
-
-
-def entry_export(path: Path) -> None:
-    """Up to the tracing of the model, which the record has no part in."""
-    cfg = composed("export", path, f"out={path.parent / 'model.pt2'}", "format=pt2")
-    cases = [Case(images=1, height=64, width=64)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_module, "trace", _stop)
-        export_module.export(open_chosen(cfg), cfg.checkpoint, cfg.out, cfg.format, cases=cases)
-
-
-def _stop(*_: object) -> None:
-    raise UserError("traced")
-
-
-def entry_eval(path: Path) -> None:
-    """Up to reading the annotations: there are none."""
-    open_branch(composed("eval", path, "trainer=cpu"))
-
-
-def entry_train(path: Path) -> None:
-    """What ``train.py checkpoint=FILE`` does with the file."""
-    cfg = composed("train", path, *TINY)
-    load_weights(open_checkpoint(cfg.checkpoint, cfg), cfg.checkpoint, build_detector(cfg), CLASSES)
+    """See ``watched``."""
+    with watched(tmp_path, monkeypatch) as path:
+        yield path
 
 
 ENTRIES = (entry_load, entry_from_pretrained, entry_predict, entry_export, entry_eval, entry_train)
-
-
-def opened(entry: Callable[[Path], None], path: Path) -> str | None:
-    """What the user is told, in one line; None if the file was opened."""
-    said = None
-    try:
-        entry(path)
-    except UserError as error:
-        said = str(error)
-    assert said is None or "\n" not in said
-    return said
 
 
 def parts(file: File) -> list[tuple[PLACE, Any]]:
