@@ -1,9 +1,14 @@
+import errno
 import io
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from hydra._internal import utils
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -13,10 +18,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from codetr.checkpoints.files import read_detector_file
 from codetr.checkpoints.official_file import read_official_file
+from codetr.commands import train
 from codetr.errors import UserError
 from codetr.inference.sources import open_source
 from codetr.models.backbones.weights import read_weights
-from codetr.training.shell import RequireName, one_line, one_line_errors, print_any_name
+from codetr.training.checkpoint_files import WholeFiles
+from codetr.training.shell import (
+    RequireName,
+    one_line,
+    one_line_errors,
+    print_any_name,
+    report_mistakes,
+)
 
 
 def test_user_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,3 +124,64 @@ def test_a_file_that_the_system_refuses_is_one_line() -> None:
     text = one_line(caught.value)
     assert text is not None
     assert "File name too long: check its name" in text
+
+
+REFUSALS = (errno.EROFS, errno.EACCES, errno.ENOSPC)
+"""What the system says where nothing can be written. It is simulated: root may write anywhere."""
+
+
+def refuse(patch: pytest.MonkeyPatch, folder: Path, number: int, *names: str) -> None:
+    """Let these methods of paths below ``folder`` fail."""
+
+    def refused(real: Callable[..., object]) -> Callable[..., object]:
+        def method(self: Path, *args: object, **options: object) -> object:
+            if self.is_relative_to(folder):
+                raise OSError(number, os.strerror(number), str(self))
+            return real(self, *args, **options)
+
+        return method
+
+    for name in names:
+        patch.setattr(Path, name, refused(getattr(Path, name)))
+
+
+@pytest.mark.parametrize("number", REFUSALS)
+def test_where_hydra_cannot_make_the_run_folder(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setattr(utils, "run_and_report", utils.run_and_report)
+    report_mistakes()
+    runs = tmp_path / "runs"
+    monkeypatch.setattr(sys, "argv", ["train.py", "name=a", f"paths.runs={runs}"])
+    refuse(monkeypatch, runs, number, "mkdir")
+    with pytest.raises(SystemExit) as caught:
+        train._run()
+    GlobalHydra.instance().clear()
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {runs}")
+    assert os.strerror(number) in line
+
+
+@pytest.mark.parametrize("number", REFUSALS)
+def test_where_a_checkpoint_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Neither may anything be removed there."""
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(b"earlier")
+
+    def refused(file: object, mode: str) -> None:
+        raise OSError(number, os.strerror(number), str(file))
+
+    monkeypatch.setattr("codetr.writing._Raw", refused)
+    refuse(monkeypatch, tmp_path, number, "unlink")
+    with pytest.raises(UserError, match=r"last\.ckpt: cannot be written \(") as caught:
+        WholeFiles().save_checkpoint({"a": torch.ones(2)}, path)
+    assert os.strerror(number) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == b"earlier"
