@@ -90,9 +90,11 @@ def test_a_rank_that_is_lost_is_named_and_the_run_resumes(
         assert f"rank {rank} is stopped" in line
         said = [text for text in stderr.splitlines() if "ends the run after 90 s" in text]
         assert len(said) == 1
-        assert re.search(
-            rf"rank {1 - rank} has waited 1\d s at .*: rank {rank} is stopped", said[0]
+        found = re.search(
+            rf"rank {1 - rank} has waited (\d+) s at .*: rank {rank} is stopped", said[0]
         )
+        assert found is not None, said[0]
+        assert 30 * LIMIT_MINUTES <= int(found[1]) < 60 * LIMIT_MINUTES
     assert damage(ranks.run / "last.ckpt") is None
     assert ranks.train().returncode == 0
     assert not (ranks.run / "ranks").exists()
