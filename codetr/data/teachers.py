@@ -224,11 +224,11 @@ def _columns(
         scores = torch.tensor([result["score"] for _, result in results], dtype=torch.float32)
         xywh = torch.tensor(rows, dtype=torch.float64).reshape(len(results), 4)
         categories = [result["category_id"] for _, result in results]
+        unknown = next((c for c in categories if c not in label_of), None)
     except (KeyError, TypeError, ValueError, RuntimeError):
         raise UserError(
             f"{path}: a result lacks category_id, a bbox of four numbers or a score: write it again"
         ) from None
-    unknown = next((c for c in categories if c not in label_of), None)
     if unknown is not None:
         raise UserError(
             f"{path}: has category {unknown}, which {annotations.path} does not have: give "
