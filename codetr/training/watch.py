@@ -18,8 +18,10 @@ from types import TracebackType
 from typing import Any
 
 import torch.distributed as dist
+from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
+from torch.distributed.constants import default_pg_timeout
 
 from codetr.training.peers import DONE, Board, Peer, Peers, Sign, is_gone, told
 from codetr.training.shell import one_line
@@ -28,8 +30,7 @@ from codetr.training.stopping import Stopped
 log = logging.getLogger(__name__)
 
 LIMIT_KEY = "trainer.strategy.timeout.minutes"
-LIMIT_MINUTES = 10.0
-"""Where the strategy has no setting of its own."""
+"""Of ``trainer=ddp``."""
 SAID_AFTER_S = 60.0
 LOOKS_AFTER_S = 5.0
 """Of waiting; processes that go on do not read each other's signs."""
@@ -333,8 +334,10 @@ class _Places(Callback):
 
 
 def waiting_limit_s(cfg: DictConfig) -> float:
-    """How long a process waits for others."""
-    return 60 * float(OmegaConf.select(cfg, LIMIT_KEY, default=None) or LIMIT_MINUTES)
+    """How long a process waits for others: the strategy's timeout, or torch's own without one."""
+    timeout = OmegaConf.select(cfg, LIMIT_KEY.rpartition(".")[0], default=None)
+    limit = instantiate(timeout) if timeout is not None else default_pg_timeout
+    return float(limit.total_seconds())
 
 
 def is_of_connection(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from codetr.conf_folder import conf_folder
 from codetr.supervision.assigners.class_costs import FocalCost, ProbabilityCost
 
 MODELS = sorted(path.stem for path in (conf_folder() / "model").glob("*.yaml"))
-MMDET = ("co_", "deformable_detr")
+MMDET = ("co_", "deformable_detr", "deformable_refined")
 """Beginnings of the names of models whose official code is mmdet's."""
 
 

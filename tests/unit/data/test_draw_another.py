@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from codetr.data.augment import DrawAnother, KeepVisible, LsjAugmentation
+from codetr.data.copy_paste import CopyPaste
 from codetr.data.dataset import AugmentedDataset
 from codetr.data.sample import BoxSet, Sample, SampleKey
 from codetr.errors import UserError
@@ -126,12 +127,13 @@ def test_only_images_that_take_part_are_drawn() -> None:
 def test_the_image_that_is_pasted_is_drawn_again_too() -> None:
     pairs = []
 
-    def mix(below: Sample, above: Sample) -> Sample:
-        pairs.append((below.image_id, above.image_id))
-        return below
+    class Pairs(CopyPaste):
+        def __call__(self, sample: Sample, *others: Sample) -> Sample:
+            pairs.append((sample.image_id, *(other.image_id for other in others)))
+            return sample
 
     source = Source([False, True], wide=[False, False])
-    dataset = AugmentedDataset(source, LSJ, seed=0, mix=mix)  # type: ignore[arg-type]
+    dataset = AugmentedDataset(source, LSJ, seed=0, mix=Pairs())  # type: ignore[arg-type]
     found(dataset, 20)
     assert set(pairs) == {(1, 1)}
 

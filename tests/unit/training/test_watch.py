@@ -5,14 +5,17 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import environment
+from omegaconf import OmegaConf
 from warm import Warm
 
 from codetr.training.peers import Board
-from codetr.training.watch import is_of_connection
+from codetr.training.watch import is_of_connection, waiting_limit_s
 
+DELTA = {"_target_": "datetime.timedelta"}
 SCRIPT = """
 import sys
 import time
@@ -188,3 +191,18 @@ def test_any_other_error_has_one_traceback(run: Callable[..., Run], what: Sequen
 )
 def test_errors_of_connections_are_known(error: Exception, expected: bool) -> None:
     assert is_of_connection(error) == expected
+
+
+@pytest.mark.parametrize(
+    ("trainer", "seconds"),
+    [
+        ({"strategy": {"timeout": {"_target_": "datetime.timedelta", "minutes": 10}}}, 600),
+        (
+            {"strategy": {"timeout": {"_target_": "datetime.timedelta", "minutes": 1, "hours": 2}}},
+            7260,
+        ),
+        ({"strategy": "ddp"}, 1800),
+    ],
+)
+def test_the_limit_is_what_the_strategy_waits(trainer: dict[str, Any], seconds: float) -> None:
+    assert waiting_limit_s(OmegaConf.create({"trainer": trainer})) == seconds
