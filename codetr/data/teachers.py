@@ -7,6 +7,7 @@ such lists by image id. Boxes travel through the augmentation beside the ground 
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,15 +225,15 @@ def _columns(
         scores = torch.tensor([result["score"] for _, result in results], dtype=torch.float32)
         xywh = torch.tensor(rows, dtype=torch.float64).reshape(len(results), 4)
         categories = [result["category_id"] for _, result in results]
-        unknown = next((c for c in categories if c not in label_of), None)
+        unknown = [category for category in categories if category not in label_of]
     except (KeyError, TypeError, ValueError, RuntimeError):
         raise UserError(
             f"{path}: a result lacks category_id, a bbox of four numbers or a score: write it again"
         ) from None
-    if unknown is not None:
+    if unknown:
         raise UserError(
-            f"{path}: has category {unknown}, which {annotations.path} does not have: give "
-            "results of a teacher with the same category ids"
+            f"{path}: has category {reprlib.repr(unknown[0])}, which {annotations.path} does "
+            "not have: give results of a teacher with the same category ids"
         )
     if not (xywh.isfinite().all() and scores.isfinite().all()):
         raise UserError(f"{path}: has a box or a score that is not finite: write it again")
