@@ -55,7 +55,9 @@ class _File:
 
 def recognise(tree: Tree) -> list[str]:
     """The JSON files with shapes or the path of an image, where one has both."""
-    found = {f: [key in tree.read(f) for key in _KEYS] for f in tree.of_type(".json")}
+    # Without zero bytes UTF-16 and UTF-32 have the letters of ASCII, too.
+    texts = {f: tree.read(f).replace(b"\0", b"") for f in tree.of_type(".json")}
+    found = {f: [key in text for key in _KEYS] for f, text in texts.items()}
     return [f for f, keys in found.items() if any(keys)] if any(map(all, found.values())) else []
 
 

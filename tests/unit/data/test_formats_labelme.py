@@ -55,6 +55,17 @@ def test_every_shape_with_an_area_is_a_box(kind: str, tmp_path: Path) -> None:
     assert ("segmentation" in box.extra) == (kind in ("polygon", "of earlier versions"))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_files_in_other_encodings_are_found_beside_usual_ones(
+    encoding: str, tmp_path: Path
+) -> None:
+    write(tmp_path, "a", [KINDS["rectangle"]])
+    other = write(tmp_path, "b", [KINDS["polygon"]])
+    other.write_text(other.read_text(encoding="utf-8"), encoding=encoding)
+    found = labelme.read(list_files(tmp_path))
+    assert sum(len(image.boxes) for image in found.splits["unsplit"]) == 2
+
+
 @pytest.mark.parametrize(
     ("flawed", "reason"),
     [
