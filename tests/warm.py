@@ -73,7 +73,8 @@ def _become(line: Sequence[str], cwd: Path, env: dict[str, str], outputs: Sequen
     os.environ.clear()
     os.environ.update(env)
     sys.argv = list(line)
-    sys.path.insert(0, str(Path(line[0]).parent))
+    own = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
+    sys.path[:0] = [str(Path(line[0]).parent), *(path for path in own if path not in sys.path)]
     try:
         runpy.run_path(line[0], run_name="__main__")
     finally:

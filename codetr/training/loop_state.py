@@ -37,13 +37,13 @@ def put_at_rest(loop: dict[str, Any], moment: Moment, validated: bool) -> None:
     if moment in (Moment.STEPS, Moment.EPOCHS):
         for count in (batch["total"], batch["current"]):
             count["ready"] -= 1
+        batch["is_last_batch"] = False  # it is that of the batch to come
     if moment is Moment.STEPS and validated:
         # it will pass over the validation, and count the step before it once more
         loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
     if moment is Moment.EPOCHS:  # the epoch begins when the run goes on
         for count in (epoch["total"], epoch["current"]):
             count["ready"] = count["started"] = count["processed"]
-        batch["is_last_batch"] = False
     if moment is Moment.VALIDATION:  # as if interrupted in its first batch: it is repeated
         validation: Progress = loop["epoch_loop.val_loop.batch_progress"]
         begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}

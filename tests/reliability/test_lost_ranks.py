@@ -59,8 +59,8 @@ def told(stderr: str) -> str:
     return line
 
 
-def lose(place: Place, rank: int, signum: int) -> tuple[int, str]:
-    """Send the signal to one process of a run that trains; status and stderr of its end."""
+def lose(place: Place, rank: int, signum: int) -> tuple[int, str, str]:
+    """Send the signal to one process of a run that trains; status, stdout and stderr of its end."""
     running = place.start()
     wait_until(lambda: kept_step(place.run) >= 2, running)
     both = processes(place.run)
@@ -68,7 +68,7 @@ def lose(place: Place, rank: int, signum: int) -> tuple[int, str]:
     os.kill(both[rank], signum)
     done = running.ended(TIMEOUT_S)
     assert not any(is_there(pid) for pid in both.values())
-    return done.returncode, done.stderr
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def lose(place: Place, rank: int, signum: int) -> tuple[int, str]:
 def test_a_rank_that_is_lost_is_named_and_the_run_resumes(
     ranks: Place, whole: Callable[..., dict[str, Any]], rank: int, signum: int
 ) -> None:
-    status, stderr = lose(ranks, rank, signum)
+    status, stdout, stderr = lose(ranks, rank, signum)
     line = told(stderr)
     assert f"rank {rank} " in line
     assert line.endswith("name=run ckpt_path=last`")
@@ -88,7 +88,8 @@ def test_a_rank_that_is_lost_is_named_and_the_run_resumes(
     else:
         assert status == (1 if rank else -signal.SIGKILL)
         assert f"rank {rank} is stopped" in line
-        said = [text for text in stderr.splitlines() if "ends the run after 90 s" in text]
+        lines = (stdout + stderr).splitlines()
+        said = [text for text in lines if "ends the run after 90 s" in text]
         assert len(said) == 1
         found = re.search(
             rf"rank {1 - rank} has waited (\d+) s at .*: rank {rank} is stopped", said[0]

@@ -161,13 +161,15 @@ def _asked() -> int:
 
 @rank_zero_only
 def _tell_change(before: dict[str, int], now: dict[str, int]) -> None:
-    same = all(before[name] == now[name] for name in ("images", "accumulated"))
+    steps = [sizes["images"] * sizes["accumulated"] for sizes in (before, now)]
     log.warning(
         "resumed within an epoch on %d processes with %d images per step in all, after %d with %d: "
         "%s and other random draws and rounding than in an uninterrupted run",
         now["processes"],
-        now["images"] * now["accumulated"],
+        steps[1],
         before["processes"],
-        before["images"] * before["accumulated"],
-        "the images that are left," if same else "some images of this epoch come twice or not,",
+        steps[0],
+        "the images that are left,"
+        if steps[0] == steps[1]
+        else "some images of this epoch come twice or not,",
     )

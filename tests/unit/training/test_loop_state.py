@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.loops.progress import _BatchProgress
 
-from codetr.training.loop_state import move_to
+from codetr.training.loop_state import Moment, move_to, put_at_rest
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,23 @@ def test_an_epoch_of_which_the_validation_is_left_stays_one() -> None:
     progress = restored(6, last=True)
     move_to(trainer(progress, 4), 4, 2)
     assert progress.current.ready == 11
+
+
+@pytest.mark.parametrize("moment", [Moment.STEPS, Moment.EPOCHS])
+def test_a_last_batch_that_is_still_to_come_is_not_behind(moment: Moment) -> None:
+    progress = restored(2, last=False)
+    progress.is_last_batch = True  # of the batch that has been fetched
+    progress.increment_ready()
+    epoch = {name: {"ready": 1, "started": 1, "processed": 0} for name in ("total", "current")}
+    loop = {
+        "epoch_progress": epoch,
+        "epoch_loop.batch_progress": progress.state_dict(),
+        "epoch_loop.state_dict": {"_batches_that_stepped": 2},
+    }
+    put_at_rest(loop, moment, validated=False)
+    progress.load_state_dict(loop["epoch_loop.batch_progress"])
+    move_to(trainer(progress, 2), 4, 2)
+    assert progress.current.ready == 4
 
 
 def restored(batches: int, last: bool) -> _BatchProgress:
