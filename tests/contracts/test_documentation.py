@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import os
 import re
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -21,8 +19,6 @@ from tools.parity.table import Row
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-FEWEST_WORDS = 3
-"""Of a message, outside its values: fewer would match anything."""
 
 
 @pytest.fixture(scope="module")
@@ -106,66 +102,6 @@ def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
 
 def test_template_of_the_model_card_is_shown(site: Path) -> None:
     assert "{{ card_data }}" in (site / "inference.html").read_text("utf-8")
-
-
-@cache
-def templates(path: Path) -> tuple[re.Pattern[str], ...]:
-    """The messages of a module's UserErrors and flaws of entries, with a group for each value."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Call) and (parts := _message(node)):
-            words = re.findall(r"[a-z]{2,}", " ".join(part for part in parts if part))
-            if len(words) >= FEWEST_WORDS:
-                found.append(re.compile("".join(re.escape(p) if p else "(.*)" for p in parts)))
-    return tuple(found)
-
-
-def _message(call: ast.Call) -> list[str]:
-    """Texts of what a call says; "" for a value."""
-    if getattr(call.func, "id", "") == "UserError":
-        return _parts(call.args[0])
-    if getattr(call.func, "attr", "") == "flaw":  # of codetr.data.json_columns
-        return ["", " in ", "", " ", *_parts(call.args[1])]
-    return []
-
-
-def _parts(node: ast.expr) -> list[str]:
-    """Texts of a message; "" for a value."""
-    if isinstance(node, ast.JoinedStr):
-        return [part for value in node.values for part in _parts(value)]
-    if isinstance(node, ast.BinOp):
-        return [*_parts(node.left), *_parts(node.right)]
-    return [str(node.value)] if isinstance(node, ast.Constant) else [""]
-
-
-@cache
-def texts(path: Path) -> str:
-    """All texts in a module, put together as Python does."""
-    nodes = ast.walk(ast.parse(path.read_text("utf-8")))
-    found = (n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str))
-    return "\n".join(found)
-
-
-def phrases(value: str) -> list[str]:
-    """Three words or more in a row: the code says those, hardly a user."""
-    return re.findall(r"[A-Za-z]+(?: [A-Za-z]+){2,}", re.sub(r"\band\b", "/", value))
-
-
-def is_said(line: str, package: Path) -> bool:
-    """Whether a package says this, and what looks like its own words in the values, too."""
-    modules = sorted(package.rglob("*.py"))
-    matches = [match for m in modules for t in templates(m) if (match := t.fullmatch(line))]
-    said = "\n".join(map(texts, modules))
-    return any(all(p in said for v in m.groups() for p in phrases(v)) for m in matches)
-
-
-def test_quoted_errors_are_those_of_the_code() -> None:
-    quoted = re.findall(r"^error: (.*)$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
-    assert len(quoted) > 20
-    packages = [path for path in (ROOT / "codetr").iterdir() if path.is_dir()]
-    assert [line for line in quoted if not any(is_said(line, p) for p in packages)] == []
-    wrong = "ops.msda=triton cannot run: no such kernel; ops.msda=auto takes what can"
-    assert not is_said(wrong, ROOT / "codetr/models/ops")
 
 
 def test_figures_can_be_drawn_again(tmp_path: Path) -> None:

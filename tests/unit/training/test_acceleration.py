@@ -16,7 +16,7 @@ from codetr.errors import UserError
 from codetr.models.backbones import TimmBackbone
 from codetr.models.transformers.encoder import DeformableEncoder, DeformableEncoderLayer
 from codetr.structures import Pyramid
-from codetr.training import evaluate, teacher_boxes
+from codetr.training import evaluate, teacher_boxes, train
 from codetr.training.acceleration import compile_parts, use_channels_last, wants_channels_last
 from codetr.training.branches import MainBranch
 from codetr.training.optim import adamw, can_fuse
@@ -130,7 +130,7 @@ def test_evaluation_runs_the_model_as_the_trainer_group_says(
     opened = (cfg, MainBranch(detector, Mock()), SimpleNamespace(val_annotations="x"), ())
     module, run = RUNS[command]
     monkeypatch.setattr(module, "open_branch", lambda *_: opened)
-    monkeypatch.setattr(evaluate, "keep_freed_memory", Mock())
+    monkeypatch.setattr(train, "keep_freed_memory", Mock())
     monkeypatch.setattr(evaluate, "build_evaluator", Mock())
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
     monkeypatch.setattr(Trainer, "test", Mock(side_effect=Reached))
