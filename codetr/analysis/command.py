@@ -19,12 +19,10 @@ from codetr.checkpoints.convert import FOREIGN
 from codetr.errors import UserError
 from codetr.inference.command import ALWAYS, require_used
 from codetr.inference.finder import choose_device
-from codetr.models.ops import use_msda
 from codetr.settings import check_settings
 from codetr.structures import Batch
-from codetr.suppression import use_nms
 from codetr.training.ignored_settings import ignored_in_evaluation, require_effect
-from codetr.training.train import prepare_process
+from codetr.training.train import prepare_device, prepare_process
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +66,7 @@ def analyse(cfg: DictConfig, given: Sequence[str] = ()) -> Findings:
     prepare_process(cfg.seed)
     analysis: Analysis = instantiate(cfg.analysis)
     device = choose_device(cfg.device)
-    log.info("deformable attention: %s", use_msda(cfg.ops.msda, device))
-    use_nms(cfg.ops.nms)
+    prepare_device(cfg, device)
     names = names_of(sources)
     found = look_at_all(analysis, single, names, device, given)
     findings = analysis.report(found)

@@ -19,6 +19,7 @@ from codetr.settings import check_settings
 from codetr.structures import Detections, ImageInfo
 from codetr.training.evaluate import EvaluationModule, build_tester, open_branch
 from codetr.training.ignored_settings import REPORTED, ignored_in_evaluation, require_effect
+from codetr.training.train import prepare_device
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ def write_teacher_boxes(cfg: DictConfig, given: Sequence[str] = ()) -> int:
     full, branch, datamodule, classes = open_branch(cfg, given)
     results = ResultFile(classes, cfg.top_k, cfg.min_score)
     trainer = build_tester(full, branch)
+    prepare_device(cfg, trainer.strategy.root_device)
     trainer.test(EvaluationModule(branch, results, classes), datamodule=datamodule, verbose=False)
     split = datamodule.eval_dataset.source.annotations
     names = dict(zip(split.image_ids, split.written_ids, strict=True))

@@ -121,7 +121,7 @@ def test_evaluation_runs_the_model_as_the_trainer_group_says(
     command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = ["trainer=cpu", "trainer.compile=[decoder]", "trainer.channels_last=true"]
-    given += ["checkpoint=x", "evaluation=coco"]
+    given += ["checkpoint=x", "evaluation=coco", "ops.nms=image"]
     given += ["data.eval_batch_size=1", "panel=null", "paths.run_dir=x"]
     given += ["+schedule.epochs=1", "num_classes=1"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -130,12 +130,15 @@ def test_evaluation_runs_the_model_as_the_trainer_group_says(
     opened = (cfg, MainBranch(detector, Mock()), SimpleNamespace(val_annotations="x"), ())
     module, run = RUNS[command]
     monkeypatch.setattr(module, "open_branch", lambda *_: opened)
-    monkeypatch.setattr(train, "keep_freed_memory", Mock())
+    monkeypatch.setattr(train, "keep_freed_memory", freed := Mock())
+    monkeypatch.setattr(train, "use_nms", chosen := Mock())
     monkeypatch.setattr(evaluate, "build_evaluator", Mock())
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
     monkeypatch.setattr(Trainer, "test", Mock(side_effect=Reached))
     with pytest.raises(Reached):
         run(cfg)
+    chosen.assert_called_once_with("image")
+    freed.assert_called_once_with()
     assert compiled == list(detector.decoder.layers)
     assert detector.backbone._forward_pre_hooks, "pictures are not channels-last"
 
