@@ -10,9 +10,14 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from codetr.boxes import paired_iou
 from codetr.structures import Batch, Detections, Pyramid
 from codetr.supervision.aux_heads.coder import centerness, centres_xyxy, encode_distances
-from codetr.supervision.aux_heads.dense import DenseBranches, DensePredictions
+from codetr.supervision.aux_heads.dense import (
+    DenseBranches,
+    DensePredictions,
+    focal_and_giou_losses,
+)
 from codetr.supervision.aux_heads.matched import DenseTargets, boxes_xyxy_px
 from codetr.supervision.aux_heads.protocol import AuxOutput
 
@@ -168,17 +173,18 @@ def fcos_values(run: HeadRun) -> Values:
 def gfl_values(run: HeadRun) -> Values:
     """The assignment, and the targets that depend on the predictions."""
     anchors, assigned, wanted = _assignment(run)
-    goals = run.head.goals(run.predictions, anchors, wanted)
-    centres = centres_xyxy(anchors.boxes).repeat(1, 2)
-    predicted = goals.predicted * anchors.strides[:, None] + centres
+    boxes = run.head.decode(anchors, run.predictions.regression)
+    weight = run.predictions.logits.sigmoid().amax(dim=2) * wanted.positive
+    distances = encode_distances(centres_xyxy(anchors.boxes), wanted.boxes_px)
+    distances = run.head.coder.clamp(distances / anchors.strides[:, None])
     return {
         **_usable(anchors),
         **_positives(run, wanted, assigned, anchors.boxes),
-        **_at_positives(run, wanted, "quality", goals.quality),
-        **_at_positives(run, wanted, "box_weight", goals.weight),
-        **_at_positives(run, wanted, "distance_target", goals.distances),
-        **_at_positives(run, wanted, "pred_box", predicted),
-        "counts/box_avg_factor": goals.weight.sum().clamp(min=1),
+        **_at_positives(run, wanted, "quality", paired_iou(boxes, wanted.boxes_px)),
+        **_at_positives(run, wanted, "box_weight", weight),
+        **_at_positives(run, wanted, "distance_target", distances),
+        **_at_positives(run, wanted, "pred_box", boxes),
+        "counts/box_avg_factor": weight.sum().clamp(min=1),
     }
 
 
@@ -187,8 +193,11 @@ def paa_values(run: HeadRun) -> Values:
     head, batch = run.head, run.batch
     anchors, assigned, wanted = _assignment(run)
     proposed = DenseBranches.assign(head, run.predictions, anchors, batch)
-    losses = head.candidate_losses(run.predictions, anchors, proposed, batch)
-    iou = head.costs(run.predictions, anchors, wanted).iou
+    first_targets = head.targets(proposed, anchors, batch)
+    boxes = head.decode(anchors, run.predictions.regression)
+    focal, giou_loss = focal_and_giou_losses(run.predictions.logits, boxes, first_targets)
+    losses = head.cls_weight * focal + head.bbox_weight * giou_loss
+    iou = paired_iou(boxes, wanted.boxes_px)
     values = _usable(anchors)
     iterations: list[Tensor] = []
     for b, target in enumerate(batch.targets):

@@ -42,27 +42,23 @@ class PaaAssigner:
 
     def __call__(
         self,
-        proposed: Sequence[Tensor],
-        losses: Sequence[Tensor],
+        proposed: Tensor,
+        losses: Tensor,
         level_sizes: Sequence[int],
         counts: Sequence[int],
-    ) -> tuple[Tensor, ...]:
-        """Per image the index (A,) of every anchor's box, ``NEGATIVE`` or ``IGNORED``.
+    ) -> Tensor:
+        """(B, A) index of every anchor's box in its image, ``NEGATIVE`` or ``IGNORED``.
 
-        ``proposed[b]`` (A,) is the answer of ``proposal``, ``losses[b]`` (A,) what each anchor
-        would cost with it, ``counts[b]`` the number of boxes of image b.
+        ``proposed`` (B, A) is the result of ``proposal`` for every image, ``losses`` (B, A) what
+        each anchor would cost with that box, ``counts`` the number of boxes of every image.
         """
         pools = [
             self.pools(own, loss, level_sizes, count)
             for own, loss, count in zip(proposed, losses, counts, strict=True)
         ]
         positive = self.split(torch.cat([pool.losses for pool in pools], dim=1))
-        return tuple(
-            _write(own, pool, kept)
-            for own, pool, kept in zip(
-                proposed, pools, positive.split(list(counts), dim=1), strict=True
-            )
-        )
+        kept = positive.split(list(counts), dim=1)
+        return torch.stack([_write(*image) for image in zip(proposed, pools, kept, strict=True)])
 
     def pools(self, proposed: Tensor, losses: Tensor, level_sizes: Sequence[int], n: int) -> Pools:
         """The competitors for the ``n`` boxes of one image."""

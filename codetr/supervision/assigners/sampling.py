@@ -60,6 +60,14 @@ class RandomSampler:
         return samples
 
 
+def positives_first(positive: Tensor, limit: int) -> Tensor:
+    """At most ``limit`` indices into ``positive`` (A,) bool, random but for the order: no False
+    one before a True one. The draw is made on the CPU, so that a seed gives it on every device.
+    """
+    draw = torch.rand(len(positive)).to(positive.device, non_blocking=True)
+    return (draw + positive).topk(min(limit, len(positive))).indices
+
+
 def _drawn(count: int, limit: int) -> Tensor:
     """Sorted random ``limit`` of ``count`` ranks; all of them without a draw where that is all.
 

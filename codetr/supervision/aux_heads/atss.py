@@ -1,16 +1,13 @@
 """ATSS (Zhang et al. 2020) as an auxiliary head.
 
-Official parameter names (mmdet ``ATSSHead``) and ours: ``cls_convs.i.{conv,gn}`` are
-``cls_tower.i.{conv,norm}``, ``reg_convs`` likewise; ``atss_cls``, ``atss_reg``,
-``atss_centerness`` are ``cls``, ``reg``, ``centerness``; ``scales.l.scale`` is ``scales.l``.
+Official parameter names (mmdet ``ATSSHead``) and ours, beside those in ``dense``: ``atss_cls``,
+``atss_reg``, ``atss_centerness`` are ``cls``, ``reg``, ``centerness``.
 """
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from codetr.boxes import paired_giou
 from codetr.loss_terms import Count, Losses, LossTerm
 from codetr.nms import ClasswiseNms
 from codetr.supervision.assigners.atss import AtssAssigner
@@ -24,13 +21,12 @@ from codetr.supervision.aux_heads.coder import (
 from codetr.supervision.aux_heads.dense import (
     AnchorBranches,
     DensePredictions,
-    init_dense,
-    level_scales,
-    predictor,
+    focal_and_giou_losses,
 )
+from codetr.supervision.aux_heads.layers import predictor
 from codetr.supervision.aux_heads.matched import DenseTargets, count_positives
 from codetr.supervision.aux_heads.selection import DenseSelection, Selection
-from codetr.supervision.criteria.focal import focal_loss_of_labels
+from codetr.supervision.criteria.focal import quality_entropy
 
 GRID = AnchorGrid(scales=(8.0,))
 CODER = DeltaCoder(stds=(0.1, 0.1, 0.2, 0.2))
@@ -63,8 +59,7 @@ class AtssHead(AnchorBranches):
         self.centerness_weight = centerness_weight
         self.coder, self.assigner = coder, assigner
         self.centerness = predictor(channels, 1)
-        self.scales = level_scales(num_levels)
-        init_dense(self, self.cls)
+        self.finish_init(num_levels)
 
     def quality(self, classification: Tensor, regression: Tensor) -> Tensor:
         """The centerness."""
@@ -83,13 +78,11 @@ class AtssHead(AnchorBranches):
         quality = centerness(sides) * wanted.positive
         num_pos = Count(count_positives(wanted.positive).to(quality.dtype))
 
-        focal = focal_loss_of_labels(predictions.logits, wanted.labels).sum(dim=2) * places.usable
         boxes = self.decode(places, predictions.regression)
-        giou_loss = (1 - paired_giou(boxes, wanted.boxes_px)) * quality
-        entropy = F.binary_cross_entropy_with_logits(predictions.quality, quality, reduction="none")
-        entropy = entropy * wanted.positive
+        focal, giou_loss = focal_and_giou_losses(predictions.logits, boxes, wanted)
+        entropy = quality_entropy(predictions.quality, quality, wanted.positive)
         return {
-            "cls": LossTerm(focal.sum(), self.cls_weight, num_pos),
-            "bbox": LossTerm(giou_loss.sum(), self.bbox_weight, Count(quality.sum())),
+            "cls": LossTerm((focal * places.usable).sum(), self.cls_weight, num_pos),
+            "bbox": LossTerm((giou_loss * quality).sum(), self.bbox_weight, Count(quality.sum())),
             "centerness": LossTerm(entropy.sum(), self.centerness_weight, num_pos),
         }

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from codetr.supervision.aux_heads.dense import conv_tower
+from codetr.supervision.aux_heads.layers import conv_tower
 
 
 class BoxHead(Protocol):

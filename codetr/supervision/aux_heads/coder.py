@@ -1,5 +1,5 @@
 """Boxes as offsets from anchors, and as distances from points to their four sides (Tian et al.
-2019, FCOS, eq. 1).
+2019, FCOS, eq. 1) or distributions of these.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from torch import Tensor
 
 MAX_LOG_SCALE = abs(math.log(16 / 1000))
 """A decoded side is at most 1000 / 16 times the anchor's, and at least 16 / 1000."""
+
+MARGIN = 0.1
+"""Targets of a distribution stay this far below its last bin (mmdet)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,29 @@ class DeltaCoder:
         half_w = aw * dw.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp() / 2
         half_h = ah * dh.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp() / 2
         return torch.stack([x - half_w, y - half_h, x + half_w, y + half_h], dim=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributionCoder:
+    """Distances of points to the four sides of boxes, each a distribution over the whole numbers 0
+    to ``bins`` (Li et al. 2020, section 3.2). The regression (..., 4 * (bins + 1)) is their logits,
+    side after side.
+    """
+
+    bins: int
+
+    def logits(self, regression: Tensor) -> Tensor:
+        """(..., 4, bins + 1) of every side."""
+        return regression.unflatten(-1, (4, self.bins + 1))
+
+    def expected(self, regression: Tensor) -> Tensor:
+        """(..., 4) expected distances."""
+        bins = torch.arange(self.bins + 1, device=regression.device, dtype=regression.dtype)
+        return self.logits(regression).softmax(dim=-1) @ bins
+
+    def clamp(self, distances: Tensor) -> Tensor:
+        """``distances`` within the range of a distribution, so that each has a bin above it."""
+        return distances.clamp(min=0, max=self.bins - MARGIN)
 
 
 def centres_xyxy(boxes: Tensor) -> Tensor:

@@ -1,8 +1,11 @@
-"""A head that predicts at every cell of every level, and what such heads have in common."""
+"""A head that predicts at every cell of every level, and what such heads have in common.
+
+Official parameter names (mmdet) and ours: ``cls_convs.i.{conv,gn}`` are
+``cls_tower.i.{conv,norm}``, ``reg_convs`` likewise; ``scales.l.scale`` is ``scales.l``.
+"""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -11,11 +14,20 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from codetr.boxes import at_least_float32, clip_xyxy
+from codetr.boxes import clip_xyxy, paired_giou
 from codetr.loss_terms import Losses
 from codetr.structures import Batch, Candidates, Detections, Images, Pyramid
 from codetr.supervision.aux_heads.anchors import Anchors, Places
 from codetr.supervision.aux_heads.coder import DeltaCoder
+from codetr.supervision.aux_heads.layers import (
+    cell_features,
+    conv_tower,
+    flatten_level,
+    init_convs,
+    init_prior,
+    level_scales,
+    predictor,
+)
 from codetr.supervision.aux_heads.matched import (
     DenseTargets,
     candidates,
@@ -24,11 +36,8 @@ from codetr.supervision.aux_heads.matched import (
 )
 from codetr.supervision.aux_heads.protocol import AuxOutput
 from codetr.supervision.aux_heads.selection import Selection
+from codetr.supervision.criteria.focal import focal_loss_of_labels
 from codetr.tensor_struct import TensorStruct
-
-GROUPS = 32
-PRIOR_LOGIT = -math.log(99)
-"""Classifier bias that starts every class at probability 0.01 (Lin et al. 2017, section 3.3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,61 +64,6 @@ def join_levels(levels: Iterable[DensePredictions]) -> DensePredictions:
     )
 
 
-class ConvBlock(nn.Module):
-    """3x3 convolution, group norm (or a bias where ``normalised`` is false), ReLU."""
-
-    def __init__(self, channels: int, *, normalised: bool = True) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=not normalised)
-        self.norm = nn.GroupNorm(GROUPS, channels) if normalised else nn.Identity()
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape."""
-        return self.norm(self.conv(features)).relu()
-
-
-def conv_tower(channels: int, depth: int, *, normalised: bool = True) -> nn.Sequential:
-    """``depth`` blocks (0: the features as they are), shared by all levels."""
-    return nn.Sequential(*(ConvBlock(channels, normalised=normalised) for _ in range(depth)))
-
-
-def predictor(channels: int, outputs: int) -> nn.Conv2d:
-    """The last 3x3 convolution of a branch."""
-    return nn.Conv2d(channels, outputs, 3, padding=1)
-
-
-def level_scales(num_levels: int) -> nn.ParameterList:
-    """One learned factor per level, shape (), starting at 1."""
-    return nn.ParameterList(nn.Parameter(torch.ones(())) for _ in range(num_levels))
-
-
-def init_convs(head: nn.Module, std: float = 0.01) -> None:
-    """Every convolution of ``head``: weights N(0, std), biases 0."""
-    for module in head.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.normal_(module.weight, std=std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-
-def init_dense(head: nn.Module, classifier: nn.Conv2d) -> None:
-    """Every convolution of ``head``, and the prior of its ``classifier``."""
-    init_convs(head)
-    nn.init.constant_(classifier.bias, PRIOR_LOGIT)  # type: ignore[arg-type]
-
-
-def flatten_level(prediction: Tensor, size: int) -> Tensor:
-    """(B, anchors * size, H, W) to (B, H * W * anchors, size), in the order of ``Anchors``; at
-    least float32.
-    """
-    return at_least_float32(prediction.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, size)))
-
-
-def cell_features(pyramid: Pyramid) -> Tensor:
-    """(B, cells, C) the maps' vectors, level by level, row by row; keeps the gradient."""
-    return torch.cat([m.flatten(2).transpose(1, 2) for m in pyramid.maps], dim=1)
-
-
 AnyPlaces = TypeVar("AnyPlaces", bound=Places)
 
 
@@ -117,11 +71,10 @@ class DenseBranches(nn.Module, ABC, Generic[AnyPlaces]):
     """Two towers that all levels share, and behind them a classifier and a regression of
     ``regression_size`` numbers for each of the ``per_cell`` places that ``grid`` puts on a cell.
 
-    Such a head adds what is its own: how it decodes, assigns and measures; ``scales``, one learned
-    factor per level of the regression; a branch for ``quality``. Its constructor ends with
-    ``init_dense``. ``channels`` of the maps: a multiple of 32 where the towers are ``normalised``.
-    It is a base class and no part of a head, so that parameters have the names and the order that
-    checkpoints and optimiser states know them by.
+    A head adds how it decodes, assigns and measures, and perhaps a branch for ``quality``; its
+    constructor ends with ``finish_init``. ``channels`` of the maps: a multiple of 32 where the
+    towers are ``normalised``. This is a base class and not a part of the head, so that parameters
+    keep the names and the order that checkpoints and optimiser states know them by.
     """
 
     def __init__(
@@ -145,6 +98,15 @@ class DenseBranches(nn.Module, ABC, Generic[AnyPlaces]):
         self.cls = predictor(channels, per_cell * num_classes)
         self.reg = predictor(channels, per_cell * regression_size)
         self.scales: nn.ParameterList | None = None
+
+    def finish_init(self, num_levels: int | None = None) -> None:
+        """The end of every constructor: one learned factor of the regression for each of
+        ``num_levels`` (None: no factors), and the initial values of all convolutions.
+        """
+        if num_levels is not None:
+            self.scales = level_scales(num_levels)
+        init_convs(self)
+        init_prior(self.cls)
 
     @abstractmethod
     def decode(self, places: AnyPlaces, regression: Tensor) -> Tensor:
@@ -172,7 +134,9 @@ class DenseBranches(nn.Module, ABC, Generic[AnyPlaces]):
         """Losses, and the candidates."""
         places = self.grid(pyramid, batch.images.padded_sizes)
         predictions = self.predictions(pyramid)
-        wanted = self.targets(self.assign(predictions, places, batch), places, batch)
+        with torch.no_grad():
+            assigned = self.assign(predictions, places, batch)
+        wanted = self.targets(assigned, places, batch)
         return AuxOutput(
             losses=self.losses(predictions, places, wanted),
             candidates=self.candidates(pyramid, places, wanted, batch),
@@ -238,6 +202,16 @@ class DenseBranches(nn.Module, ABC, Generic[AnyPlaces]):
             )
             for image, size in enumerate(images.sizes)
         )
+
+
+def focal_and_giou_losses(
+    logits: Tensor, boxes: Tensor, wanted: DenseTargets
+) -> tuple[Tensor, Tensor]:
+    """(B, A) focal loss, summed over classes, and 1 - GIoU of every anchor, neither masked nor
+    weighted; ``logits`` (B, A, K), decoded ``boxes`` (B, A, 4) xyxy px.
+    """
+    focal = focal_loss_of_labels(logits, wanted.labels).sum(dim=2)
+    return focal, 1 - paired_giou(boxes, wanted.boxes_px)
 
 
 class AnchorBranches(DenseBranches[Anchors]):

@@ -1,16 +1,14 @@
 """FCOS (Tian et al. 2019) as an auxiliary head, in its plain variant: no centre sampling,
 distances in pixels, centerness beside the classifier.
 
-Official parameter names (mmdet ``FCOSHead``) and ours: ``cls_convs.i.{conv,gn}`` are
-``cls_tower.i.{conv,norm}``, ``reg_convs`` likewise; ``conv_cls``, ``conv_reg``,
-``conv_centerness`` are ``cls``, ``reg``, ``centerness``; ``scales.l.scale`` is ``scales.l``.
+Official parameter names (mmdet ``FCOSHead``) and ours, beside those in ``dense``: ``conv_cls``,
+``conv_reg``, ``conv_centerness`` are ``cls``, ``reg``, ``centerness``.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from codetr.boxes import paired_iou
@@ -20,16 +18,11 @@ from codetr.structures import Pyramid
 from codetr.supervision.assigners.points import PointAssigner
 from codetr.supervision.aux_heads.anchors import PointGrid, Points
 from codetr.supervision.aux_heads.coder import centerness, decode_distances, encode_distances
-from codetr.supervision.aux_heads.dense import (
-    DenseBranches,
-    DensePredictions,
-    init_dense,
-    level_scales,
-    predictor,
-)
+from codetr.supervision.aux_heads.dense import DenseBranches, DensePredictions
+from codetr.supervision.aux_heads.layers import predictor
 from codetr.supervision.aux_heads.matched import DenseTargets
 from codetr.supervision.aux_heads.selection import DenseSelection, Selection
-from codetr.supervision.criteria.focal import focal_loss_of_labels
+from codetr.supervision.criteria.focal import focal_loss_of_labels, quality_entropy
 
 GRID = PointGrid()
 ASSIGNER = PointAssigner()
@@ -62,8 +55,7 @@ class FcosHead(DenseBranches[Points]):
         self.centerness_weight = centerness_weight
         self.assigner = assigner
         self.centerness = predictor(channels, 1)
-        self.scales = level_scales(num_levels)
-        init_dense(self, self.cls)
+        self.finish_init(num_levels)
 
     def quality(self, classification: Tensor, regression: Tensor) -> Tensor:
         """The centerness."""
@@ -92,8 +84,7 @@ class FcosHead(DenseBranches[Points]):
         focal = focal_loss_of_labels(predictions.logits, wanted.labels)
         boxes = self.decode(places, predictions.regression)
         iou_loss = -paired_iou(boxes, wanted.boxes_px).clamp(min=MIN_IOU).log() * quality
-        entropy = F.binary_cross_entropy_with_logits(predictions.quality, quality, reduction="none")
-        entropy = entropy * wanted.positive
+        entropy = quality_entropy(predictions.quality, quality, wanted.positive)
         return {
             "cls": LossTerm(focal.sum(), self.cls_weight, num_pos),
             "bbox": LossTerm(iou_loss.sum(), self.bbox_weight, sum_quality),

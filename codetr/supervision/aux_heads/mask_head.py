@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from codetr.models.layers.class_maps import maps_of_class
-from codetr.supervision.aux_heads.dense import conv_tower
+from codetr.supervision.aux_heads.layers import conv_tower
 
 
 class FcnMaskHead(nn.Module):

@@ -1,27 +1,22 @@
 """RetinaNet (Lin et al. 2017, "Focal Loss for Dense Object Detection") as an auxiliary head.
 
-Official parameter names (mmdet ``RetinaHead``) and ours: ``cls_convs.i.conv`` and
-``reg_convs.i.conv`` are ``cls_tower.i.conv`` and ``reg_tower.i.conv``; ``retina_cls``,
+Official parameter names (mmdet ``RetinaHead``) and ours, beside those in ``dense``: ``retina_cls``,
 ``retina_reg`` are ``cls``, ``reg``.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from codetr.loss_terms import Count, Losses, LossTerm
 from codetr.nms import ClasswiseNms
 from codetr.structures import Batch, Candidates, Pyramid
 from codetr.supervision.assigners.max_iou import MaxIouAssigner
+from codetr.supervision.assigners.sampling import positives_first
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
 from codetr.supervision.aux_heads.coder import DeltaCoder
-from codetr.supervision.aux_heads.dense import (
-    AnchorBranches,
-    DensePredictions,
-    cell_features,
-    init_dense,
-)
+from codetr.supervision.aux_heads.dense import AnchorBranches, DensePredictions
+from codetr.supervision.aux_heads.layers import cell_features
 from codetr.supervision.aux_heads.matched import DenseTargets, candidates, count_positives
 from codetr.supervision.aux_heads.selection import DenseSelection, Selection
 from codetr.supervision.criteria.focal import focal_loss_of_labels
@@ -62,7 +57,7 @@ class RetinaNetHead(AnchorBranches):
         )
         self.cls_weight, self.bbox_weight = cls_weight, bbox_weight
         self.coder, self.assigner = coder, assigner
-        init_dense(self, self.cls)
+        self.finish_init()
 
     def assign_image(self, places: Anchors, boxes_px: Tensor, usable: Tensor) -> Tensor:
         """By overlap."""
@@ -97,11 +92,3 @@ class RetinaNetHead(AnchorBranches):
             features = cells[image, index // self.per_cell]
             found.append(candidates(boxes, wanted.matched[image].take(index), features, targets))
         return tuple(found)
-
-
-def positives_first(positive: Tensor, limit: int) -> Tensor:
-    """At most ``limit`` indices into ``positive`` (A,) bool, random but for the order: no False
-    one before a True one. The draw is made on the CPU, so that a seed gives it on every device.
-    """
-    draw = torch.rand(len(positive)).to(positive.device, non_blocking=True)
-    return (draw + positive).topk(min(limit, len(positive))).indices

@@ -20,7 +20,7 @@ from codetr.supervision.assigners.max_iou import MaxIouAssigner
 from codetr.supervision.assigners.sampling import RandomSampler, Sample
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
 from codetr.supervision.aux_heads.coder import DeltaCoder
-from codetr.supervision.aux_heads.dense import cell_features, flatten_level, init_convs
+from codetr.supervision.aux_heads.layers import cell_features, flatten_level, init_convs
 from codetr.supervision.aux_heads.matched import true_boxes
 from codetr.suppression import surviving
 from codetr.tensor_struct import TensorStruct

@@ -1,4 +1,4 @@
-"""Focal losses on classifiers and on distributions of distances, element by element.
+"""Losses of classifiers, of quality branches and of distributions, element by element.
 
 All are built on the cross-entropy of logits (log-sum-exp inside), so that no logarithm of a
 rounded probability is ever taken.
@@ -47,6 +47,14 @@ def quality_focal_loss(logits: Tensor, soft_targets: Tensor, beta: float = 2.0) 
     distance = (soft_targets - logits.sigmoid()).abs()
     entropy = F.binary_cross_entropy_with_logits(logits, soft_targets, reduction="none")
     return distance.pow(beta) * entropy
+
+
+def quality_entropy(logits: Tensor, quality: Tensor, positive: Tensor) -> Tensor:
+    """Binary cross-entropy (...) of a branch that predicts the ``quality`` (...) of boxes, their
+    centerness or IoU in [0, 1], by its ``logits`` (...); 0 where not ``positive`` (...).
+    """
+    entropy = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+    return entropy * positive
 
 
 def distribution_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:

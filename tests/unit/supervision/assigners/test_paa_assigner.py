@@ -85,8 +85,8 @@ def test_assignment_equals_loops(count, seed) -> None:
     """Two images at once: the second one has other numbers of boxes and candidates."""
     cases = [(count, *proposals(count, seed)), (2, *proposals(2, seed + 10))]
     found = PaaAssigner()(
-        [proposed for _, proposed, _ in cases],
-        [losses for _, _, losses in cases],
+        torch.stack([proposed for _, proposed, _ in cases]),
+        torch.stack([losses for _, _, losses in cases]),
         LEVELS,
         [n for n, _, _ in cases],
     )
@@ -129,5 +129,5 @@ def test_float32_losses_close_together_stay_finite() -> None:
 def test_a_lone_candidate_is_not_positive() -> None:
     proposed = torch.full((sum(LEVELS),), NEGATIVE)
     proposed[7] = 0
-    found = PaaAssigner()([proposed], [torch.rand(sum(LEVELS))], LEVELS, [1])
+    found = PaaAssigner()(proposed[None], torch.rand(1, sum(LEVELS)), LEVELS, [1])
     assert found[0].eq(NEGATIVE).all()

@@ -16,7 +16,7 @@ from codetr.supervision.aux_heads.coder import (
     decode_distances,
     encode_distances,
 )
-from codetr.supervision.aux_heads.dense import cell_features, conv_tower
+from codetr.supervision.aux_heads.layers import cell_features, conv_tower
 from codetr.supervision.aux_heads.matched import boxes_xyxy_px, match
 from codetr.supervision.aux_heads.selection import DenseSelection, top_pairs
 

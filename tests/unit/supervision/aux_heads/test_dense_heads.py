@@ -6,12 +6,13 @@ from torch import Tensor, nn
 
 from codetr.loss_terms import total_loss
 from codetr.structures import Batch, Detections, Pyramid
+from codetr.supervision.assigners.sampling import positives_first
 from codetr.supervision.aux_heads.anchors import AnchorGrid
 from codetr.supervision.aux_heads.atss import AtssHead
 from codetr.supervision.aux_heads.fcos import FcosHead
 from codetr.supervision.aux_heads.gfl import GflHead
 from codetr.supervision.aux_heads.paa import PaaHead
-from codetr.supervision.aux_heads.retinanet import RetinaNetHead, positives_first
+from codetr.supervision.aux_heads.retinanet import RetinaNetHead
 from codetr.training.losses import divided
 
 CLASSES = 5

@@ -1,0 +1,69 @@
+"""Convolutional parts of auxiliary heads, and maps as rows of cells."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from codetr.boxes import at_least_float32
+from codetr.structures import Pyramid
+
+GROUPS = 32
+PRIOR_LOGIT = -math.log(99)
+"""Classifier bias that starts every class at probability 0.01 (Lin et al. 2017, section 3.3)."""
+
+
+class ConvBlock(nn.Module):
+    """3x3 convolution, group norm (or a bias where ``normalised`` is false), ReLU."""
+
+    def __init__(self, channels: int, *, normalised: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=not normalised)
+        self.norm = nn.GroupNorm(GROUPS, channels) if normalised else nn.Identity()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        return self.norm(self.conv(features)).relu()
+
+
+def conv_tower(channels: int, depth: int, *, normalised: bool = True) -> nn.Sequential:
+    """``depth`` blocks (0: the features as they are), shared by all levels."""
+    return nn.Sequential(*(ConvBlock(channels, normalised=normalised) for _ in range(depth)))
+
+
+def predictor(channels: int, outputs: int) -> nn.Conv2d:
+    """The last 3x3 convolution of a branch."""
+    return nn.Conv2d(channels, outputs, 3, padding=1)
+
+
+def level_scales(num_levels: int) -> nn.ParameterList:
+    """One learned factor per level, shape (), starting at 1."""
+    return nn.ParameterList(nn.Parameter(torch.ones(())) for _ in range(num_levels))
+
+
+def init_convs(head: nn.Module, std: float = 0.01) -> None:
+    """Every convolution of ``head``: weights N(0, std), biases 0."""
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def init_prior(classifier: nn.Conv2d) -> None:
+    """The classifier's bias: ``PRIOR_LOGIT`` for every class."""
+    nn.init.constant_(classifier.bias, PRIOR_LOGIT)  # type: ignore[arg-type]
+
+
+def flatten_level(prediction: Tensor, size: int) -> Tensor:
+    """(B, anchors * size, H, W) to (B, H * W * anchors, size), in the order of ``Anchors``; at
+    least float32.
+    """
+    return at_least_float32(prediction.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, size)))
+
+
+def cell_features(pyramid: Pyramid) -> Tensor:
+    """(B, cells, C) the maps' vectors, level by level, row by row; keeps the gradient."""
+    return torch.cat([m.flatten(2).transpose(1, 2) for m in pyramid.maps], dim=1)
