@@ -12,23 +12,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tiny import batch, build, composed
 
 from codetr.checkpoints.experiment import build_empty
-from codetr.checkpoints.official import convert_official
-from codetr.evaluation import Postprocess
+from codetr.checkpoints.official import Conversion, convert_official
 from codetr.structures import Batch, ImageInfo
 from tools.parity.case import Case
 from tools.parity.inference import evaluation_values
+from tools.parity.step import training_step
 from tools.parity.step_details import detail_rows
 from tools.parity.table import Tolerance
-from tools.parity.training import training_step, training_values
+from tools.parity.training import official_losses, training_values, without_randomness
 
 ALONE = Path(__file__).parents[1] / "golden" / "heads" / "refine_mask"
 WHOLE = {
     "co_dino_5scale_vit_large_coco_instance": ("co_dino_5scale_vit_large_coco", 80),
     "co_dino_5scale_lsj_vit_large_lvis_instance": ("co_dino_5scale_lsj_vit_large_lvis", 1203),
 }
+POSTPROCESS = {"_target_": "codetr.evaluation.Postprocess", "max_detections": 20}
 FACTORS = [[1.5, 1.25], [0.5, 0.75]]
 ORIGINALS = [[40, 50], [70, 80]]
 LAYOUTS = {
@@ -58,9 +60,10 @@ def tiny_case() -> Case:
     )
     return Case(
         recorded=record({}, {}),
+        cfg=OmegaConf.create({"evaluation": {"postprocess": POSTPROCESS}}),
         detector=detector.double(),
         schemes=schemes.double(),
-        postprocess=Postprocess(max_detections=20),
+        conversion=Conversion(state={}, used={}, dropped=(), unused=()),
         batch=Batch(images=images, targets=targets, infos=infos),
     )
 
@@ -75,10 +78,10 @@ def test_everything_that_the_branch_alone_records_is_compared_on_whole_detectors
     recorded = json.loads((ALONE / "losses.json").read_text())
     names = set(json.loads((ALONE / "stats.json").read_text()))
     values = evaluation_values(case)
-    step = training_step(case)
+    step = training_step(case, patches=without_randomness(case))
     values |= training_values(case, step)
     assert {n for n in names if n.startswith(("train/", "eval/"))} <= set(values)
-    assert set(recorded["losses"]) <= set(step.losses)
+    assert set(recorded["losses"]) <= set(official_losses(step))
     own = {name.removeprefix("train/"): value for name, value in values.items()}
     losses = {"counts": recorded["counts"], "stage_losses_unweighted": [0.0] * 4}
     one: Any = SimpleNamespace(losses=losses)

@@ -13,7 +13,8 @@ from codetr.errors import UserError
 from codetr.supervision.assigners import TopKAssigner
 from tools.parity import rules_detr
 from tools.parity.check import check
-from tools.parity.recorded_detr import RecordedDetr
+from tools.parity.inputs import make_batch
+from tools.parity.recorded import Recorded
 from tools.parity.top_k import check_matcher
 
 OVERRIDES = [
@@ -32,6 +33,13 @@ def test_ours_equals_the_recorded_run(shared: Path) -> None:
     assert "ms_detr_r50_300q_1x_coco" in report.title
     quantities = {row.quantity for row in report.rows}
     assert {"match_o2m_l5", "loss_giou_4_o2m", "grad (all)", "post_boxes_1"} <= quantities
+
+
+def test_an_experiment_that_no_records_are_known_of_is_named(tmp_path: Path) -> None:
+    folder = folder_without(tmp_path / "other")
+    (folder / "info.json").write_text(json.dumps({"experiment": "co_dino_5scale_r50_1x_coco"}))
+    with pytest.raises(UserError, match=r"experiment co_dino.*begins with ms_detr"):
+        check(folder)
 
 
 @pytest.mark.golden
@@ -67,7 +75,7 @@ def test_input_rule_equals_the_reference(shared: Path) -> None:
         5, [(70, 50), (33, 90)], [4, 0], 7
     )
     assert np.array_equal(ours.pixels, pixels)
-    assert np.array_equal(ours.padding, padding)
+    assert np.array_equal(make_batch(ours).images.padding, padding)
     theirs = (*boxes, *labels, *relative)
     for mine, other in zip((*ours.boxes, *ours.labels, *ours.relative), theirs, strict=True):
         assert np.array_equal(mine, other)
@@ -103,8 +111,8 @@ def folder_without(root: Path, **missing: Any) -> Path:
 def test_an_incomplete_folder_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     folder = folder_without(tmp_path / "seedless", seed=True)
     with pytest.raises(UserError, match=r"keys\.json has no seed"):
-        RecordedDetr.load(folder)
+        Recorded.load(folder)
     (folder / "io.npz").unlink()
     shutil.copy(folder_without(tmp_path / "whole") / "keys.json", folder)
     with pytest.raises(UserError, match=r"has no io\.npz"):
-        RecordedDetr.load(folder)
+        Recorded.load(folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tools.parity.check import check
-from tools.parity.recorded_detr import RecordedDetr
+from tools.parity.recorded import Recorded
 from tools.parity.teacher_files import check_loader
 
 
@@ -30,7 +30,7 @@ def test_ours_equal_the_recorded_numbers(recorded: Path) -> None:
 
 @pytest.mark.golden
 def test_teachers_files_are_read_merged_and_moved_as_officially(recorded: Path) -> None:
-    rows = check_loader(recorded, RecordedDetr.load(recorded))
+    rows = check_loader(Recorded.load(recorded))
     assert len(rows) > 60
     assert not [row for row in rows if not row.ok]
 
@@ -43,6 +43,6 @@ def test_another_box_of_a_teacher_is_noticed(recorded: Path, tmp_path: Path) -> 
     for result in content["101"]:
         result["bbox"][0] += 1
     path.write_text(json.dumps(content))
-    wrong = [r.quantity for r in check_loader(folder, RecordedDetr.load(folder)) if not r.ok]
+    wrong = [r.quantity for r in check_loader(Recorded.load(folder)) if not r.ok]
     assert "plain/101/ext_boxes" in wrong
     assert "plain/102/ext_boxes" not in wrong

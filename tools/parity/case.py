@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from timm.layers import DropPath
 from torch import Tensor, nn
 
-from codetr.boxes import xyxy_to_cxcywh
-from codetr.checkpoints.official import convert_official
+from codetr.checkpoints.experiment import compose_experiment, without_initial_weights
+from codetr.checkpoints.official import Conversion
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess
-from codetr.structures import Batch, ImageInfo, Images, Targets
-from tools.parity.experiment import Experiment, build_experiment
+from codetr.structures import Batch
+from tools.parity.inputs import make_batch
 from tools.parity.recorded import Recorded
-from tools.parity.rules import make_inputs
-from tools.parity.rules_masks import has_masks, make_masks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """``detector``, ``schemes`` and ``batch`` in one precision, ready to run.
+    """``detector``, ``schemes`` and ``batch`` in one precision, ready to run. ``conversion`` says
+    which names are whose, without the weights.
 
     Both models are looked into, beyond what their protocols promise.
     """
 
     recorded: Recorded
+    cfg: DictConfig
     detector: Any
     schemes: Any
-    postprocess: Postprocess
+    conversion: Conversion
     batch: Batch
+
+    @property
+    def root(self) -> nn.ModuleDict:
+        """Both models; names of its parameters are those of a checkpoint."""
+        return nn.ModuleDict({"detector": self.detector, "schemes": self.schemes})
+
+    @property
+    def postprocess(self) -> Postprocess:
+        """Of the experiment's evaluation."""
+        made: Postprocess = instantiate(self.cfg.evaluation.postprocess)
+        return made
 
     @property
     def heads(self) -> dict[str, nn.Module]:
@@ -40,91 +54,55 @@ class Case:
             return {}
         return dict(self.schemes["collaborative"].heads.items())
 
+    def own_names(self, official: str) -> list[str]:
+        """Our parameters that hold an official one; none if we have no such parameter."""
+        names = self.conversion.used.get(self.recorded.short(official))
+        return names.split(", ") if names else []
 
-def load_case(recorded: Recorded, dtype: torch.dtype = torch.float64) -> Case:
-    """Build the experiment at full size and load the official state dict into it, strictly.
+    def drops(self, official: str) -> bool:
+        """Whether a parameter holds nothing that we need."""
+        return self.recorded.short(official) in self.conversion.dropped
 
-    Raises UserError if a key is left over or missing, or has another shape.
+
+Convert = Callable[[Mapping[str, Tensor], DictConfig], Conversion]
+"""Renames an official state dict for an experiment."""
+
+
+def load_case(
+    recorded: Recorded,
+    convert: Convert,
+    overrides: Sequence[str] = (),
+    dtype: torch.dtype = torch.float64,
+) -> Case:
+    """Build the experiment at full size and load the official state dict into it, strictly; the
+    recorded runs drop no layers. ``overrides`` as for train.py.
+
+    Raises UserError if there is no such experiment, or if a key is left over or missing.
     """
-    experiment = build_experiment(recorded.experiment, recorded.num_classes)
-    load_strictly(experiment, recorded.state(), str(recorded.folder))
-    root = nn.ModuleDict({"detector": experiment.detector, "schemes": experiment.schemes})
-    root.to(dtype)
-    return Case(
-        recorded=recorded,
-        detector=experiment.detector,
-        schemes=experiment.schemes,
-        postprocess=experiment.postprocess,
-        batch=make_batch(recorded, experiment.whole_canvas, dtype),
-    )
-
-
-def load_strictly(experiment: Experiment, official: dict[str, Tensor], source: str) -> None:
-    """Convert and load; every official key must be used and every one of ours filled."""
-    heads = tuple(experiment.heads)
-    conversion = convert_official(official, heads)
+    name = recorded.experiment
+    cfg = compose_experiment(name, recorded.num_classes, overrides)
+    schemes = nn.ModuleDict({key: instantiate(part) for key, part in cfg.scheme.items()})
+    detector = instantiate(without_initial_weights(cfg.model.detector))
+    conversion = convert(recorded.state(), cfg)
     if conversion.unused:
-        raise UserError(f"{source}: no rule knows {', '.join(conversion.unused[:5])}")
-    root = nn.ModuleDict({"detector": experiment.detector, "schemes": experiment.schemes})
+        raise UserError(f"{recorded.folder}: no rule knows {', '.join(conversion.unused[:5])}")
+    root = nn.ModuleDict({"detector": detector, "schemes": schemes})
     answer = root.load_state_dict(conversion.state, strict=False)
     if answer.missing_keys or answer.unexpected_keys:
         raise UserError(
-            f"{source}: missing {answer.missing_keys[:5]}, unexpected {answer.unexpected_keys[:5]}"
+            f"{recorded.folder}: does not fit {name}: missing {answer.missing_keys[:5]}, "
+            f"unexpected {answer.unexpected_keys[:5]}"
         )
-
-
-def make_batch(recorded: Recorded, whole_canvas: bool, dtype: torch.dtype) -> Batch:
-    """The recorded inputs. Under large-scale jitter (``whole_canvas``) the whole padded batch
-    counts as image, as in the official code without an attention mask.
-    """
-    info = recorded.info
-    pixels, boxes, labels = make_inputs(
-        info["seeds"], info["sizes"], info["num_gts"], recorded.num_classes, info.get("keep")
-    )
-    own = torch.tensor(info["sizes"])
-    sizes = torch.tensor(pixels.shape[2:]).expand_as(own) if whole_canvas else own
-    masked = has_masks([key for key, _ in recorded.entries])
-    masks = [_masks(b, s, o) if masked else None for b, s, o in zip(boxes, own, sizes, strict=True)]
-    padding = torch.ones(len(sizes), *pixels.shape[2:], dtype=torch.bool)
-    for mask, (height, width) in zip(padding, sizes.tolist(), strict=True):
-        mask[:height, :width] = False
-    return Batch(
-        images=Images(
-            pixels=torch.from_numpy(pixels).to(dtype),
-            padding=padding,
-            sizes=sizes,
-            padded_sizes=sizes,
-        ),
-        targets=tuple(
-            targets_of(*parts, dtype)
-            for parts in zip(boxes, labels, sizes.flip(1), masks, strict=True)
-        ),
-        infos=tuple(
-            ImageInfo(image_id=b, original_size=(int(h), int(w)), scale=(1.0, 1.0))
-            for b, (h, w) in enumerate(info["sizes"])
-        ),
-    )
-
-
-def _masks(boxes: Any, size: Tensor, canvas: Tensor) -> Tensor:
-    """(N, H, W) of an image of ``size`` (2,) height, width, padded to ``canvas`` (2,)."""
-    made = torch.from_numpy(make_masks(boxes, size.tolist()))
-    bottom, right = (canvas - size).tolist()
-    return F.pad(made, (0, right, 0, bottom))
-
-
-def targets_of(
-    boxes: Any, labels: Any, size: Tensor, masks: Tensor | None, dtype: torch.dtype
-) -> Targets:
-    """Arrays ``boxes`` (N, 4) xyxy px and ``labels`` (N,) of an image of ``size`` (2,) width and
-    height, with ``masks`` (N, H, W).
-    """
-    size = size.to(dtype)
-    relative = xyxy_to_cxcywh(torch.from_numpy(boxes).to(dtype)) / size.repeat(2)
-    return Targets(
-        boxes=relative,
-        labels=torch.from_numpy(labels),
-        weights=torch.ones(len(labels), dtype=dtype),
-        size=size,
-        masks=masks,
+    for module in root.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
+    root.to(dtype)
+    lsj = recorded.of_co_detr and cfg.augmentation.eval._target_.endswith("LsjEval")
+    return Case(
+        recorded=recorded,
+        cfg=cfg,
+        detector=detector,
+        schemes=schemes,
+        conversion=replace(conversion, state={}),
+        batch=make_batch(recorded.inputs(), dtype, whole_canvas=lsj),
     )

@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from codetr.errors import UserError
 from tools.parity.components import COMPONENTS
+from tools.parity.detr import check_detr
 from tools.parity.heads import check_head
-from tools.parity.models import check_model, not_compared
-from tools.parity.ms_detr import check_ms_detr
-from tools.parity.recorded import ARRAYS, INFO, Recorded
+from tools.parity.models import check_model
+from tools.parity.ms_detr import MS_DETR
+from tools.parity.recorded import Recorded
 from tools.parity.refine_mask import check_refine_mask, is_refine_mask
-from tools.parity.students import check_student
+from tools.parity.students import STUDENTS
 from tools.parity.table import Row
 from tools.parity.teach_detr import check_teach_detr
-from tools.parity.tokens import check_tokens
+from tools.parity.tokens import VIDT, YOLOS
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 LOSS = re.compile(r"loss|total")
-DRAWS = "dn_draw_"
-"""Recorded random numbers, which our run was given."""
+GIVEN = re.compile(r"^in/|_paste_(index|window)$|^dn_draw_")
+"""Recorded arrays that say what was given or done, not what came out."""
 HEAD_ALONE = {"head_config", "roi_head"}
 """Keys of info.json that only the records of auxiliary heads alone have."""
-FAMILIES: dict[str, Callable[[Path], list[Row]]] = {
-    "ms_detr": check_ms_detr,
+FAMILIES: dict[str, Callable[[Recorded], list[Row]]] = {
+    "ms_detr": partial(check_detr, family=MS_DETR),
     "h_deformable": check_teach_detr,
     "teach_h_deformable": check_teach_detr,
-    **dict.fromkeys(("yolos", "vidt"), check_tokens),
-    **dict.fromkeys(("conditional_detr", "dab_detr", "dn_detr", "dino"), check_student),
+    "yolos": partial(check_detr, family=YOLOS),
+    "vidt": partial(check_detr, family=VIDT),
+    **dict.fromkeys(
+        ("conditional_detr", "dab_detr", "dn_detr", "dino"), partial(check_detr, family=STUDENTS)
+    ),
 }
 """Checks of detectors of other repositories, by how the experiment in info.json begins."""
 
@@ -59,45 +62,40 @@ def check(folder: Path, precision: str | None = None) -> Report:
 
     ``precision`` is float64 or float32; None: the one of the recorded run. Parts alone and
     detectors of other repositories run in the precisions that their tolerances are for. Raises
-    UserError if there is no such folder.
+    UserError if there is no such folder, or if it is none of these.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give one with recorded numbers (io.npz)")
     name = folder.resolve().name
     if name in COMPONENTS:
         return Report(title=name, rows=tuple(COMPONENTS[name](folder)))
-    experiment = _experiment(folder)
-    for family, check_family in FAMILIES.items():
-        if experiment.startswith(family):
-            rows = check_family(folder)
-            title = f"{name}: {experiment}, float64"
-            return Report(title=title, rows=tuple(rows), untouched=_untouched(folder, rows))
     recorded = Recorded.load(folder)
+    if not recorded.of_co_detr:
+        rows = _family(recorded)(recorded)
+        return _report(f"{name}: {recorded.experiment}, float64", recorded, rows)
     if is_refine_mask(recorded):
-        rows = check_refine_mask(recorded)
-        rest = tuple(not_compared(recorded, rows))
-        return Report(title=f"heads/{name}", rows=tuple(rows), untouched=rest)
+        return _report(f"heads/{name}", recorded, check_refine_mask(recorded))
     if HEAD_ALONE & set(recorded.info):
-        return Report(title=f"heads/{name}", rows=tuple(check_head(folder)))
+        return Report(title=f"heads/{name}", rows=tuple(check_head(recorded)))
     chosen = precision or recorded.info.get("precision", "float64")
     rows = check_model(recorded, PRECISIONS[chosen])
-    untouched = not_compared(recorded, rows)
-    title = f"{name}: {recorded.experiment}, {chosen}"
-    return Report(title=title, rows=tuple(rows), untouched=tuple(untouched))
+    return _report(f"{name}: {recorded.experiment}, {chosen}", recorded, rows)
 
 
-def _experiment(folder: Path) -> str:
-    """Our experiment, where the folder names it; empty where it names an official file instead."""
-    path = folder / INFO
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return str(content.get("experiment", ""))
+def _family(recorded: Recorded) -> Callable[[Recorded], list[Row]]:
+    for beginning, check_family in FAMILIES.items():
+        if recorded.experiment.startswith(beginning):
+            return check_family
+    raise UserError(
+        f"{recorded.folder}/info.json: experiment {recorded.experiment} is none whose records are "
+        f"known: give one that begins with {', '.join(FAMILIES)}"
+    )
 
 
-def _untouched(folder: Path, rows: Sequence[Row]) -> tuple[str, ...]:
-    compared = {row.quantity for row in rows}
-    with np.load(folder / ARRAYS) as stored:
-        names = [name for name in stored.files if not name.startswith(DRAWS)]
-    return tuple(name for name in names if name not in compared)
+def _report(title: str, recorded: Recorded, rows: Sequence[Row]) -> Report:
+    known = {row.quantity for row in rows}
+    rest = (name for name in recorded.arrays if name not in known and not GIVEN.search(name))
+    return Report(title=title, rows=tuple(rows), untouched=tuple(rest))
 
 
 def markdown(reports: Sequence[Report]) -> str:

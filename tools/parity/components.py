@@ -11,12 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from hydra.utils import instantiate
 from torch import Tensor
 
-from codetr.boxes import xyxy_to_cxcywh
 from codetr.checkpoints.experiment import compose_experiment
 from codetr.data.collate import Collate
 from codetr.data.images import read_image
@@ -29,10 +27,13 @@ from codetr.nms import SoftNms
 from codetr.structures import Queries, QueryGroup, Targets
 from codetr.supervision.criteria import QualityClassification, SetCriterion
 from codetr.supervision.schemes.denoising import Denoising, Noise
+from tools.parity.inputs import targets_of
 from tools.parity.mask_pipeline import check_mask_pipeline
+from tools.parity.recorded import ARRAYS, INFO, read_arrays, read_json
+from tools.parity.rules import Array
 from tools.parity.table import Row, Tolerance, compare
 
-Arrays = dict[str, np.ndarray[Any, Any]]
+Arrays = dict[str, Array]
 
 NUM_CLASSES = 80
 IMAGES = Path("data/coco_tiny/val2017")
@@ -40,7 +41,7 @@ IMAGES = Path("data/coco_tiny/val2017")
 
 def check_msda(folder: Path) -> list[Row]:
     """The operator and the reference: output and gradients in float64, output also in float32."""
-    arrays, rows = _arrays(folder), []
+    arrays, rows = read_arrays(folder / ARRAYS), []
     try:
         for choice in ("numba", "torch"):
             use_msda(choice, torch.device("cpu"))
@@ -73,7 +74,7 @@ def _msda_rows(name: str, recorded: Arrays, one_sided: bool) -> list[Row]:
 
 def check_soft_nms(folder: Path) -> list[Row]:
     """Which boxes stay, in which order, with which scores: in float64 and in float32."""
-    arrays, rows, nms = _arrays(folder), [], SoftNms(0.8, 1e-3)
+    arrays, rows, nms = read_arrays(folder / ARRAYS), [], SoftNms(0.8, 1e-3)
     for case in _cases(arrays):
         boxes, scores, labels = (
             torch.from_numpy(arrays[f"{case}/{name}"]) for name in ("boxes", "scores", "labels")
@@ -92,7 +93,7 @@ def check_soft_nms(folder: Path) -> list[Row]:
 
 def check_dn_query(folder: Path) -> list[Row]:
     """Denoising queries under the recorded draws: labels, boxes, mask, number of groups."""
-    arrays, rows = _arrays(folder), []
+    arrays, rows = read_arrays(folder / ARRAYS), []
     for number, info in enumerate(json.loads((folder / "cases.json").read_text())):
         case = f"case{number}"
         scheme = Denoising(
@@ -135,19 +136,14 @@ def _dn_rows(
 
 
 def _dn_targets(recorded: Arrays, sizes: Sequence[Sequence[int]]) -> list[Targets]:
-    made = []
-    for i, (height, width) in enumerate(sizes):
-        size = torch.tensor([width, height], dtype=torch.float64)
-        boxes = torch.from_numpy(recorded[f"gt{i}_boxes"]).double().reshape(-1, 4)
-        made.append(
-            Targets(
-                boxes=xyxy_to_cxcywh(boxes / size.repeat(2)),
-                labels=torch.from_numpy(recorded[f"gt{i}_labels"]).long(),
-                weights=torch.ones(len(boxes), dtype=torch.float64),
-                size=size,
-            )
+    return [
+        targets_of(
+            recorded[f"gt{i}_boxes"].reshape(-1, 4),
+            recorded[f"gt{i}_labels"].astype("int64"),
+            torch.tensor([width, height]),
         )
-    return made
+        for i, (height, width) in enumerate(sizes)
+    ]
 
 
 def _dn_noise(recorded: Arrays, info: dict[str, Any]) -> Noise:
@@ -181,7 +177,8 @@ def check_test_pipeline(folder: Path) -> list[Row]:
     The images are looked for in ``data/coco_tiny/val2017`` beside the folder of the recorded
     numbers. Raises UserError if they are not there.
     """
-    info, arrays, rows = json.loads((folder / "info.json").read_text()), _arrays(folder), []
+    info, arrays = read_json(folder / INFO), read_arrays(folder / ARRAYS)
+    rows: list[Row] = []
     images = folder.resolve().parents[1] / IMAGES
     for case, recipe in info["cases"].items():
         cfg = compose_experiment(Path(recipe["config"]).stem, NUM_CLASSES)
@@ -222,11 +219,6 @@ COMPONENTS: dict[str, Callable[[Path], list[Row]]] = {
     "mask_pipeline": check_mask_pipeline,
 }
 """Checks by the name of the folder."""
-
-
-def _arrays(folder: Path) -> Arrays:
-    with np.load(folder / "io.npz") as stored:
-        return {name: stored[name] for name in stored.files}
 
 
 def _cases(arrays: Arrays) -> list[str]:

@@ -8,14 +8,16 @@ Detections whose scores are equal in float32 have no order: they are paired firs
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
+import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
 
-from codetr.structures import Detections
-from tools.parity.recorded_detr import RecordedDetr
+from codetr.evaluation import Postprocess
+from codetr.structures import Batch, Detections, Predictions
+from tools.parity.recorded import Recorded
+from tools.parity.rules import Array
 from tools.parity.table import Row, Tolerance, compare
 
 SCORES = Tolerance(absolute=1e-6, relative=1e-5)
@@ -23,17 +25,27 @@ PIXELS = Tolerance(absolute=2e-3)
 WRONG_LABEL = 1e6
 """Cost of pairing two labels, far above any difference of scores or boxes."""
 
-Array = np.ndarray[Any, Any]
+
+def best_detections(
+    recorded: Recorded, last: Predictions, batch: Batch, limit: int
+) -> Iterator[Row]:
+    """Scores, labels and boxes of the ``limit`` best detections of every recorded image."""
+    unit = torch.ones_like(batch.images.sizes)
+    for b, found in enumerate(Postprocess(max_detections=limit)(last, unit, batch.infos)):
+        if f"post_scores_{b}" in recorded.arrays:
+            yield from _rows(recorded, b, found)
 
 
-def detection_rows(recorded: RecordedDetr, image: int, found: Detections) -> list[Row]:
-    """Scores, labels and boxes of image ``image``; ``found`` has boxes clipped to the image and
-    relative to it, best score first, and at least as many as are recorded.
+def _rows(recorded: Recorded, image: int, found: Detections) -> list[Row]:
+    """``found`` has boxes clipped to the image and relative to it, best score first, and at least
+    as many as are recorded.
     """
     names = [f"post_{part}_{image}" for part in ("scores", "labels", "boxes")]
     scores, labels, boxes = (recorded.arrays[name] for name in names)
     ours = found.take(slice(len(scores)))
-    own_scores, own_labels, relative = map(_numpy, (ours.scores, ours.labels, ours.boxes_xyxy_px))
+    own_scores, own_labels, relative = (
+        value.detach().numpy() for value in (ours.scores, ours.labels, ours.boxes_xyxy_px)
+    )
     if relative.shape != boxes.shape:
         return [compare(names[2], relative, boxes)]
     said = recorded.keys.get("original_sizes")
@@ -58,8 +70,3 @@ def _whole_size(relative: Array, pixels: Array) -> Array:
         inside = (a > 0.05) & (a < 1)
         size.append(np.round(np.median(b[inside] / a[inside])))
     return np.array(size * 2)
-
-
-def _numpy(value: Tensor) -> Array:
-    array: Array = value.detach().cpu().numpy()
-    return array

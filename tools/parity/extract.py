@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from codetr.errors import UserError
-from tools.parity.recorded import ARRAYS, INFO, KEYS, LOSSES, STRIDES
+from tools.parity.recorded import ARRAYS, INFO, KEYS, LOSSES, STRIDES, read_arrays, read_json
 
 VALUES = 800
 """Numbers that are kept of a large array."""
@@ -36,18 +36,17 @@ def extract(folder: Path, root: Path) -> str:
     for name in (INFO, KEYS, LOSSES, "cases.json"):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)
-    with np.load(folder / ARRAYS) as stored:
-        arrays = {name: stored[name] for name in stored.files}
+    arrays = read_arrays(folder / ARRAYS)
     if (folder / STRIDES).is_file():
-        stats = json.loads((folder / STRIDES).read_text(encoding="utf-8"))
+        stats = read_json(folder / STRIDES)
         bits = {name: arrays[name] for name in arrays if "packed" in stats[name].get("dtype", "")}
         plain = {name: values for name, values in arrays.items() if name not in bits}
         thin, strides = _thinned(plain, {k: v.get("stride", 1) for k, v in stats.items()})
         arrays = bits | thin
-        kept = {name: {"stride": stride} for name, stride in strides.items()}
+        kept: dict[str, Any] = {name: {"stride": stride} for name, stride in strides.items()}
         kept |= {name: {"shape": stats[name]["shape"], "dtype": "packed"} for name in bits}
         (target / STRIDES).write_text(json.dumps(kept), encoding="utf-8")
-    elif "subsampled" in (keys := _json(folder / KEYS)):
+    elif "subsampled" in (keys := read_json(folder / KEYS)):
         shapes = {name: list(values.shape) for name, values in arrays.items()}
         said = {name: (shape, 1) for name, shape in shapes.items()} | keys["subsampled"]
         arrays, strides = _thinned(arrays, {name: stride for name, (_, stride) in said.items()})
@@ -58,11 +57,6 @@ def extract(folder: Path, root: Path) -> str:
     np.savez_compressed(target / ARRAYS, **arrays)  # type: ignore[arg-type]
     size = sum(path.stat().st_size for path in target.iterdir())
     return f"{target}: {size / 1e6:.2f} MB"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    return content
 
 
 def _thinned(

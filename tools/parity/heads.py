@@ -5,19 +5,18 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codetr.boxes import xyxy_to_cxcywh
 from codetr.loss_terms import Losses, total_loss
-from codetr.structures import Batch, Images, Pyramid, Targets
+from codetr.structures import Batch, Images, Pyramid
 from tools.parity.head_inputs import STRIDES, make_boxes, make_features
 from tools.parity.head_kinds import Kind, kind_of
 from tools.parity.head_values import Values
+from tools.parity.inputs import targets_of
 from tools.parity.recorded import Recorded
 from tools.parity.rules import Array, make_tensor
 from tools.parity.table import EXACT, Row, Tolerance, compare
@@ -32,13 +31,12 @@ IN_PIXELS = re.compile(
 )
 
 
-def check_head(folder: Path) -> list[Row]:
-    """Everything recorded in ``folder``, in float64: inputs, raw outputs, assignments, detections,
+def check_head(recorded: Recorded) -> list[Row]:
+    """Everything recorded, in float64: inputs, raw outputs, assignments, detections,
     losses and gradients. A recorded quantity that ours does not have is a row that fails.
 
-    Raises UserError if a file is missing, or the head is none of those known here.
+    Raises UserError if the head is none of those known here.
     """
-    recorded = Recorded.load(folder)
     kind = kind_of(recorded)
     head = kind.build(recorded.info).double()
     head.load_state_dict({kind.rename(k): v for k, v in _state(recorded).items()}, strict=True)
@@ -62,7 +60,7 @@ def _state(recorded: Recorded) -> dict[str, Tensor]:
     constants = tuple(extra.get("keep", ()))
     made = {
         key: make_tensor(key, shape, biases, extra.get("gain", ()))
-        for key, shape in recorded.entries
+        for key, shape in recorded.shapes.items()
         if not (constants and key.endswith(constants))
     }
     return {key: torch.from_numpy(v).double() for key, v in made.items() if v is not None}
@@ -87,14 +85,10 @@ def _batch(sizes: list[list[int]], truth: list[tuple[Array, Array]]) -> Batch:
         sizes=valid,
         padded_sizes=valid,
     )
-    targets = []
-    for (boxes, labels), size in zip(truth, valid.flip(1).double(), strict=True):
-        relative = xyxy_to_cxcywh(torch.from_numpy(boxes).double()) / size.repeat(2)
-        weights = torch.ones(len(labels), dtype=torch.float64)
-        targets.append(
-            Targets(boxes=relative, labels=torch.from_numpy(labels), weights=weights, size=size)
-        )
-    return Batch(images=images, targets=tuple(targets))
+    targets = tuple(
+        targets_of(*parts, size) for parts, size in zip(truth, valid.flip(1), strict=True)
+    )
+    return Batch(images=images, targets=targets)
 
 
 def _input_rows(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,8 +24,7 @@ Values = dict[str, Tensor]
 @torch.no_grad()
 def evaluation_values(case: Case) -> Values:
     """Backbone, neck, encoder, proposals, decoder, detections and auxiliary heads."""
-    case.detector.eval()
-    case.schemes.eval()
+    case.root.eval()
     encoded, memory = _encoding(case)
     decoded, last = _decoding(case, memory)
     values = encoded | decoded | _detections(case, last)
@@ -178,8 +177,3 @@ def _rcnn(case: Case, head: Any, pyramid: Pyramid) -> Values:
         "gt_roi_reg": deltas.flatten(1),
         **_found("roi_det{}", head.predict(pyramid, images)),
     }
-
-
-def outputs_of(values: Mapping[str, Tensor], prefix: str) -> Values:
-    """The same values under ``prefix/name``."""
-    return {f"{prefix}/{name}": value for name, value in values.items()}

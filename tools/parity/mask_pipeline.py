@@ -17,6 +17,7 @@ from codetr.data.collate import Collate
 from codetr.data.mask_bounds import mask_bounds
 from codetr.data.sample import BoxSet, Sample
 from codetr.data.segmentation import read_segmentations
+from tools.parity.recorded import ARRAYS, read_arrays
 from tools.parity.table import Row, Tolerance, compare, compare_bits
 
 BOXES = Tolerance(absolute=1e-4)
@@ -26,8 +27,7 @@ DIVISOR = 32
 def check_mask_pipeline(folder: Path) -> list[Row]:
     """Masks, boxes and labels after every step of both chains: all pixels must be equal."""
     case = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
-    with np.load(folder / "io.npz") as stored:
-        arrays = {name: stored[name] for name in stored.files}
+    arrays = read_arrays(folder / ARRAYS)
     samples = _steps(case)
     rows = []
     for step, sample in samples.items():

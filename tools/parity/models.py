@@ -1,4 +1,4 @@
-"""A recorded run of a whole detector against ours."""
+"""A recorded run of a whole Co-DETR against ours."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from typing import Any
 from unittest import mock
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
+from codetr.checkpoints.official import Conversion, convert_official
 from tools.parity.case import Case, load_case
 from tools.parity.inference import evaluation_values
 from tools.parity.recorded import Recorded
+from tools.parity.step import Step, frozen_row, gradient_rows, training_step
 from tools.parity.step_details import detail_rows
 from tools.parity.table import EXACT, Row, Tolerance, compare
-from tools.parity.training import Step, own_names, training_step, training_values
+from tools.parity.training import official_losses, training_values, without_randomness
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +55,6 @@ INTEGERS = (
     *("_level", "_assigned_gt", "_index", "_window", "mask_targets", "_gt"),
 )
 PIXELS = ("_boxes_scores", "_proposals", "_rois", "_pos_anchor", "_pos_target")
-GIVEN = re.compile(r"^in/|_paste_(index|window)$")
-"""Recorded arrays that say what was done, not what came out."""
 PASTED = ("_bits", "_area")
 FEW_PIXELS = Tolerance(absolute=2)
 """Of all pasted masks of an image: their probability may lie that close to the threshold."""
@@ -75,13 +76,13 @@ def check_model(recorded: Recorded, dtype: torch.dtype = torch.float64) -> list[
     out of the arrays. Losses and gradient norms stay in, except where padded positions are
     chaotic (see ``_chaotic_padding``): there only the main branch can be compared.
     """
-    case = load_case(recorded, dtype)
+    case = load_case(recorded, _convert, dtype=dtype)
     tolerances = FLOAT64 if dtype == torch.float64 else FLOAT32
     rows = list(_inputs(case))
     with _selection(case, forced=dtype != torch.float64):
         rows += _arrays(case, evaluation_values(case), "eval/", tolerances)
         if recorded.losses:
-            step = training_step(case)
+            step = training_step(case, patches=without_randomness(case))
             values = training_values(case, step)
             rows += _arrays(case, values, "train/", tolerances)
             rows += _losses(case, step, tolerances)
@@ -89,14 +90,12 @@ def check_model(recorded: Recorded, dtype: torch.dtype = torch.float64) -> list[
                 own = {name.removeprefix("train/"): value for name, value in values.items()}
                 rows += detail_rows(recorded, own, tolerances.losses)
             if not _chaotic_padding(case, tolerances):
-                rows += _gradients(case, step, tolerances)
+                rows += _gradients(case, tolerances)
     return rows
 
 
-def not_compared(recorded: Recorded, rows: list[Row]) -> list[str]:
-    """Recorded arrays that no row is about."""
-    known = {row.quantity for row in rows}
-    return [name for name in recorded.arrays if name not in known and not GIVEN.search(name)]
+def _convert(official: Mapping[str, Tensor], cfg: DictConfig) -> Conversion:
+    return convert_official(official, tuple(cfg.aux_heads))
 
 
 def _selection(case: Case, forced: bool) -> AbstractContextManager[Any]:
@@ -151,10 +150,11 @@ def _losses(case: Case, step: Step, tolerances: Tolerances) -> list[Row]:
     chaotic = _chaotic_padding(case, tolerances)
     if chaotic:
         recorded = {name: v for name, v in recorded.items() if not HEAD_LOSS.fullmatch(name)}
+    ours = official_losses(step)
     rows = [
         compare(
             name,
-            step.losses.get(name, float("nan")),
+            ours.get(name, float("nan")),
             sum(value) if isinstance(value, list) else value,
             tolerances.roi_losses if name.endswith("0") else tolerances.losses,
         )
@@ -162,31 +162,16 @@ def _losses(case: Case, step: Step, tolerances: Tolerances) -> list[Row]:
     ]
     if chaotic:
         return rows
-    extra = sorted(set(step.losses) - set(recorded))
+    extra = set(ours) - set(recorded)
     rows.append(compare("losses that only we have", len(extra), 0))
     total = case.recorded.losses["total"]
     rows.append(compare("total", step.total, total, tolerances.losses))
     return rows
 
 
-def _gradients(case: Case, step: Step, tolerances: Tolerances) -> list[Row]:
-    shapes, losses, heads = dict(case.recorded.entries), case.recorded.losses, tuple(case.heads)
-
-    def norm(official: str) -> float:
-        names = own_names(official, shapes[official], heads)
-        return sum(step.gradients[name] ** 2 for name in names) ** 0.5
-
-    rows = [
-        compare(f"grad {name}", norm(name), value, tolerances.gradients)
-        for name, value in losses["grad_norms"].items()
-        if value is not None
-    ]
-    everything = sum(g**2 for g in step.gradients.values()) ** 0.5
-    rows.append(compare("grad (all)", everything, losses["total_grad_norm"], tolerances.gradients))
-    frozen = [n for f in losses.get("frozen", []) for n in own_names(f, shapes[f], heads)]
-    rows.append(compare("frozen parameters that we train", _trained(step, frozen), 0))
-    return rows
-
-
-def _trained(step: Step, frozen: list[str]) -> int:
-    return sum(name in step.gradients for name in frozen)
+def _gradients(case: Case, tolerances: Tolerances) -> Iterator[Row]:
+    losses = case.recorded.losses
+    norms = {name: value for name, value in losses["grad_norms"].items() if value is not None}
+    everything = (losses["total_grad_norm"], tolerances.gradients)
+    yield from gradient_rows(case, norms, everything, tolerances.gradients)
+    yield frozen_row(case, losses.get("frozen", ()))

@@ -1,9 +1,14 @@
-"""A folder of numbers that a run of the official code left behind."""
+"""A folder of numbers that a run of official code left behind, in either of two layouts.
+
+Records of Co-DETR have a state dict under ``entries`` in keys.json, strides of arrays in
+stats.json, and inputs in info.json (see ``rules``). Those of DETR's family have all of it in
+keys.json, with the state dict under ``keys`` (see ``rules_detr``).
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,10 @@ import torch
 from torch import Tensor
 
 from codetr.errors import UserError
-from tools.parity.rules_masks import make_tensor
+from tools.parity import rules, rules_detr
+from tools.parity.inputs import Inputs
+from tools.parity.rules import Array
+from tools.parity.rules_masks import has_masks, make_masks, make_tensor
 from tools.parity.table import EXACT, Row, Tolerance, compare, compare_bits
 
 INFO, ARRAYS, STRIDES, KEYS, LOSSES = (
@@ -22,88 +30,171 @@ INFO, ARRAYS, STRIDES, KEYS, LOSSES = (
     "keys.json",
     "losses.json",
 )
+ENTRIES = "entries"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
     """What one folder says.
 
-    ``info`` names the official configuration and the inputs; ``entries`` the official state dict
-    as (name, shape); ``arrays`` the recorded tensors, of which each keeps every ``strides``-th
-    value of its flattened whole, or all of it as bits in bytes where it is among the ``packed``
-    ones, with the length of the last axis; ``losses`` is empty where the run did not train.
+    ``info`` names the experiment; ``keys`` holds the official state dict; of ``arrays`` only every
+    n-th value is kept where ``thinned`` says the shape of the whole, None where it does not count,
+    and n; the ``packed`` ones are bits in bytes, with the length of the last axis; ``losses`` is
+    empty where the run did not train.
     """
 
     folder: Path
     info: dict[str, Any]
-    entries: tuple[tuple[str, tuple[int, ...]], ...]
-    arrays: dict[str, np.ndarray[Any, Any]]
-    strides: dict[str, int]
-    packed: dict[str, int]
+    keys: dict[str, Any]
+    arrays: dict[str, Array]
     losses: dict[str, Any]
+    thinned: dict[str, tuple[tuple[int, ...] | None, int]] = field(default_factory=dict)
+    packed: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> Recorded:
-        """Read ``folder``. Raises UserError if a file is missing or is not of the known form."""
+        """Read ``folder``. Raises UserError if a file is missing or says too little."""
         for name in (INFO, ARRAYS, KEYS):
             if not (folder / name).is_file():
                 raise UserError(
                     f"{folder} has no {name}: give a folder of recorded numbers, such as "
                     "tests/golden/co_deformable_detr_r50_single"
                 )
-        with np.load(folder / ARRAYS) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        stats = _json(folder / STRIDES)
-        return cls(
-            folder=folder,
-            info=_json(folder / INFO),
-            entries=tuple(
-                (key, tuple(shape)) for key, shape, *_ in _json(folder / KEYS)["entries"]
-            ),
-            arrays=arrays,
-            strides={name: entry.get("stride", 1) for name, entry in stats.items()},
-            packed={
+        info, keys = read_json(folder / INFO), read_json(folder / KEYS)
+        arrays = read_arrays(folder / ARRAYS)
+        thinned: dict[str, tuple[tuple[int, ...] | None, int]]
+        packed = {}
+        if ENTRIES in keys:
+            stats = read_json(folder / STRIDES)
+            thinned = {name: (None, stats.get(name, {}).get("stride", 1)) for name in arrays}
+            packed = {
                 name: entry["shape"][-1]
                 for name, entry in stats.items()
                 if "packed" in entry.get("dtype", "")
-            },
-            losses=_json(folder / LOSSES),
+            }
+        else:
+            _require(folder / INFO, info, "experiment")
+            _require(folder / KEYS, keys, "keys", "seed", "sizes")
+            kept = keys.get("subsampled", {})
+            thinned = {name: (tuple(shape), stride) for name, (shape, stride) in kept.items()}
+        return cls(
+            folder=folder,
+            info=info,
+            keys=keys,
+            arrays=arrays,
+            losses=read_json(folder / LOSSES),
+            thinned=thinned,
+            packed=packed,
         )
 
     @property
+    def of_co_detr(self) -> bool:
+        """Which layout and which rules the folder follows."""
+        return ENTRIES in self.keys
+
+    @property
     def experiment(self) -> str:
-        """Our experiment of the official configuration."""
-        return Path(self.info["config"]).stem
+        """Our experiment, which Co-DETR's records name by the official configuration."""
+        return Path(self.info["config"]).stem if self.of_co_detr else str(self.info["experiment"])
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The official state dict, each tensor once."""
+        entries = self.keys[ENTRIES if self.of_co_detr else "keys"]
+        return {key: tuple(shape) for key, shape, *_ in entries}
+
+    def short(self, name: str) -> str:
+        """The name under which a tensor's shape is kept, of one that may be another name for it."""
+        for beginning, kept in self.keys.get("alias_keys", {}).items():
+            if name.startswith(beginning):
+                return str(kept) + name.removeprefix(beginning)
+        return name
 
     @property
     def num_classes(self) -> int:
-        """Rows of the query head's last classifier."""
-        sizes = [
-            shape[0]
-            for key, shape in self.entries
-            if key.startswith("query_head.cls_branches.") and key.endswith(".bias")
-        ]
-        if not sizes:
-            raise UserError(f"{self.folder / KEYS} has no query_head.cls_branches.*.bias")
-        return sizes[0]
+        """Of the labels: rows of the query head's last classifier, or as the folder says."""
+        if not self.of_co_detr:
+            return int(self.keys.get("num_classes_for_labels", 91))
+        for key, shape in self.shapes.items():
+            if key.startswith("query_head.cls_branches.") and key.endswith(".bias"):
+                return shape[0]
+        raise UserError(f"{self.folder / KEYS} has no query_head.cls_branches.*.bias")
 
     def state(self) -> dict[str, Tensor]:
-        """The official state dict, made by rule; without the constants that a model makes."""
-        made = ((key, make_tensor(key, shape)) for key, shape in self.entries)
+        """The official state dict by short names, made by rule; without the constants that a model
+        makes itself.
+        """
+        replaced = self.info.get("weight_overrides") or self.keys.get("weight_overrides") or ()
+        made = (
+            (key, make_tensor(key, shape))
+            if self.of_co_detr
+            else (key, rules_detr.make_tensor(key, shape, replaced))
+            for key, shape in self.shapes.items()
+        )
         return {key: torch.from_numpy(np.asarray(v)) for key, v in made if v is not None}
 
-    def row(self, name: str, ours: Any, tolerance: Tolerance = EXACT) -> Row:
-        """Compare our whole tensor with what is kept of the recorded one."""
-        value = ours.detach().cpu().numpy() if isinstance(ours, Tensor) else np.asarray(ours)
+    def inputs(self) -> Inputs:
+        """Images, boxes, and masks where the detector has a mask head, made by rule."""
+        if not self.of_co_detr:
+            keys = self.keys
+            return rules_detr.make_inputs(
+                keys["seed"], keys["sizes"], keys["num_gts"], self.num_classes
+            )
+        info, sizes = self.info, self.info["sizes"]
+        pixels, boxes, labels = rules.make_inputs(
+            info["seeds"], sizes, info["num_gts"], self.num_classes, info.get("keep")
+        )
+        masks = None
+        if has_masks(list(self.shapes)):
+            masks = [make_masks(own, size) for own, size in zip(boxes, sizes, strict=True)]
+        return Inputs(pixels=pixels, sizes=sizes, boxes=boxes, labels=labels, masks=masks)
+
+    def row(
+        self, name: str, ours: Any, tolerance: Tolerance = EXACT, where: Tensor | None = None
+    ) -> Row:
+        """Compare our whole tensor with what is kept of the recorded one, ``where`` (bool, of our
+        shape) is True.
+        """
+        stored = self.arrays[name]
         if name in self.packed:
-            stored = np.unpackbits(self.arrays[name], axis=-1, count=self.packed[name])
-            return compare_bits(name, value, stored, int(tolerance.absolute))
-        kept = value.reshape(-1)[:: self.strides.get(name, 1)]
-        return compare(name, kept, self.arrays[name].reshape(-1), tolerance)
+            bits = np.unpackbits(stored, axis=-1, count=self.packed[name])
+            return compare_bits(name, _numpy(ours), bits, int(tolerance.absolute))
+        if name in self.thinned and self.thinned[name][0] is None:
+            stored = stored.reshape(-1)
+        value = self._kept(name, _numpy(ours))
+        if where is not None and value.shape == stored.shape:
+            chosen = self._kept(name, _numpy(where.expand(ours.shape)))
+            value, stored = value[chosen], stored[chosen]
+        return compare(name, value, stored, tolerance)
+
+    def _kept(self, name: str, whole: Array) -> Array:
+        shape, stride = self.thinned.get(name, (whole.shape, 0))
+        if not stride or shape not in (None, whole.shape):
+            return whole
+        return whole.reshape(-1)[::stride]
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_arrays(path: Path) -> dict[str, Array]:
+    """Everything in a .npz file."""
+    with np.load(path) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; empty where there is none."""
     if not path.is_file():
         return {}
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
+
+
+def _require(path: Path, content: dict[str, Any], *needed: str) -> None:
+    missing = [key for key in needed if key not in content]
+    if missing:
+        raise UserError(f"{path} has no {missing[0]}: give a folder of recorded numbers")
+
+
+def _numpy(value: Any) -> Array:
+    array: Array
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    return array

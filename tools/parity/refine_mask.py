@@ -18,8 +18,8 @@ from codetr.models.masks import MaskBranch
 from codetr.structures import Detections, ImageInfo, Memory, Pyramid, Targets
 from codetr.supervision.aux_heads.regions import RegionSampler
 from tools.parity.branch_values import found_masks, samples_of, trained_regions
-from tools.parity.case import targets_of
 from tools.parity.head_inputs import STRIDES, make_boxes, make_features
+from tools.parity.inputs import targets_of
 from tools.parity.recorded import Recorded
 from tools.parity.rules import fixed_permutation
 from tools.parity.rules_masks import BRANCHES, make_candidates, make_masks
@@ -39,7 +39,7 @@ Values = dict[str, Any]
 
 def is_refine_mask(recorded: Recorded) -> bool:
     """Whether the recorded state dict is that of such a branch."""
-    return all(key.startswith(BRANCHES) for key, _ in recorded.entries)
+    return all(key.startswith(BRANCHES) for key in recorded.shapes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def check_refine_mask(recorded: Recorded) -> list[Row]:
 
 
 def _num_classes(recorded: Recorded) -> int:
-    return int(dict(recorded.entries)["mask_iou_head.fc_mask_iou.bias"][0])
+    return recorded.shapes["mask_iou_head.fc_mask_iou.bias"][0]
 
 
 def _load(branch: nn.Module, recorded: Recorded) -> None:
@@ -92,7 +92,7 @@ def _inputs(recorded: Recorded) -> Inputs:
     for seed, size, keep in zip(info["seeds"], info["sizes"], info["keep"], strict=True):
         corners, names = make_boxes(seed, size, keep)
         masks = torch.from_numpy(make_masks(corners, size))
-        targets.append(targets_of(corners, names, torch.tensor(size).flip(0), masks, torch.float64))
+        targets.append(targets_of(corners, names, torch.tensor(size).flip(0), masks=masks))
         count = info["num_candidates"]
         found, guesses = make_candidates(seed, corners, names, size, count, classes)
         boxes.append(torch.from_numpy(found).double())
@@ -192,7 +192,7 @@ def _loss_rows(
 
 def _gradient_rows(recorded: Recorded, branch: nn.Module, pyramid: Pyramid) -> Iterator[Row]:
     parameters = dict(branch.named_parameters())
-    shapes = dict(recorded.entries)
+    shapes = recorded.shapes
     for key, official in recorded.losses["grad_norms"].items():
         (ours,) = convert_official({key: torch.zeros(shapes[key])}).state
         gradient = parameters[ours.removeprefix("detector.mask_branch.")].grad

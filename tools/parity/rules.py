@@ -125,7 +125,7 @@ def make_inputs(
     boxes, labels = [], []
     for b, ((h, w), count) in enumerate(zip(sizes, num_boxes, strict=True)):
         rng = np.random.Generator(np.random.PCG64(seeds[b]))
-        pixels[b, :, :h, :w] = _image(rng, h, w)
+        pixels[b, :, :h, :w] = make_image(rng, h, w)
         x, y, bw, bh = rng.random((count, 4)).T
         x, y = (0.15 + 0.7 * x) * w, (0.15 + 0.7 * y) * h
         bw, bh = (0.04 + 0.25 * bw) * w, (0.04 + 0.25 * bh) * h
@@ -138,7 +138,7 @@ def make_inputs(
     return pixels, boxes, labels
 
 
-def _image(rng: np.random.Generator, height: int, width: int) -> Array:
+def make_image(rng: np.random.Generator, height: int, width: int) -> Array:
     """(3, H, W): unit-variance noise in blocks of 32, 8 and 1 pixels, weighted 4 : 2 : 1."""
     total = np.zeros((3, height, width))
     for block, weight in ((32, 1.0), (8, 0.5), (1, 0.25)):

@@ -11,31 +11,18 @@ import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tools.parity.rules import Array
+from tools.parity.inputs import Inputs
+from tools.parity.rules import Array, make_image
 
 PROPOSAL_BIAS = (0.0, 0.0, 1.2, 1.2)
 """Middle of the proposals' last box bias: boxes larger than their anchors."""
 
 BOX_GAIN, PROPOSAL_CLASS_GAIN = 0.3, -1.0
 """Of last box layers, and of the proposals' class layer (void tokens rank last)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """``pixels`` (B, 3, H, W) normalised and padded by zeros; ``padding`` (B, H, W) True there; per
-    image ``boxes`` (n, 4) xyxy px, ``relative`` (n, 4) cxcywh in [0, 1], ``labels`` (n,).
-    """
-
-    pixels: Array
-    padding: Array
-    boxes: list[Array]
-    relative: list[Array]
-    labels: list[Array]
 
 
 def make_tensor(
@@ -92,27 +79,15 @@ def make_inputs(
     """A batch of images of ``sizes`` (height, width) with ``num_boxes`` boxes each."""
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
     pixels = np.zeros((len(sizes), 3, height, width), dtype=np.float32)
-    padding = np.ones((len(sizes), height, width), dtype=bool)
     boxes, relative, labels = [], [], []
     for b, ((h, w), count) in enumerate(zip(sizes, num_boxes, strict=True)):
         generator = np.random.Generator(np.random.PCG64(1000 * seed + b))
-        pixels[b, :, :h, :w] = _image(generator, h, w)
-        padding[b, :h, :w] = False
+        pixels[b, :, :h, :w] = make_image(generator, h, w)
         corners = _boxes(generator, h, w, count)
         boxes.append(corners)
         relative.append(_relative(corners, h, w))
         labels.append(np.floor(num_classes * generator.random(count)).astype(np.int64))
-    return Inputs(pixels=pixels, padding=padding, boxes=boxes, relative=relative, labels=labels)
-
-
-def _image(generator: np.random.Generator, height: int, width: int) -> Array:
-    """(3, H, W): noise of unit variance in blocks of 32, 8 and 1 pixels, weighted 4 : 2 : 1."""
-    total = np.zeros((3, height, width))
-    for block, weight in ((32, 1.0), (8, 0.5), (1, 0.25)):
-        cells = generator.random((3, -(-height // block), -(-width // block)))
-        noise = (cells - 0.5) * math.sqrt(12.0)
-        total += weight * noise.repeat(block, 1).repeat(block, 2)[:, :height, :width]
-    return total.astype(np.float32)
+    return Inputs(pixels=pixels, sizes=sizes, boxes=boxes, labels=labels, relative=relative)
 
 
 def _boxes(generator: np.random.Generator, height: int, width: int, count: int) -> Array:

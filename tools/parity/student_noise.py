@@ -15,10 +15,10 @@ from torch import Tensor
 from codetr.structures import QueryGroup
 from codetr.supervision.schemes.denoising import Noise
 from codetr.supervision.schemes.query_denoising import QueryNoise
-from tools.parity.recorded_detr import RecordedDetr
+from tools.parity.recorded import Recorded
 
 
-def query_noise(recorded: RecordedDetr, counts: Sequence[int]) -> QueryNoise:
+def query_noise(recorded: Recorded, counts: Sequence[int]) -> QueryNoise:
     """DN-DETR's, for images with ``counts`` boxes."""
     return QueryNoise(
         flip=_slots(recorded, "dn_draw_label_u", counts),
@@ -27,7 +27,7 @@ def query_noise(recorded: RecordedDetr, counts: Sequence[int]) -> QueryNoise:
     )
 
 
-def contrastive_noise(recorded: RecordedDetr, counts: Sequence[int]) -> Noise:
+def contrastive_noise(recorded: Recorded, counts: Sequence[int]) -> Noise:
     """DINO's: axis 2 is (positive, negative)."""
 
     def halves(name: str) -> Tensor:
@@ -41,7 +41,7 @@ def contrastive_noise(recorded: RecordedDetr, counts: Sequence[int]) -> Noise:
     )
 
 
-def _slots(recorded: RecordedDetr, name: str, counts: Sequence[int]) -> Tensor:
+def _slots(recorded: Recorded, name: str, counts: Sequence[int]) -> Tensor:
     """(B, groups, n, ...) of an array of items; zeros in slots without a box."""
     items = torch.from_numpy(recorded.arrays[name]).double()
     groups = items.unflatten(0, (-1, sum(counts)))  # (G, T, ...)

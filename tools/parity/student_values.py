@@ -15,7 +15,7 @@ from codetr.models.detectors.grouping import attention_mask
 from codetr.models.transformers.queries import grid_proposals
 from codetr.structures import Batch, Decoded, Tap
 from codetr.supervision.schemes import denoising, query_denoising
-from tools.parity.detr_run import Step
+from tools.parity.step import Step
 from tools.parity.student_noise import items
 
 EPS = 1e-12

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torchvision.transforms import v2
 
@@ -18,7 +17,7 @@ from codetr.data.collate import Collate
 from codetr.data.sample import BoxSet, Sample
 from codetr.data.teachers import Suppression, TeacherBoxes
 from codetr.errors import UserError
-from tools.parity.recorded_detr import RecordedDetr
+from tools.parity.recorded import Recorded, read_arrays
 from tools.parity.rules import Array
 from tools.parity.table import Row, Tolerance, compare
 
@@ -37,10 +36,10 @@ class _Crop(v2.Transform):
         return v2.functional.crop(inpt, *self.window)
 
 
-def check_loader(folder: Path, recorded: RecordedDetr) -> list[Row]:
+def check_loader(recorded: Recorded) -> list[Row]:
     """Ground truth and merged teachers' boxes of every recorded image and case."""
-    with np.load(folder / LOADER) as stored:
-        arrays = {name: stored[name] for name in stored.files}
+    folder = recorded.folder
+    arrays = read_arrays(folder / LOADER)
     cases = list(dict.fromkeys(tuple(name.split("/")[:2]) for name in arrays))
     ids = sorted({int(number) for _, number in cases})
     sizes = {i: tuple(map(int, arrays[f"plain/{i}/size"])) for i in ids}
@@ -83,7 +82,7 @@ def _annotations(sizes: Mapping[int, tuple[int, ...]], num_classes: int) -> Coco
     )
 
 
-def _sample(recorded: RecordedDetr, size: tuple[int, ...], teachers: tuple[BoxSet, ...]) -> Sample:
+def _sample(recorded: Recorded, size: tuple[int, ...], teachers: tuple[BoxSet, ...]) -> Sample:
     """A black image with the ground truth of the recorded input of this size."""
     number = [tuple(own) for own in recorded.keys["sizes"]].index(size)
     inputs = recorded.inputs()
@@ -130,7 +129,7 @@ def _rows(place: str, sample: Sample, arrays: Mapping[str, Array]) -> Iterator[R
     yield compare(f"{place}/ext_scores", teacher.weights, arrays[f"{place}/ext_scores"], SCORES)
 
 
-def _targets(recorded: RecordedDetr, number: int, sample: Sample) -> Iterator[Row]:
+def _targets(recorded: Recorded, number: int, sample: Sample) -> Iterator[Row]:
     """What the recorded losses saw of the teachers."""
     ((teacher,),) = Collate()([sample]).teachers
     yield recorded.row(f"target_ext_boxes_{number}", teacher.boxes, BOXES)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from codetr.structures import Predictions, Targets
 from codetr.supervision.assigners import TopKAssigner
+from tools.parity.recorded import read_arrays
 from tools.parity.table import Row, Tolerance, compare
 
 FILE = "o2m_matcher_cases.npz"
@@ -19,9 +19,7 @@ def check_matcher(folder: Path, assigner: TopKAssigner) -> list[Row]:
     """Quality, votes and pairs of every case. Where more queries are positive than may vote, the
     choice is random: there the number of pairs per target is compared with its bound alone.
     """
-    with np.load(folder / FILE) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    rows = []
+    arrays, rows = read_arrays(folder / FILE), []
     for case in sorted({name.split("/")[0] for name in arrays}):
         own = {
             name.split("/")[1]: torch.from_numpy(value)

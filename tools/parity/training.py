@@ -1,32 +1,28 @@
-"""All quantities of a training step under their official names: values, losses, gradients."""
+"""Values and losses of a training step of Co-DETR under their official names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
-from timm.layers import DropPath
 from torch import Tensor
 
 from codetr.boxes import logit
-from codetr.checkpoints.official import convert_official
-from codetr.loss_terms import total_loss
 from codetr.models.detectors.grouping import attention_mask
 from codetr.models.detectors.protocol import MAIN
 from codetr.structures import Candidates, Decoded, QueryGroup
 from codetr.supervision.aux_heads.matched import boxes_xyxy_px
 from codetr.supervision.schemes.positives import positive_group
-from codetr.training.losses import training_losses
 from tools.parity.branch_values import trained_branch
 from tools.parity.case import Case
 from tools.parity.inference import Values, atss_outputs, scored
 from tools.parity.mask_values import trained_masks
 from tools.parity.rules import fixed_permutation
+from tools.parity.step import Step
 
 DENOISING = "denoising"
 MASKS = "masks"
@@ -34,65 +30,22 @@ OFFICIAL_TERMS = {"cls": "loss_cls", "bbox": "loss_bbox", "giou": "loss_iou"}
 HEAD_NUMBERS = {"rcnn": "0", "atss": "1"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """``losses`` weighted, by official name; ``gradients`` L2 norms by our parameters' names;
-    ``decoded`` every query group with what the decoder made of it.
-    """
-
-    losses: dict[str, float]
-    total: float
-    gradients: dict[str, float]
-    decoded: Mapping[str, Decoded]
+def without_randomness(case: Case) -> list[AbstractContextManager[Any]]:
+    """Draws replaced as in the recorded runs: a fixed permutation, denoising without noise."""
+    noise = ("label_noise", "box_noise") if DENOISING in case.schemes else ()
+    return [
+        mock.patch.object(torch, "randperm", fixed_permutation),
+        *(mock.patch.object(case.schemes[DENOISING], name, 0.0) for name in noise),
+    ]
 
 
-@contextmanager
-def without_randomness(case: Case) -> Iterator[None]:
-    """Draws replaced as in the recorded runs: a fixed permutation, denoising without noise, no
-    layer dropped.
-    """
-    with ExitStack() as stack:
-        for module in case.detector.modules():
-            if isinstance(module, DropPath):
-                stack.enter_context(mock.patch.object(module, "drop_prob", 0.0))
-        stack.enter_context(mock.patch.object(torch, "randperm", fixed_permutation))
-        if DENOISING in case.schemes:
-            for noise in ("label_noise", "box_noise"):
-                stack.enter_context(mock.patch.object(case.schemes[DENOISING], noise, 0.0))
-        yield
-
-
-def training_step(case: Case) -> Step:
-    """One step of the real training code, forward and backward."""
-    case.detector.train()
-    case.schemes.train()
-    decode, answers = case.detector.decode, {}
-
-    def remember(*arguments: Any) -> Mapping[str, Decoded]:
-        answers.update(decode(*arguments))
-        return answers
-
-    with without_randomness(case), mock.patch.object(case.detector, "decode", remember):
-        losses = training_losses(case.detector, case.schemes, case.batch)
-        total = total_loss(losses)
-        total.backward()  # in here: checkpointed layers are run again
-    layers = case.detector.num_layers
-    return Step(
-        losses={
-            official_loss(n, layers): float(t.value.detach()) * t.weight for n, t in losses.items()
-        },
-        total=float(total.detach()),
-        gradients=dict(_gradient_norms(case)),
-        decoded=answers,
-    )
-
-
-def _gradient_norms(case: Case) -> Iterator[tuple[str, float]]:
-    for prefix, module in (("detector", case.detector), ("schemes", case.schemes)):
-        for name, parameter in module.named_parameters():
-            if parameter.requires_grad:
-                gradient = parameter.grad
-                yield f"{prefix}.{name}", 0.0 if gradient is None else float(gradient.norm())
+def official_losses(step: Step) -> dict[str, float]:
+    """Weighted losses by official name."""
+    layers = len(step.main.layers)
+    return {
+        official_loss(name, layers): float(term.value.detach()) * term.weight
+        for name, term in step.losses.items()
+    }
 
 
 def official_loss(name: str, num_layers: int) -> str:
@@ -118,34 +71,34 @@ def _number(head: str) -> str:
     return HEAD_NUMBERS.get(head, f"_{head}")
 
 
-def own_names(official: str, shape: Sequence[int], heads: Sequence[str]) -> tuple[str, ...]:
-    """Our parameters that hold the official parameter ``official``."""
-    return tuple(convert_official({official: torch.zeros(tuple(shape))}, heads).state)
-
-
 @torch.no_grad()
 def training_values(case: Case, step: Step) -> Values:
     """Queries, predictions and assignments of ``step``; the heads' parts are computed again."""
     values = _main(step.decoded) | _denoising(step.decoded)
-    if case.heads or MASKS in case.schemes:
-        with without_randomness(case):
-            memory = case.detector.encode(case.batch.images)
-            if MASKS in case.schemes:
-                values |= trained_branch(case, memory, step.decoded)
-    if case.heads:
-        scheme = case.schemes["collaborative"]
-        with without_randomness(case):
-            pyramid = scheme.auxiliary_pyramid(memory)
-            for number, (name, head) in enumerate(case.heads.items()):
-                output = head(pyramid, case.batch)
-                answer = step.decoded[f"positive_{name}"]
-                values |= _positives(f"aux{number}", answer, case, output.candidates)
-            if "rcnn" in case.heads:
-                values |= _rcnn(case, case.heads["rcnn"], pyramid)
-        if "atss" in case.heads:
-            values |= atss_outputs(case.heads["atss"], pyramid)
-            values |= _atss(case, case.heads["atss"], pyramid)
+    with ExitStack() as stack:
+        for patch in without_randomness(case):
+            stack.enter_context(patch)
+        if MASKS in case.schemes:
+            values |= trained_branch(case, step.memory, step.decoded)
+        if case.heads:
+            values |= _heads(case, step)
     return {f"train/{name}": value for name, value in values.items()}
+
+
+def _heads(case: Case, step: Step) -> Values:
+    """The auxiliary heads, and the queries that are made of their positives."""
+    pyramid = case.schemes["collaborative"].auxiliary_pyramid(step.memory)
+    values: Values = {}
+    for number, (name, head) in enumerate(case.heads.items()):
+        output = head(pyramid, case.batch)
+        answer = step.decoded[f"positive_{name}"]
+        values |= _positives(f"aux{number}", answer, case, output.candidates)
+    if "rcnn" in case.heads:
+        values |= _rcnn(case, case.heads["rcnn"], pyramid)
+    if "atss" in case.heads:
+        values |= atss_outputs(case.heads["atss"], pyramid)
+        values |= _atss(case, case.heads["atss"], pyramid)
+    return values
 
 
 def _stacked(answer: Decoded) -> tuple[Tensor, Tensor]:

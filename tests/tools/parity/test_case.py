@@ -1,6 +1,6 @@
 """The inputs of a recorded run, as the data pipeline of its recipe would give them."""
 
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,13 +10,22 @@ from codetr.data.collate import Collate
 from codetr.data.sample import BoxSet, Sample
 from codetr.structures import Batch, Pyramid
 from codetr.supervision.aux_heads.anchors import AnchorGrid
-from tools.parity.case import make_batch
+from tools.parity.inputs import make_batch
+from tools.parity.recorded import Recorded
 
 SIZES = [[64, 64], [48, 32]]
 CANVAS = 64
-RECORDED = SimpleNamespace(
-    info={"seeds": [1, 2], "sizes": SIZES, "num_gts": [3, 2]}, num_classes=80, entries=()
+RECORDED = Recorded(
+    folder=Path("none"),
+    info={"seeds": [1, 2], "sizes": SIZES, "num_gts": [3, 2]},
+    keys={"entries": [["query_head.cls_branches.0.bias", [80]]]},
+    arrays={},
+    losses={},
 )
+
+
+def recorded_batch(whole_canvas: bool) -> Batch:
+    return make_batch(RECORDED.inputs(), whole_canvas=whole_canvas)
 
 
 def usable(batch: Batch) -> torch.Tensor:
@@ -43,7 +52,7 @@ def collated() -> Batch:
 
 def test_under_large_scale_jitter_the_whole_canvas_counts() -> None:
     """Images smaller than the canvas: their anchors are usable everywhere, as in training."""
-    batch, expected = make_batch(RECORDED, True, torch.float64), collated()
+    batch, expected = recorded_batch(True), collated()
     for name in ("sizes", "padded_sizes", "padding"):
         assert torch.equal(getattr(batch.images, name), getattr(expected.images, name)), name
     assert batch.targets[1].size.tolist() == expected.targets[1].size.tolist()
@@ -53,13 +62,13 @@ def test_under_large_scale_jitter_the_whole_canvas_counts() -> None:
 @pytest.mark.parametrize("whole_canvas", [False, True])
 def test_boxes_lie_where_they_were_recorded(whole_canvas: bool) -> None:
     """In pixels they are the same, whatever they are relative to."""
-    batch, own = (make_batch(RECORDED, kind, torch.float64) for kind in (whole_canvas, False))
+    batch, own = (recorded_batch(kind) for kind in (whole_canvas, False))
     for a, b in zip(batch.targets, own.targets, strict=True):
         torch.testing.assert_close(a.boxes * a.size.repeat(2), b.boxes * b.size.repeat(2))
 
 
 def test_otherwise_an_image_counts_up_to_its_own_size() -> None:
-    batch = make_batch(RECORDED, False, torch.float64)
+    batch = recorded_batch(False)
     assert batch.images.sizes.tolist() == batch.images.padded_sizes.tolist() == SIZES
     assert usable(batch)[0].all()
     assert not usable(batch)[1].all()

@@ -11,6 +11,7 @@ import pytest
 from codetr.errors import UserError
 from tools.parity import head_inputs
 from tools.parity.heads import check_head
+from tools.parity.recorded import Recorded
 
 RECORDED = Path(__file__).resolve().parents[3] / "golden" / "heads"
 
@@ -30,7 +31,7 @@ def test_another_number_and_an_unknown_one_are_noticed(tmp_path: Path) -> None:
     losses["losses"]["loss_bbox"] *= 1 + 1e-5
     losses["grad_norms"]["bbox_head.0.scales.1.scale"] *= 1 + 1e-4
     (folder / "losses.json").write_text(json.dumps(losses))
-    assert {row.quantity for row in check_head(folder) if not row.ok} == {
+    assert {row.quantity for row in check_head(Recorded.load(folder)) if not row.ok} == {
         "out/ctr3",
         "assign1_pos_idx",
         "assign0_pos_wisdom (not ours)",
@@ -44,9 +45,9 @@ def test_an_unknown_head_is_named(tmp_path: Path) -> None:
     (tmp_path / "keys.json").write_text('{"entries": []}')
     np.savez(tmp_path / "io.npz")
     with pytest.raises(UserError, match="type is YOLOHead"):
-        check_head(tmp_path)
+        check_head(Recorded.load(tmp_path))
     with pytest.raises(UserError, match=r"has no info\.json"):
-        check_head(tmp_path / "nothing")
+        Recorded.load(tmp_path / "nothing")
 
 
 def test_input_rule_equals_the_reference(shared: Path) -> None:

@@ -1,0 +1,104 @@
+"""What official codes of DETR's family measure of every layer: their names for it, whom they match,
+and what they log beside losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from codetr.structures import Assignment, Predictions, Targets
+
+TERMS = {"cls": "ce", "bbox": "bbox", "giou": "giou"}
+PATTERNS = {
+    "one_to_one": "{{}}{}",
+    "mixed": "{{}}{}_o2m",
+    "hybrid": "{{}}{}_one2many",
+    "teacher": "{{}}{}_ensemble",
+    "denoising": "{{}}_dn{}",
+    "query_denoising": "tgt_{{}}{}",
+}
+"""Official name of a quantity ``{{}}`` of a scheme at a place ``{}``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A layer's ``predictions`` and its ``pairs`` with ``targets``; ``name`` is the official name
+    of one of its losses, with ``{}`` for which, ``match`` that of the pairs, if they are recorded.
+    """
+
+    name: str
+    match: str = ""
+    predictions: Predictions
+    pairs: Assignment
+    targets: Sequence[Targets]
+
+
+def pattern(scheme: str, place: str, num_layers: int, encoder: str = "_enc") -> str:
+    """The official name of a quantity ``{}`` of our ``scheme`` at our ``place``: ``layer0`` and so
+    on, or ``encoder``, which is officially called ``encoder``.
+    """
+    if place == f"layer{num_layers - 1}":
+        where = ""
+    else:
+        where = encoder if place == "encoder" else f"_{int(place.removeprefix('layer'))}"
+    return PATTERNS[scheme].format(where)
+
+
+def official_loss(name: str, num_layers: int, encoder: str = "_enc") -> str:
+    """The official name of one of our losses."""
+    scheme, *place, term = name.split("/")
+    return pattern(scheme, place[-1], num_layers, encoder).format(f"loss_{TERMS[term]}")
+
+
+def layered(
+    scheme: str,
+    layers: Sequence[Predictions],
+    pairs: Sequence[Assignment],
+    targets: Sequence[Targets],
+    match: str = "",
+) -> Iterator[Measured]:
+    """Every layer of a decoder; ``match`` with ``{}`` for its number."""
+    for i, (layer, own) in enumerate(zip(layers, pairs, strict=True)):
+        yield Measured(
+            name=pattern(scheme, f"layer{i}", len(layers)),
+            match=match.format(i),
+            predictions=layer,
+            pairs=own,
+            targets=targets,
+        )
+
+
+def matches(measured: Iterable[Measured]) -> dict[str, Tensor]:
+    """(P, 3) image, query, and target counted from 0 in every image."""
+    found = {}
+    for one in measured:
+        starts, pairs = torch.tensor([0, *(len(t) for t in one.targets)]).cumsum(0), one.pairs
+        own = pairs.target - starts[pairs.image]
+        found[one.match] = torch.stack([pairs.image, pairs.query, own], dim=1)
+    found.pop("", None)
+    return found
+
+
+@torch.no_grad()
+def logged(measured: Iterable[Measured]) -> Iterator[tuple[str, float]]:
+    """``cardinality_error`` (number of queries whose best class is not the last one, against that
+    of targets), ``class_error`` (percent of pairs with a wrong best class) and the halves of the L1
+    loss, centre and size.
+    """
+    for one in measured:
+        logits, pairs = one.predictions.logits, one.pairs
+        labels = torch.cat([t.labels for t in one.targets])
+        boxes = torch.cat([t.boxes for t in one.targets])
+        counts = torch.tensor([len(t) for t in one.targets])
+        best, number = logits.argmax(-1), max(len(pairs), 1)
+        found = (best != logits.shape[-1] - 1).sum(1)
+        yield one.name.format("cardinality_error"), float((found - counts).abs().double().mean())
+        right = best[pairs.image, pairs.query] == labels[pairs.target]
+        yield one.name.format("class_error"), 100 * (1 - float(right.sum()) / number)
+        distance = (one.predictions.boxes[pairs.image, pairs.query] - boxes[pairs.target]).abs()
+        yield one.name.format("loss_xy"), float(distance[:, :2].sum()) / number
+        yield one.name.format("loss_hw"), float(distance[:, 2:].sum()) / number
