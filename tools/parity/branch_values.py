@@ -29,8 +29,7 @@ from tools.parity.case import Case
 from tools.parity.mask_values import has_original_sizes, original_infos
 from tools.parity.probe import probe
 from tools.parity.recorded import Recorded
-
-Values = dict[str, Tensor]
+from tools.parity.values import Values, scored
 
 
 @contextmanager
@@ -158,9 +157,7 @@ def evaluated_branch(case: Case, memory: Memory, found: Sequence[Detections]) ->
     moved = in_original(found, infos)
     for b, pair in enumerate(zip(found, moved, strict=True)):
         near = min(pair, key=partial(_distance, recorded, b))
-        values[f"det{b}_boxes_scores"] = torch.cat(
-            [near.boxes_xyxy_px, near.scores[:, None]], dim=1
-        )
+        values[f"det{b}_boxes_scores"] = scored(near.boxes_xyxy_px, near.scores)
     return values | found_masks(case.detector.mask_branch, memory, moved, infos)
 
 

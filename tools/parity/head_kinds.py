@@ -23,7 +23,6 @@ from codetr.supervision.aux_heads.selection import DenseSelection, VotedSelectio
 from tools.parity.head_inputs import STRIDES
 from tools.parity.head_values import (
     HeadRun,
-    Values,
     atss_values,
     by_class,
     dense_values,
@@ -35,6 +34,7 @@ from tools.parity.head_values import (
 )
 from tools.parity.recorded import Recorded
 from tools.parity.region_values import rcnn_values, run_regions
+from tools.parity.values import Values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -20,8 +20,7 @@ from codetr.supervision.aux_heads.dense import (
 )
 from codetr.supervision.aux_heads.matched import DenseTargets, boxes_xyxy_px
 from codetr.supervision.aux_heads.protocol import AuxOutput
-
-Values = dict[str, Tensor]
+from tools.parity.values import Values, detections, numbered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +34,6 @@ class HeadRun:
     batch: Batch
     predictions: Any
     output: AuxOutput
-
-    def per_image(self, name: str, values: Iterable[Tensor]) -> Values:
-        """``name`` with the number of the image."""
-        return {name.format(b): value for b, value in enumerate(values)}
 
 
 def run_dense(head: nn.Module, pyramid: Pyramid, batch: Batch) -> HeadRun:
@@ -61,22 +56,13 @@ def dense_values(
     """
     with mock.patch.object(run.head, "predictions", return_value=run.predictions):
         found = run.head.predict(run.pyramid, run.batch.images)
-    detections = detection_values([arrange(one) for one in found])
-    return outputs(run, quality) | detections | assignments(run)
+    own = detections("det{}", (arrange(one) for one in found))
+    return outputs(run, quality) | own | assignments(run)
 
 
 def by_class(found: Detections) -> Detections:
     """Class by class, within a class best first."""
     return found.take(found.labels.argsort(stable=True))
-
-
-def detection_values(found: Sequence[Detections]) -> Values:
-    """``det{b}_boxes_scores`` (n, 5) and ``det{b}_labels`` (n,)."""
-    values = {}
-    for b, one in enumerate(found):
-        values[f"det{b}_boxes_scores"] = torch.cat([one.boxes_xyxy_px, one.scores[:, None]], 1)
-        values[f"det{b}_labels"] = one.labels
-    return values
 
 
 def outputs(run: HeadRun, quality: str) -> Values:
@@ -111,7 +97,7 @@ def _positives(run: HeadRun, wanted: DenseTargets, assigned: Tensor, anchors: Te
 def _at_positives(run: HeadRun, wanted: DenseTargets, name: str, table: Tensor) -> Values:
     """``assign{b}_pos_NAME``: the rows of ``table`` (B, A, ...) at the positives."""
     rows = (values[positive] for values, positive in zip(table, wanted.positive, strict=True))
-    return run.per_image(f"assign{{}}_pos_{name}", rows)
+    return numbered(f"assign{{}}_pos_{name}", rows)
 
 
 def _where(mask: Tensor) -> Tensor:
@@ -149,7 +135,7 @@ def retinanet_values(run: HeadRun) -> Values:
         **_usable(anchors),
         **_positives(run, wanted, assigned, anchors.boxes),
         **_at_positives(run, wanted, "delta_target", offsets),
-        **run.per_image("assign{}_ignored_idx", ignored),
+        **numbered("assign{}_ignored_idx", ignored),
     }
 
 

@@ -15,11 +15,11 @@ from codetr.loss_terms import Losses, total_loss
 from codetr.structures import Batch, Images, Pyramid
 from tools.parity.head_inputs import STRIDES, make_boxes, make_features
 from tools.parity.head_kinds import Kind, kind_of
-from tools.parity.head_values import Values
 from tools.parity.inputs import targets_of
 from tools.parity.recorded import Recorded
 from tools.parity.rules import Array, make_tensor
 from tools.parity.table import EXACT, Row, Tolerance, compare
+from tools.parity.values import Values
 
 ARRAYS = Tolerance(absolute=1e-5, relative=1e-5)
 PIXELS = Tolerance(absolute=1e-3, relative=1e-5)

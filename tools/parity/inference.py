@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,8 +16,7 @@ from tools.parity.branch_values import evaluated_branch
 from tools.parity.case import Case
 from tools.parity.mask_values import evaluated_masks
 from tools.parity.probe import probe
-
-Values = dict[str, Tensor]
+from tools.parity.values import Values, detections, numbered, proposals
 
 
 @torch.no_grad()
@@ -41,11 +39,6 @@ def evaluation_values(case: Case) -> Values:
     return {f"eval/{name}": value for name, value in values.items()}
 
 
-def numbered(name: str, values: Iterable[Tensor]) -> Values:
-    """``name0``, ``name1``, ..."""
-    return {f"{name}{i}": value for i, value in enumerate(values)}
-
-
 def _encoding(case: Case) -> tuple[Values, Memory]:
     parts = case.detector
     with probe({"backbone": parts.backbone, "neck": parts.neck, "layer": _first(parts)}) as seen:
@@ -53,8 +46,8 @@ def _encoding(case: Case) -> tuple[Values, Memory]:
     _, position, frame, padding, _ = seen.inputs["layer"][0]
     references = frame.origin.unflatten(-1, (len(memory.shapes), -1, 2))[:, :, 0, :, 0]
     return {
-        **numbered("backbone", seen.outputs["backbone"][0].maps),
-        **numbered("neck", seen.outputs["neck"][0].maps),
+        **numbered("backbone{}", seen.outputs["backbone"][0].maps),
+        **numbered("neck{}", seen.outputs["neck"][0].maps),
         "mask": padding,
         "valid_ratios": memory.valid_ratios,
         "pos_plus_level_embed": position.expand_as(memory.tokens),
@@ -120,30 +113,17 @@ def _references(case: Case, memory: Memory, inputs: list[tuple[Any, ...]]) -> Te
 def _detections(case: Case, last: Predictions) -> Values:
     sizes, infos = case.batch.images.sizes, case.batch.infos
     plain = Postprocess(max_detections=case.postprocess.max_detections)
-    values = _found("det{}", case.postprocess(last, sizes, infos))
-    return values | _found("det{}_nonms", plain(last, sizes, infos))
-
-
-def _found(name: str, images: Iterable[Any]) -> Values:
-    values = {}
-    for b, found in enumerate(images):
-        values[f"{name.format(b)}_boxes_scores"] = scored(found.boxes_xyxy_px, found.scores)
-        values[f"{name.format(b)}_labels"] = found.labels
-    return values
-
-
-def scored(boxes: Tensor, scores: Tensor) -> Tensor:
-    """(n, 5) boxes with their scores."""
-    return torch.cat([boxes, scores[:, None].to(boxes)], dim=1)
+    values = detections("det{}", case.postprocess(last, sizes, infos))
+    return values | detections("det{}_nonms", plain(last, sizes, infos))
 
 
 def _auxiliary(case: Case, pyramid: Pyramid) -> Values:
-    values = numbered("enc_map", pyramid.maps)
+    values = numbered("enc_map{}", pyramid.maps)
     heads: dict[str, Any] = case.heads
     images = case.batch.images
     if "atss" in heads:
         values |= atss_outputs(heads["atss"], pyramid)
-        values |= _found("atss_det{}", heads["atss"].predict(pyramid, images))
+        values |= detections("atss_det{}", heads["atss"].predict(pyramid, images))
     if "rcnn" in heads:
         values |= _rcnn(case, heads["rcnn"], pyramid)
     return values
@@ -155,9 +135,9 @@ def atss_outputs(head: Any, pyramid: Pyramid) -> Values:
         head.predictions(pyramid)
     scaled = [m * s for m, s in zip(seen.outputs["reg"], head.scales, strict=True)]
     return {
-        **numbered("atss_cls", seen.outputs["cls"]),
-        **numbered("atss_reg", scaled),
-        **numbered("atss_ctr", seen.outputs["ctr"]),
+        **numbered("atss_cls{}", seen.outputs["cls"]),
+        **numbered("atss_reg{}", scaled),
+        **numbered("atss_ctr{}", seen.outputs["ctr"]),
     }
 
 
@@ -165,15 +145,15 @@ def _rcnn(case: Case, head: Any, pyramid: Pyramid) -> Values:
     images = case.batch.images
     with probe({"cls": head.rpn.cls, "reg": head.rpn.reg}) as seen:
         first = head.rpn(pyramid, images)
-    proposals = head.rpn.proposals(first, images.sizes, head.rpn.inference_selection)
+    found = head.rpn.proposals(first, images.sizes, head.rpn.inference_selection)
     features = head.pool(pyramid, [boxes_xyxy_px(t.boxes, t) for t in case.batch.targets])
     logits, deltas = head.classify(features)
     return {
-        **numbered("rpn_cls", seen.outputs["cls"]),
-        **numbered("rpn_reg", seen.outputs["reg"]),
-        **{f"rpn{b}_proposals": scored(p.boxes, p.scores) for b, p in enumerate(proposals)},
+        **numbered("rpn_cls{}", seen.outputs["cls"]),
+        **numbered("rpn_reg{}", seen.outputs["reg"]),
+        **proposals("rpn{}", found),
         "gt_roi_feats": features,
         "gt_roi_cls": logits,
         "gt_roi_reg": deltas.flatten(1),
-        **_found("roi_det{}", head.predict(pyramid, images)),
+        **detections("roi_det{}", head.predict(pyramid, images)),
     }

@@ -18,8 +18,7 @@ from codetr.supervision.mask_targets import mask_shares, mask_targets, true_mask
 from codetr.training.branches import in_original
 from tools.parity.case import Case
 from tools.parity.recorded import Recorded
-
-Values = dict[str, Tensor]
+from tools.parity.values import Values, detections
 
 
 def has_original_sizes(recorded: Recorded) -> bool:
@@ -50,9 +49,9 @@ def evaluated_masks(case: Case, head: Any, pyramid: Pyramid, main: Sequence[Dete
     """Masks of the head's own detections, of the query head's (``main``, in pixels of the network's
     input), of the true boxes, and of any recorded regions.
     """
-    values: Values = {}
     found = head.predict(pyramid, case.batch.images)
     rescaled = in_original(found, original_infos(case))
+    values = detections("roi_rescaled_det{}", rescaled)
     for b, (one, whole, info) in enumerate(zip(found, rescaled, case.batch.infos, strict=True)):
         boxes = [o.boxes_xyxy_px if o is one else o.boxes_xyxy_px[:0] for o in found]
         features = head.pool(pyramid, boxes, head.mask_head.roi_size)
@@ -65,10 +64,6 @@ def evaluated_masks(case: Case, head: Any, pyramid: Pyramid, main: Sequence[Dete
         values |= _bitmaps(name, one.bitmaps(info.original_size))
         size = original_infos(case)[b].original_size
         values |= _bitmaps(f"roi_rescaled_mask{b}", whole.bitmaps(size))
-        values[f"roi_rescaled_det{b}_boxes_scores"] = torch.cat(
-            [whole.boxes_xyxy_px, whole.scores[:, None]], dim=1
-        )
-        values[f"roi_rescaled_det{b}_labels"] = whole.labels
         values |= _one_pasted(case, name, one)
     features = head.pool(pyramid, [one.boxes_xyxy_px for one in main], head.mask_head.roi_size)
     logits = head.mask_head(features, torch.cat([one.labels for one in main]))

@@ -25,6 +25,7 @@ from tools.parity.rules import fixed_permutation
 from tools.parity.rules_masks import BRANCHES, make_candidates, make_masks
 from tools.parity.step_details import detail_rows
 from tools.parity.table import EXACT, Row, Tolerance, compare
+from tools.parity.values import Values, scored
 
 ARRAYS = Tolerance(absolute=1e-5, relative=1e-5)
 PIXELS = Tolerance(absolute=1e-3)
@@ -33,8 +34,6 @@ GRADIENTS = Tolerance(absolute=1e-9, relative=1e-5)
 FEW_PIXELS = Tolerance(absolute=2)
 LEVELS = 5
 """Of the encoder, finest first."""
-
-Values = dict[str, Any]
 
 
 def is_refine_mask(recorded: Recorded) -> bool:
@@ -148,8 +147,7 @@ def _evaluation(recorded: Recorded, branch: MaskBranch, given: Inputs) -> Values
         found.append(Detections(boxes_xyxy_px=boxes, scores=scores, labels=given.labels[b]))
     values = found_masks(branch, memory, found, infos)
     for b, one in enumerate(found):
-        table = torch.cat([one.boxes_xyxy_px, one.scores[:, None]], dim=1)
-        values[f"det{b}_boxes_scores"] = table
+        values[f"det{b}_boxes_scores"] = scored(one.boxes_xyxy_px, one.scores)
     return {f"eval/{name}": value for name, value in values.items()}
 
 

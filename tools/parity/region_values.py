@@ -13,8 +13,9 @@ from codetr.boxes import cxcywh_to_xyxy
 from codetr.structures import Batch, Pyramid
 from codetr.supervision.aux_heads.dense import DensePredictions
 from codetr.supervision.aux_heads.matched import boxes_xyxy_px
-from tools.parity.head_values import HeadRun, Values, detection_values, outputs
+from tools.parity.head_values import HeadRun, outputs
 from tools.parity.rules import fixed_permutation
+from tools.parity.values import Values, anchor_samples, classified, detections, proposals
 
 
 def run_regions(head: nn.Module, pyramid: Pyramid, batch: Batch) -> HeadRun:
@@ -33,7 +34,7 @@ def rcnn_values(run: HeadRun) -> Values:
             found = run.head.predict(run.pyramid, run.batch.images)
             return {
                 **_first_stage(run, first),
-                **detection_values(found),
+                **detections("det{}", found),
                 **_regions(run, first),
                 **_queries(run),
             }
@@ -44,38 +45,27 @@ def _first_stage(run: HeadRun, first: Any) -> Values:
     raw = DensePredictions(logits=first.logits[..., None], regression=first.deltas)
     said = outputs(replace(run, predictions=raw), "")
     values = {name.replace("out/", "out/rpn_"): maps for name, maps in said.items()}
-    proposals = head.rpn.proposals(first, images.sizes, head.rpn.inference_selection)
-    for b, (one, target) in enumerate(zip(proposals, run.batch.targets, strict=True)):
-        _, chosen = head.rpn.sample(first.anchors, b, boxes_xyxy_px(target.boxes, target))
-        values[f"test{b}_proposals"] = torch.cat([one.boxes, one.scores[:, None]], dim=1)
-        values[f"rpn{b}_positive_anchor_idx"] = chosen.positive
-        values[f"rpn{b}_sampled_anchor_idx"] = chosen.index.sort().values
-    return values
+    found = head.rpn.proposals(first, images.sizes, head.rpn.inference_selection)
+    return {
+        **values,
+        **proposals("test{}", found),
+        **anchor_samples(head, first, run.batch.targets),
+    }
 
 
 def _regions(run: HeadRun, first: Any) -> Values:
     head, targets = run.head, run.batch.targets
-    proposals = head.rpn.proposals(first, run.batch.images.sizes, head.rpn.training_selection)
-    values = {}
-    for b, (one, target) in enumerate(zip(proposals, targets, strict=True)):
+    found = head.rpn.proposals(first, run.batch.images.sizes, head.rpn.training_selection)
+    values = proposals("train{}", found)
+    for b, (one, target) in enumerate(zip(found, targets, strict=True)):
         truth = boxes_xyxy_px(target.boxes, target)
         assigned = torch.cat([torch.arange(len(truth)), head.assigner(one.boxes, truth)])
         chosen = head.sampler(assigned)
-        values[f"train{b}_proposals"] = torch.cat([one.boxes, one.scores[:, None]], dim=1)
         values[f"roi{b}_pos_idx"] = chosen.positive
         values[f"roi{b}_pos_gt"] = assigned[chosen.positive]
         values[f"roi{b}_neg_idx"] = chosen.negative
-    regions = [r.boxes for r in head.sample([p.boxes for p in proposals], targets)]
-    numbers = [torch.full_like(r[:, :1], b) for b, r in enumerate(regions)]
-    features = head.pool(run.pyramid, regions)
-    logits, deltas = head.classify(features)
-    return {
-        **values,
-        "roi_rois": torch.cat([torch.cat(numbers), torch.cat(regions)], dim=1),
-        "roi_feats": features,
-        "roi_cls_score": logits,
-        "roi_bbox_pred": deltas.flatten(1),
-    }
+    regions = head.sample([p.boxes for p in found], targets)
+    return values | classified(head, run.pyramid, [r.boxes for r in regions])
 
 
 def _queries(run: HeadRun) -> Values:

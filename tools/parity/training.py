@@ -15,14 +15,14 @@ from codetr.boxes import logit
 from codetr.models.detectors.grouping import attention_mask
 from codetr.models.detectors.protocol import MAIN
 from codetr.structures import Candidates, Decoded, QueryGroup
-from codetr.supervision.aux_heads.matched import boxes_xyxy_px
 from codetr.supervision.schemes.positives import positive_group
 from tools.parity.branch_values import trained_branch
 from tools.parity.case import Case
-from tools.parity.inference import Values, atss_outputs, scored
+from tools.parity.inference import atss_outputs
 from tools.parity.mask_values import trained_masks
 from tools.parity.rules import fixed_permutation
 from tools.parity.step import Step
+from tools.parity.values import Values, anchor_samples, classified, proposals
 
 DENOISING = "denoising"
 MASKS = "masks"
@@ -180,29 +180,16 @@ def _features(case: Case, candidates: Sequence[Candidates]) -> Tensor:
 def _rcnn(case: Case, head: Any, pyramid: Any) -> Values:
     images, targets = case.batch.images, case.batch.targets
     first = head.rpn(pyramid, images)
-    values = {}
-    for b, target in enumerate(targets):
-        _, sample = head.rpn.sample(first.anchors, b, boxes_xyxy_px(target.boxes, target))
-        values[f"rpn{b}_sampled_anchor_idx"] = sample.index.sort().values
-        values[f"rpn{b}_positive_anchor_idx"] = sample.positive
-    proposals = head.rpn.proposals(first, images.sizes, head.rpn.training_selection)
-    for b, found in enumerate(proposals):
-        values[f"rpn{b}_proposals"] = scored(found.boxes, found.scores)
-    regions = head.sample([p.boxes for p in proposals], targets)
-    numbers = [torch.full_like(r.boxes[:, :1], b) for b, r in enumerate(regions)]
-    if head.mask_head is not None:
-        values |= trained_masks(case, head, pyramid, regions)
-    features = head.pool(pyramid, [r.boxes for r in regions])
-    logits, deltas = head.classify(features)
-    return values | {
+    found = head.rpn.proposals(first, images.sizes, head.rpn.training_selection)
+    regions = head.sample([p.boxes for p in found], targets)
+    masks = {} if head.mask_head is None else trained_masks(case, head, pyramid, regions)
+    return {
+        **anchor_samples(head, first, targets),
+        **proposals("rpn{}", found),
+        **masks,
         "roi_pos": torch.tensor([len(r.target) for r in regions]),
         "roi_neg": torch.tensor([len(r) - len(r.target) for r in regions]),
-        "roi_rois": torch.cat(
-            [torch.cat(p, 1) for p in zip(numbers, (r.boxes for r in regions), strict=True)]
-        ),
-        "roi_feats": features,
-        "roi_cls_score": logits,
-        "roi_bbox_pred": deltas.flatten(1),
+        **classified(head, pyramid, [r.boxes for r in regions]),
     }
 
 
