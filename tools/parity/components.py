@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
-from torch import Tensor
 
 from codetr.checkpoints.experiment import compose_experiment
 from codetr.data.collate import Collate
@@ -29,6 +29,7 @@ from codetr.supervision.criteria import QualityClassification, SetCriterion
 from codetr.supervision.schemes.denoising import Denoising, Noise
 from tools.parity.inputs import targets_of
 from tools.parity.mask_pipeline import check_mask_pipeline
+from tools.parity.noise import contrastive_noise
 from tools.parity.recorded import ARRAYS, INFO, read_arrays, read_json
 from tools.parity.rules import Array
 from tools.parity.table import Row, Tolerance, compare
@@ -147,28 +148,12 @@ def _dn_targets(recorded: Arrays, sizes: Sequence[Sequence[int]]) -> list[Target
 
 
 def _dn_noise(recorded: Arrays, info: dict[str, Any]) -> Noise:
-    """The recorded draws (group, positive | negative, box of the batch) in our layout
-    (image, group, positive | negative, slot).
-    """
-    counts = info["gts"]
-    flip = torch.from_numpy(recorded["draw_label_p"]).double()
-    groups = len(flip) // (2 * sum(counts))
-    new = torch.zeros(len(flip), dtype=torch.int64)
-    new[flip < info["label"] * 0.5] = torch.from_numpy(recorded["draw_new_label"]).long()
-
-    def laid_out(flat: Tensor) -> Tensor:
-        copies = flat.unflatten(0, (groups, 2, sum(counts)))
-        out = flat.new_zeros(len(counts), groups, 2, max(counts), *flat.shape[1:])
-        for image, own in enumerate(copies.split(counts, dim=2)):
-            out[image, :, :, : counts[image]] = own
-        return out
-
-    return Noise(
-        flip=laid_out(flip),
-        labels=laid_out(new),
-        signs=laid_out(torch.from_numpy(recorded["draw_box_sign01"]).double() * 2 - 1),
-        shifts=laid_out(torch.from_numpy(recorded["draw_box_part"]).double()),
-    )
+    """The recorded draws; of new labels, only those that were used are recorded."""
+    flip = recorded["draw_label_p"].astype(np.float64)
+    labels = np.zeros(len(flip), dtype=np.int64)
+    labels[flip < info["label"] * 0.5] = recorded["draw_new_label"]
+    signs, shifts = recorded["draw_box_sign01"], recorded["draw_box_part"]
+    return contrastive_noise(flip, labels, signs, shifts, info["gts"])
 
 
 def check_test_pipeline(folder: Path) -> list[Row]:

@@ -15,8 +15,8 @@ from codetr.models.detectors.grouping import attention_mask
 from codetr.models.transformers.queries import grid_proposals
 from codetr.structures import Batch, Decoded, Tap
 from codetr.supervision.schemes import denoising, query_denoising
+from tools.parity.noise import items
 from tools.parity.step import Step
-from tools.parity.student_noise import items
 
 EPS = 1e-12
 """For logits of boxes that are inside the image."""

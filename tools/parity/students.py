@@ -17,8 +17,8 @@ from codetr.supervision.schemes.denoising import GROUP as CONTRASTIVE
 from tools.parity.case import Case
 from tools.parity.detr import NO_DROPOUT, Family
 from tools.parity.measured import Measured, layered, pattern
+from tools.parity.noise import dino_noise, query_noise
 from tools.parity.step import Step
-from tools.parity.student_noise import contrastive_noise, query_noise
 from tools.parity.student_values import noised, step_values
 from tools.parity.table import EXACT, Tolerance
 
@@ -27,7 +27,7 @@ BOXES = Tolerance(absolute=1e-6)
 UNDISTURBED = Tolerance(absolute=1e-10)
 
 WHOLE_NUMBERS = ("topk_index", "match_", "proposal_valid", "attention_mask", "dn_pad", "dn_slot")
-NOISE = {query_denoising.GROUP: query_noise, CONTRASTIVE: contrastive_noise}
+NOISE = {query_denoising.GROUP: query_noise, CONTRASTIVE: dino_noise}
 DENOISING_LOSSES = ("tgt_", "_dn")
 PROPOSALS = "_interm"
 """What the official code calls the encoder's."""

@@ -16,36 +16,52 @@ from codetr.structures import QueryGroup
 from codetr.supervision.schemes.denoising import Noise
 from codetr.supervision.schemes.query_denoising import QueryNoise
 from tools.parity.recorded import Recorded
+from tools.parity.rules import Array
 
 
 def query_noise(recorded: Recorded, counts: Sequence[int]) -> QueryNoise:
     """DN-DETR's, for images with ``counts`` boxes."""
+    arrays = recorded.arrays
     return QueryNoise(
-        flip=_slots(recorded, "dn_draw_label_u", counts),
-        labels=_slots(recorded, "dn_draw_new_label", counts).long(),
-        shifts=_slots(recorded, "dn_draw_box_u", counts),
+        flip=_slots(arrays["dn_draw_label_u"], counts),
+        labels=_slots(arrays["dn_draw_new_label"], counts).long(),
+        shifts=_slots(arrays["dn_draw_box_u"], counts),
     )
 
 
-def contrastive_noise(recorded: Recorded, counts: Sequence[int]) -> Noise:
-    """DINO's: axis 2 is (positive, negative)."""
+def dino_noise(recorded: Recorded, counts: Sequence[int]) -> Noise:
+    """DINO's, for images with ``counts`` boxes."""
+    arrays, draw = recorded.arrays, "dn_draw_"
+    return contrastive_noise(
+        arrays[f"{draw}label_u"],
+        arrays[f"{draw}new_label"],
+        arrays[f"{draw}box_sign"].round(),
+        arrays[f"{draw}box_u"],
+        counts,
+    )
 
-    def halves(name: str) -> Tensor:
-        return _slots(recorded, name, counts).unflatten(1, (-1, 2))
+
+def contrastive_noise(
+    flip: Array, labels: Array, signs: Array, shifts: Array, counts: Sequence[int]
+) -> Noise:
+    """Draws of every item, with ``signs`` 0 or 1, as (B, groups, positive | negative, n, ...)."""
+
+    def halves(items: Array) -> Tensor:
+        return _slots(items, counts).unflatten(1, (-1, 2))
 
     return Noise(
-        flip=halves("dn_draw_label_u"),
-        labels=halves("dn_draw_new_label").long(),
-        signs=halves("dn_draw_box_sign").round() * 2 - 1,
-        shifts=halves("dn_draw_box_u"),
+        flip=halves(flip),
+        labels=halves(labels).long(),
+        signs=halves(signs * 2.0 - 1.0),
+        shifts=halves(shifts),
     )
 
 
-def _slots(recorded: Recorded, name: str, counts: Sequence[int]) -> Tensor:
+def _slots(items: Array, counts: Sequence[int]) -> Tensor:
     """(B, groups, n, ...) of an array of items; zeros in slots without a box."""
-    items = torch.from_numpy(recorded.arrays[name]).double()
-    groups = items.unflatten(0, (-1, sum(counts)))  # (G, T, ...)
-    slots = items.new_zeros(len(counts), len(groups), max(counts), *items.shape[1:])
+    draws = torch.from_numpy(items).double()
+    groups = draws.unflatten(0, (-1, sum(counts)))  # (G, T, ...)
+    slots = draws.new_zeros(len(counts), len(groups), max(counts), *draws.shape[1:])
     for b, own in enumerate(groups.split(list(counts), dim=1)):
         slots[b, :, : counts[b]] = own
     return slots
