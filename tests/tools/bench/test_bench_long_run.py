@@ -1,32 +1,49 @@
 """The memory and the open files of a long run."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from codetr.errors import UserError
 from tools.bench import long_run
-from tools.bench.long_run import Look, Options, last_step, look, table
+from tools.bench.long_run import Look, Options, last_step, look, slope, table
 
 
-def test_growth_is_told() -> None:
+def test_growth_of_the_last_half_is_told() -> None:
     looks = [Look(step=s, mib=500 + s / 100, files=20 + s // 1000, threads=4) for s in range(5000)]
     made = table(looks, Options(steps=20_000))
     assert made.notes[0].startswith("4999 of 20000 steps")
-    assert (
-        "from step 1250 to 4999: +37.5 MiB (+10486 bytes a step), +3 descriptors" in made.notes[1]
+    assert made.notes[1] == (
+        "steps 2500 to 4999, 2500 looks: 525.0 to 550.0 MiB, +10.00 MiB in 1,000 steps by least "
+        "squares, 22 to 24 descriptors, 4 threads"
     )
     assert next(iter(made.rows)) == "step 0"
     assert list(made.rows)[-1] == "step 4999"
+
+
+@pytest.mark.parametrize(("mib", "expected"), [((5, 5, 5), 0), ((5, 7, 6), 0.5), ((5,), 0)])
+def test_the_slope_is_of_least_squares(mib: tuple[float, ...], expected: float) -> None:
+    looks = [Look(step=1000 * i, mib=m, files=4, threads=1) for i, m in enumerate(mib)]
+    assert slope(looks) == pytest.approx(expected)
 
 
 def test_a_process_is_looked_at() -> None:
     before = look(os.getpid(), 3)
     with Path(__file__).open():
         now = look(os.getpid(), 3)
+    assert before is not None
+    assert now is not None
     assert now.files == before.files + 1
     assert now.mib > 10
+
+
+def test_a_process_that_has_ended_is_not_looked_at() -> None:
+    ended = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # its number stays until it is waited
+    assert look(ended.pid, 3) is None
+    ended.wait()
 
 
 def test_the_last_step_of_a_log(tmp_path: Path) -> None:
