@@ -47,16 +47,16 @@ class LastCheckpoint(Checkpoint):
         self._time, self._step = time.monotonic(), trainer.global_step
 
     def due(self, step: int) -> bool:
-        """Whether to write within an epoch, after ``step`` optimiser steps."""
-        if step == self._step:
-            return False
+        """Whether to write after ``step`` optimiser steps, whatever the time is."""
+        return bool(self.every_n_steps and step != self._step and step % self.every_n_steps == 0)
+
+    def rested(self, within_epoch: bool) -> bool:
+        """Whether it is time to write, by the clock of this process: within an epoch, or else
+        between epochs and before a validation.
+        """
         waited = time.monotonic() - self._time
         timely = self.every_minutes is not None and waited >= 60 * self.every_minutes
-        return timely or bool(self.every_n_steps and step % self.every_n_steps == 0)
-
-    def rested(self) -> bool:
-        """Whether to write before a validation or between epochs."""
-        return time.monotonic() - self._time >= self.seconds_apart
+        return timely or (not within_epoch and waited >= self.seconds_apart)
 
     def save(self, trainer: Trainer) -> None:
         """Write the file; all processes together."""

@@ -34,12 +34,13 @@ class SafePoints(Callback):
         self._sizes: dict[str, int] = {}
         self._before: dict[str, int] = {}
         self._agree = Agreement()
+        self._written = 0  # by all processes alike
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals from Lightning, which would stop at any batch, and wait for the device
         before every batch to ask other processes.
         """
-        self._agree = Agreement()
+        self._agree, self._written = Agreement(), 0
         resumed = trainer.fit_loop.restarting
         self._kept = None if resumed else (trainer.global_step, Moment.EPOCHS)
         accumulated = trainer.accumulate_grad_batches
@@ -70,8 +71,8 @@ class SafePoints(Callback):
         if batch_idx % trainer.accumulate_grad_batches:
             return
         moment = Moment.STEPS if batch_idx else Moment.EPOCHS
-        signum, due, rested = self._agreed(trainer)
-        if signum or due or (rested and moment is Moment.EPOCHS):
+        signum, due = self._agreed(trainer, moment)
+        if signum or due:
             self._keep(trainer, moment)
         self._stop(signum)
 
@@ -79,8 +80,8 @@ class SafePoints(Callback):
         """Before a validation, which may take long."""
         if not _has_trained(trainer):
             return
-        signum, due, rested = self._agreed(trainer)
-        if signum or due or rested or trainer.world_size > 1:
+        signum, due = self._agreed(trainer, Moment.VALIDATION)
+        if signum or due or trainer.world_size > 1:
             self._keep(trainer, Moment.VALIDATION)
         self._stop(signum)
 
@@ -117,11 +118,17 @@ class SafePoints(Callback):
         """From a checkpoint."""
         self._before = dict(state_dict)
 
-    def _agreed(self, trainer: Trainer) -> list[int]:
-        """The signal that some process got, or 0; whether to write within and between epochs."""
+    def _agreed(self, trainer: Trainer, moment: Moment) -> tuple[int, bool]:
+        """The signal that some process got, or 0; whether to write.
+
+        Clocks differ, so a process whose time has come asks all for the writing that is next; what
+        was asked for before the last writing is answered by it.
+        """
         keepers = _keepers(trainer)
+        rested = any(keeper.rested(moment is Moment.STEPS) for keeper in keepers)
+        signum, asked = self._agree(_asked(), (self._written + 1) * int(rested))
         due = any(keeper.due(trainer.global_step) for keeper in keepers)
-        return self._agree(_asked(), int(due), int(any(keeper.rested() for keeper in keepers)))
+        return signum, due or asked > self._written
 
     def _keep(self, trainer: Trainer, moment: Moment) -> None:
         now = (trainer.global_step, moment)
@@ -137,6 +144,7 @@ class SafePoints(Callback):
         finally:
             self._moment = None
         self._kept = now
+        self._written += 1
 
     def _stop(self, signum: int) -> None:
         if signum:

@@ -388,6 +388,50 @@ def test_processes_that_cannot_agree_within_a_validation_are_kept_before_it(
     assert kept == [2]
 
 
+@pytest.mark.parametrize(
+    ("every", "expected"),
+    [
+        ({"every_minutes": 5 / 60}, [6, 12, 18, 24]),  # all know a step later
+        ({"every_n_steps": 4}, [4, 8, 12, 16, 20, 24]),
+        ({"every_n_steps": 1}, [*range(1, 27)]),
+    ],
+    ids=str,
+)
+def test_processes_whose_clocks_differ_write_at_the_same_steps(
+    every: dict[str, Any], expected: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two, of which the second starts later, and comes later to each step, which takes a second."""
+    now, late = 0.0, (0.0, 0.7)
+    monkeypatch.setattr("codetr.training.callbacks.checkpoints.time.monotonic", lambda: now)
+    asked = [[0, 0]]  # the largest of both, by turn
+    written: list[list[int]] = [[], []]
+    processes = []
+    for rank, steps in enumerate(written):
+        now = late[rank]
+        trainer = SimpleNamespace(
+            world_size=2,
+            accumulate_grad_batches=1,
+            fast_dev_run=False,
+            global_step=0,
+            callbacks=[LastCheckpoint(tmp_path, seconds_apart=HOUR, **every)],
+            save_checkpoint=lambda path, steps=steps: steps.append(turn),
+        )
+        points = SafePoints()
+
+        def agree(*own: int) -> list[int]:
+            asked[turn] = [max(pair) for pair in zip(asked[turn], own, strict=True)]
+            return asked[turn - 1]
+
+        monkeypatch.setattr(points, "_agree", agree)
+        processes.append((points, trainer))
+    for turn in range(1, 27):
+        asked.append([0, 0])
+        for rank, (points, trainer) in enumerate(processes):
+            now, trainer.global_step = turn + late[rank] / 2, turn
+            points.on_train_batch_start(trainer, None, None, turn)  # type: ignore[arg-type]
+    assert written == [expected, expected]
+
+
 def test_short_epochs_are_not_all_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between writings lies the time that was asked for, and the end is written always."""
     written: dict[float, list[int]] = {}
@@ -408,7 +452,7 @@ def test_the_time_since_the_last_writing_counts(
     looks = iter((100.0, 100.0, 159.9, 160.0, 500.0))
     monkeypatch.setattr("codetr.training.callbacks.checkpoints.time.monotonic", looks.__next__)
     keeper = LastCheckpoint(tmp_path, seconds_apart=60)
-    assert [keeper.rested() for _ in range(4)] == [False, False, True, True]
+    assert [keeper.rested(within_epoch=False) for _ in range(4)] == [False, False, True, True]
 
 
 def test_a_second_ctrl_c_does_not_wait_for_a_step(tmp_path: Path) -> None:
@@ -442,8 +486,8 @@ def test_the_time_decides_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("codetr.training.callbacks.checkpoints.time.monotonic", tick)
     keeper = LastCheckpoint(tmp_path, every_minutes=5 / 60)
-    assert [keeper.due(step) for step in range(1, 8)] == [False] * 4 + [True] * 3
-    assert not keeper.due(0)  # nothing new
+    assert [keeper.rested(within_epoch=True) for _ in range(1, 8)] == [False] * 4 + [True] * 3
+    assert not keeper.due(6)
 
 
 def test_a_stop_does_not_wait_for_the_end_of_a_validation(tmp_path: Path) -> None:
