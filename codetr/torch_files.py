@@ -1,16 +1,19 @@
 """Files of tensors that say more than they hold: found before anything is read into memory.
 
 A few bytes can stand for gigabytes: compressed members of an archive, members that share their
-bytes, tensors that repeat the same number (a stride of 0). ``torch.save`` writes none of these, so
-a file is refused where what it declares is larger than it is.
+bytes, tensors that repeat the same number (a stride of 0). A file is refused where what it declares
+is larger than it is. ``torch.save`` writes none of these but the last: see ``written_out``.
 """
 
 from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable
+from copy import copy
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from codetr.errors import UserError
@@ -48,9 +51,37 @@ def require_archive(path: Path) -> None:
 def require_held(tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Raise Inflated for a tensor with more numbers than its memory holds."""
     for name, tensor in tensors:
-        held = tensor.untyped_storage().nbytes() // tensor.element_size()
-        if tensor.numel() > held:
-            raise Inflated(f"'{name}' has {tensor.numel()} numbers, of which {held} are there")
+        if tensor.numel() > _held(tensor):
+            raise Inflated(
+                f"'{name}' has {tensor.numel()} numbers, of which {_held(tensor)} are there"
+            )
+
+
+def _held(tensor: Tensor) -> int:
+    """How many numbers are there; of sparse tensors, which stay sparse, any."""
+    if tensor.layout is not torch.strided:
+        return tensor.numel()
+    return tensor.untyped_storage().nbytes() // tensor.element_size()
+
+
+def written_out(value: Any) -> Any:
+    """``value`` as a file is to hold it: with tensors that repeat numbers (``expand``) written out
+    at any depth of dictionaries, lists and tuples. What has none is returned as it is.
+    """
+    if isinstance(value, Tensor):
+        return value.contiguous() if value.numel() > _held(value) else value
+    if isinstance(value, dict):
+        parts = {key: written_out(part) for key, part in value.items()}
+        if all(parts[key] is part for key, part in value.items()):
+            return value
+        copied = copy(value)  # with its attributes: an OrderedDict of weights has versions
+        copied.update(parts)
+        return copied
+    if isinstance(value, list | tuple):
+        items = [written_out(part) for part in value]
+        same = all(item is part for item, part in zip(items, value, strict=True))
+        return value if same else type(value)(items)
+    return value
 
 
 def require_header(path: Path) -> None:

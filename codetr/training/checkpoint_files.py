@@ -16,7 +16,7 @@ from torch import Tensor
 from codetr.checkpoints.files import RunRecord
 from codetr.errors import UserError
 from codetr.run_folder import RunFolder
-from codetr.torch_files import Inflated, require_archive, require_held
+from codetr.torch_files import Inflated, require_archive, require_held, written_out
 from codetr.writing import replacing
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class WholeFiles(TorchCheckpointIO):
     ) -> None:
         """Raises UserError where the disk is full or the folder not writable."""
         with replacing(Path(path)) as file:
-            torch.save(checkpoint, file)
+            torch.save(written_out(checkpoint), file)
 
 
 def resume_path(ckpt_path: str | None, folder: RunFolder) -> str | None:

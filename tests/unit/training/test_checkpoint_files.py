@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from codetr.errors import UserError
 from codetr.run_folder import RunFolder
-from codetr.training.checkpoint_files import NEEDED, resume_path
+from codetr.torch_files import written_out
+from codetr.training.checkpoint_files import NEEDED, WholeFiles, resume_path
 
 
 def save(path: Path, age_s: int = 0) -> bytes:
@@ -84,6 +86,29 @@ def test_a_small_file_that_unfolds_is_not_resumed_from(tmp_path: Path, inflate: 
     said = "compressed" if inflate == "member" else r"'optimizer_states\.a' has \d+ numbers"
     with pytest.raises(UserError, match=rf"a\.ckpt: cannot be resumed from \(.*{said}"):
         resume_path(str(path), RunFolder(tmp_path))
+
+
+def test_a_buffer_that_repeats_its_numbers_is_kept(tmp_path: Path) -> None:
+    """As ``register_buffer`` of a module of the user's own with an expanded tensor."""
+    model = nn.BatchNorm1d(2)
+    model.register_buffer("grid", torch.arange(3.0).expand(4, 3))
+    state = model.state_dict()
+    content = {**dict.fromkeys(NEEDED), "state_dict": state, "callbacks": {"a": [state["grid"]]}}
+    path = tmp_path / "last.ckpt"
+    WholeFiles().save_checkpoint(content, path)
+    assert resume_path("last", RunFolder(tmp_path)) == str(path)
+    assert model.grid.stride() == state["grid"].stride() == (0, 1)
+    kept = torch.load(path, weights_only=True)
+    assert kept["state_dict"]._metadata == state._metadata
+    assert list(kept["state_dict"]) == list(state)
+    for name, value in state.items():
+        assert torch.equal(kept["state_dict"][name], value)
+    assert torch.equal(kept["callbacks"]["a"][0], state["grid"])
+
+
+def test_what_repeats_nothing_is_kept_as_it_is() -> None:
+    plain = {"a": [torch.eye(3).T, (torch.zeros(0), torch.eye(3).to_sparse())], "b": None}
+    assert written_out(plain) is plain
 
 
 def test_weights_alone_cannot_be_resumed_from(tmp_path: Path) -> None:
