@@ -33,7 +33,7 @@ OF_RECORD = {
 has where one of its options is chosen instead.
 """
 SHOWN = 60
-_REFERENCE = re.compile(r"\$\{\s*([\w.]+)\s*\}")
+_NAMED = re.compile(r"[^\s{}:,$'\"()\[\]]+")
 
 
 def names_as_text(cfg: DictConfig, given: Sequence[str] = ()) -> None:
@@ -266,7 +266,7 @@ def _require_read(config: Mapping[str, Any], key: Key, override: str) -> None:
 
 
 def _is_referred_to(value: Any, own: Key, place: Key = ()) -> bool:
-    """Whether a value elsewhere than below the key ``own`` is an interpolation of it."""
+    """Whether an interpolation in a value elsewhere than below the key ``own`` names it."""
     if place == own:
         return False
     if isinstance(value, Mapping):
@@ -274,8 +274,19 @@ def _is_referred_to(value: Any, own: Key, place: Key = ()) -> bool:
     if isinstance(value, list):
         return any(_is_referred_to(part, own, (*place, "")) for part in value)
     return isinstance(value, str) and any(
-        is_within(name, [".".join(own)]) for name in _REFERENCE.findall(value)
+        is_within(name, [".".join(own)]) for name in _interpolated(value, place)
     )
+
+
+def _interpolated(text: str, place: Key) -> Iterator[str]:
+    """What may be a key in the interpolations of the value at ``place``: also within others
+    (``${a.${b}}``), relative (``${..a}``), and as arguments of resolvers (``${oc.select:a,0}``).
+    """
+    inside = text.partition("${")[2]
+    for found in _NAMED.findall(re.sub(r"(?<=\w)\[", ".", inside)):
+        name = found.lstrip(".")
+        above = len(found) - len(name)
+        yield ".".join((*place[:-above], name) if above else (name,)).rstrip(".")
 
 
 def _at(config: Any, key: Key) -> Any:

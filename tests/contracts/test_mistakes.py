@@ -20,9 +20,9 @@ from tiny import composed, options, published
 from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.settings import check_settings, names_as_text
-from codetr.settings.check import settings_of
+from codetr.settings.check import _is_referred_to, settings_of
 
-CHOSEN = ("scheme", "schedule", "callbacks", "trainer", "model/backbone", "model/neck")
+CHOSEN = ("scheme", "schedule", "callbacks", "model/backbone", "model/neck")
 
 
 @cache
@@ -116,6 +116,41 @@ def test_an_option_of_a_group_of_the_user_is_read(
     else:
         with pytest.raises(UserError, match=re.escape(said)):
             check_settings(cfg, overrides)
+
+
+READING = (
+    "${mygroup.a}",
+    "${mygroup}",
+    "${ mygroup.a }",
+    "${mygroup[a]}",
+    "${..mygroup.a}",
+    "${oc.select:mygroup.a}",
+    '${oc.select:"mygroup.a",12}',
+    "${oc.select: mygroup.a , 12}",
+    "${oc.select:..mygroup.a,12}",
+    "${oc.decode:${mygroup.text}}",
+    "${oc.env:NO_SUCH_VARIABLE,${mygroup.text}}",
+    "${oc.dict.values:mygroup}",
+    "${mygroup.${oc.decode:a}}",
+    "${oc.create:[${mygroup.a},${seed}]}",
+    "a-${oc.select:mygroup.a}-b",
+)
+NOT_READING = ("${oc.select:mygroups.a,12}", "${oc.select:.mygroup.a,0}", "${seed}", "mygroup.a")
+
+
+@pytest.mark.parametrize("value", [*READING, *NOT_READING])
+def test_every_interpolation_reads_a_group_of_the_user(value: str) -> None:
+    """A value reads the group where what it resolves to changes with it."""
+
+    def resolved(number: int) -> str:
+        group = {"a": number, "text": str(number)}
+        cfg = OmegaConf.create({"mygroup": group, "seed": 0, "swept": {"mine": value}})
+        return str(OmegaConf.to_container(cfg.swept, resolve=True))
+
+    changes = resolved(1) != resolved(2)
+    assert changes == (value in READING)
+    held = {"mygroup": {"a": 1, "text": "1"}, "seed": 0, "swept": {"mine": value}}
+    assert _is_referred_to(held, ("mygroup",)) == changes
 
 
 def test_the_kinds_of_a_message_differ() -> None:
