@@ -30,7 +30,7 @@ from codetr.training.stopping import Stopped
 log = logging.getLogger(__name__)
 
 LIMIT_KEY = "trainer.strategy.timeout.minutes"
-"""Of ``trainer=ddp`` and ``trainer=fsdp``."""
+"""Of ``trainer=ddp``."""
 SAID_AFTER_S = 60.0
 LOOKS_AFTER_S = 5.0
 """Of waiting; processes that go on do not read each other's signs."""
@@ -41,6 +41,8 @@ FINISH_S = 60.0
 """For one that is ending already: loggers send what they have."""
 CHILDREN_S = 10.0
 TICK_S = 0.5
+FILES_PER_S = 16
+"""That a process reads of a shared folder while it waits; all of them wait together."""
 
 _CONNECTION = re.compile(
     r"gloo|nccl|connection (was )?(closed|reset)|broken pipe|socket|tcpstore|timed out waiting",
@@ -65,13 +67,14 @@ class Watch:
         self.alone = size == 1
         self._beat_s = min(BEAT_S, limit_s / 20)
         self._silence_s = 4 * self._beat_s + TICK_S
+        self._apart_s = max(TICK_S, size / FILES_PER_S)
         self._said_after_s = min(SAID_AFTER_S, limit_s / 2)
         self._own_advice = advice
         self._children: Sequence[Popen[bytes]] = ()
         self._folder, self._size = folder, size
         self._lock = threading.Lock()
         self._over = threading.Event()
-        self._progress = self._beat = self._looked = time.monotonic()
+        self._progress = self._beat = self._looked = self._judged = time.monotonic()
         self._said_at = -1
         self._broken = self._ending = False
         self._lost_since: float | None = None
@@ -135,7 +138,9 @@ class Watch:
                 self._put()
             waited = now - self._progress
             blocked = waited >= min(LOOKS_AFTER_S, self.limit_s / 4)
-            if blocked or self._broken or any(self._codes().values()):
+            concerned = blocked or self._broken or any(self._codes().values())
+            if concerned and now - self._judged >= self._apart_s:
+                self._judged = now
                 self._judge(now, waited)
 
     def _take_children(self) -> None:

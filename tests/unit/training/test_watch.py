@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from omegaconf import OmegaConf
 from warm import Warm
 
 from codetr.training.peers import Board
-from codetr.training.watch import is_of_connection, waiting_limit_s
+from codetr.training.watch import Watch, is_of_connection, waiting_limit_s
 
 DELTA = {"_target_": "datetime.timedelta"}
 SCRIPT = """
@@ -100,6 +101,33 @@ def test_a_killed_process_ends_the_others_with_one_line(run: Callable[..., Run])
     assert line.startswith("error: rank 1 is gone: process ")
     assert " was killed, or crashed, after " in line
     assert line.endswith(": do it again")
+
+
+@pytest.mark.parametrize(("size", "looks"), [(2, 230), (64, 28)])
+def test_many_that_wait_read_seldom(
+    size: int, looks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In two minutes of waiting, of which the first five seconds do not count."""
+    now = 0.0
+    monkeypatch.setattr("codetr.training.watch.time.monotonic", lambda: now)
+    launcher = SimpleNamespace(procs=None)
+    trainer: Any = SimpleNamespace(
+        global_rank=0, world_size=size, strategy=SimpleNamespace(launcher=launcher)
+    )
+    watch = Watch(trainer, tmp_path, 600, "do it again")
+    judged = []
+
+    def wait(seconds: float) -> bool:
+        nonlocal now
+        now += seconds
+        return now > 120
+
+    monkeypatch.setattr(watch, "_over", SimpleNamespace(wait=wait))
+    monkeypatch.setattr(watch, "_put", lambda: None)
+    monkeypatch.setattr(watch, "_judge", lambda now, waited: judged.append(waited))
+    watch._run()
+    assert looks <= len(judged) <= looks + 2
+    assert min(judged) >= 5
 
 
 def test_the_first_process_is_lost_like_others(run: Callable[..., Run]) -> None:
