@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from omegaconf import DictConfig, OmegaConf
 
 from codetr.errors import UserError
@@ -88,7 +89,7 @@ def build_trainer(
     and ``tf32`` are ``auto``, numbers are float32 if ``exact``, as evaluation is.
 
     ``effective_batch``, ``tf32``, ``precision: auto`` and the keys of ``ACCELERATION`` are ours,
-    all others are the Trainer's.
+    all others are the Trainer's. Raises UserError for a strategy that copies this process.
     """
     options: Any = OmegaConf.to_container(cfg, resolve=True)
     for key in ACCELERATION:
@@ -107,5 +108,10 @@ def build_trainer(
         plugins=plugins,
         _convert_="all",
     )
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise UserError(
+            f"trainer.strategy={options['strategy']}: training cannot be copied into its processes "
+            "by spawning or forking: give trainer=ddp, which starts the command again for each"
+        )
     trainer.accumulate_grad_batches = accumulation(effective_batch, batch_size, trainer.world_size)
     return trainer

@@ -28,6 +28,15 @@ def test_ddp_copies_neither_buffers_nor_gradients() -> None:
     assert strategy._ddp_kwargs == {"broadcast_buffers": False, "gradient_as_bucket_view": True}
 
 
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+def test_strategies_that_copy_the_process_are_refused(strategy: str) -> None:
+    given = ["trainer=cpu", "trainer.devices=2", f"trainer.strategy={strategy}", "num_classes=1"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=[*given, "schedule.epochs=1"])
+    with pytest.raises(UserError, match=f"trainer.strategy={strategy}: .* give trainer=ddp"):
+        build_trainer(cfg.trainer, 1, [], [])
+
+
 def test_accumulates_up_to_the_effective_batch() -> None:
     assert accumulation(None, 2, 8) == 1
     assert [accumulation(16, 2, devices) for devices in (1, 2, 4, 8)] == [8, 4, 2, 1]
