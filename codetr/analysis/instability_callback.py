@@ -12,6 +12,7 @@ from codetr.analysis.subject import matcher_of
 from codetr.errors import UserError
 from codetr.models.detectors.protocol import Detector
 from codetr.structures import Batch
+from codetr.training.log_interval import OF_FIRST_RANK
 
 
 class MatchingInstability(Callback):
@@ -77,7 +78,7 @@ class MatchingInstability(Callback):
             for layer in range(layers)
             if total[which, 1, layer] > 0
         }
-        pl_module.log_dict(values, rank_zero_only=True, batch_size=1)
+        pl_module.log_dict(values, batch_size=1, **OF_FIRST_RANK)
 
     def state_dict(self) -> dict[str, Any]:
         """What the next validation is compared with, in plain types. Small images may have fewer

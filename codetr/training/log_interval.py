@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
+
+OF_FIRST_RANK: Mapping[str, Any] = {"rank_zero_only": True, "sync_dist": True}
+"""To log a value at the end of an epoch as the first process has it. Nothing is reduced so, but
+Lightning would advise it for every name with ``rank_zero_only`` alone.
+"""
 
 
 def log_interval(trainer: Trainer) -> int:

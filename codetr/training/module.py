@@ -21,10 +21,9 @@ from codetr.evaluation.detect import detect
 from codetr.loss_terms import Losses, total_loss
 from codetr.structures import Batch, Detections
 from codetr.supervision.schemes.protocol import require_fit
-from codetr.training.log_interval import logs_now, on_host
+from codetr.training.log_interval import OF_FIRST_RANK, logs_now, on_host
 from codetr.training.loss_meter import TOTAL, FiniteGuard, LossMeter
 from codetr.training.losses import training_losses
-from codetr.training.sharding import gather
 
 BuildOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]], int], torch.optim.Optimizer]
 """(named parameters, images per optimiser step) -> optimiser."""
@@ -150,15 +149,12 @@ class DetectionModule(LightningModule):
         """Log what is left, and stop before a checkpoint if the last step was broken."""
         self.guard.check(self.meter)
         means = {name: on_host(value) for name, value in self.meter.read().items()}
-        self.log_dict(means, on_step=False, on_epoch=True, rank_zero_only=True, batch_size=1)
+        self.log_dict(means, on_step=False, on_epoch=True, batch_size=1, **OF_FIRST_RANK)
 
     def on_validation_epoch_start(self) -> None:
-        """Start from no detections, with whole weights: processes may have unequally many batches.
-        Callbacks come before, and may change the weights.
-        """
+        """Start from no detections."""
         self.guard.check(self.meter)
         self.evaluator.reset()
-        gather(self)
 
     def validation_step(  # type: ignore[override]
         self, batch: Batch, batch_idx: int

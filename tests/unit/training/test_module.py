@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
+from lightning.pytorch.trainer.connectors.logger_connector import result
+from lightning_utilities.core.rank_zero import WarningCache
 from one_weight import Evaluator, NoisyScheme, OneWeight, batch_of
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -167,6 +170,21 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     best = callbacks[1]
     assert isinstance(best, BestResult)
     assert best.metrics["AP"] == pytest.approx(max(column(whole, "val/AP")))
+
+
+def test_nothing_is_warned_of_when_losses_are_logged_by_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(result, "_distributed_is_initialized", lambda: not asked.append(1))
+    monkeypatch.setattr(result, "warning_cache", WarningCache())
+    monkeypatch.setattr(_AcceleratorConnector, "is_distributed", True)
+    fit(tmp_path, module(), epochs=1, every=2)  # of three steps: the last is logged at the end
+    assert not any("sync_dist" in str(one.message) for one in recwarn)
+    monkeypatch.setattr("codetr.training.module.OF_FIRST_RANK", {"rank_zero_only": True})
+    fit(tmp_path, module(), epochs=1, every=2)
+    assert asked
+    assert any("sync_dist" in str(one.message) for one in recwarn)  # as Lightning would
 
 
 def test_seed_changes_the_draws(tmp_path: Path) -> None:
