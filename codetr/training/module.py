@@ -130,7 +130,7 @@ class DetectionModule(LightningModule):
         """Stop on all ranks if the step before was broken; seed this one."""
         self.guard.check(self.meter)
         key = [self.seed, self.current_epoch, batch_idx, self.global_rank]
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        seed_draws(int(np.random.SeedSequence(key).generate_state(1)[0]), self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The total loss of a batch."""
@@ -185,3 +185,15 @@ class DetectionModule(LightningModule):
         loggers = [logger for logger in self.trainer.loggers if isinstance(logger, Resumable)]
         for logger, state in zip(loggers, checkpoint.get(LOGGED, []), strict=False):
             logger.load_state_dict(state)
+
+
+def seed_draws(seed: int, device: torch.device) -> None:
+    """As ``torch.manual_seed``, for what a step on ``device`` draws from.
+
+    That one formats the stack for each kind of accelerator that is not in use: milliseconds.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
+    elif device.type != "cpu":
+        torch.manual_seed(seed)

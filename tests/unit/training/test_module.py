@@ -35,7 +35,7 @@ from codetr.training.callbacks import (
 )
 from codetr.training.csv_logger import CsvLogger
 from codetr.training.ema import ExponentialMovingAverage, Warmup, exponential, hyperbolic
-from codetr.training.module import DetectionModule
+from codetr.training.module import DetectionModule, seed_draws
 from codetr.training.optim import adamw, can_fuse
 
 pytestmark = [
@@ -44,6 +44,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*not resumable.*"),
 ]
 
+NEEDS_CUDA = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
 LR = 0.1
 
 
@@ -192,6 +193,17 @@ def test_seed_changes_the_draws(tmp_path: Path) -> None:
     other.seed = 1
     first = column(fit(tmp_path / "a", module()), "loss")
     assert column(fit(tmp_path / "b", other), "loss") != first
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta", pytest.param("cuda", marks=NEEDS_CUDA)])
+def test_draws_are_those_of_torch_s_seed(device: str) -> None:
+    drawn_on = ["cpu", "cuda"] if device == "cuda" else ["cpu"]
+    torch.manual_seed(7)
+    expected = [torch.rand(3, device=where) for where in drawn_on]
+    torch.manual_seed(8)
+    seed_draws(7, torch.device(device))
+    for where, values in zip(drawn_on, expected, strict=True):
+        assert torch.equal(torch.rand(3, device=where), values)
 
 
 @pytest.mark.parametrize("bad_step", [2, 4, 5])
