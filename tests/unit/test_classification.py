@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from scoring import losses_of
 from torch.testing import assert_close
 
 from codetr.classification import Sigmoid, Softmax
@@ -19,7 +18,6 @@ from codetr.supervision.criteria import (
     FocalClassification,
     QualityClassification,
     SetCriterion,
-    class_losses,
 )
 from codetr.supervision.schemes.group import _side_by_side
 
@@ -78,7 +76,7 @@ def test_equal_scores_of_a_query_are_one_detection() -> None:
     ],
     ids=lambda loss: type(loss).__name__,
 )
-def test_what_is_made_for_sigmoids_refuses_others(loss: class_losses.Classification) -> None:
+def test_what_is_made_for_sigmoids_refuses_others(loss: torch.nn.Module) -> None:
     found = Predictions(
         logits=torch.zeros(1, 2, K + 1), boxes=torch.rand(1, 2, 4), classification=Softmax(K)
     )
@@ -92,4 +90,4 @@ def test_what_is_made_for_sigmoids_refuses_others(loss: class_losses.Classificat
         HungarianMatcher()([found], [target])
     (pairs,) = HungarianMatcher()([Predictions(logits=found.logits, boxes=found.boxes)], [target])
     with pytest.raises(AssertionError, match="Softmax"):
-        losses_of(SetCriterion(loss), found, [target], pairs, torch.tensor(1.0))
+        SetCriterion(loss)(found, [target], pairs, torch.tensor(1.0))

@@ -4,6 +4,8 @@ import errno
 import os
 import resource
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,6 +56,48 @@ def test_an_error_leaves_what_was_there(tmp_path: Path, error: type[BaseExceptio
     with pytest.raises(error):
         write()
     assert files(tmp_path) == {"a.bin": b"old"}
+
+
+READ_ONLY = """
+mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$1" -c "$2" "$0"
+"""
+WRITES = """
+import sys
+from pathlib import Path
+from codetr.errors import UserError
+from codetr.writing import remove_parts, replacing
+
+def write(name):
+    with replacing(folder / name) as file:
+        file.write(b"new")
+
+folder = Path(sys.argv[1])
+for what in (lambda: write("a.bin"), lambda: write("sub/b.bin"), lambda: remove_parts(folder)):
+    try:
+        what()
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_a_read_only_file_system_is_one_line(tmp_path: Path) -> None:
+    """Mounted in a namespace of its own, where the machine allows it: not even root can write."""
+    left = {"a.bin": b"old", "c.bin.part": b"half"}
+    for name, content in left.items():
+        (tmp_path / name).write_bytes(content)
+    command = ["unshare", "-rm", "sh", "-ec", READ_ONLY, str(tmp_path), sys.executable, WRITES]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("no unshare")
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip(f"not allowed here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    expected = ("a.bin", "sub/b.bin", "c.bin.part")
+    for line, name in zip(lines, expected, strict=True):
+        assert line.startswith(f"{tmp_path / name}: cannot be written (Read-only file system)")
+    assert files(tmp_path) == left
 
 
 def test_nothing_is_written_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

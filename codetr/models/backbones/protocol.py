@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from codetr.structures import Pyramid
 
@@ -24,16 +23,4 @@ class Backbone(Protocol):
         """Normalised images (B, 3, H, W) to feature maps, fine to coarse. ``padding`` (B, H, W)
         bool, True = no image there, None: nowhere; most look at the zeros there as at any pixel.
         """
-        ...
-
-
-@runtime_checkable
-class OfBlocks(Protocol):
-    """A backbone that has most of its weights in ``blocks``, which it only ever calls, each as a
-    whole: weights that are divided among processes are gathered block by block.
-    """
-
-    @property
-    def blocks(self) -> Sequence[nn.Module]:
-        """In the order of the forward pass."""
         ...

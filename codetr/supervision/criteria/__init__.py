@@ -10,9 +10,8 @@ from codetr.supervision.criteria.set_criterion import (
     SetCriterion,
     Supervised,
     by_layer,
-    known,
+    deep_supervision,
     matched_pairs,
-    measure,
     supervised,
 )
 
@@ -24,8 +23,7 @@ __all__ = [
     "SoftmaxClassification",
     "Supervised",
     "by_layer",
-    "known",
+    "deep_supervision",
     "matched_pairs",
-    "measure",
     "supervised",
 ]
