@@ -148,6 +148,23 @@ def teachers_have_files(cfg: DictConfig) -> str | None:
     return "scheme=teacher without teachers: give data.teachers=[FILE.json,...]"
 
 
+def divided_weights_are_left_as_they_are(cfg: DictConfig) -> str | None:
+    """What is divided among processes is neither compiled nor reordered in memory."""
+    if not str(at(cfg, "trainer.strategy._target_")).endswith(".ShardedStrategy"):
+        return None
+    if at(cfg, "trainer.compile"):
+        return (
+            f"trainer.compile={list(cfg.trainer.compile)}: does not go with trainer=fsdp, which "
+            "divides weights: leave it out"
+        )
+    if at(cfg, "trainer.channels_last") in (True, "auto"):
+        return (
+            f"trainer.channels_last={cfg.trainer.channels_last}: does not go with trainer=fsdp, "
+            "which divides weights as they lie in memory: set it to false"
+        )
+    return None
+
+
 RELATIONS: Sequence[Relation] = (
     main_queries_are_trained,
     heads_divide_the_width,
@@ -160,4 +177,5 @@ RELATIONS: Sequence[Relation] = (
     bounds_are_in_order,
     the_best_is_the_highest,
     teachers_have_files,
+    divided_weights_are_left_as_they_are,
 )

@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from codetr.training.sharding import ShardedStrategy, local, whole
+
 Warmup = Callable[[float, int], float]
 """From the final decay and the number of steps taken before to the decay of a step."""
 
@@ -47,8 +49,7 @@ class Average(AveragedModel):
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """``average += (1 - d) * (weight - average)``; the first call copies the weights."""
-        averages: list[Tensor] = list(self.module.parameters())
-        weights: list[Tensor] = list(model.parameters())
+        averages, weights = local(self.module), local(model)
         steps = int(self.n_averaged)
         if steps == 0:
             torch._foreach_copy_(averages, weights)
@@ -86,6 +87,11 @@ class ExponentialMovingAverage(WeightAveraging):
             device = trainer.strategy.root_device
             self._average_model = Average(pl_module, device, self.decay, self.warmup)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Divide the average where the model is divided, now that a checkpoint is loaded."""
+        if isinstance(trainer.strategy, ShardedStrategy) and self._average_model is not None:
+            trainer.strategy.divide(self._average_model.module)  # type: ignore[arg-type]
+
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -95,6 +101,7 @@ class ExponentialMovingAverage(WeightAveraging):
         if self._average_model is not None:
             self._average_model.copy_buffers(pl_module)
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        checkpoint["state_dict"] = whole(checkpoint["state_dict"])
         if self._averaged_is_live:
             average, trained = checkpoint["current_model_state"], checkpoint["state_dict"]
             checkpoint.update(state_dict=average, current_model_state=trained)
@@ -102,8 +109,8 @@ class ExponentialMovingAverage(WeightAveraging):
     @torch.no_grad()
     def _swap_models(self, pl_module: LightningModule) -> None:
         assert self._average_model is not None
-        averages = self._average_model.module.parameters()
-        for average, weight in zip(averages, pl_module.parameters(), strict=True):
+        averages, weights = local(self._average_model.module), local(pl_module)
+        for average, weight in zip(averages, weights, strict=True):
             before = average.clone()
             average.copy_(weight)
             weight.copy_(before)
@@ -112,8 +119,7 @@ class ExponentialMovingAverage(WeightAveraging):
     @torch.no_grad()
     def _copy_average_to_current(self, pl_module: LightningModule) -> None:
         assert self._average_model is not None
-        averages: list[Tensor] = list(self._average_model.module.parameters())
-        weights: list[Tensor] = list(pl_module.parameters())
+        averages, weights = local(self._average_model.module), local(pl_module)
         torch._foreach_copy_(weights, averages)
 
     def on_exception(

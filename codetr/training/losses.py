@@ -11,9 +11,9 @@ from torch import nn
 from codetr.distributed import mean_over_ranks
 from codetr.loss_terms import Losses, LossTerm, divisor, prefixed
 from codetr.models.detectors.protocol import MAIN, Detector
-from codetr.structures import Batch, Decoded, Memory, QueryGroup
-from codetr.supervision.assigners import Matching
-from codetr.supervision.schemes.protocol import MatchingScheme, Proposal, Scheme, Start
+from codetr.structures import Batch, Memory, QueryGroup
+from codetr.supervision.schemes.protocol import Proposal, Scheme, Start
+from codetr.supervision.schemes.scoring import scored
 
 
 def training_losses(detector: Detector, schemes: Mapping[str, Scheme], batch: Batch) -> Losses:
@@ -24,9 +24,9 @@ def training_losses(detector: Detector, schemes: Mapping[str, Scheme], batch: Ba
     main, proposals = _proposals(detector, schemes, memory, batch)
     groups, losses = _joined(main, proposals)
     decoded = detector.decode(memory, groups)
-    scores = _scores(schemes, decoded, batch)
-    for name in schemes:
-        losses |= prefixed(name, scores[name])
+    scores = scored({name: scheme.score(decoded, batch) for name, scheme in schemes.items()})
+    for name, own in scores.items():
+        losses |= prefixed(name, own)
     for name, proposal in proposals.items():
         if proposal.after is not None:
             losses |= prefixed(name, proposal.after(decoded))
@@ -90,21 +90,3 @@ def _idle(modules: Sequence[nn.Module]) -> Losses:
         return {}
     sums = [parameter.sum() for module in modules for parameter in module.parameters()]
     return {"idle": LossTerm(torch.stack(sums).sum() * 0.0, 1.0)}
-
-
-def _scores(
-    schemes: Mapping[str, Scheme], decoded: Mapping[str, Decoded], batch: Batch
-) -> dict[str, Losses]:
-    """Every scheme's ``score``. Costs of all matching leave the device together; while they travel
-    and the host solves, the device measures what needs no matching.
-    """
-    matching = {name: s for name, s in schemes.items() if isinstance(s, MatchingScheme)}
-    problems = {name: scheme.problems(decoded, batch) for name, scheme in matching.items()}
-    tables = [table for own in problems.values() for table in own]
-    pending = Matching(tables) if tables else None
-    scores = {n: s.score(decoded, batch) for n, s in schemes.items() if n not in matching}
-    matched = iter(pending.result() if pending else ())
-    for name, scheme in matching.items():
-        own = [next(matched) for _ in problems[name]]
-        scores[name] = scheme.measure(decoded, batch, own)
-    return scores

@@ -24,6 +24,7 @@ from codetr.supervision.schemes.protocol import require_fit
 from codetr.training.log_interval import OF_FIRST_RANK, logs_now, on_host
 from codetr.training.loss_meter import TOTAL, FiniteGuard, LossMeter
 from codetr.training.losses import training_losses
+from codetr.training.sharding import gather
 
 BuildOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]], int], torch.optim.Optimizer]
 """(named parameters, images per optimiser step) -> optimiser."""
@@ -152,9 +153,12 @@ class DetectionModule(LightningModule):
         self.log_dict(means, on_step=False, on_epoch=True, batch_size=1, **OF_FIRST_RANK)
 
     def on_validation_epoch_start(self) -> None:
-        """Start from no detections."""
+        """Start from no detections, with whole weights: processes may have unequally many batches.
+        Callbacks come before, and may change the weights.
+        """
         self.guard.check(self.meter)
         self.evaluator.reset()
+        gather(self)
 
     def validation_step(  # type: ignore[override]
         self, batch: Batch, batch_idx: int

@@ -30,7 +30,7 @@ from codetr.training.stopping import Stopped
 log = logging.getLogger(__name__)
 
 LIMIT_KEY = "trainer.strategy.timeout.minutes"
-"""Of ``trainer=ddp``."""
+"""Of ``trainer=ddp`` and ``trainer=fsdp``."""
 SAID_AFTER_S = 60.0
 LOOKS_AFTER_S = 5.0
 """Of waiting; processes that go on do not read each other's signs."""

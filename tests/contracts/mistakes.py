@@ -148,6 +148,8 @@ RELATED: Mapping[tuple[str, ...], str] = {
     ("scheme=[one_to_one,teacher]",): "data.teachers",
     ("model.dim=40", "model.heads=4"): "model.dim=40",
     ("model.heads=3",): "model.heads=3",
+    ("trainer=fsdp", "trainer.compile=[decoder]"): "trainer.compile=['decoder']",
+    ("trainer=fsdp", "trainer.channels_last=true"): "trainer.channels_last=True",
     ("model.checkpointed=99",): "model.checkpointed=99",
     ("model.checkpointed=2",): "model.encoder_layers=1",
     ("model.levels=4",): "model.levels=3",

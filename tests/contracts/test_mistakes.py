@@ -22,7 +22,7 @@ from codetr.errors import UserError
 from codetr.settings import check_settings, names_as_text
 from codetr.settings.check import _is_referred_to, settings_of
 
-CHOSEN = ("scheme", "schedule", "callbacks", "model/backbone", "model/neck")
+CHOSEN = ("scheme", "schedule", "callbacks", "trainer", "model/backbone", "model/neck")
 
 
 @cache

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scoring import losses_of
 from torch.testing import assert_close
 
 from codetr.classification import Sigmoid, Softmax
@@ -18,6 +19,7 @@ from codetr.supervision.criteria import (
     FocalClassification,
     QualityClassification,
     SetCriterion,
+    class_losses,
 )
 from codetr.supervision.schemes.group import _side_by_side
 
@@ -76,7 +78,7 @@ def test_equal_scores_of_a_query_are_one_detection() -> None:
     ],
     ids=lambda loss: type(loss).__name__,
 )
-def test_what_is_made_for_sigmoids_refuses_others(loss: torch.nn.Module) -> None:
+def test_what_is_made_for_sigmoids_refuses_others(loss: class_losses.Classification) -> None:
     found = Predictions(
         logits=torch.zeros(1, 2, K + 1), boxes=torch.rand(1, 2, 4), classification=Softmax(K)
     )
@@ -90,4 +92,4 @@ def test_what_is_made_for_sigmoids_refuses_others(loss: torch.nn.Module) -> None
         HungarianMatcher()([found], [target])
     (pairs,) = HungarianMatcher()([Predictions(logits=found.logits, boxes=found.boxes)], [target])
     with pytest.raises(AssertionError, match="Softmax"):
-        SetCriterion(loss)(found, [target], pairs, torch.tensor(1.0))
+        losses_of(SetCriterion(loss), found, [target], pairs, torch.tensor(1.0))

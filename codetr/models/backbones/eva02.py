@@ -8,7 +8,7 @@ Parameter names are those of the official Co-DETR (mmdet/models/backbones/vit.py
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from timm.layers.drop import DropPath
@@ -238,6 +238,11 @@ class Eva02Backbone(nn.Module):
         elif weights:
             load_trunk_weights(body, read_weights(weights), source=weights)
         self.body = body
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """Those of the trunk."""
+        return list(self.body.blocks)
 
     def forward(self, pixels: Tensor, padding: Tensor | None = None) -> Pyramid:
         """(B, 3, H, W) normalised pixels to one map (B, C, H // 16, W // 16).

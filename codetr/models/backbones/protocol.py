@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from codetr.structures import Pyramid
 
@@ -23,4 +24,16 @@ class Backbone(Protocol):
         """Normalised images (B, 3, H, W) to feature maps, fine to coarse. ``padding`` (B, H, W)
         bool, True = no image there, None: nowhere; most look at the zeros there as at any pixel.
         """
+        ...
+
+
+@runtime_checkable
+class OfBlocks(Protocol):
+    """A backbone that has most of its weights in ``blocks``, which it only ever calls, each as a
+    whole: weights that are divided among processes are gathered block by block.
+    """
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """In the order of the forward pass."""
         ...

@@ -7,6 +7,7 @@ Co-DETR has as ``SwinTransformerV1`` (projects/models/swin_transformer.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.layers import DropPath, Mlp
@@ -260,6 +261,12 @@ class SwinBackbone(nn.Module):
         for module in self._frozen:
             module.requires_grad_(False)
         self.train()
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """Those of all stages."""
+        stages: Any = self.body.layers
+        return [block for stage in stages for block in stage.blocks]
 
     def forward(self, pixels: Tensor, padding: Tensor | None = None) -> Pyramid:
         """(B, 3, H, W) normalised pixels to maps (B, C_l, H_l, W_l)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -189,6 +189,11 @@ class TokenVitBackbone(nn.Module):
             load_classifier(self.body, hub_weights(name), source=name)
         elif weights:
             load_classifier(self.body, read_weights(weights), source=str(weights))
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """Those of the transformer."""
+        return list(self.body.blocks)
 
     def forward(self, pixels: Tensor, padding: Tensor | None = None) -> Pyramid:
         """(B, 3, H, W) normalised pixels to one map (B, C, H // 16, W // 16) and the tokens."""

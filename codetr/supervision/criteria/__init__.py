@@ -10,8 +10,9 @@ from codetr.supervision.criteria.set_criterion import (
     SetCriterion,
     Supervised,
     by_layer,
-    deep_supervision,
+    known,
     matched_pairs,
+    measure,
     supervised,
 )
 
@@ -23,7 +24,8 @@ __all__ = [
     "SoftmaxClassification",
     "Supervised",
     "by_layer",
-    "deep_supervision",
+    "known",
     "matched_pairs",
+    "measure",
     "supervised",
 ]

@@ -5,10 +5,11 @@ sum is divided by.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from codetr.classification import Sigmoid, Softmax
 from codetr.loss_terms import Count
@@ -21,7 +22,8 @@ from codetr.supervision.criteria.focal import (
 
 class Classification(Protocol):
     """A classification loss: which targets a matched class gets, how they are measured, and what
-    their sum is divided by.
+    their sum is divided by. Two of them that are equal are computed as one, so that one that draws
+    random numbers or holds tensors equals itself alone.
     """
 
     @property
@@ -49,42 +51,42 @@ def _class_targets(logits: Tensor, labels: Tensor, value: Tensor) -> Tensor:
     return table.scatter(-1, labels[..., None], value[..., None].to(table.dtype))[..., :-1]
 
 
-class _PerBox(nn.Module):
+class _PerBox:
     """What is divided by the number of boxes, as the losses of boxes are."""
 
-    reads = Sigmoid
+    reads: ClassVar[type] = Sigmoid
 
     def counts(self, matched: Tensor, num_boxes: Count) -> Sequence[Count]:
         """See ``Classification``."""
         return [num_boxes] * len(matched)
 
 
+@dataclass(frozen=True)
 class FocalClassification(_PerBox):
     """Sigmoid focal loss with hard targets (Deformable DETR, Co-Deformable-DETR)."""
 
-    def __init__(self, alpha: float = 0.25, gamma: float = 2.0) -> None:
-        super().__init__()
-        self.alpha, self.gamma = alpha, gamma
+    alpha: float = 0.25
+    gamma: float = 2.0
 
-    def forward(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
         """See ``Classification``."""
         targets = _class_targets(logits, labels, torch.ones_like(quality))
         return sigmoid_focal_loss(logits, targets, self.alpha, self.gamma)
 
 
+@dataclass(frozen=True)
 class QualityClassification(_PerBox):
     """Quality focal loss: a matched class's target is its box's IoU (GFL, Co-DINO)."""
 
-    def __init__(self, beta: float = 2.0) -> None:
-        super().__init__()
-        self.beta = beta
+    beta: float = 2.0
 
-    def forward(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
         """See ``Classification``."""
         return quality_focal_loss(logits, _class_targets(logits, labels, quality), self.beta)
 
 
-class SoftmaxClassification(nn.Module):
+@dataclass(frozen=True)
+class SoftmaxClassification:
     """Cross-entropy, in which background counts ``background`` as much as a class (DETR, section
     3.1; YOLOS).
 
@@ -92,13 +94,10 @@ class SoftmaxClassification(nn.Module):
     number of boxes: a mean, as in the official code.
     """
 
-    reads = Softmax
+    reads: ClassVar[type] = Softmax
+    background: float = 0.1
 
-    def __init__(self, background: float = 0.1) -> None:
-        super().__init__()
-        self.background = background
-
-    def forward(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
         """See ``Classification``: the last dimension is K + 1; ``quality`` is not used."""
         entropy = -logits.log_softmax(-1) * one_hot_labels(labels, logits.shape[-1], logits.dtype)
         return entropy * self._weights(labels < logits.shape[-1] - 1, logits)[..., None]

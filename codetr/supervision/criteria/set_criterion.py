@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from codetr.boxes import cxcywh_to_xyxy, paired_iou
 from codetr.loss_terms import Count, Losses, LossTerm, prefixed
-from codetr.structures import Assignment, Batch, BoxCounts, Predictions, Targets
+from codetr.structures import Assignment, Batch, BoxCounts, Decoded, Predictions, Targets
 from codetr.supervision.criteria.class_losses import Classification
 from codetr.supervision.overlaps import PIXELS, Overlap
 
@@ -26,25 +26,12 @@ def concatenated(targets: Sequence[Targets]) -> Targets:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Supervised:
-    """A group of queries and what they are to find: ``layers`` from first to last, each with its
-    assignment to ``targets``; their sums are divided by ``num_boxes``; ``background`` weights
-    the class loss of queries without a target.
-    """
-
-    layers: Sequence[Predictions]
-    targets: Sequence[Targets]
-    assignments: Sequence[Assignment]
-    num_boxes: Count
-    background: float = 1.0
-
-
 class SetCriterion(nn.Module):
     """Classification of all queries, L1 and GIoU of the matched ones (DETR, equation 2).
 
-    Each is summed and divided by ``num_boxes`` (classification: by its own ``counts``). L1 is on
-    relative cxcywh, GIoU as ``overlap`` has it; both are weighted by the target's own weight.
+    Each is summed and divided by a number of boxes (classification: by its own ``counts``). L1 is
+    on relative cxcywh, GIoU as ``overlap`` has it; both are weighted by the target's own weight.
+    ``measure`` computes it.
     """
 
     def __init__(
@@ -65,96 +52,99 @@ class SetCriterion(nn.Module):
         """The kind of ``codetr.classification`` whose logits it measures."""
         return self.classification.reads
 
-    def forward(
-        self,
-        predictions: Predictions,
-        targets: Sequence[Targets],
-        assignment: Assignment,
-        num_boxes: Count,
-        background: float = 1.0,
-    ) -> Losses:
-        """Losses ``cls``, ``bbox`` and ``giou`` of one layer; ``background`` weights the class
-        loss of queries without a target.
-        """
-        (losses,) = self.layers([predictions], targets, [assignment], num_boxes, background)
-        return losses
 
-    def layers(
-        self,
-        layers: Sequence[Predictions],
-        targets: Sequence[Targets],
-        assignments: Sequence[Assignment],
-        num_boxes: Count,
-        background: float = 1.0,
-    ) -> list[Losses]:
-        """The losses of every layer by itself; all are computed at once."""
-        group = Supervised(
-            layers=layers,
-            targets=targets,
-            assignments=assignments,
-            num_boxes=num_boxes,
-            background=background,
-        )
-        (losses,) = self.groups([group])
-        return losses
+@dataclass(frozen=True, kw_only=True)
+class Supervised:
+    """A group of queries and what they are to find: ``layers`` from first to last, each with its
+    assignment to ``targets``, measured by ``criterion``; sums are divided by ``num_boxes``;
+    ``background`` weights the class loss of queries without a target.
+    """
 
-    def groups(self, groups: Sequence[Supervised]) -> list[list[Losses]]:
-        """The losses of every layer of every group; all are computed at once. The groups have as
-        many layers and images, but may differ in everything else.
-        """
-        said = groups[0].layers[0].classification
-        assert isinstance(said, self.reads), f"{self.classification} of {said}"
-        boxes, logits = _side_by_side(groups)
-        logits = logits.to(boxes.dtype)
-        place = _places(groups)
-        chosen = _chosen(groups)
-        found, wanted = boxes[place], chosen.boxes.to(boxes.dtype)
-        corners, wanted_corners = cxcywh_to_xyxy(found), cxcywh_to_xyxy(wanted)
-        size = chosen.size.repeat(1, 2).to(boxes.dtype)
-        weights = chosen.weights.to(boxes.dtype)
+    criterion: SetCriterion
+    layers: Sequence[Predictions]
+    targets: Sequence[Targets]
+    assignments: Sequence[Assignment]
+    num_boxes: Count
+    background: float = 1.0
 
-        background = groups[0].layers[0].num_classes
-        labels = torch.full(logits.shape[:3], background, device=logits.device)
-        labels = labels.index_put(place, chosen.labels)
-        overlap = paired_iou(corners.detach(), wanted_corners)
-        quality = logits.new_zeros(logits.shape[:3]).index_put(place, overlap)
-        per_query = self.classification(logits, labels, quality).sum(-1)
-        rows = [group.layers[0].boxes.shape[1] for group in groups]
-        importance = torch.empty_like(quality)
-        for part, group in zip(importance.split(rows, dim=2), groups, strict=True):
-            part.fill_(group.background)
-        per_query = per_query * importance.index_put_(place, weights)
+    @property
+    def kind(self) -> Hashable:
+        """Groups of one kind can be computed together, whatever their weights and sizes."""
+        images, _, width = self.layers[0].logits.shape
+        losses = self.criterion.classification, self.criterion.overlap
+        return *losses, len(self.layers), images, width
 
-        distance = (found - wanted).abs().sum(-1)
-        mismatch = 1 - self.overlap(corners, wanted_corners, size)
-        per_pair = torch.stack([distance, mismatch]) * weights
-        pairs = [sum(map(len, group.assignments)) for group in groups]
-        parts = zip(
-            groups,
-            per_query.split(rows, 2),
-            (labels < background).split(rows, 2),
-            per_pair.split(pairs, 1),
-            strict=True,
-        )
-        return [self._terms(*part) for part in parts]
 
-    def _terms(
-        self, group: Supervised, per_query: Tensor, matched: Tensor, per_pair: Tensor
-    ) -> list[Losses]:
-        """Every layer's losses from those of a group's queries (L, B, Q), ``matched`` or not, and
-        pairs (2, P).
-        """
-        of_pairs = _sums(per_pair, [len(assignment) for assignment in group.assignments])
-        sums = per_query.sum(dim=(1, 2)), *of_pairs.unbind()
-        counts = self.classification.counts(matched, group.num_boxes)
-        return [
-            {
-                "cls": LossTerm(cls, self.cls, count),
-                "bbox": LossTerm(bbox, self.l1, group.num_boxes),
-                "giou": LossTerm(giou, self.giou, group.num_boxes),
-            }
-            for cls, bbox, giou, count in zip(*map(Tensor.unbind, sums), counts, strict=True)
-        ]
+def measure(groups: Sequence[Supervised]) -> list[list[Losses]]:
+    """``cls``, ``bbox`` and ``giou`` of every layer of every group. Those of one ``kind`` are
+    computed at once.
+    """
+    kinds: dict[Hashable, list[int]] = {}
+    for i, group in enumerate(groups):
+        kinds.setdefault(group.kind, []).append(i)
+    found: dict[int, list[Losses]] = {}
+    for members in kinds.values():
+        found |= zip(members, _together([groups[i] for i in members]), strict=True)
+    return [found[i] for i in range(len(groups))]
+
+
+def _together(groups: Sequence[Supervised]) -> list[list[Losses]]:
+    """``measure`` for groups of one kind."""
+    criterion, first = groups[0].criterion, groups[0].layers[0]
+    assert isinstance(first.classification, criterion.reads), (
+        f"{criterion.classification} of {first.classification}"
+    )
+    boxes, logits = _side_by_side(groups)
+    logits = logits.to(boxes.dtype)
+    place = _places(groups)
+    chosen = _chosen(groups)
+    found, wanted = boxes[place], chosen.boxes.to(boxes.dtype)
+    corners, wanted_corners = cxcywh_to_xyxy(found), cxcywh_to_xyxy(wanted)
+    size = chosen.size.repeat(1, 2).to(boxes.dtype)
+    weights = chosen.weights.to(boxes.dtype)
+
+    background = first.num_classes
+    labels = torch.full(logits.shape[:3], background, device=logits.device)
+    labels = labels.index_put(place, chosen.labels)
+    iou = paired_iou(corners.detach(), wanted_corners)
+    quality = logits.new_zeros(logits.shape[:3]).index_put(place, iou)
+    per_query = criterion.classification(logits, labels, quality).sum(-1)
+    rows = [group.layers[0].boxes.shape[1] for group in groups]
+    importance = torch.empty_like(quality)
+    for part, group in zip(importance.split(rows, dim=2), groups, strict=True):
+        part.fill_(group.background)
+    per_query = per_query * importance.index_put_(place, weights)
+
+    distance = (found - wanted).abs().sum(-1)
+    mismatch = 1 - criterion.overlap(corners, wanted_corners, size)
+    per_pair = torch.stack([distance, mismatch]) * weights
+    pairs = [sum(map(len, group.assignments)) for group in groups]
+    parts = zip(
+        groups,
+        per_query.split(rows, 2),
+        (labels < background).split(rows, 2),
+        per_pair.split(pairs, 1),
+        strict=True,
+    )
+    return [_terms(*part) for part in parts]
+
+
+def _terms(group: Supervised, per_query: Tensor, matched: Tensor, per_pair: Tensor) -> list[Losses]:
+    """Every layer's losses from those of a group's queries (L, B, Q), ``matched`` or not, and
+    pairs (2, P).
+    """
+    criterion = group.criterion
+    of_pairs = _sums(per_pair, [len(assignment) for assignment in group.assignments])
+    sums = per_query.sum(dim=(1, 2)), *of_pairs.unbind()
+    counts = criterion.classification.counts(matched, group.num_boxes)
+    return [
+        {
+            "cls": LossTerm(cls, criterion.cls, count),
+            "bbox": LossTerm(bbox, criterion.l1, group.num_boxes),
+            "giou": LossTerm(giou, criterion.giou, group.num_boxes),
+        }
+        for cls, bbox, giou, count in zip(*map(Tensor.unbind, sums), counts, strict=True)
+    ]
 
 
 def _side_by_side(groups: Sequence[Supervised]) -> tuple[Tensor, Tensor]:
@@ -221,20 +211,8 @@ def matched_pairs(
     return batch.mean_over_step(pairs)
 
 
-def deep_supervision(
-    criterion: SetCriterion,
-    layers: Sequence[Predictions],
-    targets: Sequence[Targets],
-    assignments: Sequence[Assignment],
-    background: float = 1.0,
-    pairs: float | None = None,
-) -> Losses:
-    """The criterion on every layer, under ``layer0/cls`` and so on; see ``supervised``."""
-    group = supervised(layers, targets, assignments, background, pairs)
-    return by_layer(criterion.groups([group])[0])
-
-
 def supervised(
+    criterion: SetCriterion,
     layers: Sequence[Predictions],
     targets: Sequence[Targets],
     assignments: Sequence[Assignment],
@@ -246,12 +224,23 @@ def supervised(
     """
     number = len(assignments[0]) if pairs is None else pairs
     return Supervised(
+        criterion=criterion,
         layers=layers,
         targets=targets,
         assignments=assignments,
         num_boxes=Count.of(number, layers[0].boxes),
         background=background,
     )
+
+
+def known(
+    criterion: SetCriterion, answer: Decoded, background: float = 1.0, pairs: float | None = None
+) -> Supervised:
+    """``supervised`` for a decoded group whose assignment was known before: of all its layers."""
+    assert answer.group.assignment is not None
+    assignments = [answer.group.assignment] * len(answer.layers)
+    targets = answer.group.targets
+    return supervised(criterion, answer.layers, targets, assignments, background, pairs)
 
 
 def by_layer(layers: Sequence[Losses]) -> Losses:

@@ -11,8 +11,9 @@ from codetr.supervision.schemes.hybrid import Hybrid
 from codetr.supervision.schemes.instance_masks import InstanceMasks
 from codetr.supervision.schemes.mixed import Mixed
 from codetr.supervision.schemes.one_to_one import OneToOne
-from codetr.supervision.schemes.protocol import MatchingScheme, Proposal, Scheme, Start
+from codetr.supervision.schemes.protocol import Proposal, Scheme, Start
 from codetr.supervision.schemes.query_denoising import QueryDenoising
+from codetr.supervision.schemes.scoring import Score, matched, measured, scored
 from codetr.supervision.schemes.teacher import Teacher
 
 __all__ = [
@@ -23,12 +24,15 @@ __all__ = [
     "Group",
     "Hybrid",
     "InstanceMasks",
-    "MatchingScheme",
     "Mixed",
     "OneToOne",
     "Proposal",
     "QueryDenoising",
     "Scheme",
+    "Score",
     "Start",
     "Teacher",
+    "matched",
+    "measured",
+    "scored",
 ]

@@ -21,9 +21,10 @@ from codetr.models.transformers import QueryForm
 from codetr.structures import Batch, Candidates, Decoded, Memory, Pyramid, QueryGroup
 from codetr.supervision.aux_heads.adapter import CoarserLevel
 from codetr.supervision.aux_heads.protocol import AuxHead
-from codetr.supervision.criteria import SetCriterion, Supervised, by_layer, supervised
+from codetr.supervision.criteria import SetCriterion, by_layer, known
 from codetr.supervision.schemes.positives import count_positives, positive_group
 from codetr.supervision.schemes.protocol import Proposal, Scheme, Start
+from codetr.supervision.schemes.scoring import Score, measured
 
 
 class CoordinateEmbedding(nn.Module):
@@ -186,19 +187,11 @@ class Collaborative(Scheme):
             for (name, own), count in zip(candidates.items(), counts, strict=True)
         )
 
-    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
+    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Score:
         """The positive queries' losses as ``positive_{head}/layer{i}/...``."""
-        groups = {f"positive_{name}": decoded[f"positive_{name}"] for name in self.embeddings}
-        if not groups:
-            return {}
-        measured = self.criterion.groups([_supervised(answer) for answer in groups.values()])
+        names = [f"positive_{name}" for name in self.embeddings]
+        groups = yield from measured(*(known(self.criterion, decoded[name]) for name in names))
         losses: Losses = {}
-        for name, layers in zip(groups, measured, strict=True):
+        for name, layers in zip(names, groups, strict=True):
             losses |= prefixed(name, scaled(self.lambda_1, by_layer(layers)))
         return losses
-
-
-def _supervised(answer: Decoded) -> Supervised:
-    assert answer.group.assignment is not None
-    assignments = [answer.group.assignment] * len(answer.layers)
-    return supervised(answer.layers, answer.group.targets, assignments)

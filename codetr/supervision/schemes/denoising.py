@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from codetr.boxes import cxcywh_to_xyxy, logit, xyxy_to_cxcywh
-from codetr.loss_terms import Losses
 from codetr.models.detectors.protocol import MAIN
 from codetr.models.transformers import QueryForm
 from codetr.structures import Assignment, Batch, BoxCounts, Decoded, Queries, QueryGroup, Targets
-from codetr.supervision.criteria import SetCriterion, deep_supervision
+from codetr.supervision.criteria import SetCriterion, by_layer, known
 from codetr.supervision.schemes.protocol import Proposal, Scheme, Start
+from codetr.supervision.schemes.scoring import Score, measured
 
 GROUP = "denoising"
 LOGIT_EPS = 1e-3
@@ -124,15 +124,11 @@ class Denoising(Scheme):
         moves = noise.signs * (noise.shifts + further[:, None, None]) * reach * self.box_noise
         return xyxy_to_cxcywh((cxcywh_to_xyxy(boxes) + moves).clamp(0, 1))
 
-    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
+    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Score:
         """``layer{i}/...``; every slot that is not a positive counts as background."""
         pairs = batch.mean_over_step(self._pairs)
-        answer = decoded[GROUP]
-        assert answer.group.assignment is not None
-        assignments = [answer.group.assignment] * len(answer.layers)
-        return deep_supervision(
-            self.criterion, answer.layers, batch.targets, assignments, pairs=pairs
-        )
+        (layers,) = yield from measured(known(self.criterion, decoded[GROUP], pairs=pairs))
+        return by_layer(layers)
 
 
 def padded(targets: Sequence[Targets], slots: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,15 +9,16 @@ import torch
 from torch import nn
 
 from codetr.errors import UserError
-from codetr.loss_terms import Losses, scaled
+from codetr.loss_terms import scaled
 from codetr.models.transformers import QueryTable
 from codetr.structures import Assignment, Batch, Decoded, Predictions, QueryGroup
-from codetr.supervision.assigners import CostTables, HungarianMatcher
-from codetr.supervision.criteria import SetCriterion, deep_supervision, matched_pairs
-from codetr.supervision.schemes.protocol import MatchingScheme, Proposal, Start
+from codetr.supervision.assigners import HungarianMatcher
+from codetr.supervision.criteria import SetCriterion, by_layer, matched_pairs, supervised
+from codetr.supervision.schemes.protocol import Proposal, Scheme, Start
+from codetr.supervision.schemes.scoring import Score, matched, measured
 
 
-class Group(MatchingScheme):
+class Group(Scheme):
     """Several groups of queries, each matched one to one with all targets (section 3.2).
 
     The main group is one of them. In a two-stage detector all groups start from the same
@@ -71,27 +72,19 @@ class Group(MatchingScheme):
         groups = [QueryGroup(name=name, queries=queries) for name, queries in pairs]
         return Proposal(groups=tuple(groups))
 
-    def problems(self, decoded: Mapping[str, Decoded], batch: Batch) -> list[CostTables]:
-        """All layers of one group after those of another."""
-        layers = [layer for name in self.names for layer in decoded[name].layers]
-        return [self.matcher.tables(layers, batch.targets)]
-
-    def measure(
-        self,
-        decoded: Mapping[str, Decoded],
-        batch: Batch,
-        matched: Sequence[tuple[Assignment, ...]],
-    ) -> Losses:
+    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Score:
         """``layer{i}/...``, the mean over the further groups, weighted by their number."""
         answers = [decoded[name].layers for name in self.names]
-        (per_group,) = matched
-        depth = len(answers[0])
+        every = [layer for layers in answers for layer in layers]
+        (per_group,) = yield from matched(self.matcher.tables(every, batch.targets))
+        depth, queries = len(answers[0]), answers[0][0].boxes.shape[1]
         layers = [_side_by_side([group[i] for group in answers]) for i in range(depth)]
-        queries = answers[0][0].boxes.shape[1]
         assignments = [_shifted(per_group[i::depth], queries) for i in range(depth)]
         pairs = matched_pairs(batch, queries) * len(answers)
-        measured = deep_supervision(self.criterion, layers, batch.targets, assignments, pairs=pairs)
-        return scaled(self.weight * len(answers), measured)
+        (found,) = yield from measured(
+            supervised(self.criterion, layers, batch.targets, assignments, pairs=pairs)
+        )
+        return scaled(self.weight * len(answers), by_layer(found))
 
 
 def _side_by_side(groups: Sequence[Predictions]) -> Predictions:

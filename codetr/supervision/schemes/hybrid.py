@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from codetr.errors import UserError
-from codetr.loss_terms import Losses, scaled
+from codetr.loss_terms import scaled
 from codetr.models.transformers import QueryTable
-from codetr.structures import Assignment, Batch, Decoded, QueryGroup, Targets
-from codetr.supervision.assigners import CostTables, HungarianMatcher
-from codetr.supervision.criteria import SetCriterion, deep_supervision, matched_pairs
-from codetr.supervision.schemes.protocol import MatchingScheme, Proposal, Start
+from codetr.structures import Batch, Decoded, QueryGroup, Targets
+from codetr.supervision.assigners import HungarianMatcher
+from codetr.supervision.criteria import SetCriterion, by_layer, matched_pairs, supervised
+from codetr.supervision.schemes.protocol import Proposal, Scheme, Start
+from codetr.supervision.schemes.scoring import Score, matched, measured
 
 GROUP = "hybrid"
 
 
-class Hybrid(MatchingScheme):
+class Hybrid(Scheme):
     """One-to-many supervision by repeated targets: the hybrid branch scheme (section 3).
 
     Args:
@@ -54,25 +55,16 @@ class Hybrid(MatchingScheme):
         targets = repeated(start.batch.targets, self.repeats)
         return Proposal(groups=(QueryGroup(name=GROUP, queries=queries, targets=targets),))
 
-    def problems(self, decoded: Mapping[str, Decoded], batch: Batch) -> list[CostTables]:
-        """All layers, with the repeated targets."""
-        answer = decoded[GROUP]
-        return [self.matcher.tables(answer.layers, answer.group.targets)]
-
-    def measure(
-        self,
-        decoded: Mapping[str, Decoded],
-        batch: Batch,
-        matched: Sequence[tuple[Assignment, ...]],
-    ) -> Losses:
+    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Score:
         """``layer{i}/...``, divided by the number of repeated targets."""
         answer = decoded[GROUP]
-        (assignments,) = matched
+        targets = answer.group.targets
+        (assignments,) = yield from matched(self.matcher.tables(answer.layers, targets))
         pairs = matched_pairs(batch, len(answer.group), self.repeats)
-        measured = deep_supervision(
-            self.criterion, answer.layers, answer.group.targets, assignments, pairs=pairs
+        (layers,) = yield from measured(
+            supervised(self.criterion, answer.layers, targets, assignments, pairs=pairs)
         )
-        return scaled(self.weight, measured)
+        return scaled(self.weight, by_layer(layers))
 
 
 def repeated(targets: Sequence[Targets], times: int) -> tuple[Targets, ...]:

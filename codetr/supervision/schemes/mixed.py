@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from codetr.loss_terms import Count, Losses, prefixed
 from codetr.models.detectors.protocol import MAIN
 from codetr.models.layers import FeedForward
-from codetr.structures import CROSS_ATTENTION, Assignment, Batch, Decoded, Predictions, Targets
+from codetr.structures import CROSS_ATTENTION, Batch, Decoded, Predictions
 from codetr.supervision.assigners.top_k import TopKAssigner, with_best_target
-from codetr.supervision.criteria import SetCriterion
+from codetr.supervision.criteria import SetCriterion, by_layer, supervised
 from codetr.supervision.schemes.protocol import Scheme
+from codetr.supervision.schemes.scoring import Score, measured
 
 
 class Branch(nn.Module):
@@ -56,18 +56,23 @@ class Mixed(Scheme):
         self.branches = nn.ModuleList(branch() for _ in range(num_layers))
         self.taps = {CROSS_ATTENTION: num_layers}
 
-    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
-        """``layer{i}/...``."""
+    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Score:
+        """``layer{i}/...``. Boxes count once per pair; a query has one class, that of its best
+        target.
+        """
         layers = self.predictions(decoded[MAIN])
-        boxes = batch.mean_over_step(lambda counts: sum(counts.targets))
-        num_boxes = Count.of(boxes, layers[0].boxes)
-        losses: Losses = {}
-        for i, (layer, pairs) in enumerate(
-            zip(layers, self.assigner(layers, batch.targets), strict=True)
-        ):
-            measured = self._measure(layer, batch.targets, pairs, num_boxes)
-            losses |= prefixed(f"layer{i}", measured)
-        return losses
+        pairs = self.assigner(layers, batch.targets)
+        single = [with_best_target(own, *layers[0].boxes.shape[:2]) for own in pairs]
+        number = batch.mean_over_step(lambda counts: sum(counts.targets))
+        classes, boxes = yield from measured(
+            *(
+                supervised(self.criterion, layers, batch.targets, assignments, pairs=number)
+                for assignments in (single, pairs)
+            )
+        )
+        return by_layer(boxes) | {
+            name: term for name, term in by_layer(classes).items() if name.endswith("/cls")
+        }
 
     def predictions(self, main: Decoded) -> tuple[Predictions, ...]:
         """One-to-many predictions (B, Q, ...) of every layer."""
@@ -75,16 +80,3 @@ class Mixed(Scheme):
             tap.read(branch(tap.hidden), tap.anchors)
             for branch, tap in zip(self.branches, main.taps[CROSS_ATTENTION], strict=True)
         )
-
-    def _measure(
-        self,
-        layer: Predictions,
-        targets: Sequence[Targets],
-        pairs: Assignment,
-        num_boxes: Count,
-    ) -> Losses:
-        """Boxes count once per pair; a query has one class, that of its best target."""
-        single = with_best_target(pairs, *layer.boxes.shape[:2])
-        classes = self.criterion(layer, targets, single, num_boxes)
-        boxes = self.criterion(layer, targets, pairs, num_boxes)
-        return boxes | {"cls": classes["cls"]}

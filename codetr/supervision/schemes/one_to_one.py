@@ -8,18 +8,19 @@ from typing import Literal
 
 import torch
 
-from codetr.loss_terms import Count, Losses, prefixed
+from codetr.loss_terms import prefixed
 from codetr.models.detectors.protocol import MAIN
-from codetr.structures import Assignment, Batch, Decoded, Targets
-from codetr.supervision.assigners import AnchorMatcher, CostTables, HungarianMatcher
-from codetr.supervision.criteria import SetCriterion, deep_supervision, matched_pairs
-from codetr.supervision.schemes.protocol import MatchingScheme
+from codetr.structures import Batch, Decoded, Targets
+from codetr.supervision.assigners import AnchorMatcher, HungarianMatcher
+from codetr.supervision.criteria import SetCriterion, by_layer, matched_pairs, supervised
+from codetr.supervision.schemes.protocol import Scheme
+from codetr.supervision.schemes.scoring import Score, matched, measured
 
 ProposalLabels = Literal["classes", "objectness"]
 """What the encoder's proposals are measured with: the true labels, or class 0 for every object."""
 
 
-class OneToOne(MatchingScheme):
+class OneToOne(Scheme):
     """Hungarian matching of the main queries, and of the encoder's proposals if there are any.
 
     ``proposal_labels``: ``classes`` measures proposals with the true labels (DINO); ``objectness``
@@ -41,42 +42,34 @@ class OneToOne(MatchingScheme):
         self.proposal_criterion = criterion if proposal_criterion is None else proposal_criterion
         self.proposal_labels = proposal_labels
 
-    def problems(self, decoded: Mapping[str, Decoded], batch: Batch) -> list[CostTables]:
-        """The layers, and the proposals if there are any."""
-        main = decoded[MAIN]
-        problems = [self.matcher.tables(main.layers, batch.targets)]
-        if main.proposals is not None:
-            labelled = proposal_targets(batch.targets, self.proposal_labels)
-            problems.append(self.proposal_matcher.tables([main.proposals], labelled))
-        return problems
-
-    def measure(
-        self,
-        decoded: Mapping[str, Decoded],
-        batch: Batch,
-        matched: Sequence[tuple[Assignment, ...]],
-    ) -> Losses:
+    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Score:
         """``layer{i}/...`` for decoder layers and ``encoder/...`` for proposals."""
         main = decoded[MAIN]
-        layers, *proposed = matched
-        queries = main.layers[0].boxes.shape[1]
-        losses = deep_supervision(
-            self.criterion,
-            main.layers,
-            batch.targets,
-            layers,
-            pairs=matched_pairs(batch, queries),
-        )
-        for (pairs,) in proposed:
-            assert main.proposals is not None
-            labelled = proposal_targets(batch.targets, self.proposal_labels)
+        problems = [self.matcher.tables(main.layers, batch.targets)]
+        labelled = proposal_targets(batch.targets, self.proposal_labels)
+        if main.proposals is not None:
+            problems.append(self.proposal_matcher.tables([main.proposals], labelled))
+        assignments, *proposed = yield from matched(*problems)
+
+        pairs = matched_pairs(batch, main.layers[0].boxes.shape[1])
+        groups = [supervised(self.criterion, main.layers, batch.targets, assignments, pairs=pairs)]
+        if main.proposals is not None:
             # What an AnchorMatcher finds is not known of other batches.
             one_each = isinstance(self.proposal_matcher, HungarianMatcher)
             tokens = main.proposals.boxes.shape[1]
-            number = matched_pairs(batch, tokens) if one_each else len(pairs)
-            count = Count.of(number, main.proposals.boxes)
-            measured = self.proposal_criterion(main.proposals, labelled, pairs, count)
-            losses |= prefixed("encoder", measured)
+            groups.append(
+                supervised(
+                    self.proposal_criterion,
+                    [main.proposals],
+                    labelled,
+                    proposed[0],
+                    pairs=matched_pairs(batch, tokens) if one_each else None,
+                )
+            )
+        layers, *encoder = yield from measured(*groups)
+        losses = by_layer(layers)
+        for (own,) in encoder:
+            losses |= prefixed("encoder", own)
         return losses
 
 

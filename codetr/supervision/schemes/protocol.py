@@ -12,8 +12,8 @@ from codetr.errors import UserError
 from codetr.loss_terms import Losses
 from codetr.models.detectors.protocol import Detector
 from codetr.models.transformers import QueryForm, QueryTable
-from codetr.structures import Assignment, Batch, Decoded, Memory, Queries, QueryGroup
-from codetr.supervision.assigners import CostTables, solve
+from codetr.structures import Batch, Decoded, Memory, Queries, QueryGroup
+from codetr.supervision.schemes.scoring import Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,31 +71,11 @@ class Scheme(nn.Module, ABC):
         return Proposal()
 
     @abstractmethod
-    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
-        """After decoding: assign targets to the decoded groups and measure them."""
-
-
-class MatchingScheme(Scheme):
-    """A scheme that scores in two halves, before and after matching on the host, so that a step can
-    match for all schemes at once and give the device other work meanwhile.
-    """
-
-    @abstractmethod
-    def problems(self, decoded: Mapping[str, Decoded], batch: Batch) -> Sequence[CostTables]:
-        """What has to be matched."""
-
-    @abstractmethod
-    def measure(
-        self,
-        decoded: Mapping[str, Decoded],
-        batch: Batch,
-        matched: Sequence[tuple[Assignment, ...]],
-    ) -> Losses:
-        """The losses, under what every problem's layers were matched with."""
-
-    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
-        """Both halves, one after the other."""
-        return self.measure(decoded, batch, solve(self.problems(decoded, batch)))
+    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Score | Losses:
+        """After decoding: assign targets to the decoded groups and measure them. A generator that
+        asks for ``matched`` and ``measured`` shares both with other schemes; a scheme that needs
+        neither returns its losses.
+        """
 
 
 def require_fit(detector: Detector, schemes: Mapping[str, Scheme]) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from codetr.boxes import logit
 from codetr.errors import UserError
-from codetr.loss_terms import Losses
 from codetr.models.detectors.protocol import MAIN
 from codetr.models.transformers import QueryForm
 from codetr.structures import (
@@ -26,9 +25,10 @@ from codetr.structures import (
     QueryGroup,
     Targets,
 )
-from codetr.supervision.criteria import SetCriterion, deep_supervision
+from codetr.supervision.criteria import SetCriterion, by_layer, known
 from codetr.supervision.schemes.denoising import LOGIT_EPS, other_groups, padded, same_slots
 from codetr.supervision.schemes.protocol import Proposal, Scheme, Start
+from codetr.supervision.schemes.scoring import Score, measured
 
 GROUP = "query_denoising"
 
@@ -128,19 +128,13 @@ class QueryDenoising(Scheme):
         reach = torch.cat([width_height / 2, width_height], dim=-1) * self.box_noise
         return (boxes + (2 * noise.shifts - 1) * reach).clamp(0, 1)
 
-    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Losses:
+    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Score:
         """``layer{i}/...``; slots without a box count nothing."""
-        answer = decoded[GROUP]
-        assert answer.group.assignment is not None
-        assignments = [answer.group.assignment] * len(answer.layers)
-        return deep_supervision(
-            self.criterion,
-            answer.layers,
-            batch.targets,
-            assignments,
-            background=0.0,  # the only slots without a target are those without a box
-            pairs=batch.mean_over_step(self._pairs),
-        )
+        pairs = batch.mean_over_step(self._pairs)
+        # The only slots without a target are those without a box.
+        group = known(self.criterion, decoded[GROUP], background=0.0, pairs=pairs)
+        (layers,) = yield from measured(group)
+        return by_layer(layers)
 
     def _pairs(self, boxes: BoxCounts) -> int:
         return self.groups * sum(boxes.targets)

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from codetr.errors import UserError
-from codetr.loss_terms import Count, Losses, prefixed, scaled
+from codetr.loss_terms import Losses, prefixed, scaled
 from codetr.models.detectors.protocol import MAIN
-from codetr.structures import Assignment, Batch, Decoded, Targets
-from codetr.supervision.assigners import CostTables, HungarianMatcher
-from codetr.supervision.criteria import SetCriterion, deep_supervision, matched_pairs
+from codetr.structures import Batch, Decoded, Predictions, Targets
+from codetr.supervision.assigners import HungarianMatcher
+from codetr.supervision.criteria import SetCriterion, matched_pairs, supervised
 from codetr.supervision.schemes.one_to_one import ProposalLabels, proposal_targets
-from codetr.supervision.schemes.protocol import MatchingScheme
+from codetr.supervision.schemes.protocol import Scheme
+from codetr.supervision.schemes.scoring import Score, matched, measured
 
 
-class Teacher(MatchingScheme):
+@dataclass(frozen=True, kw_only=True)
+class _Lesson:
+    """What a teacher's boxes supervise: ``layers``, whose losses are called ``names``;
+    ``background`` and ``num_pairs`` are those of ``supervised``.
+    """
+
+    names: Sequence[str]
+    layers: Sequence[Predictions]
+    targets: Sequence[Targets]
+    background: float
+    num_pairs: float
+
+
+class Teacher(Scheme):
     """The main queries, matched with each teacher's boxes by themselves.
 
     A matched query's losses are weighted by the score of its box. The encoder's proposals are
@@ -53,56 +66,54 @@ class Teacher(MatchingScheme):
         self.proposal_labels: ProposalLabels = proposal_labels
         self.background, self.weight = background, weight
 
-    def problems(self, decoded: Mapping[str, Decoded], batch: Batch) -> list[CostTables]:
-        """Each teacher's. Raises UserError if the batch has no teachers."""
-        if not batch.teachers:
-            raise UserError("scheme=teacher without teachers: give data.teachers=[FILE.json,...]")
-        return [table for t in batch.teachers for table in self._tables(decoded[MAIN], t)]
-
-    def measure(
-        self,
-        decoded: Mapping[str, Decoded],
-        batch: Batch,
-        matched: Sequence[tuple[Assignment, ...]],
-    ) -> Losses:
+    def score(self, decoded: Mapping[str, Decoded], batch: Batch) -> Score:
         """``{teacher}/layer{i}/...`` and ``{teacher}/encoder/...``, teachers counted from 0.
 
         Raises UserError if the batch has no teachers.
         """
-        main = decoded[MAIN]
-        per_teacher = len(matched) // len(batch.teachers)
-        losses: Losses = {}
-        for number, targets in enumerate(batch.teachers):
-            pairs = matched[number * per_teacher : (number + 1) * per_teacher]
-            counted = partial(matched_pairs, batch, teacher=number)
-            losses |= prefixed(str(number), self._follow(main, targets, pairs, counted))
-        return scaled(self.weight, losses)
-
-    def _tables(self, main: Decoded, targets: Sequence[Targets]) -> list[CostTables]:
-        """What one teacher's boxes are matched with: the layers, and the proposals if any."""
-        tables = [self.matcher.tables(main.layers, targets)]
-        if main.proposals is not None:
-            labelled = proposal_targets(targets, self.proposal_labels)
-            tables.append(self.matcher.tables([main.proposals], labelled))
-        return tables
-
-    def _follow(
-        self,
-        main: Decoded,
-        targets: Sequence[Targets],
-        pairs: Sequence[tuple[Assignment, ...]],
-        counted: Callable[[int], float],
-    ) -> Losses:
-        """``counted`` says how many pairs there are with so many queries."""
-        number = counted(main.layers[0].boxes.shape[1])
-        losses = deep_supervision(
-            self.criterion, main.layers, targets, pairs[0], self.background, number
+        if not batch.teachers:
+            raise UserError("scheme=teacher without teachers: give data.teachers=[FILE.json,...]")
+        lessons = self._lessons(decoded[MAIN], batch)
+        assignments = yield from matched(
+            *(self.matcher.tables(lesson.layers, lesson.targets) for lesson in lessons)
         )
-        if main.proposals is not None:
-            alike = [replace(t, weights=torch.ones_like(t.weights)) for t in targets]
-            (own,) = pairs[1]
-            count = Count.of(counted(main.proposals.boxes.shape[1]), main.proposals.boxes)
-            labelled = proposal_targets(alike, self.proposal_labels)
-            measured = self.criterion(main.proposals, labelled, own, count)
-            losses |= prefixed("encoder", measured)
+        groups = [
+            supervised(
+                self.criterion, one.layers, one.targets, pairs, one.background, one.num_pairs
+            )
+            for one, pairs in zip(lessons, assignments, strict=True)
+        ]
+        found = yield from measured(*groups)
+        losses: Losses = {}
+        for lesson, layers in zip(lessons, found, strict=True):
+            for name, own in zip(lesson.names, layers, strict=True):
+                losses |= prefixed(name, scaled(self.weight, own))
         return losses
+
+    def _lessons(self, main: Decoded, batch: Batch) -> list[_Lesson]:
+        """Every teacher's: on the decoder's layers, and on the encoder's proposals if any."""
+        lessons = []
+        for number, targets in enumerate(batch.teachers):
+            lessons.append(
+                _Lesson(
+                    names=[f"{number}/layer{i}" for i in range(len(main.layers))],
+                    layers=main.layers,
+                    targets=targets,
+                    background=self.background,
+                    num_pairs=matched_pairs(batch, main.layers[0].boxes.shape[1], teacher=number),
+                )
+            )
+            if main.proposals is not None:
+                alike = [replace(t, weights=torch.ones_like(t.weights)) for t in targets]
+                lessons.append(
+                    _Lesson(
+                        names=[f"{number}/encoder"],
+                        layers=(main.proposals,),
+                        targets=proposal_targets(alike, self.proposal_labels),
+                        background=1.0,
+                        num_pairs=matched_pairs(
+                            batch, main.proposals.boxes.shape[1], teacher=number
+                        ),
+                    )
+                )
+        return lessons

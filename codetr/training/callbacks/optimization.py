@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from codetr.training.log_interval import log_interval, logs_now, on_host
+from codetr.training.sharding import joined
 
 
 class GradientNorm(Callback):
@@ -23,7 +24,7 @@ class GradientNorm(Callback):
         """Measure; nothing waits for the device here."""
         if (trainer.global_step + 1) % log_interval(trainer) == 0:
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            self._norm = torch.nn.utils.get_total_norm(gradients)
+            self._norm = joined(torch.nn.utils.get_total_norm(gradients))
 
     def on_train_batch_end(
         self,

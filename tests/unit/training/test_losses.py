@@ -1,4 +1,4 @@
-"""The order of a step: what needs no matching is measured while costs travel."""
+"""The order of a step, and how sums become means."""
 
 from types import SimpleNamespace
 
@@ -7,74 +7,15 @@ import torch
 from torch import Tensor
 
 from codetr.loss_terms import Count, LossTerm, total_loss
-from codetr.supervision.assigners import CostTables, Matching
-from codetr.supervision.schemes.protocol import MatchingScheme, Proposal, Scheme, Start
-from codetr.training import losses as losses_module
-from codetr.training.losses import divided, propose, training_losses
-
-DETECTOR = SimpleNamespace(
-    encode=lambda images: None,
-    queries=lambda memory, tables: (None,),
-    decode=lambda memory, groups: {},
-)
+from codetr.supervision.schemes.protocol import Proposal, Scheme, Start
+from codetr.training.losses import divided, propose
 
 
 class Known(Scheme):
-    """A scheme with a known assignment."""
-
-    def __init__(self, log: list[str]) -> None:
-        super().__init__()
-        self.log = log
+    """A scheme that asks for nothing."""
 
     def score(self, *_: object) -> dict[str, LossTerm]:
-        self.log.append("score")
         return {"known": LossTerm(torch.ones(()), 1.0)}
-
-
-class Matched(MatchingScheme):
-    """One that matches ``layers`` layers."""
-
-    def __init__(self, log: list[str], layers: int) -> None:
-        super().__init__()
-        self.log, self.layers = log, layers
-
-    def problems(self, *_: object) -> list[CostTables]:
-        self.log.append("problems")
-        return [CostTables(costs=torch.rand(self.layers, 2, 3), counts=(2,))]
-
-    def measure(self, decoded: object, batch: object, matched: list) -> dict[str, LossTerm]:
-        self.log.append("measure")
-        ((*pairs,),) = matched
-        assert len(pairs) == self.layers
-        return {"matched": LossTerm(torch.ones(()), 1.0)}
-
-
-def test_costs_leave_together_before_and_are_solved_after_the_other_losses(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    log: list[str] = []
-
-    class Logged(Matching):
-        def __init__(self, problems: list[CostTables]) -> None:
-            log.append(f"{len(problems)} leave")
-            super().__init__(problems)
-
-        def result(self) -> list:
-            log.append("solve")
-            return super().result()
-
-    monkeypatch.setattr(losses_module, "Matching", Logged)
-    schemes = {"first": Matched(log, 1), "known": Known(log), "second": Matched(log, 2)}
-    found = training_losses(DETECTOR, schemes, SimpleNamespace(images=None))  # type: ignore[arg-type]
-    assert list(found) == ["first/matched", "known/known", "second/matched"]
-    expected = ["problems", "problems", "2 leave", "score", "solve", "measure", "measure"]
-    assert log == expected
-
-
-def test_without_matching_nothing_is_solved() -> None:
-    log: list[str] = []
-    training_losses(DETECTOR, {"known": Known(log)}, SimpleNamespace(images=None))  # type: ignore[arg-type]
-    assert log == ["score"]
 
 
 def test_sums_are_divided_by_their_counts_over_processes_in_one_reduction(
@@ -139,7 +80,7 @@ def test_every_scheme_starts_from_the_queries_of_its_own_tables_and_one_selectio
         calls.append(tables)
         return ("main", *(f"queries of {table}" for table in tables))
 
-    schemes = {"one": Tabled("a", "b"), "none": Known([]), "two": Tabled("c")}
+    schemes = {"one": Tabled("a", "b"), "none": Known(), "two": Tabled("c")}
     detector, batch = SimpleNamespace(queries=queries), object()
     groups, losses = propose(detector, schemes, "memory", batch)  # type: ignore[arg-type]
     assert calls == [["a", "b", "c"]]

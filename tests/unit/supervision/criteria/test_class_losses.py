@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scoring import losses_of
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -13,8 +14,9 @@ from codetr.supervision.criteria import (
     FederatedClassification,
     SetCriterion,
     SoftmaxClassification,
+    Supervised,
+    measure,
 )
-from codetr.supervision.criteria.set_criterion import Supervised
 
 K, BACKGROUND = 3, 0.1
 
@@ -53,7 +55,14 @@ def test_is_the_weighted_mean_whatever_the_number_of_boxes(num_boxes: float) -> 
     layers = [predictions(2, 4), predictions(2, 4)]
     matched = [pairs((0, 1, 0), (0, 3, 1)), pairs((0, 0, 1), (1, 2, 2), (0, 2, 0))]
     count = Count(torch.tensor(num_boxes, dtype=torch.float64))
-    found = criterion.layers(layers, targets([[2, 0], [1]]), matched, count)
+    group = Supervised(
+        criterion=criterion,
+        layers=layers,
+        targets=targets([[2, 0], [1]]),
+        assignments=matched,
+        num_boxes=count,
+    )
+    (found,) = measure([group])
     assert_close(found[0]["cls"].value, expected(layers[0].logits, [[3, 2, 3, 0], [3] * 4]))
     assert_close(found[1]["cls"].value, expected(layers[1].logits, [[0, 3, 2, 3], [3, 3, 1, 3]]))
     assert found[0]["cls"].value.isfinite()
@@ -65,13 +74,14 @@ def test_groups_are_means_of_their_own() -> None:
 
     def group(found: Predictions, assignment: Assignment) -> Supervised:
         return Supervised(
+            criterion=criterion,
             layers=[found],
             targets=targets([[1]]),
             assignments=[assignment],
             num_boxes=Count(torch.tensor(1.0, dtype=torch.float64)),
         )
 
-    ((one,), (other,)) = criterion.groups([group(few, pairs((0, 1, 0))), group(many, pairs())])
+    ((one,), (other,)) = measure([group(few, pairs((0, 1, 0))), group(many, pairs())])
     assert_close(one["cls"].value, expected(few.logits, [[3, 1]]))
     assert_close(other["cls"].value, expected(many.logits, [[3] * 5]))
 
@@ -79,7 +89,9 @@ def test_groups_are_means_of_their_own() -> None:
 def test_without_objects_all_is_background() -> None:
     found = predictions(1, 3)
     criterion = SetCriterion(SoftmaxClassification(BACKGROUND))
-    losses = criterion(found, targets([[]]), pairs(), Count(torch.tensor(1.0, dtype=torch.float64)))
+    losses = losses_of(
+        criterion, found, targets([[]]), pairs(), Count(torch.tensor(1.0, dtype=torch.float64))
+    )
     assert_close(losses["cls"].value, F.cross_entropy(found.logits[0], torch.tensor([K] * 3)))
     losses["cls"].value.backward()
     assert found.logits.grad is not None
@@ -91,8 +103,12 @@ def test_a_teachers_box_counts_by_its_score() -> None:
     found, assignment = predictions(1, 2), pairs((0, 0, 0))
 
     def gradient(weight: float) -> Tensor:
-        losses = criterion(
-            found, targets([[1]], weight), assignment, Count(torch.tensor(1.0, dtype=torch.float64))
+        losses = losses_of(
+            criterion,
+            found,
+            targets([[1]], weight),
+            assignment,
+            Count(torch.tensor(1.0, dtype=torch.float64)),
         )
         return torch.autograd.grad(losses["cls"].value, found.logits)[0][0]
 

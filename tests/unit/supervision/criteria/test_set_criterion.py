@@ -5,19 +5,25 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor, nn
+from scoring import losses_of
+from torch import Tensor
 from torch.testing import assert_close
 from torchvision.ops import box_convert, box_iou, generalized_box_iou
 
 from codetr.loss_terms import Count, Losses, total_loss
 from codetr.structures import Assignment, Predictions, Targets
 from codetr.supervision.criteria import (
+    FederatedClassification,
     FocalClassification,
     QualityClassification,
     SetCriterion,
     Supervised,
-    deep_supervision,
+    by_layer,
+    measure,
+    supervised,
 )
+from codetr.supervision.criteria.class_losses import Classification
+from codetr.supervision.overlaps import RelativeGiou
 
 DOUBLE = torch.float64
 CLASSES, QUERIES = 3, 5
@@ -97,7 +103,7 @@ def test_equals_a_loop_over_queries(quality: bool, weighted: bool) -> None:
     classification = QualityClassification() if quality else FocalClassification()
     criterion = SetCriterion(classification, cls=1.5, l1=5.0, giou=2.0)
     found, truth = predictions(), targets(weighted=weighted)
-    losses = criterion(found, truth, pairs(*MATCHED), Count(torch.tensor(4.0)))
+    losses = losses_of(criterion, found, truth, pairs(*MATCHED), Count(torch.tensor(4.0)))
     expected = looped(found, truth, quality, 4.0)
     for name, value in expected.items():
         assert losses[name].value.item() == pytest.approx(value, rel=1e-9), name
@@ -110,8 +116,8 @@ def test_equals_a_loop_over_queries(quality: bool, weighted: bool) -> None:
 
 def test_the_order_of_pairs_does_not_matter() -> None:
     criterion, found, truth = SetCriterion(QualityClassification()), predictions(), targets()
-    one = criterion(found, truth, pairs(*MATCHED), Count(torch.tensor(5.0)))
-    other = criterion(found, truth, pairs(*reversed(MATCHED)), Count(torch.tensor(5.0)))
+    one = losses_of(criterion, found, truth, pairs(*MATCHED), Count(torch.tensor(5.0)))
+    other = losses_of(criterion, found, truth, pairs(*reversed(MATCHED)), Count(torch.tensor(5.0)))
     assert_close(total_loss(one), total_loss(other))
 
 
@@ -125,8 +131,8 @@ def test_giou_is_measured_in_pixels() -> None:
         size=torch.tensor([1000.0, 1000.0]),
     )
     found = Predictions(logits=torch.zeros(1, 1, CLASSES, dtype=DOUBLE), boxes=tiny[None])
-    losses = SetCriterion(FocalClassification())(
-        found, [truth], pairs((0, 0, 0)), Count(torch.ones(()))
+    losses = losses_of(
+        SetCriterion(FocalClassification()), found, [truth], pairs((0, 0, 0)), Count(torch.ones(()))
     )
     assert losses["giou"].value.item() == pytest.approx(0, abs=1e-9)
 
@@ -134,7 +140,7 @@ def test_giou_is_measured_in_pixels() -> None:
 def test_quality_is_a_constant_target() -> None:
     """The class loss must not push boxes towards or away from their targets."""
     criterion, found = SetCriterion(QualityClassification()), predictions()
-    losses = criterion(found, targets(), pairs(*MATCHED), Count(torch.tensor(5.0)))
+    losses = losses_of(criterion, found, targets(), pairs(*MATCHED), Count(torch.tensor(5.0)))
     grads = torch.autograd.grad(losses["cls"].value, [found.logits, found.boxes], allow_unused=True)
     assert grads[0].abs().min() > 0
     assert grads[1] is None
@@ -145,7 +151,7 @@ def test_a_teachers_box_counts_by_its_score() -> None:
     criterion, found = SetCriterion(FocalClassification()), predictions()
     truth = targets(weighted=True)
     truth[0].weights[1] = 0.0  # matched by query 4 of image 0
-    losses = criterion(found, truth, pairs(*MATCHED), Count(torch.tensor(5.0)))
+    losses = losses_of(criterion, found, truth, pairs(*MATCHED), Count(torch.tensor(5.0)))
     logits, coordinates = torch.autograd.grad(total_loss(losses), [found.logits, found.boxes])
     assert not logits[0, 4].any()
     assert not coordinates[0, 4].any()
@@ -153,12 +159,12 @@ def test_a_teachers_box_counts_by_its_score() -> None:
 
 
 @pytest.mark.parametrize("classification", [FocalClassification(), QualityClassification()])
-def test_no_targets_leave_background_and_a_graph(classification: nn.Module) -> None:
+def test_no_targets_leave_background_and_a_graph(classification: Classification) -> None:
     found, truth = predictions(), targets((0, 0))
     assignment = pairs()
     num_boxes = Count.of(len(assignment), found.boxes)
     assert num_boxes.divisor() == pytest.approx(1)
-    losses = SetCriterion(classification)(found, truth, assignment, num_boxes)
+    losses = losses_of(SetCriterion(classification), found, truth, assignment, num_boxes)
     assert losses["cls"].value > 0
     assert losses["bbox"].value == losses["giou"].value == 0
     total_loss(losses).backward()
@@ -171,7 +177,9 @@ def test_half_precision_logits_are_measured_in_the_precision_of_the_boxes() -> N
     rough = Predictions(logits=found.logits.detach().bfloat16(), boxes=found.boxes)
     same = Predictions(logits=rough.logits.double(), boxes=found.boxes)
     truth, count = targets(), Count(torch.tensor(5.0))
-    losses = [criterion(p, truth, pairs(*MATCHED), count)["cls"].value for p in (rough, same)]
+    losses = [
+        losses_of(criterion, p, truth, pairs(*MATCHED), count)["cls"].value for p in (rough, same)
+    ]
     assert losses[0].dtype == DOUBLE
     assert_close(*losses)
 
@@ -182,15 +190,17 @@ def test_pairs_are_counted_on_all_processes_and_at_least_once() -> None:
     assert (count.number.item(), count.number.dtype, count.minimum) == (5, DOUBLE, 1)
 
 
-def test_deep_supervision_measures_each_layer_under_its_own_assignment() -> None:
+def test_supervision_of_layers_measures_each_under_its_own_assignment() -> None:
     criterion, truth = SetCriterion(QualityClassification()), targets()
     layers = [predictions(), predictions()]
     turned = tuple((b, (q + 1) % QUERIES, t) for b, q, t in MATCHED)
     assignments = [pairs(*MATCHED), pairs(*turned)]
-    losses = deep_supervision(criterion, layers, truth, assignments)
+    losses = by_layer(measure([supervised(criterion, layers, truth, assignments)])[0])
     assert list(losses) == [f"layer{i}/{n}" for i in (0, 1) for n in ("cls", "bbox", "giou")]
     for i, (layer, assignment) in enumerate(zip(layers, assignments, strict=True)):
-        alone = criterion(layer, truth, assignment, Count(torch.tensor(5.0, dtype=DOUBLE)))
+        alone = losses_of(
+            criterion, layer, truth, assignment, Count(torch.tensor(5.0, dtype=DOUBLE))
+        )
         for name, term in alone.items():
             assert_close(losses[f"layer{i}/{name}"].value, term.value)
 
@@ -200,9 +210,10 @@ def values(layers: Sequence[Losses]) -> list[dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("kind", [FocalClassification, QualityClassification])
-def test_groups_together_are_measured_as_each_by_itself(kind: type[nn.Module]) -> None:
-    """With their own numbers of queries, targets, pairs, normalisers and backgrounds."""
-    criterion = SetCriterion(kind())
+def test_groups_together_are_measured_as_each_by_itself(
+    kind: type[FocalClassification | QualityClassification],
+) -> None:
+    """With their own weights, numbers of queries, targets, pairs, normalisers and backgrounds."""
     few, many, layers = targets((1, 0)), targets((2, 3), weighted=True), 3
     wide = [
         Predictions(
@@ -213,12 +224,14 @@ def test_groups_together_are_measured_as_each_by_itself(kind: type[nn.Module]) -
     ]
     groups = [
         Supervised(
+            criterion=SetCriterion(kind()),
             layers=[predictions() for _ in range(layers)],
             targets=few,
             assignments=[pairs((0, i, 0)) for i in range(layers)],
             num_boxes=Count(torch.tensor(1.0)),
         ),
         Supervised(
+            criterion=SetCriterion(kind(), cls=1.5, l1=3.0, giou=0.5),
             layers=wide,
             targets=many,
             assignments=[pairs(*MATCHED), pairs((0, 6, 1)), pairs()],
@@ -226,9 +239,10 @@ def test_groups_together_are_measured_as_each_by_itself(kind: type[nn.Module]) -
             background=0.3,
         ),
     ]
-    together = criterion.groups(groups)
+    assert groups[0].kind == groups[1].kind
+    together = measure(groups)
     for group, found in zip(groups, together, strict=True):
-        (alone,) = criterion.groups([group])
+        (alone,) = measure([group])
         assert_close(values(found), values(alone))
         leaves = [t for layer in group.layers for t in (layer.logits, layer.boxes)]
         grads = [
@@ -238,4 +252,33 @@ def test_groups_together_are_measured_as_each_by_itself(kind: type[nn.Module]) -
         assert_close(*grads)
         for i, own in enumerate(found):
             parts = group.layers[i], group.targets, group.assignments[i], group.num_boxes
-            assert_close(values([own]), values([criterion(*parts, group.background)]))
+            assert_close(
+                values([own]), values([losses_of(group.criterion, *parts, group.background)])
+            )
+
+
+def test_groups_of_other_kinds_are_computed_by_themselves() -> None:
+    """Other losses, other overlaps, other depths; a loss that draws equals itself alone."""
+    drawing = FederatedClassification(FocalClassification(), [1] * CLASSES, 1)
+    criteria = [
+        SetCriterion(FocalClassification(alpha=0.5)),
+        SetCriterion(QualityClassification()),
+        SetCriterion(FocalClassification()),
+        SetCriterion(FocalClassification(), overlap=RelativeGiou()),
+        SetCriterion(drawing),
+        SetCriterion(FederatedClassification(FocalClassification(), [1] * CLASSES, 1)),
+    ]
+    truth, depths = targets(), (1, 2)
+    groups = [
+        supervised(c, [predictions()] * depth, truth, [pairs(*MATCHED)] * depth)
+        for c in criteria
+        for depth in depths
+    ]
+    assert len({group.kind for group in groups}) == len(groups)
+    found = measure(groups)
+    assert [len(layers) for layers in found] == [*depths] * len(criteria)
+    for group, layers in zip(groups[:8], found, strict=False):
+        assert_close(values(layers), values(measure([group])[0]))
+    assert (
+        supervised(SetCriterion(drawing), [predictions()], truth, [pairs()]).kind == groups[8].kind
+    )

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from scoring import score
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -97,7 +98,7 @@ def test_without_heads_it_has_no_parameters_and_does_nothing() -> None:
     part = scheme()
     proposal = part.propose(start(memory(), batch()))
     assert (proposal.groups, proposal.losses) == ((), {})
-    assert part.score({}, batch()) == {}
+    assert score(part, {}, batch()) == {}
     assert list(part.parameters()) == []
 
 
@@ -144,7 +145,7 @@ def test_positive_queries_are_measured_against_their_own_targets(lambda_1: float
     layer = Predictions(
         logits=torch.zeros(2, len(group), CLASSES), boxes=group.queries.anchors * 0.9
     )
-    losses = part.score({group.name: Decoded(layers=(layer,) * 2, group=group)}, data)
+    losses = score(part, {group.name: Decoded(layers=(layer,) * 2, group=group)}, data)
     assert set(losses) == {
         f"positive_a/layer{i}/{term}" for i in (0, 1) for term in ("cls", "bbox", "giou")
     }

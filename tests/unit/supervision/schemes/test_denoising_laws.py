@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scoring import score
 from torch.testing import assert_close
 
 from codetr.boxes import cxcywh_to_xyxy
@@ -133,7 +134,7 @@ def test_no_box_at_all_makes_an_empty_group_with_losses_and_gradients_of_zero() 
         logits=group.queries.content @ torch.ones(DIM, CLASSES, dtype=torch.float64),
         boxes=group.queries.content[..., :4],
     )
-    losses = part.score({GROUP: Decoded(layers=(found, found), group=group)}, data)
+    losses = score(part, {GROUP: Decoded(layers=(found, found), group=group)}, data)
     assert set(losses) == {f"layer{i}/{n}" for i in (0, 1) for n in ("cls", "bbox", "giou")}
     loss = total_loss(losses)
     assert loss.item() == 0
@@ -153,7 +154,7 @@ def test_score_measures_the_known_pairs_on_every_layer() -> None:
     perfect[pairs.image, pairs.query] = truth[pairs.target]
     logits = torch.zeros(*anchors.shape[:2], CLASSES, dtype=torch.float64)
     layers = tuple(Predictions(logits=logits, boxes=boxes) for boxes in (anchors, perfect))
-    losses = part.score({GROUP: Decoded(layers=layers, group=group)}, data)
+    losses = score(part, {GROUP: Decoded(layers=layers, group=group)}, data)
     assert set(losses) == {f"layer{i}/{n}" for i in (0, 1) for n in ("cls", "bbox", "giou")}
     assert losses["layer1/bbox"].value.item() == pytest.approx(0, abs=1e-12)
     distance = (anchors[pairs.image, pairs.query] - truth[pairs.target]).abs().sum()

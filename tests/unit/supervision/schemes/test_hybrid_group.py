@@ -5,6 +5,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from scoring import score
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -127,7 +128,7 @@ def check_layer(losses: Losses, place: str, expected: dict[str, Tensor], weight:
 def test_hybrid_losses_equal_a_naive_loop() -> None:
     data, scheme, layers = batch(), hybrid(), (predictions(), predictions())
     group = QueryGroup(name="hybrid", queries=queries(), targets=repeated(data.targets, 3))
-    losses = scheme.score({"hybrid": Decoded(layers=layers, group=group)}, data)
+    losses = score(scheme, {"hybrid": Decoded(layers=layers, group=group)}, data)
     assert set(losses) == {f"layer{i}/{n}" for i in (0, 1) for n in ("cls", "bbox", "giou")}
     for i, layer in enumerate(layers):
         check_layer(losses, f"layer{i}", naive(layer, data.targets, 3, 9), 0.5)
@@ -173,7 +174,7 @@ def test_group_losses_are_the_mean_over_groups_with_the_weight_of_all() -> None:
         name: Decoded(layers=layers, group=QueryGroup(name=name, queries=queries()))
         for name, layers in answers.items()
     }
-    losses = scheme.score(decoded, data)
+    losses = score(scheme, decoded, data)
     for i in range(2):
         each = [naive(layers[i], data.targets, 1, 3) for layers in answers.values()]
         mean = {name: (each[0][name] + each[1][name]) / 2 for name in ("cls", "bbox")}

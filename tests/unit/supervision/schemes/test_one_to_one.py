@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scoring import losses_of, score
 from torch.testing import assert_close
 
 from codetr.loss_terms import Count
@@ -59,18 +60,20 @@ def test_proposes_nothing() -> None:
 
 @pytest.mark.parametrize("two_stage", [True, False])
 def test_every_layer_and_the_encoders_proposals_are_measured(two_stage: bool) -> None:
-    losses = scheme().score(decoded(predictions() if two_stage else None), batch())
+    losses = score(scheme(), decoded(predictions() if two_stage else None), batch())
     places = ["layer0", "layer1", "encoder"][: 2 + two_stage]
     assert set(losses) == {f"{place}/{term}" for place in places for term in TERMS}
 
 
 def test_each_layer_is_matched_and_measured_by_itself() -> None:
     data, answers = batch(), decoded(None)
-    losses = scheme().score(answers, data)
+    losses = score(scheme(), answers, data)
     part = scheme()
     for i, layer in enumerate(answers[MAIN].layers):
         (assignment,) = part.matcher([layer], data.targets)
-        alone = part.criterion(layer, data.targets, assignment, Count(torch.tensor(4.0).double()))
+        alone = losses_of(
+            part.criterion, layer, data.targets, assignment, Count(torch.tensor(4.0).double())
+        )
         for name, term in alone.items():
             assert_close(losses[f"layer{i}/{name}"].value, term.value)
 
@@ -84,8 +87,8 @@ def test_proposals_learn_the_classes_or_that_there_is_something(labels: str) -> 
     found = Predictions(logits=logits, boxes=torch.stack([boxes, other]))
     for b, n, label in ((0, 0, 2), (0, 1, 1), (0, 2, 2), (1, 0, 2)):
         found.logits[b, n, label if labels == "classes" else 0] = 8.0
-    right = scheme(labels).score(decoded(found), data)
-    wrong = scheme("objectness" if labels == "classes" else "classes").score(decoded(found), data)
+    right = score(scheme(labels), decoded(found), data)
+    wrong = score(scheme("objectness" if labels == "classes" else "classes"), decoded(found), data)
     assert right["encoder/cls"].value < 1e-3 < wrong["encoder/cls"].value
     assert right["encoder/bbox"].value < 1e-9
 
@@ -93,5 +96,5 @@ def test_proposals_learn_the_classes_or_that_there_is_something(labels: str) -> 
 def test_the_batch_is_not_edited() -> None:
     data = batch()
     before = [t.labels.clone() for t in data.targets]
-    scheme("objectness").score(decoded(predictions()), data)
+    score(scheme("objectness"), decoded(predictions()), data)
     assert all(torch.equal(t.labels, b) for t, b in zip(data.targets, before, strict=True))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scoring import score
 from torch.testing import assert_close
 
 from codetr.errors import UserError
@@ -125,23 +126,23 @@ def test_slots_without_a_box_count_nothing() -> None:
     one, truth = scheme(), targets(1, 3)
     group = one.group(truth, noise(2, 3))
     decoded = {GROUP: answer(group, len(group)), MAIN: answer(group, 5)}
-    before = one.score(decoded, batch(truth))
+    before = score(one, decoded, batch(truth))
     for layer in decoded[GROUP].layers:
         layer.logits[0, 1::3] += 5
         layer.logits[0, 2::3] -= 3
-    after = one.score(decoded, batch(truth))
+    after = score(one, decoded, batch(truth))
     assert set(before) == {f"layer{i}/{name}" for i in (0, 1) for name in ("cls", "bbox", "giou")}
     for name, term in before.items():
         assert_close(after[name].value, term.value)
     decoded[GROUP].layers[0].logits[0, 0] += 1
-    assert one.score(decoded, batch(truth))["layer0/cls"].value != before["layer0/cls"].value
+    assert score(one, decoded, batch(truth))["layer0/cls"].value != before["layer0/cls"].value
 
 
 def test_sums_are_divided_by_the_number_of_noised_boxes() -> None:
     one, truth = scheme(), targets(2, 1)
     group = one.group(truth, noise(2, 2))
     decoded = {GROUP: answer(group, len(group))}
-    found = one.score(decoded, batch(truth))["layer0/bbox"].value
+    found = score(one, decoded, batch(truth))["layer0/bbox"].value
     pairs = group.assignment
     assert pairs is not None
     boxes = torch.cat([t.boxes for t in truth])[pairs.target]

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scoring import score
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -86,7 +87,7 @@ def naive(layer: Predictions, targets: tuple[Targets, ...]) -> dict[str, Tensor]
 
 def test_losses_equal_a_naive_loop_for_every_teacher() -> None:
     data, answer = batch(2), decoded()
-    losses = scheme(weight=0.5).score(answer, data)
+    losses = score(scheme(weight=0.5), answer, data)
     assert len(losses) == 2 * 2 * 3
     for t, targets in enumerate(data.teachers):
         for i, layer in enumerate(answer[MAIN].layers):
@@ -101,7 +102,7 @@ def test_gradients_equal_those_of_the_official_giou_loss() -> None:
     data, answer = batch(1), decoded()
     layer = answer[MAIN].layers[0]
     layer.boxes.requires_grad_()
-    ours = scheme().score(answer, data)["0/layer0/giou"].value
+    ours = score(scheme(), answer, data)["0/layer0/giou"].value
     (pairs,) = HungarianMatcher()([layer], data.teachers[0])
     targets = torch.cat([t.boxes for t in data.teachers[0]])[pairs.target]
     scores = torch.cat([t.weights for t in data.teachers[0]])[pairs.target]
@@ -118,8 +119,8 @@ def test_a_perfect_teacher_with_full_background_is_the_ground_truth() -> None:
     answer = decoded(predictions())
     same = replace(data, targets=data.teachers[0])
     plain = OneToOne(HungarianMatcher(), SetCriterion(FocalClassification(), cls=2.0))
-    expected = plain.score(answer, same)
-    losses = scheme(background=1.0).score(answer, data)
+    expected = score(plain, answer, same)
+    losses = score(scheme(background=1.0), answer, data)
     assert set(losses) == {f"0/{name}" for name in expected}
     for name, term in expected.items():
         assert_close(losses[f"0/{name}"].value, term.value)
@@ -129,21 +130,21 @@ def test_a_perfect_teacher_with_full_background_is_the_ground_truth() -> None:
 def test_proposals_do_not_look_at_scores(labels: str) -> None:
     data, answer = batch(1), decoded(predictions())
     other = tuple(replace(t, weights=t.weights * 0.1) for t in data.teachers[0])
-    first = scheme(labels=labels).score(answer, data)
-    second = scheme(labels=labels).score(answer, replace(data, teachers=(other,)))
+    first = score(scheme(labels=labels), answer, data)
+    second = score(scheme(labels=labels), answer, replace(data, teachers=(other,)))
     for name in ("cls", "bbox", "giou"):
         assert_close(first[f"0/encoder/{name}"].value, second[f"0/encoder/{name}"].value)
     assert_close(first["0/layer0/bbox"].value * 0.1, second["0/layer0/bbox"].value)
 
 
 def test_a_teacher_that_finds_nothing_gives_finite_losses() -> None:
-    losses = scheme().score(decoded(predictions()), batch(1, (0, 0)))
+    losses = score(scheme(), decoded(predictions()), batch(1, (0, 0)))
     assert all(term.value.isfinite() for term in losses.values())
     assert losses["0/layer1/bbox"].value == 0
 
 
 def test_no_teachers_and_bad_weights_are_named() -> None:
     with pytest.raises(UserError, match=r"data\.teachers"):
-        scheme().score(decoded(), batch(0))
+        score(scheme(), decoded(), batch(0))
     with pytest.raises(UserError, match="weight=-1"):
         scheme(weight=-1)
