@@ -105,10 +105,10 @@ def _where(mask: Tensor) -> Tensor:
 
 
 def _assignment(run: HeadRun) -> tuple[Any, Tensor, DenseTargets]:
-    """The head's places, which box each of them has, and what that asks for."""
-    places = run.head.grid(run.pyramid, run.batch.images.padded_sizes)
-    assigned = run.head.assign(run.predictions, places, run.batch)
-    return places, assigned, run.head.targets(assigned, places, run.batch)
+    """The head's priors, which box each of them has, and what that asks for."""
+    priors = run.head.grid(run.pyramid, run.batch.images.padded_sizes)
+    assigned = run.head.assign(run.predictions, priors, run.batch)
+    return priors, assigned, run.head.targets(assigned, priors, run.batch)
 
 
 def _usable(anchors: Any) -> Values:

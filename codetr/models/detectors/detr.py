@@ -27,10 +27,10 @@ from codetr.structures import (
 class Detr(nn.Module):
     """Backbone, neck, encoder, query initialisation, decoder and head: no training inside.
 
-    ``neck`` builds the neck from the backbone's channels and strides. ``mask_branch`` finds the
-    masks of the boxes, where there is one; boxes do not depend on it. With ``one_pass`` all query
-    groups share each decoder call under a mask; without, groups that do not see each other are
-    decoded one after the other: the same numbers with less memory.
+    ``neck`` builds the neck from the backbone's channels and strides. ``mask_branch`` predicts the
+    masks of the boxes, if given; boxes do not depend on it. With ``one_pass`` all query groups are
+    decoded in one call, under an attention mask; without, groups that do not see each other are
+    decoded one after the other, with the same results in less memory.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class Detr(nn.Module):
 
     @property
     def classification(self) -> Classification:
-        """What class logits mean."""
+        """The meaning of class logits."""
         return self.head.classification
 
     @property
     def form(self) -> QueryForm:
-        """What queries are made of."""
+        """The form of the queries."""
         return self.query_init.form
 
     @property
@@ -86,11 +86,11 @@ class Detr(nn.Module):
 
     @property
     def taps(self) -> Mapping[str, int]:
-        """How many taps into its layers the decoder gives, by name."""
+        """Number of taps of the decoder by name."""
         return self.decoder.taps
 
     def encode(self, images: Images) -> Memory:
-        """Images to memory."""
+        """Backbone, neck and encoder."""
         pyramid = self.neck(self.backbone(images.pixels, images.padding))
         return self.encoder(pyramid, images.padding)
 
@@ -104,8 +104,8 @@ class Detr(nn.Module):
         for together in [list(groups)] if self.one_pass else separable(groups):
             queries = joined(together)
             mask = additive(attention_mask(together), queries.content)
-            answer = self.decoder(queries, memory, self.head, mask)
-            decoded |= split(together, answer.layers, answer.taps)
+            output = self.decoder(queries, memory, self.head, mask)
+            decoded |= split(together, output.layers, output.taps)
         return decoded
 
     def forward(self, images: Images) -> Predictions:
@@ -113,7 +113,7 @@ class Detr(nn.Module):
         return self.predict(self.encode(images))
 
     def predict(self, memory: Memory) -> Predictions:
-        """The second half of ``forward``, where the memory serves for more than boxes."""
+        """The second half of ``forward``, for callers that use the memory for other outputs too."""
         (main,) = self.queries(memory)
         group = QueryGroup(name=MAIN, queries=main)
         return self.decode(memory, [group])[MAIN].layers[-1]

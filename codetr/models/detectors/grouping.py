@@ -12,7 +12,9 @@ from codetr.structures import Decoded, Predictions, Queries, QueryGroup, Tap
 
 
 def separable(groups: Sequence[QueryGroup]) -> list[list[QueryGroup]]:
-    """The groups in sets that share no attention: each with the groups that it sees."""
+    """Split the groups into sets without attention between them: each group is in one set with the
+    groups that it sees.
+    """
     by_name = {group.name: group for group in groups}
     sets: list[set[str]] = []
     for group in groups:
@@ -23,7 +25,7 @@ def separable(groups: Sequence[QueryGroup]) -> list[list[QueryGroup]]:
 
 
 def joined(groups: Sequence[QueryGroup]) -> Queries:
-    """All groups' queries one after the other (without proposals and padding)."""
+    """Concatenate the queries of all groups (without proposals and padding)."""
     positions = [g.queries.position for g in groups if g.queries.position is not None]
     return Queries(
         content=torch.cat([group.queries.content for group in groups], dim=1),
@@ -34,7 +36,7 @@ def joined(groups: Sequence[QueryGroup]) -> Queries:
 
 def attention_mask(groups: Sequence[QueryGroup]) -> Tensor | None:
     """Which query (row) may attend to which (column): (Q, Q) bool, or (B, 1, Q, Q) where groups
-    have padding; None where all may. A group sees itself and the groups that it names.
+    have padding; None where all may. A group sees itself and the groups in ``sees``.
     """
     if len(groups) == 1 and groups[0].blocked is None and groups[0].queries.padding is None:
         return None
@@ -52,18 +54,18 @@ def attention_mask(groups: Sequence[QueryGroup]) -> Tensor | None:
         return allowed
     void = torch.cat([_padding(group) for group in groups], dim=1)
     itself = torch.eye(sum(lengths), dtype=torch.bool, device=content.device)
-    return ((allowed & ~void[:, None]) | itself)[:, None]  # a void query still sees itself: no NaN
+    return ((allowed & ~void[:, None]) | itself)[:, None]  # padding still sees itself: no NaN
 
 
 def additive(allowed: Tensor | None, content: Tensor) -> Tensor | None:
-    """``allowed`` (..., Q, Q) as what is added to the scores of attention: 0 where it is True, -inf
-    elsewhere, in the dtype that attention on ``content`` (B, Q, C) runs in, so that no layer has
-    to turn it into that again. None where there is nothing to forbid.
+    """``allowed`` (..., Q, Q) as an additive attention mask: 0 where it is True, -inf elsewhere, in
+    the dtype in which attention on ``content`` (B, Q, C) runs, so that no layer has to convert it.
+    None where every query may attend to every other.
     """
     if allowed is None:
         return None
     queries = allowed.shape[-1]
-    # Rows that start at multiples of 8 numbers are what memory-efficient attention reads in place.
+    # Memory-efficient attention reads rows in place if they start at multiples of 8 elements.
     rows = torch.zeros(
         *allowed.shape[:-1], -(-queries // 8) * 8, dtype=_running(content), device=content.device
     )
@@ -71,7 +73,7 @@ def additive(allowed: Tensor | None, content: Tensor) -> Tensor | None:
 
 
 def _running(content: Tensor) -> torch.dtype:
-    """What linear layers make of ``content``, autocast or not."""
+    """The dtype of the output of linear layers on ``content``, with or without autocast."""
     device = content.device.type
     known = torch.amp.is_autocast_available(device)
     if known and torch.is_autocast_enabled(device) and content.dtype != torch.float64:
@@ -91,7 +93,7 @@ def split(
     layers: Sequence[Predictions],
     taps: Mapping[str, Sequence[Tap]],
 ) -> dict[str, Decoded]:
-    """Predictions and taps on joined queries cut back into groups, by name."""
+    """Split the predictions and taps of joined queries into groups, by name."""
     lengths = [len(group) for group in groups]
     logits = [layer.logits.split(lengths, dim=1) for layer in layers]
     boxes = [layer.boxes.split(lengths, dim=1) for layer in layers]

@@ -1,4 +1,4 @@
-"""What a detector is to a training scheme: three steps, and no knowledge of training."""
+"""The interface of a detector for training schemes: three steps, and no training code."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MAIN = "main"
 class Detector(Protocol):
     """``forward`` is encode, queries and decode for the main group alone.
 
-    ``num_classes`` K; ``num_layers`` how many predictions ``decode`` gives per query; ``groups``
-    whether it decodes further groups beside the main one; ``form`` what queries are made of;
-    ``classification`` what class logits mean; ``taps`` how many taps ``decode`` gives, by name.
+    ``num_classes`` K; ``num_layers``: predictions of ``decode`` per query; ``groups``: whether it
+    can decode further groups beside the main one; ``form`` of the queries; ``classification``: the
+    meaning of class logits; ``taps``: number of taps of ``decode`` by name.
     """
 
     num_classes: int
@@ -45,13 +45,13 @@ class Detector(Protocol):
         ...
 
     def queries(self, memory: Memory, tables: Sequence[QueryTable] = ()) -> tuple[Queries, ...]:
-        """The main group's queries, then one group per table: made as the main one's, in one
+        """The main group's queries, then one group per table: made in the same way and by the same
         selection, but from the learned rows of the table.
         """
         ...
 
     def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> Mapping[str, Decoded]:
-        """Decode every group; groups do not disturb each other."""
+        """Decode every group; the result of a group depends on no other, except those it sees."""
         ...
 
     def __call__(self, images: Images) -> Predictions:

@@ -18,8 +18,8 @@ from codetr.structures import Predictions, RawPredictions
 
 
 class Embeddings(NamedTuple):
-    """The pair that reads one layer: ``classify`` (C to logits of K classes, which
-    ``classification`` explains) and ``regress`` (C to 4 offsets of the logits of a box).
+    """The two branches of one layer: ``classify`` (C to logits of K classes, interpreted by
+    ``classification``) and ``regress`` (C to 4 offsets of the logits of a box).
     """
 
     classify: nn.Module
@@ -27,22 +27,22 @@ class Embeddings(NamedTuple):
     classification: Classification = SIGMOID
 
     def __call__(self, hidden: Tensor, anchors: Tensor, eps: float = 1e-5) -> Predictions:
-        """What ``hidden`` (B, Q, C) says of ``anchors``; these and ``eps`` as in ``boxes``."""
+        """Predictions from ``hidden`` (B, Q, C); ``anchors`` and ``eps`` as in ``boxes``."""
         boxes = self.boxes(hidden, anchors, eps)
         return Predictions(
             logits=self.classify(hidden), boxes=boxes, classification=self.classification
         )
 
     def boxes(self, hidden: Tensor, anchors: Tensor, eps: float = 1e-5) -> Tensor:
-        """(B, Q, 4) cxcywh in [0, 1]: ``anchors`` (B, Q, 4), or centres (B, Q, 2), refined by what
-        ``hidden`` (B, Q, C) says. ``eps`` clamps their inverse sigmoid.
+        """(B, Q, 4) cxcywh in [0, 1]: ``anchors`` (B, Q, 4), or centres (B, Q, 2), refined by the
+        offsets predicted from ``hidden`` (B, Q, C). ``eps`` clamps their inverse sigmoid.
         """
         offsets = self.regress(hidden).to(anchors.dtype)
         start = F.pad(logit(anchors, eps), (0, 4 - anchors.shape[-1]))  # points have no size
         return torch.sigmoid(offsets + start)
 
     def raw(self, hidden: Tensor, anchor_logits: Tensor) -> RawPredictions:
-        """What ``hidden`` (B, S, C) says of anchors that are given as the logits (B, S, 4) of their
+        """Predictions from ``hidden`` (B, S, C) for anchors given as the logits (B, S, 4) of their
         cxcywh.
         """
         logits = self.classify(hidden)
@@ -53,14 +53,14 @@ class Embeddings(NamedTuple):
 
 
 class DetectionHead(nn.Module):
-    """A pair of embeddings for each of ``num_layers`` decoder layers, one before them if the
-    decoder reads its queries first (``read_first``), and one for the encoder's proposals if
+    """A pair of embeddings for each of ``num_layers`` decoder layers, one before them if the head
+    also predicts from the initial queries (``read_first``), and one for the encoder's proposals if
     ``two_stage``.
 
-    Nothing is shared, but all start with the same numbers, as in the official code, but that the
-    first pair's predicted logits of width and height start at ``size_logit``: 0 where its anchors
-    bring a size, -2 where they are points (Deformable DETR). The number of logits is what
-    ``classification`` says for ``num_classes``.
+    Pairs share no parameters but have the same initial values, as in the official code, except that
+    the logits of width and height of the first pair start at ``size_logit``: 0 where its anchors
+    have a size, -2 where they are points (Deformable DETR). ``classification`` gives the number of
+    logits for ``num_classes``.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class DetectionHead(nn.Module):
             self.regress[0][-1].bias[2:] = size_logit  # type: ignore[index, operator]
 
     def layer(self, index: int) -> Embeddings:
-        """The pair of answer ``index``, from 0 to ``num_layers`` - 1."""
+        """The pair of layer ``index``, from 0 to ``num_layers`` - 1."""
         assert 0 <= index < self.num_layers
         return self._pair(index)
 

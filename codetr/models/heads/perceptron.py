@@ -1,4 +1,4 @@
-"""A head of two perceptrons."""
+"""A head of two multilayer perceptrons."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from codetr.models.layers import Mlp
 
 
 class PerceptronHead(nn.Module):
-    """Classes and boxes from three linear layers each, as torch initialises them (YOLOS); all
-    ``num_layers`` answers of a decoder share them. The number of logits is what ``classification``
-    says for ``num_classes``.
+    """Classes and boxes from three linear layers each, with torch's default initial values (YOLOS),
+    shared by all ``num_layers`` layers of a decoder. ``classification`` gives the number of logits
+    for ``num_classes``.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class PerceptronHead(nn.Module):
 
     @property
     def proposals(self) -> Embeddings:
-        """Raises UserError: there is nothing for proposals."""
+        """Raises UserError: this head has no embeddings for proposals."""
         raise UserError(
             "queries are selected from the encoder's proposals, but this head has nothing for "
             "them: choose another model"

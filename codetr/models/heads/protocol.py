@@ -1,4 +1,4 @@
-"""What a head is to a decoder and a query initialisation."""
+"""The interface of a head, for decoders and query initialisations."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from codetr.models.heads.detection import Embeddings
 
 
 class Head(Protocol):
-    """An ``nn.Module`` that predicts ``num_classes`` classes and a box from each of ``num_layers``
-    answers of a decoder. ``classification`` is what its class logits mean.
+    """An ``nn.Module`` that predicts ``num_classes`` classes and a box from the output of each of
+    ``num_layers`` decoder layers. ``classification`` gives the meaning of its class logits.
     """
 
     num_classes: int
@@ -18,14 +18,14 @@ class Head(Protocol):
     classification: Classification
 
     def layer(self, index: int) -> Embeddings:
-        """What reads answer ``index``, from 0 to ``num_layers`` - 1: hidden states (B, Q, C) to
-        ``Predictions``. Several answers may share it.
+        """The embeddings of layer ``index``, from 0 to ``num_layers`` - 1: hidden states (B, Q, C)
+        to ``Predictions``. Several layers may share them.
         """
         ...
 
     @property
     def proposals(self) -> Embeddings:
-        """What reads the memory's tokens (B, S, C) as proposals. Raises UserError if the head has
-        nothing for them.
+        """The embeddings that predict proposals from the memory's tokens (B, S, C). Raises
+        UserError if the head has none.
         """
         ...

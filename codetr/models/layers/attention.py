@@ -50,7 +50,7 @@ class SelfAttention(nn.Module):
 
 
 class SamplingFrame(NamedTuple):
-    """What sampling offsets count from, and in: ``origin`` (B, Q, 1, L * P * 2) and ``unit``,
+    """The frame of reference of sampling offsets: ``origin`` (B, Q, 1, L * P * 2) and ``unit``,
     which broadcasts to it, both relative to each level; x and y of every point of every level.
     """
 
@@ -115,9 +115,9 @@ class DeformableAttention(nn.Module):
         return x + self.dropout(self.output_proj(sampled))
 
     def samples(self, x: Tensor, position: Tensor, frame: SamplingFrame) -> tuple[Tensor, Tensor]:
-        """Where ``x`` (B, Q, C) with its ``position`` looks: locations (B, Q, heads, L, P, 2) as
-        (x, y), 0 to 1 spans each level's extent, and weights (B, Q, heads, L, P), which sum to 1
-        over the levels and points of a head.
+        """The sampling points of ``x`` (B, Q, C) with its ``position``: locations
+        (B, Q, heads, L, P, 2) as (x, y) in [0, 1] relative to each level, and weights
+        (B, Q, heads, L, P), which sum to 1 over the levels and points of a head.
         """
         query, dtype = x + position, frame.origin.dtype
         weights = self.attention_weights(query).to(dtype)
@@ -130,7 +130,7 @@ class DeformableAttention(nn.Module):
         the same for every layer with as many points.
         """
         if references.shape[-1] == 2:
-            # filled on the device: a copy of numbers from the host would wait for the device
+            # filled on the device: a copy from the host would synchronise with it
             sizes = [references.new_full((), n) for h, w in shapes for n in (w, h)]
             unit = torch.stack(sizes).reciprocal().view(-1, 2)
         else:

@@ -1,4 +1,4 @@
-"""Maps per class, of which each region needs those of one class alone."""
+"""Class-specific maps of regions, computed for one class per region."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from codetr.models.layers.mlp import xavier_matrices
 
 
 class _Attention(nn.Module):
-    """What both have in common: heads, the output's projection, and dropout."""
+    """Shared by both kinds of attention: heads, output projection and dropout."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class _Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def reset_parameters(self) -> None:
-        """Matrices by Xavier's rule; the output's projection starts without bias."""
+        """Xavier initialisation of all matrices; the bias of the output projection is 0."""
         xavier_matrices(self)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -37,7 +37,9 @@ class _Attention(nn.Module):
     def attend(
         self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> Tensor:
-        """``x`` (B, Q, C) and what its queries (B, heads, Q, E) found."""
+        """``x`` (B, Q, C) plus the projected result of attention by its ``query`` (B, heads, Q, E)
+        to ``key`` and ``value``.
+        """
         attended = F.scaled_dot_product_attention(
             query,
             key,
@@ -65,9 +67,9 @@ class ConditionalSelfAttention(_Attention):
 
 
 class ConditionalCrossAttention(_Attention):
-    """To the tokens of a memory. In each head, content and position stand side by side: a score is
-    the sum of a content score and a position score. ``first`` (the first layer of a decoder, whose
-    content says nothing yet) adds the positions to the contents as well.
+    """To the tokens of a memory. Each head concatenates content and position, so that a score is
+    the sum of a content score and a position score. In the ``first`` layer of a decoder, whose
+    content carries no information yet, positions are added to the contents as well.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0, first: bool = False) -> None:
@@ -86,10 +88,10 @@ class ConditionalCrossAttention(_Attention):
         token_position: Tensor,
         padding: Tensor,
     ) -> Tensor:
-        """(B, Q, C) to (B, Q, C). ``position`` (B, Q, C) of the queries is read by the first layer
-        alone; ``sine`` (B, Q, C) says where a query looks, in the code of ``token_position``
-        (B, S, C), that of the ``tokens`` (B, S, C); ``padding`` (B, S) is True where these are
-        void.
+        """(B, Q, C) to (B, Q, C). Only the first layer uses the ``position`` (B, Q, C) of the
+        queries; ``sine`` (B, Q, C) encodes their centres in the same way as ``token_position``
+        (B, S, C) those of the ``tokens`` (B, S, C); ``padding`` (B, S) is True where a token is
+        padding.
         """
         query, key = self.query_content(x), self.key_content(tokens)
         where = self.key_position(token_position)

@@ -1,4 +1,4 @@
-"""Perceptrons."""
+"""Multilayer perceptrons."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Mlp(nn.Sequential):
 
 
 class ScaleMlp(Mlp):
-    """From a content to what its position is multiplied with, channel by channel: (..., dim) to
-    (..., dim) (Conditional DETR, section 3.2; DAB-DETR, section 4.3).
+    """The factors of a position, channel by channel, from its content: (..., dim) to (..., dim)
+    (Conditional DETR, section 3.2; DAB-DETR, section 4.3).
     """
 
     def __init__(self, dim: int = 256) -> None:
@@ -30,7 +30,7 @@ class ScaleMlp(Mlp):
 
 
 def xavier_matrices(*modules: nn.Module) -> None:
-    """Start all parameters of more than one dimension by Xavier's rule, as DETR's official code."""
+    """Xavier initialisation of all parameters of two or more dimensions, as in DETR's code."""
     for module in modules:
         for parameter in module.parameters():
             if parameter.dim() > 1:
@@ -38,7 +38,7 @@ def xavier_matrices(*modules: nn.Module) -> None:
 
 
 RELU = partial(nn.ReLU, inplace=True)
-"""Of the widest tensor of a layer: no copy."""
+"""In place: its input is the widest tensor of a layer."""
 
 
 class FeedForward(nn.Module):

@@ -23,7 +23,7 @@ def _wavelengths(num_channels: int, temperature: float, like: Tensor) -> Tensor:
 def sine_tokens(
     paddings: Sequence[Tensor], dim: int, temperature: float, offset: float, like: Tensor
 ) -> Tensor:
-    """Encoding (B, S, dim) of each pixel's place within the valid area, y before x, level after
+    """Encoding (B, S, dim) of each pixel's position within the valid area, y before x, level by
     level and row by row.
 
     ``paddings`` (B, H_l, W_l) bool, True outside the image; ``offset`` is added to the pixel count
@@ -38,7 +38,7 @@ def _angles(valid: Tensor, offset: float, dtype: torch.dtype) -> Tensor:
     """(B, H, W, 2) y and x of the pixels of a ``valid`` area (B, H, W), 2 pi at its end."""
     parts = []
     for axis in (1, 2):
-        # in whole numbers: deterministic algorithms know no other cumulative sum on CUDA
+        # of integers: CUDA has no deterministic cumulative sum of floats
         count = valid.cumsum(axis).to(dtype)
         last = count.narrow(axis, count.shape[axis] - 1, 1)
         parts.append((count + offset) / (last + 1e-6) * (2 * math.pi))

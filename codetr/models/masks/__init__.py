@@ -1,4 +1,4 @@
-"""Mask heads that are deployed: they find the masks of the detector's own boxes."""
+"""Mask heads of the deployed model: they predict the masks of the detector's boxes."""
 
 from codetr.models.masks.branch import MaskBranch, MaskPredictions
 from codetr.models.masks.refine import RefineMaskHead

@@ -14,8 +14,9 @@ _SHARE = 0.1
 
 
 def boundary(masks: Tensor, width: int) -> Tensor:
-    """(R, S, S) bool: the cells of ``masks`` (R, S, S), bool or 0 and 1, in whose window of
-    ``2 * width + 1`` cells per side the other side is. What is outside the region is background.
+    """(R, S, S) bool: the cells of ``masks`` (R, S, S), bool or 0 and 1, whose window of
+    ``2 * width + 1`` cells per side contains the other side of the boundary. Outside the region is
+    background.
     """
     inside = masks.float()
     window = 2 * width + 1

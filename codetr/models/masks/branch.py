@@ -29,7 +29,8 @@ class MaskPredictions(TensorStruct):
 class MaskBranch(nn.Module):
     """Masks of boxes on the encoder's maps, by ``head``, with scores by ``scoring``.
 
-    ``block``: so many boxes at a time in inference, which bounds the memory and changes no number.
+    ``block``: number of boxes that inference processes at a time, which bounds the memory and does
+    not change results.
     """
 
     def __init__(self, head: RefineMaskHead, scoring: MaskIouHead, block: int = 150) -> None:
@@ -83,7 +84,7 @@ class MaskBranch(nn.Module):
             boxes.split(self.block), found.labels.split(self.block), strict=True
         ):
             if len(labels):
-                said = self.predict(own, [part], labels, detail[rows])
-                probabilities.append(refined(said.stages).sigmoid())
-                ious.append(said.iou)
+                predicted = self.predict(own, [part], labels, detail[rows])
+                probabilities.append(refined(predicted.stages).sigmoid())
+                ious.append(predicted.iou)
         return Masks(probabilities=torch.cat(probabilities), scores=found.scores * torch.cat(ious))

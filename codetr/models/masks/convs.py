@@ -1,4 +1,4 @@
-"""Convolutions of mask heads, started as in the official code."""
+"""Convolutions of mask heads, with the initial values of the official code."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class NormedConv(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, inputs, H, W) to (N, outputs, H, W)."""
-        found: Tensor = self.norm(self.conv(features)).relu()
-        return found
+        normed: Tensor = self.norm(self.conv(features))
+        return normed.relu()
 
 
 def pointwise(inputs: int, outputs: int) -> nn.Conv2d:
@@ -29,7 +29,7 @@ def pointwise(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 def dilated(channels: int, dilation: int) -> nn.Conv2d:
-    """A 3x3 convolution with bias that looks ``dilation`` cells far."""
+    """A 3x3 convolution with bias and the given ``dilation``."""
     conv = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation)
     return init_fan_out(conv)
 

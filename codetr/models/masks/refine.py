@@ -27,7 +27,7 @@ REFINED_FROM = 1
 
 
 class Context(nn.Module):
-    """Sums convolutions of several reaches and the mean of the region, and mixes the channels."""
+    """Sums convolutions of several dilations and the mean of the region, and mixes channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class RefineMaskHead(nn.Module):
         return tuple(self.roi_size * 2**stage for stage in range(STAGES + 1))
 
     def detail(self, features: Tensor) -> Tensor:
-        """What the stages read of the finest map (B, C, H, W): the same shape."""
+        """Features of the finest map (B, C, H, W) for the stages: the same shape."""
         found: Tensor = self.semantic_convs(features)
         return found
 

@@ -1,5 +1,5 @@
-"""Mask scoring (Huang et al. 2019, Mask Scoring R-CNN): how well a mask fits, which the score of
-its box does not say.
+"""Mask scoring (Huang et al. 2019, Mask Scoring R-CNN): the predicted IoU of a mask, since the
+score of its box does not measure how well the mask fits.
 
 Official parameter names (mmdet ``MaskIoUHead``) and ours: ``norm_layer`` is ``norm``,
 ``fc_mask_iou`` is ``iou``.
@@ -18,8 +18,8 @@ from codetr.models.masks.convs import NormedConv
 class MaskIouHead(nn.Module):
     """The IoU of a mask with its object, by class, from the region's features and the mask.
 
-    ``roi_size`` cells per side have the features, and twice as many the mask; ``hidden`` is the
-    width of the layer between.
+    The features have ``roi_size`` cells per side, the mask twice as many; ``hidden`` is the width
+    of the hidden layer.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from codetr.structures import Pyramid
 
 class Projection(nn.Module):
     """A 1x1 convolution of the backbone's last map to the transformer's width, without norm (DETR,
-    section 3.2). Raises UserError where the backbone gives more maps, which nobody would read.
+    section 3.2). Raises UserError where the backbone has more maps, which would not be used.
     """
 
     def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], dim: int = 256) -> None:

@@ -1,4 +1,4 @@
-"""What a neck is to a detector."""
+"""The interface of a neck."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from codetr.structures import Pyramid
 
 
 class Neck(Protocol):
-    """An ``nn.Module``; ``strides`` (pixels) are those of the maps that it gives."""
+    """An ``nn.Module``; ``strides`` (pixels) are those of its output maps."""
 
     strides: tuple[int, ...]
 

@@ -14,8 +14,8 @@ from codetr.structures import Memory, Queries
 
 
 class PointQueries(nn.Module):
-    """A learned position, the point that is read off it, and content zero (Conditional DETR,
-    section 3.2).
+    """A learned position, the point predicted from it, and content zero (Conditional DETR, section
+    3.2).
     """
 
     form = QueryForm(boxes=False, position=True, rows=("position",))
@@ -50,8 +50,8 @@ class PointQueries(nn.Module):
 
 
 class Patterns(nn.Module):
-    """``num_patterns`` learned contents, each of which every anchor gets once (Anchor DETR,
-    DAB-DETR); with none, one content of zeros.
+    """``num_patterns`` learned contents, each combined with every anchor (Anchor DETR, DAB-DETR);
+    with none, one content of zeros.
     """
 
     zero: Tensor
@@ -84,8 +84,8 @@ class UnknownLabel(nn.Module):
 
 
 class AnchorQueries(nn.Module):
-    """Learned boxes (DAB-DETR, section 4.2), each once with every one of the contents (P, C) that
-    the module ``content`` gives: P * ``num_queries`` queries, content after content.
+    """Learned boxes (DAB-DETR, section 4.2), each combined with every content (P, C) of the module
+    ``content``: P * ``num_queries`` queries, ordered by content.
     """
 
     form = QueryForm(rows=("anchors",))
@@ -99,8 +99,8 @@ class AnchorQueries(nn.Module):
         self, memory: Memory, head: Head, tables: Sequence[QueryTable] = ()
     ) -> tuple[Queries, ...]:
         """The main queries, then those of each table, with anchors (B, Q, 4) in [0, 1], with
-        gradient. A table's own content, where it has one, takes the place of the others. ``head``
-        is not used.
+        gradient. The content of a table, where it has one, replaces that of the module. ``head`` is
+        not used.
         """
         contents = self.content()
         groups = [self._crossed(memory, self.anchors, contents)]

@@ -25,12 +25,12 @@ from codetr.models.transformers.refinement import LayerOutput, decode
 from codetr.structures import CROSS_ATTENTION, Memory, Queries
 
 SMALLEST = 1e-5
-"""Size of a box to divide by: boxes of auxiliary heads may have none."""
+"""Lower bound of box sizes in divisions: boxes of auxiliary heads may have no area."""
 
 
-class Place(NamedTuple):
-    """Where queries are: their ``position`` (B, Q, C) among each other, and the ``sine`` (B, Q, C)
-    by which they look at the memory, y before x.
+class QueryEncoding(NamedTuple):
+    """Encodings of the queries' positions: ``position`` (B, Q, C) for attention among queries, and
+    ``sine`` (B, Q, C), y before x, for attention to the memory.
     """
 
     position: Tensor
@@ -38,22 +38,22 @@ class Place(NamedTuple):
 
 
 class Spatial(Protocol):
-    """An ``nn.Module`` that says in every layer where queries are.
+    """An ``nn.Module`` that encodes the positions of queries in every layer.
 
-    ``derives`` tells whether positions follow from anchors, so that queries need bring none.
+    ``derives``: positions are derived from anchors, so that queries need not have any.
     """
 
     derives: bool
 
-    def __call__(self, content: Tensor, anchors: Tensor, position: Tensor | None) -> Place:
-        """Of ``content`` (B, Q, C), current ``anchors`` (B, Q, 2 or 4), and the ``position``
-        (B, Q, C) that the queries brought.
+    def __call__(self, content: Tensor, anchors: Tensor, position: Tensor | None) -> QueryEncoding:
+        """From ``content`` (B, Q, C), current ``anchors`` (B, Q, 2 or 4), and the ``position``
+        (B, Q, C) of the queries, where they have one.
         """
         ...
 
 
 class PointSpatial(nn.Module):
-    """A position that queries learn, and the sine of their points (Conditional DETR)."""
+    """The learned position of queries, and the sine encoding of their points (Conditional DETR)."""
 
     derives = False
 
@@ -61,20 +61,20 @@ class PointSpatial(nn.Module):
         super().__init__()
         self.dim, self.temperature = dim, temperature
 
-    def forward(self, content: Tensor, anchors: Tensor, position: Tensor | None) -> Place:
+    def forward(self, content: Tensor, anchors: Tensor, position: Tensor | None) -> QueryEncoding:
         """See ``Spatial``; of boxes, the centres are the points. Raises ValueError for queries
         without position.
         """
         if position is None:
             raise ValueError("these queries bring no position: use queries that learn one")
         points = anchors[..., :2].flip(-1)
-        return Place(position, sine_coordinates(points, self.dim // 2, self.temperature))
+        return QueryEncoding(position, sine_coordinates(points, self.dim // 2, self.temperature))
 
 
 class AnchorSpatial(nn.Module):
-    """A position embedded from the current anchors, and the sine of their centres, modulated by
-    their size (DAB-DETR, arXiv 2201.12329, section 4.4): each query says which size it wants, and
-    the half of an axis is multiplied by that over the anchor's.
+    """A position embedded from the current anchors, and the sine encoding of their centres,
+    modulated by size (DAB-DETR, arXiv 2201.12329, section 4.4): each query predicts a reference
+    size, and the channels of an axis are multiplied by its ratio to the anchor's size.
     """
 
     derives = True
@@ -85,14 +85,16 @@ class AnchorSpatial(nn.Module):
         self.wanted_size = Mlp(dim, dim, 2)
         xavier_matrices(self.wanted_size)
 
-    def forward(self, content: Tensor, anchors: Tensor, position: Tensor | None) -> Place:
-        """See ``Spatial``; ``position`` is not read."""
+    def forward(self, content: Tensor, anchors: Tensor, position: Tensor | None) -> QueryEncoding:
+        """See ``Spatial``; ``position`` is not used."""
         encoding = self.embed.encode(anchors)
-        wanted = self.wanted_size(content).sigmoid().to(anchors.dtype)  # width, height
-        own = anchors[..., 2:].clamp(min=SMALLEST)
-        along_x, along_y = (wanted / own).unsqueeze(-2).unbind(-1)
+        reference = self.wanted_size(content).sigmoid().to(anchors.dtype)  # width, height
+        size = anchors[..., 2:].clamp(min=SMALLEST)
+        along_x, along_y = (reference / size).unsqueeze(-2).unbind(-1)
         y, x, *_ = encoding.chunk(4, dim=-1)
-        return Place(self.embed.mlp(encoding), torch.cat([y * along_y, x * along_x], dim=-1))
+        return QueryEncoding(
+            self.embed.mlp(encoding), torch.cat([y * along_y, x * along_x], dim=-1)
+        )
 
 
 class ConditionalDecoderLayer(nn.Module):
@@ -119,14 +121,14 @@ class ConditionalDecoderLayer(nn.Module):
         xavier_matrices(self.feed_forward)
 
     def forward(
-        self, content: Tensor, place: Place, memory: Memory, mask: Tensor | None
+        self, content: Tensor, encoding: QueryEncoding, memory: Memory, mask: Tensor | None
     ) -> LayerOutput:
         """From (B, Q, C) content; ``mask`` as in ``SelfAttention``. The memory has a position."""
         assert memory.position is not None
-        x = self.self_attention_norm(self.self_attention(content, place.position, mask))
+        x = self.self_attention_norm(self.self_attention(content, encoding.position, mask))
         attended = self.cross_attention_norm(
             self.cross_attention(
-                x, place.position, place.sine, memory.tokens, memory.position, memory.padding
+                x, encoding.position, encoding.sine, memory.tokens, memory.position, memory.padding
             )
         )
         return LayerOutput(self.feed_forward_norm(self.feed_forward(attended)), attended)
@@ -135,9 +137,10 @@ class ConditionalDecoderLayer(nn.Module):
 class ConditionalDecoder(nn.Module):
     """Decodes queries layer by layer, by conditional cross-attention to all tokens.
 
-    ``layer`` builds one layer, with ``first=True`` the first one. ``spatial`` says where queries
-    are; from the second layer on, its sine is multiplied by what the content says (Conditional
-    DETR, section 3.2). ``norm``, ``eps``, ``refine`` and ``look_forward_twice``: see ``decode``.
+    ``layer`` builds one layer, the first one with ``first=True``. ``spatial`` encodes the positions
+    of queries; from the second layer on, its sine is multiplied by factors from the content
+    (Conditional DETR, section 3.2). ``norm``, ``eps``, ``refine`` and ``look_forward_twice``: see
+    ``decode``.
     """
 
     groups = True
@@ -167,11 +170,11 @@ class ConditionalDecoder(nn.Module):
         """See ``Decoder``; anchors are boxes (B, Q, 4) or points (B, Q, 2)."""
 
         def step(i: int, content: Tensor, anchors: Tensor) -> LayerOutput:
-            place = self.spatial(content, anchors, queries.position)
+            encoding = self.spatial(content, anchors, queries.position)
             if i:
-                place = place._replace(sine=place.sine * self.sine_scale(content))
+                encoding = encoding._replace(sine=encoding.sine * self.sine_scale(content))
             layer: ConditionalDecoderLayer = self.layers[i]  # type: ignore[assignment]
-            return layer(content, place, memory, mask)
+            return layer(content, encoding, memory, mask)
 
         return decode(
             step, queries, head, self.norm, self.eps, self.refine, self.look_forward_twice

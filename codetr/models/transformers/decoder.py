@@ -74,8 +74,8 @@ class CrossFirstDecoderLayer(DeformableDecoderLayer):
     """The parts of ``DeformableDecoderLayer`` in the order cross-attention, self-attention,
     feed-forward block.
 
-    What leaves the cross-attention has not seen the other queries of this layer, which compete
-    for targets: that is what several queries per target are supervised on.
+    The output of the cross-attention does not depend on the other queries of this layer, which
+    compete for targets, so that it can be supervised with several queries per target.
     Source: MS-DETR (arXiv 2401.03989), section 3.3; official ``models/deformable_transformer.py``
     with ``use_ms_detr``.
     """
@@ -120,7 +120,7 @@ class DeformableDecoder(nn.Module):
     """Decodes queries layer by layer, refining their anchors.
 
     ``layer`` builds one layer. ``anchor_position`` embeds the anchors anew in every layer (DINO);
-    None where queries bring a fixed position (Deformable DETR). ``norm`` is applied to every
+    None where queries have a fixed position (Deformable DETR). ``norm`` is applied to every
     layer's output before the heads read it, but anchors are refined from the output before it
     (DINO); None for no norm. ``look_forward_twice`` lets a layer's box loss reach the previous
     layer through the refined anchors (DINO, section 3.5). Without ``refine`` every layer predicts
@@ -153,7 +153,7 @@ class DeformableDecoder(nn.Module):
     def forward(
         self, queries: Queries, memory: Memory, head: Head, mask: Tensor | None
     ) -> DecoderOutput:
-        """Every layer's answer for ``queries``, whose anchors are boxes (B, Q, 4) or points
+        """Every layer's predictions for ``queries``, whose anchors are boxes (B, Q, 4) or points
         (B, Q, 2); ``mask`` as in ``SelfAttention``.
         """
 

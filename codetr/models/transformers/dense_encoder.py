@@ -1,4 +1,4 @@
-"""The encoder with dense attention: every token of one map sees every other one."""
+"""The encoder with dense attention among all tokens of one map."""
 
 from __future__ import annotations
 
@@ -37,12 +37,11 @@ class DenseEncoderLayer(nn.Module):
 
 
 class DenseEncoder(nn.Module):
-    """Encodes one map, and hands the position of its tokens to the decoder.
+    """Encodes one map; the memory includes the positions of its tokens.
 
     ``layer`` builds one layer; ``temperature`` is that of the sine encoding (DETR and Conditional
-    DETR 10000, DAB-DETR 20). ``position_scale`` (``ScaleMlp``) makes of a layer's input what the
-    position is multiplied with there, for all layers one module (DAB-DETR); None: positions as
-    they are.
+    DETR 10000, DAB-DETR 20). ``position_scale`` (``ScaleMlp``), shared by all layers, predicts from
+    a layer's input the factors of its positions (DAB-DETR); None: positions are not scaled.
     """
 
     def __init__(

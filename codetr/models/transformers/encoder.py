@@ -1,4 +1,4 @@
-"""The deformable encoder: a pyramid of maps to one memory of tokens."""
+"""The deformable encoder: from a pyramid of maps to a memory of tokens."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class DeformableEncoderLayer(nn.Module):
         padding: Tensor,
         shapes: tuple[tuple[int, int], ...],
     ) -> Tensor:
-        """(B, S, C) tokens to (B, S, C); ``frame`` of the tokens' own cells."""
+        """(B, S, C) tokens to (B, S, C); ``frame`` is that of the tokens' cells."""
         attended = self.attention(tokens, position, frame, tokens, padding, shapes)
         return self.feed_forward_norm(self.feed_forward(self.attention_norm(attended)))
 
@@ -51,8 +51,8 @@ class DeformableEncoder(nn.Module):
     """Encodes a pyramid (Deformable DETR, section 4).
 
     ``layer`` builds one layer; ``temperature`` and ``offset`` are those of the sine encoding
-    (Co-DINO 20 and 0, Deformable DETR 10000 and -0.5); the first ``checkpointed`` layers keep no
-    activations and are run again in the backward pass.
+    (Co-DINO 20 and 0, Deformable DETR 10000 and -0.5); the first ``checkpointed`` layers
+    recompute their activations in the backward pass.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What the parts of a transformer are to a detector. Each is an ``nn.Module``."""
+"""Interfaces of the parts of a transformer. Each part is an ``nn.Module``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from codetr.structures import Memory, Predictions, Pyramid, Queries, Tap
 
 
 class Encoder(Protocol):
-    """Maps to one memory of tokens."""
+    """From maps to a memory of tokens."""
 
     def __call__(self, pyramid: Pyramid, padding: Tensor) -> Memory:
         """``pyramid`` of maps (B, C, H_l, W_l); ``padding`` (B, H, W) bool of the images, True =
@@ -24,7 +24,7 @@ class Encoder(Protocol):
 
 
 class QueryInit(Protocol):
-    """What a decoder starts from: queries of a ``form``."""
+    """Initialises the queries of a decoder, all of one ``form``."""
 
     form: QueryForm
 
@@ -32,7 +32,7 @@ class QueryInit(Protocol):
         self, memory: Memory, head: Head, tables: Sequence[QueryTable] = ()
     ) -> tuple[Queries, ...]:
         """The main queries, then one group for each of the ``tables``, from its learned rows. Where
-        queries are selected from the memory, that is done once for all of them. A table has the
+        queries are selected from the memory, one ranking serves all of them. A table has the
         rows that ``form`` names.
         """
         ...
@@ -40,8 +40,8 @@ class QueryInit(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderOutput:
-    """``layers``: the predictions (B, Q, ...) of every layer, first to last; ``taps`` into the
-    layers by name, one per layer, where the decoder has such.
+    """``layers``: the predictions (B, Q, ...) of every layer, first to last; ``taps`` of
+    intermediate results by name, one per layer, if the decoder has any.
     """
 
     layers: tuple[Predictions, ...]
@@ -49,8 +49,8 @@ class DecoderOutput:
 
 
 class Decoder(Protocol):
-    """Queries to predictions. ``num_layers`` is how many it gives per query; ``groups`` whether it
-    can decode other queries than the main ones; ``taps`` how many it gives, by name.
+    """From queries to predictions. ``num_layers``: predictions per query; ``groups``: whether it
+    can decode other queries than the main ones; ``taps``: number of taps by name.
     """
 
     num_layers: int

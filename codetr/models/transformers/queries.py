@@ -1,4 +1,4 @@
-"""Query initialisation: where the decoder's main queries come from.
+"""Query initialisation from the memory.
 
 Two-stage selection (Deformable DETR, appendix A.4): every memory token proposes a box, and the
 best ones become anchors. Mixed selection (DINO, section 3.4): their content is learned.
@@ -48,10 +48,11 @@ def grid_proposals(memory: Memory) -> tuple[Tensor, Tensor]:
 
 
 class ProposalStage(nn.Module):
-    """The encoder's own detector: class logits and boxes of every token, and the best of them.
+    """The first stage of a two-stage detector: class logits and boxes of every token, and the best
+    of them.
 
-    ``rank_by`` says what the selection sorts: the best class (``any_class``, DINO) or class 0
-    alone (``objectness``, Deformable DETR).
+    ``rank_by``: tokens are ranked by their highest class score (``any_class``, DINO) or that of
+    class 0 (``objectness``, Deformable DETR).
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class ProposalStage(nn.Module):
         self, memory: Memory, head: Head, tables: Sequence[QueryTable] = ()
     ) -> tuple[RawPredictions, Tensor]:
         """(all proposals (B, S, ...), indices (B, R) of the best ones, best first): as many as the
-        main queries and those of all ``tables`` reach.
+        main queries and those of all ``tables`` need.
         """
         anchors, tokens = _usable_tokens(memory)
         proposals = self._predict(tokens, anchors, head)
@@ -79,8 +80,8 @@ class ProposalStage(nn.Module):
     def best(self, memory: Memory, head: Head, tables: Sequence[QueryTable] = ()) -> RawPredictions:
         """The best proposals alone (B, R, ...), best first.
 
-        Their gradients are those of ``forward``'s. All tokens are ranked, but only the chosen ones
-        have boxes and a graph: what the backward pass would find zeros for is left out.
+        Gradients equal those of ``forward``. All tokens are ranked, but boxes and a graph are
+        computed for the selected ones only, since all other gradients are zero.
         """
         anchors, tokens = _usable_tokens(memory)
         chosen = self.select(self._rank(tokens, head), self._reach(tables))
@@ -92,16 +93,16 @@ class ProposalStage(nn.Module):
         """
         scores = logits.amax(-1) if self.rank_by == "any_class" else logits[..., 0]
         tokens = scores.shape[1]
-        # Not min(): torch.export would carry that as an unknown through all that follows.
+        # Not min(): torch.export would carry a symbolic minimum through all later shapes.
         return scores.topk(count if count <= tokens else tokens, dim=1).indices
 
     def _reach(self, tables: Sequence[QueryTable]) -> int:
-        """How many ranks there are queries for."""
+        """Number of ranks that the queries need."""
         return max([self.num_queries, *(t.skip + t.num_queries for t in tables)])
 
     def _rank(self, tokens: Tensor, head: Head) -> Tensor:
-        """Class logits (B, S, K) to select by. Not by ``no_grad``: autocast would keep the cast
-        weights without a graph for the rest of the step.
+        """Class logits (B, S, K) for the selection, detached. Not by ``no_grad``: autocast would
+        cache the cast weights without a graph for the rest of the step.
         """
         found: Tensor = head.proposals.classify(self._hidden(tokens.detach()))
         return found.detach()
@@ -125,9 +126,9 @@ def _gather(values: Tensor, indices: Tensor) -> Tensor:
 
 
 class MixedQueries(nn.Module):
-    """Anchors from the best proposals, content learned, position left to the decoder (DINO).
+    """Anchors from the best proposals, learned content, position left to the decoder (DINO).
 
-    The selected proposals are handed on for the encoder's loss.
+    The selected proposals are returned for the encoder's loss.
     """
 
     form = QueryForm(rows=("content",))
@@ -161,7 +162,7 @@ class PositionedQueries(nn.Module):
     """Anchors from the best proposals and a position embedded from them once (Deformable DETR).
 
     The content is learned (``mixed``, Deformable-DETR++ and Co-Deformable-DETR) or the other half
-    of the same embedding. All proposals are handed on for the encoder's loss.
+    of the same embedding. All proposals are returned for the encoder's loss.
     """
 
     form = QueryForm(position=True)
@@ -199,7 +200,7 @@ class PositionedQueries(nn.Module):
         return Queries(content=content, anchors=anchors, position=position)
 
     def _embed(self, anchors: Tensor, learned: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Content and position (B, Q, C) each, content from ``learned`` (Q, C) where there is."""
+        """Content and position (B, Q, C) each, content from ``learned`` (Q, C) if given."""
         dim = self.position.out_features // 2
         encoding = sine_coordinates(anchors, dim // 2, TEMPERATURE)
         embedded = self.position_norm(self.position(encoding))

@@ -1,4 +1,4 @@
-"""Decoders that read queries before any layer has worked on them: the backbone already has."""
+"""Decoders whose head predicts from the initial queries, which the backbone has processed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from codetr.structures import Memory, Queries
 
 
 class IdentityDecoder(nn.Module):
-    """No layers: the head reads the queries (YOLOS). Other queries than the backbone's would know
-    nothing of the image.
+    """No layers: the head predicts from the queries (YOLOS). Queries that did not pass through the
+    backbone would carry no information about the image.
     """
 
     num_layers, groups = 1, False
@@ -25,13 +25,13 @@ class IdentityDecoder(nn.Module):
     def forward(
         self, queries: Queries, memory: Memory, head: Head, mask: Tensor | None
     ) -> DecoderOutput:
-        """One answer. ``memory`` and ``mask`` are not used."""
+        """Predictions of one layer. ``memory`` and ``mask`` are not used."""
         return DecoderOutput(layers=(head.layer(0)(queries.content, queries.anchors),))
 
 
 class ReadFirstDecoder(nn.Module):
-    """The head reads the queries, and the layers of ``decoder`` go on from these boxes (ViDT,
-    section 3.2): one answer more than there are layers.
+    """The head predicts from the initial queries, and the layers of ``decoder`` refine these boxes
+    (ViDT, section 3.2): one set of predictions more than there are layers.
     """
 
     groups = True
@@ -54,16 +54,18 @@ class ReadFirstDecoder(nn.Module):
     def forward(
         self, queries: Queries, memory: Memory, head: Head, mask: Tensor | None
     ) -> DecoderOutput:
-        """As of ``decoder``, with an answer before; taps are those of its layers."""
+        """The output of ``decoder``, preceded by the predictions from the initial queries; taps are
+        those of its layers.
+        """
         first = head.layer(0)(queries.content, queries.anchors, self.decoder.eps)
         refined = replace(queries, anchors=first.boxes.detach())
-        further = self.decoder(refined, memory, _Later(head), mask)
+        further = self.decoder(refined, memory, _LaterLayers(head), mask)
         return DecoderOutput(layers=(first, *further.layers), taps=further.taps)
 
 
 @dataclass(frozen=True)
-class _Later:
-    """A head without its first answer."""
+class _LaterLayers:
+    """A head without its first layer."""
 
     head: Head
 

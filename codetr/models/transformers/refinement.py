@@ -1,4 +1,4 @@
-"""The loop of a decoder: each layer predicts, and may refine what the next one looks at."""
+"""The loop over decoder layers: each predicts, and may refine the anchors of the next one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from codetr.structures import CROSS_ATTENTION, Predictions, Queries, Tap
 
 
 class LayerOutput(NamedTuple):
-    """``content`` (B, Q, C) for the heads and the next layer; ``attended`` (B, Q, C), what left the
-    cross-attention.
+    """``content`` (B, Q, C) for the heads and the next layer; ``attended`` (B, Q, C), the output of
+    the cross-attention.
     """
 
     content: Tensor
@@ -23,7 +23,7 @@ class LayerOutput(NamedTuple):
 
 
 Step = Callable[[int, Tensor, Tensor], LayerOutput]
-"""Layer number, content (B, Q, C) and anchors (B, Q, 4 or 2) to what the layer gives."""
+"""From layer number, content (B, Q, C) and anchors (B, Q, 4 or 2) to the layer's output."""
 
 
 def decode(
@@ -43,8 +43,8 @@ def decode(
     predicts relative to the first anchors. ``eps`` clamps the inverse sigmoid of anchors.
     """
     content = queries.content
-    anchors = queries.anchors  # what attention looks at
-    basis = anchors  # what the head refines: with gradient under look forward twice
+    anchors = queries.anchors  # for attention
+    basis = anchors  # for the head to refine: with gradient under look forward twice
     predictions, taps = [], []
     for i in range(head.num_layers):
         content, attended = step(i, content, anchors)

@@ -1,4 +1,4 @@
-"""The learned rows of query groups that exist only to train, and what queries are made of."""
+"""Learned parameters of query groups that exist only in training, and the form of queries."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from codetr.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class QueryForm:
-    """What the queries of a group are made of: whether their anchors are ``boxes`` or points (None:
-    what the main ones are), whether they bring a ``position``, and which ``rows`` a ``QueryTable``
-    needs so that they can be made from it, by their names there.
+    """The form of the queries of a group: whether their anchors are ``boxes`` or points (None: as
+    those of the main group), whether they have a ``position``, and which ``rows`` of a
+    ``QueryTable``, by their names there, they are made from.
 
-    All groups that are decoded together have boxes, or all have points; and where the main group
-    brings a position, the decoder needs one of all.
+    Groups that are decoded together all have boxes or all have points; where the main group has a
+    position, all groups need one.
     """
 
     boxes: bool | None = True
@@ -26,9 +26,10 @@ class QueryForm:
 
 
 class QueryTable(nn.Module):
-    """One row per query of a group beside the main one, held by the scheme that trains with it.
+    """One row per query of an additional group, a parameter of the scheme that trains with it.
 
-    What else makes a query (selection, projections) is the detector's own and shared.
+    Everything else that makes a query (selection, projections) belongs to the detector and is
+    shared with the main group.
 
     Args:
         num_queries: rows, Q.
@@ -62,7 +63,7 @@ class QueryTable(nn.Module):
         self.anchors = nn.Parameter(torch.randn(num_queries, 4)) if anchors else None
 
     def ranked(self, values: Tensor) -> Tensor:
-        """Of ``values`` (B, R, C), best rank first, those of the table's ranks: (B, Q, C), fewer
+        """The rows of ``values`` (B, R, C), best first, at the table's ranks: (B, Q, C), fewer
         where there are fewer ranks.
         """
         return values[:, self.skip : self.skip + self.num_queries]

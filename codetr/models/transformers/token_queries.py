@@ -14,7 +14,7 @@ from codetr.structures import DetectionTokens, Memory, Queries
 
 
 def detection_tokens(memory: Memory) -> DetectionTokens:
-    """Those of ``memory``. Raises UserError if the backbone has none."""
+    """The detection tokens of ``memory``. Raises UserError if the backbone has none."""
     if memory.detection is None:
         raise UserError(
             "these queries are the backbone's detection tokens, but it has none: choose a backbone "
@@ -26,8 +26,8 @@ def detection_tokens(memory: Memory) -> DetectionTokens:
 class TokenQueries(nn.Module):
     """The backbone's detection tokens as they are (YOLOS, arXiv 2106.00666).
 
-    Their anchors are the centre of the image, whose logit is 0: a box is what the head says of its
-    token, relative to nothing.
+    All anchors are the centre of the image, whose logit is 0, so that the head predicts boxes in
+    absolute coordinates.
     """
 
     form = QueryForm(boxes=False)
@@ -36,7 +36,7 @@ class TokenQueries(nn.Module):
         self, memory: Memory, head: Head, tables: Sequence[QueryTable] = ()
     ) -> tuple[Queries, ...]:
         """The main queries, with anchors (B, Q, 2). ``head`` is not used. Raises UserError where
-        there are ``tables``: what did not pass through the backbone knows nothing of the image.
+        there are ``tables``: only tokens that passed through the backbone know the image.
         """
         if tables:
             raise UserError("these queries come from the backbone: there can be no further ones")
@@ -56,14 +56,14 @@ class TokenProjection(nn.Sequential):
         nn.init.zeros_(self[0].bias)  # type: ignore[arg-type]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """The whole set at once."""
+        """Project all tokens of an image together."""
         linear, norm = self
         return norm(linear(tokens).transpose(1, 2)).transpose(1, 2)
 
 
 class ProjectedTokenQueries(nn.Module):
     """The backbone's detection tokens and their positions, projected to the decoder's width; the
-    anchors are points read off the position (ViDT, arXiv 2110.03921).
+    anchors are points predicted from the position (ViDT, arXiv 2110.03921).
 
     ``width`` and ``position_width`` are those of the tokens and of their positions.
     """

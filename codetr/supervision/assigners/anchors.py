@@ -1,4 +1,4 @@
-"""Matching proposals by where they start instead of what they predict."""
+"""Matching of proposals by their anchors instead of their predicted boxes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from codetr.supervision.assigners.hungarian import CostTables, HungarianMatcher,
 
 
 class AnchorMatcher(nn.Module):
-    """Hands each proposal's anchor to a matcher in place of its box, as MS-DETR does (official
+    """Matches the anchors of proposals in place of their boxes, as MS-DETR does (official
     ``use_anchors_enc_match``).
 
     Raises UserError for predictions without anchors.

@@ -14,12 +14,12 @@ from codetr.supervision.assigners.max_iou import IGNORED, NEGATIVE
 
 @dataclass(frozen=True, kw_only=True)
 class AtssAssigner:
-    """Each box sets its own IoU threshold (Zhang et al. 2020, algorithm 1).
+    """Assignment with an adaptive IoU threshold per box (Zhang et al. 2020, algorithm 1).
 
     Candidates of a box are the ``per_level`` anchors of every level whose centres are nearest to
     its centre. Those whose IoU reaches the mean plus the (unbiased) standard deviation over the
-    candidates are positive, if their centre lies inside the box by more than ``margin`` pixels. An
-    anchor that several boxes want goes to the one it overlaps most.
+    candidates are positive if their centre lies inside the box by more than ``margin`` pixels. An
+    anchor that is positive for several boxes goes to the one of highest IoU.
     """
 
     per_level: int = 9
@@ -48,7 +48,7 @@ class AtssAssigner:
     def _nearest(
         self, anchors: Tensor, level_sizes: Sequence[int], boxes: Tensor, usable: Tensor
     ) -> Tensor:
-        """(M, N) indices of every box's candidates; unusable ones only where others lack."""
+        """(M, N) indices of every box's candidates; unusable anchors come last."""
         offset = _centre(anchors)[:, None] - _centre(boxes)[None]
         distance = torch.linalg.vector_norm(offset, dim=-1)
         distance = distance.masked_fill(~usable[:, None], torch.inf)

@@ -10,23 +10,23 @@ from torch import Tensor
 from codetr.boxes import pairwise_iou
 
 NEGATIVE = -1
-"""What an assigner writes for an anchor that is background."""
+"""Marks an anchor as background."""
 IGNORED = -2
-"""What an assigner writes for an anchor that takes no part in any loss."""
+"""Marks an anchor that enters no loss."""
 
 PAIRS_AT_ONCE = 2**22
-"""Anchors times boxes whose overlaps are computed together: 16 MiB each of some ten temporaries,
-where all pairs of 802,000 anchors and 100 boxes would take 310 MiB each."""
+"""Anchors times boxes per chunk: 16 MiB for each of some ten temporaries, where all pairs of
+802,000 anchors and 100 boxes would take 310 MiB each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaxIouAssigner:
-    """Gives an anchor the box it overlaps most (Ren et al. 2015, section 3.1.2).
+    """Assigns each anchor to the box of highest IoU (Ren et al. 2015, section 3.1.2).
 
-    IoU >= ``positive`` makes it positive, < ``negative`` background, between them ignored. With
-    ``low_quality`` (an IoU, None = off) a box whose best IoU reaches that value takes *every*
-    anchor that ties with its best one, whatever that anchor had; among several such boxes the
-    last one has it.
+    IoU >= ``positive`` makes an anchor positive, < ``negative`` background; in between it is
+    ignored. With ``low_quality`` (an IoU, None = off), a box whose best IoU reaches that value is
+    also assigned *every* anchor that attains its best IoU, overriding other assignments; of several
+    such boxes the last one wins.
     """
 
     positive: float
@@ -37,7 +37,7 @@ class MaxIouAssigner:
         """Index (A,) into ``boxes`` for every anchor, ``NEGATIVE`` or ``IGNORED``.
 
         ``anchors`` (A, 4) and ``boxes`` (N, 4) xyxy in one unit; anchors that are not ``usable``
-        (A,) are ignored and never a box's best.
+        (A,) are ignored, also as the best anchor of a box.
         """
         assigned = anchors.new_full((len(anchors),), NEGATIVE, dtype=torch.long)
         if len(boxes) and len(anchors):
@@ -68,7 +68,7 @@ class MaxIouAssigner:
     def _forced(overlaps: list[Tensor], minimum: float) -> Tensor:
         """(A,) the last box that claims an anchor as one of its best, -1 for none."""
         best = torch.stack([overlap.amax(dim=1) for overlap in overlaps]).amax(dim=0)[:, None]
-        # no overlap is above 1: a box that must not claim is left with none that is its best
+        # no IoU exceeds 1: boxes below the minimum then tie with no anchor
         best = torch.where(best >= minimum, best, 2)
         index = torch.arange(len(best), device=best.device)[:, None]
         return torch.cat(

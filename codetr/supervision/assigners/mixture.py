@@ -1,4 +1,4 @@
-"""Mixtures of two Gaussians on a line, many at once."""
+"""Mixtures of two Gaussians in one dimension, fitted in batches."""
 
 from __future__ import annotations
 
@@ -34,9 +34,8 @@ class MixtureFit:
     """Expectation maximisation as in scikit-learn's ``GaussianMixture`` (diagonal covariance).
 
     Component 0 starts at the smallest value and component 1 at the largest, with variance 1 and
-    equal weights. A fit ends when its mean log-likelihood changed by less than ``tolerance``
-    between two iterations, after the step that this happened in, or after ``iterations``.
-    ``floor`` is added to every variance.
+    equal weights. A fit stops after the first step that changes the mean log-likelihood by less
+    than ``tolerance``, or after ``iterations``. ``floor`` is added to every variance.
     """
 
     tolerance: float = 1e-3
@@ -46,10 +45,10 @@ class MixtureFit:
     @torch.no_grad()
     def __call__(self, values: Tensor) -> Mixture:
         """Fit the N columns of ``values`` (M, N); each ascends and ends in infinities where it has
-        fewer than M. A column without values gives numbers that mean nothing.
+        fewer than M. The result for a column without values is meaningless.
 
-        All iterations run for all columns, those that are done are kept: a device is never waited
-        for. In float64, since a variance is a small difference of squares.
+        All iterations run for all columns, and converged ones are frozen, so that the host never
+        waits for the device. In float64, since a variance is a small difference of squares.
         """
         valid = values.isfinite()
         count = valid.sum(dim=0).clamp(min=1)

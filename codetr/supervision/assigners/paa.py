@@ -18,8 +18,8 @@ MIXTURE = MixtureFit()
 
 @dataclass(frozen=True, kw_only=True)
 class Pools(TensorStruct):
-    """The anchors that compete for N boxes: ``anchors`` (M, N) indices and ``losses`` (M, N),
-    ascending; infinite where a box has fewer than M.
+    """The candidates of N boxes: ``anchors`` (M, N) indices and ``losses`` (M, N), ascending,
+    infinite where a box has fewer than M.
     """
 
     anchors: Tensor
@@ -28,12 +28,12 @@ class Pools(TensorStruct):
 
 @dataclass(frozen=True, kw_only=True)
 class PaaAssigner:
-    """A box keeps the anchors that predict it well (Kim and Lee 2020, section 3.1, algorithm 1).
+    """Probabilistic anchor assignment (Kim and Lee 2020, section 3.1, algorithm 1).
 
-    ``proposal`` gives every anchor a box by overlap. Of those, the ``per_level`` anchors of least
-    loss on each level compete for the box: a ``mixture`` of two Gaussians is fitted to their
-    losses, and the anchors of the lower one are positive up to the one of highest density (figure
-    3c). All others are background.
+    ``proposal`` first assigns anchors to boxes by IoU. The ``per_level`` anchors of lowest loss on
+    each level are then the candidates of their box: a ``mixture`` of two Gaussians is fitted to
+    their losses, and the anchors of the lower component are positive, up to the one of highest
+    density (figure 3c). All others are background.
     """
 
     proposal: MaxIouAssigner = PROPOSAL
@@ -61,7 +61,7 @@ class PaaAssigner:
         return torch.stack([_write(*image) for image in zip(proposed, pools, kept, strict=True)])
 
     def pools(self, proposed: Tensor, losses: Tensor, level_sizes: Sequence[int], n: int) -> Pools:
-        """The competitors for the ``n`` boxes of one image."""
+        """The candidates of the ``n`` boxes of one image."""
         box = torch.arange(n, device=proposed.device)
         cost = torch.where(proposed[:, None] == box, losses[:, None].detach(), torch.inf)
         least, anchors, start = [], [], 0
@@ -74,8 +74,8 @@ class PaaAssigner:
         return Pools(anchors=torch.cat(anchors).gather(0, order), losses=ascending)
 
     def split(self, losses: Tensor) -> Tensor:
-        """Which of ``losses`` (M, N), see ``Pools``, are positive. A box with fewer than two
-        competitors gets none.
+        """Which of the candidates' ``losses`` (M, N), see ``Pools``, are positive: none where a box
+        has fewer than two.
         """
         valid = losses.isfinite()
         values = losses.double().masked_fill(~valid, 0)
@@ -87,7 +87,7 @@ class PaaAssigner:
 
 
 def _write(proposed: Tensor, pool: Pools, positive: Tensor) -> Tensor:
-    """The proposal, with all but the ``positive`` (M, N) competitors turned into background."""
+    """The proposal, with all but the ``positive`` (M, N) candidates turned into background."""
     size, count = len(proposed), positive.shape[1]
     # What is not positive is written to one place past the end, which is cut off.
     place = torch.where(positive, pool.anchors, size)

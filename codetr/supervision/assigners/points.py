@@ -13,8 +13,8 @@ from codetr.supervision.assigners.max_iou import NEGATIVE
 
 @dataclass(frozen=True, kw_only=True)
 class PointAssigner:
-    """Gives a point the smallest box around it that its level is meant for (Tian et al. 2019,
-    section 3.1 and 3.2, without centre sampling).
+    """Assigns each point to the smallest box around it within the regression range of its level
+    (Tian et al. 2019, sections 3.1 and 3.2, without centre sampling).
     """
 
     def __call__(self, points: Tensor, reach: Tensor, boxes: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ class PointAssigner:
 
         ``points`` (P, 2) and ``boxes`` (N, 4) xyxy in px. A box is a candidate if the point is
         strictly inside it and the distance to its farthest side is within ``reach`` (P, 2),
-        bounds included. Among equal areas the first box has the point.
+        bounds included. Among boxes of equal area the first one wins.
         """
         if not len(boxes):
             return torch.full_like(points[:, 0], NEGATIVE, dtype=torch.long)
@@ -32,7 +32,7 @@ class PointAssigner:
         farthest = torch.maximum(low, high).amax(dim=-1)
         fits = (nearest > 0) & (farthest >= reach[:, :1]) & (farthest <= reach[:, 1:])
         by_area = area_xyxy(boxes).argsort(stable=True)
-        # Positions in this order are distinct: which index wins does not hang on a reduction.
+        # Positions in this order are distinct, so the minimum does not depend on how ties reduce.
         place = torch.arange(len(boxes), device=boxes.device)
         first = torch.where(fits[:, by_area], place, len(boxes)).amin(dim=1)
         return torch.cat([by_area, by_area.new_full((1,), NEGATIVE)])[first]

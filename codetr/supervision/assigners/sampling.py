@@ -42,8 +42,8 @@ class RandomSampler:
         return chosen
 
     def batch(self, assigned: Sequence[Tensor]) -> list[Sample]:
-        """The same for every image (A_b,). The host has to know how many there are of each kind:
-        one copy leaves the device, for all images together.
+        """The same for every image (A_b,). The host needs the numbers of positives and negatives:
+        one copy from the device serves all images.
         """
         kinds = [(own >= 0, own == NEGATIVE) for own in assigned]
         counts = torch.stack([torch.stack([kind.sum() for kind in own]) for own in kinds]).tolist()
@@ -61,15 +61,15 @@ class RandomSampler:
 
 
 def positives_first(positive: Tensor, limit: int) -> Tensor:
-    """At most ``limit`` indices into ``positive`` (A,) bool, random but for the order: no False
-    one before a True one. The draw is made on the CPU, so that a seed gives it on every device.
+    """At most ``limit`` random indices into ``positive`` (A,) bool, all True entries before any
+    False one. Drawn on the CPU, so that a seed gives the same result on every device.
     """
     draw = torch.rand(len(positive)).to(positive.device, non_blocking=True)
     return (draw + positive).topk(min(limit, len(positive))).indices
 
 
 def _drawn(count: int, limit: int) -> Tensor:
-    """Sorted random ``limit`` of ``count`` ranks; all of them without a draw where that is all.
+    """``limit`` of ``count`` ranks at random, sorted; all of them, without a draw, if equal.
 
     The permutation comes from the CPU generator, so that a seed gives the same sample on every
     device.
@@ -80,10 +80,10 @@ def _drawn(count: int, limit: int) -> Tensor:
 
 
 def ranked(eligible: Tensor, ranks: Tensor) -> Tensor:
-    """Indices (R,) of those True entries of ``eligible`` (A,) that have the given ``ranks`` (R,),
-    counted from 0; every rank must be there. Unlike ``nonzero`` this needs no number from the
-    device. Ranks come from the host, by a copy that is not waited for where its driver queues it
-    (CUDA: small ones, from pageable memory).
+    """Indices (R,) of the True entries of ``eligible`` (A,) of the given ``ranks`` (R,), counted
+    from 0; every rank must exist. Unlike ``nonzero``, this does not synchronise with the device;
+    ``ranks`` come from the host, by an asynchronous copy where the driver queues it (CUDA: small
+    ones, from pageable memory).
     """
     ranks = ranks.to(eligible.device, non_blocking=True)
     return torch.searchsorted(eligible.cumsum(0), ranks + 1)

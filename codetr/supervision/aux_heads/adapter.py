@@ -1,4 +1,4 @@
-"""From an encoder's maps to those that auxiliary heads see: Co-DETR's multi-scale adapter
+"""From an encoder's maps to the inputs of auxiliary heads: Co-DETR's multi-scale adapter
 (arXiv 2211.12860, section 3.2).
 """
 

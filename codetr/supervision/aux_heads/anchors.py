@@ -1,4 +1,4 @@
-"""Anchor boxes on the cells of a pyramid, and points in their middle."""
+"""Priors of dense heads: anchor boxes on the cells of a pyramid, or points at their centres."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from codetr.tensor_struct import TensorStruct
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places(TensorStruct):
-    """Where a dense head predicts, in all images of a batch: level by level, row by row, column by
-    column, shape by shape.
+class Priors(TensorStruct):
+    """The anchors or points that a dense head predicts from, the same for all images of a batch:
+    ordered by level, row, column and anchor shape.
 
-    ``boxes`` (A, 4) xyxy px; ``usable`` (B, A) bool; ``level_sizes`` how many of the A belong to
-    each level.
+    ``boxes`` (A, 4) xyxy px; ``usable`` (B, A) bool; ``level_sizes`` the number of priors of each
+    level.
     """
 
     boxes: Tensor
@@ -27,9 +27,9 @@ class Places(TensorStruct):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Anchors(Places):
-    """Anchor boxes. Not usable are those of cells outside the image's own padded size. ``strides``
-    (A,) px from cell to cell.
+class Anchors(Priors):
+    """Anchor boxes, usable where their cell lies within the padded size of the image itself.
+    ``strides`` (A,) px from cell to cell.
     """
 
     strides: Tensor
@@ -72,24 +72,24 @@ class AnchorGrid:
 
 
 @lru_cache(maxsize=32)
-@torch.inference_mode(False)  # a cached inference tensor would be of no use to training
+@torch.inference_mode(False)  # training cannot use a cached inference tensor
 def _unit(
     scales: tuple[float, ...], ratios: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """(S, 4) xyxy in strides: the anchors about the origin.
 
-    Kept, since numbers that come from the host would be waited for in every step; all else is
-    made on the device, where image sizes vary from step to step.
+    Cached, since a copy from the host would synchronise with the device in every step. Everything
+    else depends on the image sizes and is computed on the device.
     """
     halves = [(s / r**0.5 / 2, s * r**0.5 / 2) for r in ratios for s in scales]
     return torch.tensor([(-w, -h, w, h) for w, h in halves], dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Points(Places):
-    """The middles of all cells, usable in images' padding, too: ``centres`` (A, 2) x, y in px, with
-    a square about each for ``boxes``; ``reach`` (A, 2) px, the smallest and largest distance to
-    the farthest side of a box that the point's level is meant for.
+class Points(Priors):
+    """The centres of all cells, all of them usable, those in padding too: ``centres`` (A, 2) x, y
+    in px; ``boxes`` are squares about them; ``reach`` (A, 2) px is the regression range of the
+    point's level, the smallest and largest distance to the farthest side of a box.
     """
 
     centres: Tensor
@@ -100,18 +100,18 @@ class Points(Places):
 class PointGrid:
     """Points at ((column + 1/2) * stride, (row + 1/2) * stride), as in FCOS (Tian et al. 2019).
 
-    A level is meant for boxes whose farthest side is between ``reach`` times the stride of the
-    level before and ``reach`` times its own; the first level has no lower, the last no upper
-    bound (64, 128, 256, 512 px for strides 8 to 128, as published). The squares have the side
-    ``finest_side`` on the finest level and twice that on each further one (the authors of Co-DETR
-    in Sense-X/Co-DETR, issue 35).
+    The regression range of a level goes from ``reach`` times the stride of the previous level to
+    ``reach`` times that of its own; the first level has no lower bound, the last no upper one (64,
+    128, 256, 512 px for strides 8 to 128, as published). The squares have the side ``finest_side``
+    on the finest level and twice that on each further one (the authors of Co-DETR in
+    Sense-X/Co-DETR, issue 35).
     """
 
     reach: float = 8.0
     finest_side: float = 64.0
 
     def __call__(self, pyramid: Pyramid, padded_sizes: Tensor) -> Points:
-        """Points for ``pyramid``; ``padded_sizes`` (B, 2) say how many images there are."""
+        """Points for ``pyramid``; of ``padded_sizes`` (B, 2) only the number of images matters."""
         dtype, device = _precision(pyramid), pyramid.maps[0].device
         bounds = [0.0, *(self.reach * s for s in pyramid.strides[:-1]), torch.inf]
         centres, boxes, reach = [], [], []

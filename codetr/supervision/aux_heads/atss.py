@@ -65,24 +65,24 @@ class AtssHead(AnchorBranches):
         """The centerness."""
         return self.centerness(regression)
 
-    def assign_image(self, places: Anchors, boxes_px: Tensor, usable: Tensor) -> Tensor:
+    def assign_image(self, priors: Anchors, boxes_px: Tensor, usable: Tensor) -> Tensor:
         """By the overlaps of the nearest anchors."""
-        return self.assigner(places.boxes, places.level_sizes, boxes_px, usable)
+        return self.assigner(priors.boxes, priors.level_sizes, boxes_px, usable)
 
     def losses(
-        self, predictions: DensePredictions, places: Anchors, wanted: DenseTargets
+        self, predictions: DensePredictions, priors: Anchors, wanted: DenseTargets
     ) -> Losses:
         """Divided by the positives, ``bbox`` by their centerness: means over processes."""
         assert predictions.quality is not None
-        sides = encode_distances(centres_xyxy(places.boxes), wanted.boxes_px)
+        sides = encode_distances(centres_xyxy(priors.boxes), wanted.boxes_px)
         quality = centerness(sides) * wanted.positive
         num_pos = Count(count_positives(wanted.positive).to(quality.dtype))
 
-        boxes = self.decode(places, predictions.regression)
+        boxes = self.decode(priors, predictions.regression)
         focal, giou_loss = focal_and_giou_losses(predictions.logits, boxes, wanted)
         entropy = quality_entropy(predictions.quality, quality, wanted.positive)
         return {
-            "cls": LossTerm((focal * places.usable).sum(), self.cls_weight, num_pos),
+            "cls": LossTerm((focal * priors.usable).sum(), self.cls_weight, num_pos),
             "bbox": LossTerm((giou_loss * quality).sum(), self.bbox_weight, Count(quality.sum())),
             "centerness": LossTerm(entropy.sum(), self.centerness_weight, num_pos),
         }

@@ -16,7 +16,7 @@ from codetr.supervision.aux_heads.layers import conv_tower
 
 
 class BoxHead(Protocol):
-    """Any such part, an ``nn.Module``: ``roi_size`` is the side of the features it takes."""
+    """An ``nn.Module`` for region features of ``roi_size`` cells per side."""
 
     roi_size: int
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from codetr.boxes import clip_xyxy, paired_giou
 from codetr.loss_terms import Losses
 from codetr.structures import Batch, Candidates, Detections, Images, Pyramid
-from codetr.supervision.aux_heads.anchors import Anchors, Places
+from codetr.supervision.aux_heads.anchors import Anchors, Priors
 from codetr.supervision.aux_heads.coder import DeltaCoder
 from codetr.supervision.aux_heads.layers import (
     cell_features,
@@ -42,10 +42,11 @@ from codetr.tensor_struct import TensorStruct
 
 @dataclass(frozen=True, kw_only=True)
 class DensePredictions(TensorStruct):
-    """What the branches say at all A anchors (or points) of all levels; at least float32.
+    """Outputs of the branches for all A anchors (or points) of all levels; at least float32.
 
-    ``logits`` (B, A, K); ``regression`` (B, A, R), as the head has it: offsets, distances in
-    pixels, or bins; ``quality`` (B, A) logits of a branch that judges the box, None without one.
+    ``logits`` (B, A, K); ``regression`` (B, A, R), in the parametrisation of the head: offsets,
+    distances in pixels, or bins; ``quality`` (B, A) logits of a branch that predicts the quality
+    of the box, None without one.
     """
 
     logits: Tensor
@@ -54,22 +55,22 @@ class DensePredictions(TensorStruct):
 
 
 def join_levels(levels: Iterable[DensePredictions]) -> DensePredictions:
-    """Predictions of each level by itself, one after the other."""
-    found = list(levels)
-    quality = [level.quality for level in found if level.quality is not None]
+    """Concatenate the predictions of all levels."""
+    levels = list(levels)
+    quality = [level.quality for level in levels if level.quality is not None]
     return DensePredictions(
-        logits=torch.cat([level.logits for level in found], dim=1),
-        regression=torch.cat([level.regression for level in found], dim=1),
+        logits=torch.cat([level.logits for level in levels], dim=1),
+        regression=torch.cat([level.regression for level in levels], dim=1),
         quality=torch.cat(quality, dim=1) if quality else None,
     )
 
 
-AnyPlaces = TypeVar("AnyPlaces", bound=Places)
+AnyPriors = TypeVar("AnyPriors", bound=Priors)
 
 
-class DenseBranches(nn.Module, ABC, Generic[AnyPlaces]):
+class DenseBranches(nn.Module, ABC, Generic[AnyPriors]):
     """Two towers that all levels share, and behind them a classifier and a regression of
-    ``regression_size`` numbers for each of the ``per_cell`` places that ``grid`` puts on a cell.
+    ``regression_size`` numbers for each of the ``per_cell`` priors that ``grid`` puts on a cell.
 
     A head adds how it decodes, assigns and measures, and perhaps a branch for ``quality``; its
     constructor ends with ``finish_init``. ``channels`` of the maps: a multiple of 32 where the
@@ -82,7 +83,7 @@ class DenseBranches(nn.Module, ABC, Generic[AnyPlaces]):
         num_classes: int,
         channels: int,
         num_convs: int,
-        grid: Callable[[Pyramid, Tensor], AnyPlaces],
+        grid: Callable[[Pyramid, Tensor], AnyPriors],
         selection: Selection,
         *,
         per_cell: int = 1,
@@ -109,46 +110,48 @@ class DenseBranches(nn.Module, ABC, Generic[AnyPlaces]):
         init_prior(self.cls)
 
     @abstractmethod
-    def decode(self, places: AnyPlaces, regression: Tensor) -> Tensor:
-        """(B, A, 4) xyxy px boxes that ``regression`` (B, A, R) stands for, not clipped."""
+    def decode(self, priors: AnyPriors, regression: Tensor) -> Tensor:
+        """(B, A, 4) xyxy px boxes from ``regression`` (B, A, R), not clipped."""
 
     @abstractmethod
-    def assign_image(self, places: AnyPlaces, boxes_px: Tensor, usable: Tensor) -> Tensor:
-        """(A,) index into the true ``boxes_px`` (N, 4) xyxy for every place of an image, of which
-        those that are ``usable`` (A,) count; ``NEGATIVE`` or ``IGNORED``.
+    def assign_image(self, priors: AnyPriors, boxes_px: Tensor, usable: Tensor) -> Tensor:
+        """(A,) index into the true ``boxes_px`` (N, 4) xyxy for every prior of an image, or
+        ``NEGATIVE`` or ``IGNORED``; only ``usable`` (A,) priors can be positive.
         """
 
     @abstractmethod
     def losses(
-        self, predictions: DensePredictions, places: AnyPlaces, wanted: DenseTargets
+        self, predictions: DensePredictions, priors: AnyPriors, wanted: DenseTargets
     ) -> Losses:
         """Each term is summed over levels and images before it is divided (no loss per level)."""
 
     def quality(self, classification: Tensor, regression: Tensor) -> Tensor | None:
-        """(B, 1, H, W) logits of a branch that judges boxes, from the features (B, C, H, W) of both
-        towers; None without such a branch.
+        """(B, 1, H, W) logits of the quality branch, from the features (B, C, H, W) of both towers;
+        None without such a branch.
         """
         return None
 
     def forward(self, pyramid: Pyramid, batch: Batch) -> AuxOutput:
         """Losses, and the candidates."""
-        places = self.grid(pyramid, batch.images.padded_sizes)
+        priors = self.grid(pyramid, batch.images.padded_sizes)
         predictions = self.predictions(pyramid)
         with torch.no_grad():
-            assigned = self.assign(predictions, places, batch)
-        wanted = self.targets(assigned, places, batch)
+            assigned = self.assign(predictions, priors, batch)
+        wanted = self.targets(assigned, priors, batch)
         return AuxOutput(
-            losses=self.losses(predictions, places, wanted),
-            candidates=self.candidates(pyramid, places, wanted, batch),
+            losses=self.losses(predictions, priors, wanted),
+            candidates=self.candidates(pyramid, priors, wanted, batch),
         )
 
-    def assign(self, predictions: DensePredictions, places: AnyPlaces, batch: Batch) -> Tensor:
-        """(B, A) ``assign_image`` of every image; predictions have no say in it."""
-        images = zip(true_boxes(batch.targets), places.usable, strict=True)
-        return torch.stack([self.assign_image(places, *image) for image in images])
+    def assign(self, predictions: DensePredictions, priors: AnyPriors, batch: Batch) -> Tensor:
+        """(B, A) ``assign_image`` of every image. ``predictions`` are for heads whose assignment
+        depends on them.
+        """
+        images = zip(true_boxes(batch.targets), priors.usable, strict=True)
+        return torch.stack([self.assign_image(priors, *image) for image in images])
 
     def predictions(self, pyramid: Pyramid) -> DensePredictions:
-        """What the branches say at all places of all levels."""
+        """Run the branches on all levels."""
         levels = [self._level(features) for features in pyramid.maps]
         if self.scales is not None:
             levels = [
@@ -166,38 +169,38 @@ class DenseBranches(nn.Module, ABC, Generic[AnyPlaces]):
             quality=None if quality is None else flatten_level(quality, 1).squeeze(2),
         )
 
-    def targets(self, assigned: Tensor, places: AnyPlaces, batch: Batch) -> DenseTargets:
-        """What the assignment (B, A) asks for."""
-        return dense_targets(assigned, batch.targets, places.boxes, self.num_classes)
+    def targets(self, assigned: Tensor, priors: AnyPriors, batch: Batch) -> DenseTargets:
+        """The targets under the assignment (B, A)."""
+        return dense_targets(assigned, batch.targets, priors.boxes, self.num_classes)
 
     def candidates(
-        self, pyramid: Pyramid, places: AnyPlaces, wanted: DenseTargets, batch: Batch
+        self, pyramid: Pyramid, priors: AnyPriors, wanted: DenseTargets, batch: Batch
     ) -> tuple[Candidates, ...]:
-        """All places, one per cell. Those that are not usable are background with zero coordinates,
-        as in Co-DETR.
+        """All priors, one per cell; unusable ones are background with zero coordinates, as in
+        Co-DETR.
         """
         features = cell_features(pyramid)
         return tuple(
-            candidates(places.boxes * usable[:, None], *image)
+            candidates(priors.boxes * usable[:, None], *image)
             for usable, *image in zip(
-                places.usable, wanted.matched, features, batch.targets, strict=True
+                priors.usable, wanted.matched, features, batch.targets, strict=True
             )
         )
 
     def predict(self, pyramid: Pyramid, images: Images) -> tuple[Detections, ...]:
-        """Detections per image, clipped to it, by class probability and quality. Places in an
-        image's padding take part, as in mmdet.
+        """Detections per image, clipped to it, ranked by class probability and quality. Priors in
+        the padding of an image are included, as in mmdet.
         """
-        places = self.grid(pyramid, images.padded_sizes)
+        priors = self.grid(pyramid, images.padded_sizes)
         predictions = self.predictions(pyramid)
-        boxes = self.decode(places, predictions.regression)
+        boxes = self.decode(priors, predictions.regression)
         scores = predictions.logits.sigmoid()
         quality = None if predictions.quality is None else predictions.quality.sigmoid()
         return tuple(
             self.selection(
                 scores[image],
                 clip_xyxy(boxes[image], size.flip(0)),
-                places.level_sizes,
+                priors.level_sizes,
                 None if quality is None else quality[image],
             )
             for image, size in enumerate(images.sizes)
@@ -215,10 +218,10 @@ def focal_and_giou_losses(
 
 
 class AnchorBranches(DenseBranches[Anchors]):
-    """Branches whose regression are offsets from anchors, as the head's ``coder`` has them."""
+    """Branches that regress offsets from anchors, which the head's ``coder`` decodes."""
 
     coder: DeltaCoder
 
-    def decode(self, places: Anchors, regression: Tensor) -> Tensor:
+    def decode(self, priors: Anchors, regression: Tensor) -> Tensor:
         """See ``DenseBranches``."""
-        return self.coder.decode(places.boxes, regression)
+        return self.coder.decode(priors.boxes, regression)

@@ -66,23 +66,23 @@ class FcosHead(DenseBranches[Points]):
         found = super().predictions(pyramid)
         return replace(found, regression=found.regression.exp())
 
-    def decode(self, places: Points, regression: Tensor) -> Tensor:
+    def decode(self, priors: Points, regression: Tensor) -> Tensor:
         """From distances in pixels."""
-        return decode_distances(places.centres, regression)
+        return decode_distances(priors.centres, regression)
 
-    def assign_image(self, places: Points, boxes_px: Tensor, usable: Tensor) -> Tensor:
-        """By the levels' reach."""
-        return self.assigner(places.centres, places.reach, boxes_px)
+    def assign_image(self, priors: Points, boxes_px: Tensor, usable: Tensor) -> Tensor:
+        """The smallest box around a point, within the regression range of its level."""
+        return self.assigner(priors.centres, priors.reach, boxes_px)
 
-    def losses(self, predictions: DensePredictions, places: Points, wanted: DenseTargets) -> Losses:
+    def losses(self, predictions: DensePredictions, priors: Points, wanted: DenseTargets) -> Losses:
         """Divided by the positives, ``bbox`` by their centerness: means over processes."""
         assert predictions.quality is not None
-        quality = centerness(encode_distances(places.centres, wanted.boxes_px)) * wanted.positive
+        quality = centerness(encode_distances(priors.centres, wanted.boxes_px)) * wanted.positive
         num_pos = Count(wanted.positive.sum().to(quality.dtype))
         sum_quality = Count(quality.sum(), minimum=1e-6)
 
         focal = focal_loss_of_labels(predictions.logits, wanted.labels)
-        boxes = self.decode(places, predictions.regression)
+        boxes = self.decode(priors, predictions.regression)
         iou_loss = -paired_iou(boxes, wanted.boxes_px).clamp(min=MIN_IOU).log() * quality
         entropy = quality_entropy(predictions.quality, quality, wanted.positive)
         return {

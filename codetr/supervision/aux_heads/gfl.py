@@ -61,24 +61,24 @@ class GflHead(DenseBranches[Anchors]):
         self.cls_weight, self.bbox_weight, self.dfl_weight = cls_weight, bbox_weight, dfl_weight
         self.finish_init(num_levels)
 
-    def decode(self, places: Anchors, regression: Tensor) -> Tensor:
+    def decode(self, priors: Anchors, regression: Tensor) -> Tensor:
         """From the expected distances."""
-        sides = self.coder.expected(regression) * places.strides[:, None]
-        return decode_distances(centres_xyxy(places.boxes), sides)
+        sides = self.coder.expected(regression) * priors.strides[:, None]
+        return decode_distances(centres_xyxy(priors.boxes), sides)
 
-    def assign_image(self, places: Anchors, boxes_px: Tensor, usable: Tensor) -> Tensor:
+    def assign_image(self, priors: Anchors, boxes_px: Tensor, usable: Tensor) -> Tensor:
         """By the overlaps of the nearest anchors."""
-        return self.assigner(places.boxes, places.level_sizes, boxes_px, usable)
+        return self.assigner(priors.boxes, priors.level_sizes, boxes_px, usable)
 
     def losses(
-        self, predictions: DensePredictions, places: Anchors, wanted: DenseTargets
+        self, predictions: DensePredictions, priors: Anchors, wanted: DenseTargets
     ) -> Losses:
         """``cls`` is divided by the positives, the others by the sum of their weights (the highest
         class probability): means over processes. Boxes are compared in strides, about the anchor's
         centre.
         """
-        distances = encode_distances(centres_xyxy(places.boxes), wanted.boxes_px)
-        distances = distances / places.strides[:, None]
+        distances = encode_distances(centres_xyxy(priors.boxes), wanted.boxes_px)
+        distances = distances / priors.strides[:, None]
         origin = distances.new_zeros(2)
         true_boxes = decode_distances(origin, distances)
         boxes = decode_distances(origin, self.coder.expected(predictions.regression))
@@ -88,7 +88,7 @@ class GflHead(DenseBranches[Anchors]):
         sum_weight = Count(weight.sum())
 
         quality = one_hot_labels(wanted.labels, self.num_classes, iou.dtype) * iou[..., None]
-        cls = quality_focal_loss(predictions.logits, quality).sum(dim=2) * places.usable
+        cls = quality_focal_loss(predictions.logits, quality).sum(dim=2) * priors.usable
         giou_loss = (1 - paired_giou(boxes, true_boxes)) * weight
         logits, distances = self.coder.logits(predictions.regression), self.coder.clamp(distances)
         dfl = distribution_focal_loss(logits, distances).mean(dim=2) * weight

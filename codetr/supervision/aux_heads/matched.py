@@ -1,4 +1,4 @@
-"""What an assignment gives to anchors: targets, what losses are divided by, and candidates."""
+"""What follows from an assignment of anchors: targets, normalisers of losses, and candidates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from codetr.tensor_struct import TensorStruct
 
 @dataclass(frozen=True, kw_only=True)
 class Matched(TensorStruct):
-    """What each of A anchors shall predict: ``labels`` (A,) with K = background; ``boxes`` (A, 4)
+    """Targets of A anchors: ``labels`` (A,) with K = background; ``boxes`` (A, 4)
     cxcywh in [0, 1], zeros for background.
     """
 
@@ -25,13 +25,13 @@ class Matched(TensorStruct):
     boxes: Tensor
 
     def take(self, index: Tensor | slice) -> Matched:
-        """What those anchors shall predict that ``index`` picks."""
+        """The targets of the anchors ``index``."""
         return self.map(lambda tensor: tensor[index])
 
 
 def match(targets: Targets, assigned: Tensor, num_classes: int) -> Matched:
-    """Look up what an assigner's answer ``assigned`` (A,) stands for."""
-    # One row is appended for background; an index of -1 finds it, also where there are no boxes.
+    """The targets of anchors from the result ``assigned`` (A,) of an assigner."""
+    # One row is appended for background: index -1 selects it, even where there are no boxes.
     row = assigned.clamp(min=-1)
     labels = F.pad(targets.labels, (0, 1), value=num_classes)
     boxes = F.pad(targets.boxes, (0, 0, 0, 1))
@@ -40,12 +40,12 @@ def match(targets: Targets, assigned: Tensor, num_classes: int) -> Matched:
 
 @dataclass(frozen=True, kw_only=True)
 class DenseTargets(TensorStruct):
-    """What all A anchors of all images shall predict: ``labels`` (B, A) with K = background;
-    ``positive`` and ``ignored`` (B, A) bool; ``boxes_px`` (B, A, 4) xyxy; ``matched``, the same per
-    image as candidates have it.
+    """Targets of all A anchors of all images: ``labels`` (B, A) with K = background; ``positive``
+    and ``ignored`` (B, A) bool; ``boxes_px`` (B, A, 4) xyxy; ``matched``, the same by image, in the
+    form that candidates take.
 
-    A background anchor is its own target box, so that every loss is finite everywhere; the losses
-    mask it.
+    The target box of a background anchor is the anchor, so that every loss is finite before it is
+    masked.
     """
 
     labels: Tensor
@@ -58,7 +58,7 @@ class DenseTargets(TensorStruct):
 def dense_targets(
     assigned: Tensor, targets: Sequence[Targets], anchors_px: Tensor, num_classes: int
 ) -> DenseTargets:
-    """What the answers ``assigned`` (B, A) of an assigner stand for; ``anchors_px`` (A, 4) xyxy."""
+    """From the results ``assigned`` (B, A) of an assigner; ``anchors_px`` (A, 4) xyxy."""
     rows = zip(targets, assigned, strict=True)
     matched = tuple(match(target, row, num_classes) for target, row in rows)
     labels = torch.stack([m.labels for m in matched])
@@ -75,7 +75,7 @@ def dense_targets(
 
 
 def count_positives(positive: Tensor) -> Tensor:
-    """() how many of ``positive`` (B, A) bool are set; an image without any counts 1."""
+    """() number of ``positive`` (B, A) bool, at least 1 per image."""
     return positive.sum(dim=1).clamp(min=1).sum()
 
 

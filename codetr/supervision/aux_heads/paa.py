@@ -64,26 +64,26 @@ class PaaHead(AnchorBranches):
         """The IoU."""
         return self.iou(regression)
 
-    def assign_image(self, places: Anchors, boxes_px: Tensor, usable: Tensor) -> Tensor:
+    def assign_image(self, priors: Anchors, boxes_px: Tensor, usable: Tensor) -> Tensor:
         """The first stage: proposed by overlap."""
-        return self.assigner.proposal(places.boxes, boxes_px, usable)
+        return self.assigner.proposal(priors.boxes, boxes_px, usable)
 
-    def assign(self, predictions: DensePredictions, places: Anchors, batch: Batch) -> Tensor:
+    def assign(self, predictions: DensePredictions, priors: Anchors, batch: Batch) -> Tensor:
         """Both stages: of the anchors that were proposed for a box, those that predict it well."""
-        proposed = super().assign(predictions, places, batch)
-        boxes = self.decode(places, predictions.regression)
-        wanted = self.targets(proposed, places, batch)
+        proposed = super().assign(predictions, priors, batch)
+        boxes = self.decode(priors, predictions.regression)
+        wanted = self.targets(proposed, priors, batch)
         focal, giou_loss = focal_and_giou_losses(predictions.logits, boxes, wanted)
         losses = self.cls_weight * focal + self.bbox_weight * giou_loss
         counts = [len(targets) for targets in batch.targets]
-        return self.assigner(proposed, losses, places.level_sizes, counts)
+        return self.assigner(proposed, losses, priors.level_sizes, counts)
 
     def losses(
-        self, predictions: DensePredictions, places: Anchors, wanted: DenseTargets
+        self, predictions: DensePredictions, priors: Anchors, wanted: DenseTargets
     ) -> Losses:
         """Divided by the positives, ``bbox`` by their IoU, of this process alone, as in mmdet."""
         assert predictions.quality is not None
-        boxes = self.decode(places, predictions.regression)
+        boxes = self.decode(priors, predictions.regression)
         focal, giou_loss = focal_and_giou_losses(predictions.logits, boxes, wanted)
         iou = paired_iou(boxes.detach(), wanted.boxes_px) * wanted.positive
         weight = iou.clamp(min=MIN_IOU) * wanted.positive
@@ -93,7 +93,7 @@ class PaaHead(AnchorBranches):
         exact = Count(num_pos, minimum=0, shared=False)
         sum_iou = Count(iou.sum(), minimum=0, shared=False)
         return {
-            "cls": LossTerm((focal * places.usable).sum(), self.cls_weight, at_least_one),
+            "cls": LossTerm((focal * priors.usable).sum(), self.cls_weight, at_least_one),
             "bbox": LossTerm((giou_loss * weight).sum(), self.bbox_weight, sum_iou),
             "iou": LossTerm(entropy.sum(), self.iou_weight, exact),
         }

@@ -12,7 +12,7 @@ from codetr.structures import Batch, Candidates, Detections, Images, Pyramid
 @dataclass(frozen=True, kw_only=True)
 class AuxOutput:
     """``losses`` with the head's own weights (the scheme scales them by lambda_2 times the number
-    of decoder layers); ``candidates[b]`` the boxes that the head assigned on image b.
+    of decoder layers); ``candidates[b]`` the boxes that the head assigned in image b.
     """
 
     losses: Losses
@@ -20,8 +20,8 @@ class AuxOutput:
 
 
 class AuxHead(Protocol):
-    """An ``nn.Module`` that owns its anchors, assigner, sampler and losses. With no boxes in a
-    batch it still owes the same losses, of which one is connected to each of its parameters.
+    """An ``nn.Module`` with its own anchors, assigner, sampler and losses. A batch without boxes
+    must yield the same losses, and every parameter must be reached by the gradient of one of them.
     """
 
     def __call__(self, pyramid: Pyramid, batch: Batch) -> AuxOutput:
@@ -29,5 +29,5 @@ class AuxHead(Protocol):
         ...
 
     def predict(self, pyramid: Pyramid, images: Images) -> tuple[Detections, ...]:
-        """Detections per image in pixels of ``images``, by this branch alone with its own NMS."""
+        """Detections of this branch alone, after its own NMS, in pixels of ``images``."""
         ...

@@ -40,7 +40,7 @@ MAX_CANDIDATES = 2000
 
 
 class RcnnHead(nn.Module):
-    """Region proposals on all levels, regions on all but the last (the extra, coarsest one).
+    """Region proposals from all levels, region features from all but the last (the extra one).
 
     ``channels`` of the maps, ``num_levels`` of the pyramid; ``rpn`` and ``box_head`` are built as
     in Co-DETR where they are not given. With a ``mask_head`` it is Mask R-CNN (He et al. 2017): the
@@ -75,12 +75,12 @@ class RcnnHead(nn.Module):
         self.mask_head = mask_head
 
     def forward(self, pyramid: Pyramid, batch: Batch) -> AuxOutput:
-        """Losses ``rpn_cls``, ``rpn_bbox``, ``cls``, ``bbox``, and ``mask`` with a mask head;
-        candidates are the sampled regions (not their refinements), as many of each image as the
-        image with fewest has.
+        """Losses ``rpn_cls``, ``rpn_bbox``, ``cls``, ``bbox``, and ``mask`` with a mask head. The
+        candidates are the sampled regions before refinement, cut to the same number per image, that
+        of the image with the fewest.
         """
-        # Without a graph, since the loss looks at the sampled anchors alone (``Rpn.at``). Not by
-        # ``no_grad``: autocast would keep the cast weights without a graph for that loss, too.
+        # Detached, since the loss recomputes the sampled anchors only (``Rpn.at``). Not by
+        # ``no_grad``: autocast would cache cast weights without a graph for that loss, too.
         first_stage = self.rpn(pyramid.map(Tensor.detach), batch.images).map(Tensor.detach)
         proposals = self.rpn.proposals(first_stage, batch.images.sizes, self.rpn.training_selection)
         regions = self.sample([p.boxes for p in proposals], batch.targets)
@@ -126,7 +126,7 @@ class RcnnHead(nn.Module):
             [boxes_xyxy_px(r.matched.boxes, t) for r, t in zip(regions, targets, strict=True)]
         )
         positive = labels < self.num_classes
-        # Background is compared with its own region: finite, and masked below.
+        # The target of a background region is the region itself: finite, and masked below.
         truth = torch.where(positive[:, None], truth, boxes)
         column = labels.clamp(max=deltas.shape[1] - 1)[:, None, None].expand(-1, 1, 4)
         chosen = deltas.gather(1, column).squeeze(1)

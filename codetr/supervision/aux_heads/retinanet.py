@@ -59,18 +59,18 @@ class RetinaNetHead(AnchorBranches):
         self.coder, self.assigner = coder, assigner
         self.finish_init()
 
-    def assign_image(self, places: Anchors, boxes_px: Tensor, usable: Tensor) -> Tensor:
+    def assign_image(self, priors: Anchors, boxes_px: Tensor, usable: Tensor) -> Tensor:
         """By overlap."""
-        return self.assigner(places.boxes, boxes_px, usable)
+        return self.assigner(priors.boxes, boxes_px, usable)
 
     def losses(
-        self, predictions: DensePredictions, places: Anchors, wanted: DenseTargets
+        self, predictions: DensePredictions, priors: Anchors, wanted: DenseTargets
     ) -> Losses:
         """Both are divided by the positives of this process alone, as in mmdet."""
         number = count_positives(wanted.positive).to(predictions.logits.dtype)
         num_pos = Count(number, shared=False)
         focal = focal_loss_of_labels(predictions.logits, wanted.labels).sum(dim=2) * ~wanted.ignored
-        offsets = self.coder.encode(places.boxes, wanted.boxes_px)
+        offsets = self.coder.encode(priors.boxes, wanted.boxes_px)
         distance = (predictions.regression - offsets).abs().sum(dim=2) * wanted.positive
         return {
             "cls": LossTerm(focal.sum(), self.cls_weight, num_pos),
@@ -78,7 +78,7 @@ class RetinaNetHead(AnchorBranches):
         }
 
     def candidates(
-        self, pyramid: Pyramid, places: Anchors, wanted: DenseTargets, batch: Batch
+        self, pyramid: Pyramid, priors: Anchors, wanted: DenseTargets, batch: Batch
     ) -> tuple[Candidates, ...]:
         """The positive anchors, and background drawn at random up to ``MAX_CANDIDATES``: features
         of all anchors would be nine copies of the maps. Ignored anchors count as background here,
@@ -88,7 +88,7 @@ class RetinaNetHead(AnchorBranches):
         found = []
         for image, targets in enumerate(batch.targets):
             index = positives_first(wanted.positive[image], MAX_CANDIDATES)
-            boxes = places.boxes[index] * places.usable[image, index, None]
+            boxes = priors.boxes[index] * priors.usable[image, index, None]
             features = cells[image, index // self.per_cell]
             found.append(candidates(boxes, wanted.matched[image].take(index), features, targets))
         return tuple(found)

@@ -63,7 +63,7 @@ class ProposalSelection:
         scores = scores.gather(1, index)
         boxes = boxes_px.gather(1, index[..., None].expand(-1, -1, 4))
         kept = surviving(boxes, scores, [level.shape[1] for level in best], self.iou)
-        # Boxes without area overlap nothing: they can be dropped as well behind the suppression.
+        # Boxes without area overlap nothing, so they can be dropped after the suppression.
         kept = kept & (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
         order = scores.masked_fill(~kept, -torch.inf).sort(dim=1, descending=True, stable=True)
         counts = kept.sum(dim=1).clamp(max=self.limit).tolist()
@@ -91,7 +91,7 @@ class RpnPredictions(TensorStruct):
 
 @dataclass(frozen=True, kw_only=True)
 class RpnSamples:
-    """What the branches say at a few anchors of every image: ``logits`` (R_b,) and ``deltas``
+    """Outputs of the branches for some anchors of every image: ``logits`` (R_b,) and ``deltas``
     (R_b, 4), at least float32.
     """
 
@@ -130,7 +130,7 @@ class Rpn(nn.Module):
         init_convs(self)
 
     def forward(self, pyramid: Pyramid, images: Images) -> RpnPredictions:
-        """What the branches say at every anchor."""
+        """Outputs of the branches for every anchor."""
         logits, deltas = [], []
         for level in pyramid.maps:
             features = self.conv(level).relu()
@@ -152,8 +152,8 @@ class Rpn(nn.Module):
         return self.assigner(anchors.boxes, boxes_px, anchors.usable[image])
 
     def at(self, pyramid: Pyramid, index: Sequence[Tensor]) -> RpnSamples:
-        """What the branches say at the anchors ``index`` (R_b,) of every image: the same as
-        ``forward``, from the 3x3 cells around each alone.
+        """Outputs of the branches for the anchors ``index`` (R_b,) of every image: equal to those
+        of ``forward``, but computed from the 3x3 cells around each anchor only.
         """
         around = _neighbours(pyramid)
         cells = cell_features(pyramid)
@@ -203,7 +203,7 @@ class Rpn(nn.Module):
     ) -> tuple[Proposals, ...]:
         """Proposals per image, without gradient, clipped to ``sizes`` (B, 2) height, width px.
 
-        Anchors in an image's padding take part, as in the official code.
+        Anchors in the padding of an image are included, as in the official code.
         """
         boxes = self.coder.decode(predictions.anchors.boxes, predictions.deltas)
         limits = sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)
@@ -212,8 +212,8 @@ class Rpn(nn.Module):
 
 
 def _neighbours(pyramid: Pyramid) -> Tensor:
-    """(cells, 9) indices of the 3x3 cells around each cell, row by row; the number of all cells
-    stands for one outside the map.
+    """(cells, 9) indices of the 3x3 cells around each cell, row by row; the total number of cells
+    marks a neighbour outside the map.
     """
     sizes = [height * width for height, width in pyramid.shapes]
     device = pyramid.maps[0].device

@@ -1,4 +1,4 @@
-"""From the scores of a head to the boxes it detects."""
+"""Selection of detections from the scores and boxes of a head."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class VotedSelection:
         return replace(kept, boxes_xyxy_px=self._vote(kept, scores, boxes))
 
     def _best(self, scores: Tensor, level_sizes: tuple[int, ...]) -> Tensor:
-        """Indices of the anchors that are looked at."""
+        """Indices of the anchors of highest score."""
         found, start = [], 0
         for level in scores.split(list(level_sizes)):
             index = torch.arange(len(level), device=level.device)
