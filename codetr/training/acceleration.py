@@ -1,4 +1,4 @@
-"""Ways to make the same step faster: compiled parts, and channels-last pictures."""
+"""Faster training steps: compilation and the channels-last memory format."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ PARTS: dict[str, Callable[[Any], list[nn.Module]]] = {
     "decoder": lambda detector: list(detector.decoder.layers),
 }
 """What can be compiled: the backbone as a whole, encoder and decoder layer by layer, so that equal
-layers share what was compiled."""
+layers share compiled code."""
 
 
 def accelerate(detector: nn.Module, trainer: DictConfig, device: torch.device) -> None:
-    """Do what ``compile`` and ``channels_last`` of the ``trainer`` group say, in place."""
+    """Apply ``compile`` and ``channels_last`` of the ``trainer`` group, in place."""
     compile_parts(detector, trainer.compile)
     if wants_channels_last(detector, trainer.channels_last, device):
         use_channels_last(detector)
 
 
 def compile_parts(detector: nn.Module, names: Sequence[str]) -> None:
-    """Let ``torch.compile`` have the named ``PARTS``, in place: names of weights stay as they are.
+    """Compile the named ``PARTS`` in place, so that the names of weights do not change.
 
     Raises UserError for a name that is not one of them.
     """
@@ -45,8 +45,8 @@ def compile_parts(detector: nn.Module, names: Sequence[str]) -> None:
 
 
 def wants_channels_last(detector: nn.Module, choice: bool | str, device: torch.device) -> bool:
-    """Whether pictures shall lie channels-last in memory, which the maps of a convolutional
-    backbone then do too. ``auto``: on CUDA devices, for backbones that are convolutional.
+    """Whether to use the channels-last memory format, which the maps of a convolutional backbone
+    inherit from its input. ``auto``: on CUDA devices, for convolutional backbones.
 
     Raises UserError for any other choice than true, false and auto.
     """
@@ -60,14 +60,14 @@ def wants_channels_last(detector: nn.Module, choice: bool | str, device: torch.d
 
 
 def use_channels_last(detector: nn.Module) -> None:
-    """Hand pixels to the backbone in channels-last memory, which its maps then have too, and keep
-    the weights of its convolutions so: else each would be reordered in every step.
+    """Pass pixels to the backbone in channels-last format, and store the weights of its
+    convolutions in it, so that they are not reordered in every step.
     """
     backbone = detector.get_submodule("backbone")
     backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    backbone.register_forward_pre_hook(_reordered)
+    backbone.register_forward_pre_hook(_channels_last)
 
 
-def _reordered(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    pixels, *others = given
+def _channels_last(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    pixels, *others = inputs
     return (pixels.contiguous(memory_format=torch.channels_last), *others)

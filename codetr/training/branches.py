@@ -1,4 +1,4 @@
-"""What finds objects in a batch: the detector itself, or one of the auxiliary heads on its encoder.
+"""Branches to evaluate: the detector, or one of the auxiliary heads on its encoder.
 
 The paper compares both in Table 11.
 """
@@ -25,9 +25,9 @@ OPTIONS = conf_folder() / "aux_heads"
 
 
 def branch_key(name: str, heads: Mapping[str, Any]) -> str:
-    """The key of ``name`` among the configured ``heads``. A variant that was chosen by its option,
-    such as ``rcnn_mask``, has the key of what it varies: it is told by the classes of its parts.
-    ``name`` itself where no head is that.
+    """The key of ``name`` among the configured ``heads``. A variant such as ``rcnn_mask`` has the
+    key of the head it varies, and is recognised by the classes of its parts. Returns ``name`` where
+    there is no such head.
     """
     key, *variant = name.split("_")
     known = [path.stem for path in OPTIONS.glob("*.yaml")]
@@ -87,9 +87,9 @@ class BranchFinder:
 
 
 class ViewedBranch(nn.Module):
-    """``branch`` by several views of each image: ``compose`` makes one finder of those of each of
-    ``prepare``, which turn a uint8 image (3, H, W) into a batch of one. Its own batches hold the
-    images of the files: values from 0 to 255, in original size.
+    """``branch`` on several views of each image: each of ``prepare`` turns a uint8 image (3, H, W)
+    into a batch of one, and ``compose`` merges their finders into one. The batches of the module
+    hold the images as read from files: values from 0 to 255, in original size.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class AuxiliaryBranch(nn.Module):
 
 
 def in_original(found: Sequence[Detections], infos: Sequence[ImageInfo]) -> tuple[Detections, ...]:
-    """Detections in the images that the network saw, brought back to the original ones."""
+    """Map detections from the network's input to the original images."""
     return tuple(
         replace(
             one,
@@ -147,7 +147,7 @@ def in_original(found: Sequence[Detections], infos: Sequence[ImageInfo]) -> tupl
 def auxiliary_branch(
     name: str, detector: nn.Module, schemes: Mapping[str, nn.Module], held: Sequence[str]
 ) -> AuxiliaryBranch:
-    """The branch of head ``name``; ``held`` are the tensors that the checkpoint has, by name.
+    """The branch of head ``name``; ``held`` are the names of the tensors in the checkpoint.
 
     Raises UserError where no scheme has such a head, or the checkpoint lacks its weights.
     """
@@ -165,7 +165,7 @@ def auxiliary_branch(
 
 
 def needed_tensors(key: str, scheme: Collaborative, name: str) -> set[str]:
-    """What the head ``name`` of the scheme under ``key`` needs, as a checkpoint names it."""
+    """The names in a checkpoint of the tensors of head ``name`` of the scheme under ``key``."""
     parts = {f"heads.{name}": scheme.heads[name], "extra_level": scheme.extra_level}
     return {
         f"{key}.{part}.{tensor}" for part, module in parts.items() for tensor in module.state_dict()
@@ -173,6 +173,6 @@ def needed_tensors(key: str, scheme: Collaborative, name: str) -> set[str]:
 
 
 def unknown_branch(name: str, heads: Sequence[str]) -> UserError:
-    """What to say about a branch that there is not."""
+    """The error for an unknown branch."""
     known = ", ".join([MAIN, *heads])
     return UserError(f"evaluation.branch={name}: the checkpoint's run had only {known}")

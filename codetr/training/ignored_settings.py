@@ -1,4 +1,4 @@
-"""Settings that only training looks at: a command that would ignore one refuses it."""
+"""Settings that only training uses: a command that would ignore one refuses it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from codetr.overrides import is_within, key_of
 TRAINING_PARTS = ("optimizer", "schedule", "callbacks", "checkpointing")
 """Groups that come with an experiment."""
 OF_MODEL = ("scheme", "supervision", "aux_heads", "num_classes")
-"""What a checkpoint of ours says itself, and an official file's experiment."""
+"""Keys that our checkpoints record, and that the experiment sets for an official file."""
 OF_WEIGHTS = ("data.mean", "data.std", "data.size_divisor")
-"""How the pixels were prepared that a checkpoint of ours was trained on."""
+"""Keys of the preprocessing, which our checkpoints record."""
 _TRAINER = (
     *("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "effective_batch"),
     *("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches"),
@@ -29,11 +29,11 @@ TRAINING = (
     *(f"data.{name}" for name in _DATA),
     *("augmentation.train", "augmentation.mix"),
 )
-"""Keys that nothing but training looks at."""
+"""Keys that only training uses."""
 REPORTED = ("panel", "logger", "evaluation.evaluator", "evaluation.max_detections")
-"""Keys of what is measured, for a command that measures nothing."""
+"""Keys of evaluation, for a command that evaluates nothing."""
 NOT_RECORDED = (*TRAINING_PARTS, "trainer", "logger", "ops", "debug", "sweep")
-"""Keys that say nothing of a converted file: neither its model nor how it is evaluated."""
+"""Keys without meaning for a converted file: they affect neither its model nor its evaluation."""
 REMEDY = {
     "trainer.limit_val_batches": "give trainer.limit_test_batches, which limits evaluation",
     "data.batch_size": "give data.eval_batch_size",
@@ -50,13 +50,13 @@ def require_effect(
     for override in given:
         key = key_of(override)
         if is_within(key, names):
-            told = REMEDY.get(key, "leave it out")
-            raise UserError(f"{override.removeprefix('++')}: changes nothing here: {told}")
+            remedy = REMEDY.get(key, "leave it out")
+            raise UserError(f"{override.removeprefix('++')}: changes nothing here: {remedy}")
 
 
 def ignored_in_evaluation(checkpoint: str, foreign: tuple[str, ...]) -> tuple[str, ...]:
-    """The keys that evaluating a checkpoint ignores; what begins with a ``foreign`` prefix is a
-    model that its experiment and further settings describe.
+    """The keys that evaluation of a checkpoint ignores. A model with a ``foreign`` prefix is
+    described by its experiment and further settings.
     """
     of_model = () if checkpoint.startswith(foreign) else (*OF_MODEL, *OF_WEIGHTS)
     return (*TRAINING, *of_model, "trainer.limit_val_batches")

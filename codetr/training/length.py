@@ -1,4 +1,4 @@
-"""How long to train: a rule for data of any size."""
+"""The number of epochs, from the size of the training set."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from codetr.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class EpochsBySize:
-    """As many epochs as it takes to see ``images_seen`` training images, but no fewer than
-    ``at_least`` and no more than ``at_most``: many for little data, few for much.
+    """As many epochs as it takes to see ``images_seen`` training images, at least ``at_least`` and
+    at most ``at_most``: many for a small data set, few for a large one.
     """
 
     images_seen: int
@@ -25,5 +25,5 @@ class EpochsBySize:
             )
 
     def __call__(self, images: int) -> int:
-        """Epochs for a training set of so many images."""
+        """Epochs for a training set of this many ``images``."""
         return min(max(round(self.images_seen / images), self.at_least), self.at_most)

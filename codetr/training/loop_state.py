@@ -1,9 +1,9 @@
-"""What Lightning's loops say of a run in a checkpoint, put so that it goes on exactly from there.
+"""The state of Lightning's loops in a checkpoint, adjusted so that a run resumes exactly.
 
 Lightning resumes from counters of batches and epochs that are ready, started, processed and
-completed, and guesses from their differences where the checkpoint was written. Its own checkpoints
-are written within hooks, before the step that just ended is logged; ours between steps, where all
-is logged, and its guesses need to be told.
+completed, and infers from their differences where the checkpoint was written. Lightning writes
+checkpoints within hooks, before the last step is logged; ours are written between steps, after it
+is logged, so the counters have to be adjusted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Progress = dict[str, Any]
 
 
 class Moment(Enum):
-    """Where nothing is half done."""
+    """The points of a run at which no step, epoch or validation is incomplete."""
 
     STEPS = "between two optimiser steps of an epoch"
     EPOCHS = "between two epochs"
@@ -27,21 +27,21 @@ class Moment(Enum):
 
 
 def put_at_rest(loop: dict[str, Any], moment: Moment, validated: bool) -> None:
-    """Change ``loop``, a checkpoint's ``loops.fit_loop``, to what makes Lightning go on with what
-    comes after ``moment``. ``validated`` says whether a validation came before the next batch.
+    """Change ``loop``, the ``loops.fit_loop`` of a checkpoint, so that Lightning resumes with what
+    follows ``moment``. ``validated``: a validation has run since the last batch.
 
-    At ``STEPS`` and ``EPOCHS`` the next batch has been fetched, but is still to be trained on.
+    At ``STEPS`` and ``EPOCHS`` the next batch has been fetched but not trained on.
     """
     epoch: Progress = loop["epoch_progress"]
     batch: Progress = loop["epoch_loop.batch_progress"]
     if moment in (Moment.STEPS, Moment.EPOCHS):
         for count in (batch["total"], batch["current"]):
             count["ready"] -= 1
-        batch["is_last_batch"] = False  # it is that of the batch to come
+        batch["is_last_batch"] = False  # the flag is that of the next batch
     if moment is Moment.STEPS and validated:
-        # it will pass over the validation, and count the step before it once more
+        # Lightning will skip the validation, and count the step before it once more
         loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
-    if moment is Moment.EPOCHS:  # the epoch begins when the run goes on
+    if moment is Moment.EPOCHS:  # the epoch begins on resumption
         for count in (epoch["total"], epoch["current"]):
             count["ready"] = count["started"] = count["processed"]
     if moment is Moment.VALIDATION:  # as if interrupted in its first batch: it is repeated
@@ -51,7 +51,7 @@ def put_at_rest(loop: dict[str, Any], moment: Moment, validated: bool) -> None:
 
 
 def is_validated(trainer: Trainer) -> bool:
-    """In ``on_train_batch_start``: whether a validation came between the batch before and this."""
+    """In ``on_train_batch_start``: whether a validation has run since the previous batch."""
     loop, every = trainer.fit_loop.epoch_loop, trainer.val_check_batch  # type: ignore[attr-defined]
     if not (isinstance(every, int) and loop._should_check_val_epoch()):
         return False

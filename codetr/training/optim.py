@@ -1,4 +1,4 @@
-"""The optimiser: AdamW over few parameter groups that named rules make."""
+"""The optimiser: AdamW over parameter groups that are defined by named rules."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _checked(rules: Mapping[str, Rule | None]) -> dict[str, Rule]:
 
 
 def _lr_factor(name: str, rule: Rule, match: re.Match[str]) -> tuple[str, float]:
-    """A label for what rule ``name`` made of a matching parameter, and the factor on its rate."""
+    """A label for the parameters that match rule ``name``, and the factor of their rate."""
     factor = rule.get("lr_mult", 1.0)
     if "lr_decay" not in rule:
         return name, factor
@@ -114,7 +114,7 @@ def parameter_groups(
 
 def can_fuse(precision: str | int) -> bool:
     """Whether fused kernels may be used under the Trainer's ``precision``: with fp16 loss scaling
-    they would undo the scaling themselves, too late for gradients to be clipped before.
+    they would unscale gradients themselves, after clipping.
     """
     return str(precision) not in ("16-mixed", "16")
 
@@ -132,8 +132,8 @@ def adamw(
     base_batch: int = 16,
     fused: bool = True,
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) over ``parameter_groups``, by torch's ``fused`` kernels
-    or, without, by its own choice.
+    """AdamW (Loshchilov and Hutter 2019) over ``parameter_groups``, with torch's ``fused`` kernels
+    or its default choice.
 
     With ``scale_lr_with_batch`` the learning rate is multiplied by ``effective_batch /
     base_batch`` (Goyal et al. 2017, section 2.1), where ``effective_batch`` is the number of

@@ -1,4 +1,4 @@
-"""What a run is, so that it is said where it is not what its user thinks."""
+"""Facts of a run, to warn where they are not what the user may expect."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 
 class Continued(Callback):
-    """Keeps the ``facts`` of a run in its checkpoints, and warns of those that are others where it
-    is continued.
+    """Saves the ``facts`` of a run in its checkpoints, and warns if they differ when the run is
+    resumed.
     """
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
@@ -30,7 +30,7 @@ class Continued(Callback):
         return dict(self.facts)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare with those of the run that is continued."""
+        """Compare with the facts of the resumed run."""
         different = [
             f"{name}: {state_dict[name]}, now {value}"
             for name, value in self.facts.items()
@@ -47,7 +47,7 @@ class Continued(Callback):
 def run_facts(
     cfg: DictConfig, module: DetectionModule, trainer: Trainer, datamodule: CocoDataModule
 ) -> dict[str, Any]:
-    """Plain values by name."""
+    """The facts by name, as plain values."""
     return {
         "images per step": module.effective_batch,
         "data.batch_size": cfg.data.batch_size,
@@ -63,7 +63,7 @@ def run_facts(
 
 
 def learning_rate(cfg: DictConfig, effective_batch: int) -> float:
-    """The rate of the optimiser for so many images per step."""
+    """The learning rate for ``effective_batch`` images per optimiser step."""
     rate: float = cfg.optimizer.lr
     if cfg.optimizer.scale_lr_with_batch:
         rate *= effective_batch / cfg.optimizer.base_batch
@@ -72,7 +72,7 @@ def learning_rate(cfg: DictConfig, effective_batch: int) -> float:
 
 @rank_zero_only
 def warn_of_crowded_images(cfg: DictConfig, datamodule: CocoDataModule) -> None:
-    """Say so where images have more objects than the model has queries to find them."""
+    """Warn of images with more objects than the model has queries."""
     tables = OmegaConf.select(cfg, "model.num_patterns") or 1  # every anchor has that many queries
     queries = (OmegaConf.select(cfg, "model.num_queries") or 0) * tables
     annotations = datamodule.train_dataset.source.annotations

@@ -1,4 +1,4 @@
-"""The recipe for data of one's own where there is no GPU."""
+"""The fine-tuning recipe for machines without a GPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from codetr.overrides import is_within, key_of
 
 LARGE, SMALL = "experiment=finetune", "experiment=finetune_small"
 _CHOSEN = ("model", "checkpoint", "ckpt_path")
-"""Keys by which a user has chosen the model."""
+"""Keys by which a user chooses a model."""
 _ON_CPU = ("trainer=cpu", "trainer.accelerator=cpu")
 
 
@@ -24,8 +24,8 @@ def for_this_machine(
     gpu: Callable[[], bool] = has_gpu,
     say: Callable[[str], object] = print,
 ) -> list[str]:
-    """The ``arguments`` of a command, with the small recipe for fine-tuning instead of the large
-    one where no GPU would be used and no model is chosen; that is told to ``say``.
+    """The ``arguments`` of a command. The small fine-tuning recipe replaces the large one if no GPU
+    would be used and no model is chosen; ``say`` reports that.
     """
     chosen = any(is_within(key_of(a), _CHOSEN) for a in arguments if "=" in a)
     if LARGE not in arguments or chosen:

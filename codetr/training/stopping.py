@@ -1,4 +1,4 @@
-"""Stopping a run from outside, by SIGTERM or Ctrl-C, where it can be continued from."""
+"""Stopping a run by SIGTERM or Ctrl-C at a point from which it can be resumed."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Stopped(BaseException):
     """The run was stopped by a signal. Not an Exception, like KeyboardInterrupt: what handles
     errors must let it pass.
 
-    ``saved`` says how far the run is kept: ``last.ckpt at step 120``; None where nothing is.
+    ``saved``: how far the run was saved, such as ``last.ckpt at step 120``; None if nothing was.
     """
 
     def __init__(self, signum: int, saved: str | None = None) -> None:
         self.signum, self.saved = signal.Signals(signum), saved
         self.next_command: str | None = None
-        self.quiet = False  # where another process of the run says so
+        self.quiet = False  # where another process of the run reports it
         super().__init__(f"stopped by {self.signum.name}")
 
     @property
@@ -34,7 +34,7 @@ class Stopped(BaseException):
         return 128 + self.signum
 
     def line(self) -> str:
-        """What the user has to know."""
+        """The message for the user."""
         text = f"{self}{f', {self.saved}' if self.saved else ' before its first checkpoint'}"
         return f"{text}: continue with `{self.next_command}`" if self.next_command else text
 
@@ -75,7 +75,7 @@ class StopSignals:
             raise Stopped(self.signum) from None
 
     def install(self) -> None:
-        """Take the signals, also from whatever has taken them since; only a main thread can."""
+        """Install the handlers, replacing any installed since; only possible in a main thread."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._handle)
@@ -96,7 +96,7 @@ _current: StopSignals | None = None
 
 
 def current() -> StopSignals | None:
-    """That of the context in which the program is, if any."""
+    """The active context, if any."""
     return _current
 
 

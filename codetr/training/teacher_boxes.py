@@ -1,4 +1,4 @@
-"""From a checkpoint to its boxes on a data set: what ``scripts/teacher_boxes.py`` does."""
+"""Detections of a checkpoint on a data set as teacher boxes (``scripts/teacher_boxes.py``)."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class ResultFile(DetectionMetric):
             self.add(kept, info)
 
     def compute(self, names: Mapping[int, int | str] | None = None) -> list[dict[str, Any]]:
-        """COCO result records of all ranks, each image once, with the ids ``names`` where they are
-        others. All ranks must call it.
+        """COCO result records of all ranks, each image once; ``names`` replace image ids. All
+        ranks must call it.
         """
         return prediction_records(self.rows_by_image(), self.classes, names=names)
 
@@ -57,8 +57,8 @@ class ResultFile(DetectionMetric):
 
 def write_teacher_boxes(cfg: DictConfig, given: Sequence[str] = ()) -> int:
     """Run the checkpoint of ``cfg`` (conf/teacher_boxes.yaml) over a split and write its boxes to
-    ``cfg.output``; returns their number. ``given`` are the overrides that ``cfg`` was made with, so
-    that none is ignored. Raises UserError for whatever a user can mend.
+    ``cfg.output``; returns their number. ``given`` are the overrides of ``cfg``; one that would be
+    ignored is an error. Raises UserError for mistakes of a user.
     """
     require_effect(given, (*ignored_in_evaluation(cfg.checkpoint, FOREIGN), *REPORTED))
     check_settings(cfg, given, nulls=True)
