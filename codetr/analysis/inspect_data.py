@@ -16,9 +16,10 @@ from codetr.analysis.data_facts import SplitFacts, gather_facts, shared_images
 from codetr.analysis.data_plots import box_figure, class_figure, picture_grid
 from codetr.analysis.sweep_report import STYLE
 from codetr.data.annotations import CocoAnnotations
+from codetr.data.check import conventions
 from codetr.data.images import DEFAULT_RULES, PixelRules
 from codetr.data.loading import load_split
-from codetr.data.misread import other_convention, similar_names
+from codetr.data.misread import similar_names
 from codetr.data.placement import AUTO
 from codetr.data.sources import Split, Splits
 from codetr.errors import UserError
@@ -64,7 +65,8 @@ def inspect_data(
         loaded[name] = load_split(
             splits, name, boxes, derived, classes=classes, flaws=flaws, say=remarks.append
         )
-        problems += [f"{name}: {line}" for line in (*flaws, *conventions(loaded[name]))]
+        wrong = conventions(loaded[name]) if splits.box_format == AUTO else []
+        problems += [f"{name}: {line}" for line in (*flaws, *wrong)]
     problems += similar_names(loaded["train"].classes.names)
     facts = _gather(named, loaded, rules)
     problems += [f"{f.name}: {line}" for f in facts for line in f.problems]
@@ -81,13 +83,6 @@ def inspect_data(
             for name, split in named.items()
         },
     )
-
-
-def conventions(annotations: CocoAnnotations) -> list[str]:
-    """A line where all boxes of a split are written in another way than COCO's."""
-    sizes = annotations.sizes.flip(1)[annotations.image_of_box].numpy()
-    wrong = other_convention(annotations.boxes_xywh_px, sizes)
-    return [wrong] if wrong else []
 
 
 def _gather(

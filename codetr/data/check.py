@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from codetr.data.annotations import CocoAnnotations
-from codetr.data.misread import other_convention, similar_names
+from codetr.data.misread import AUTO, other_convention, similar_names
 from codetr.data.sources import MAX_LOST, share_above
 from codetr.errors import UserError
 
@@ -91,12 +91,16 @@ def check_split(
     images: Path,
     tolerate_broken: bool = False,
     max_lost: float = MAX_LOST,
+    box_format: str = AUTO,
 ) -> SplitReport:
     """Count what is in a split. Raises UserError for no boxes, for more than the share ``max_lost``
     without area in their images, and for missing image files, which are only named in the log with
-    ``tolerate_broken``.
+    ``tolerate_broken``; with the ``box_format`` ``auto`` also where boxes can only be of another
+    format.
     """
     _require_files(annotations, images, tolerate_broken)
+    if box_format == AUTO:
+        _require_own_format(annotations)
     _require_boxes(annotations, max_lost)
     boxes, usable = annotations.boxes, annotations.usable
     beyond = (boxes - annotations.clipped).abs().amax(dim=1) > _OUTSIDE_PX
@@ -124,6 +128,7 @@ def check_dataset(
     val: tuple[CocoAnnotations, Path],
     tolerate_broken: bool = False,
     max_lost: float = MAX_LOST,
+    box_format: str = AUTO,
 ) -> DataReport:
     """Check both splits, each given as annotations and image folder, as ``check_split`` does.
 
@@ -132,7 +137,9 @@ def check_dataset(
     require_same_classes(train[0], val[0])
     for line in similar_names(train[0].classes.names):
         log.warning("%s: %s", train[0].path, line)
-    reports = tuple(check_split(*part, tolerate_broken, max_lost) for part in (train, val))
+    reports = tuple(
+        check_split(*part, tolerate_broken, max_lost, box_format) for part in (train, val)
+    )
     return DataReport(splits=reports)
 
 
@@ -158,11 +165,19 @@ def require_same_classes(train: CocoAnnotations, val: CocoAnnotations) -> None:
             )
 
 
-def _require_boxes(annotations: CocoAnnotations, max_lost: float) -> None:
+def _require_own_format(annotations: CocoAnnotations) -> None:
+    for wrong in conventions(annotations):
+        raise UserError(f"annotation file {annotations.path}: {wrong}")
+
+
+def conventions(annotations: CocoAnnotations) -> list[str]:
+    """A line where all boxes of a split are written in another way than COCO's."""
     sizes = annotations.sizes.flip(1)[annotations.image_of_box].numpy()
     wrong = other_convention(annotations.boxes_xywh_px, sizes)
-    if wrong:
-        raise UserError(f"annotation file {annotations.path}: {wrong}")
+    return [wrong] if wrong else []
+
+
+def _require_boxes(annotations: CocoAnnotations, max_lost: float) -> None:
     count, crowd = len(annotations.boxes), int(annotations.crowd.sum())
     flaws = _finding(annotations, annotations.degenerate & ~annotations.crowd)
     if not annotations.usable.any():

@@ -91,7 +91,7 @@ _IGNORE = replace(_CROWD, key="ignore")
 
 @dataclass(frozen=True, kw_only=True)
 class CocoImages:
-    """``ids`` of I images, and ``written_ids``, which are texts where an id is a name;
+    """``ids`` of I images, and ``written_ids``, which are texts where the file has texts;
     ``file_names`` as written, ``coco_url`` where there is none (LVIS v1), empty where neither is
     given; ``sizes`` (I, 2) int64 (height, width), 0 where not given.
     """
@@ -204,7 +204,7 @@ def read_images(
 def _written_id(entries: Sequence[Entry], ids: Sequence[int]) -> Iterator[int | str]:
     for entry, number in zip(entries, ids, strict=True):
         own = entry.get("id")
-        yield own if isinstance(own, str) and as_integer(own) is None else number
+        yield own if isinstance(own, str) else number
 
 
 def _flaw_repeated(table: Table, ids: Sequence[int]) -> None:

@@ -8,6 +8,7 @@ import logging
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +22,7 @@ from codetr.data.files import counted_suffixes, is_foreign, missing_plugin
 from codetr.data.formats import coco, labelme, voc, yolo
 from codetr.data.formats.found import UNSPLIT, Found, LabelledImage, Problem
 from codetr.data.formats.tree import SPARE, Tree, list_files
+from codetr.data.misread import XYWH, require_box_format
 from codetr.data.other_tools import told_by_json, told_by_text
 from codetr.data.placement import AUTO, require_reading
 from codetr.data.sources import MAX_LOST, Split, Splits, require_share, share_above
@@ -30,9 +32,9 @@ from codetr.json_text import parse_json
 log = logging.getLogger(__name__)
 
 FORMATS = {"coco": coco, "voc": voc, "yolo": yolo, "labelme": labelme}
-"""Modules with FORMAT (its name), ``recognise(tree)`` and ``read(tree)``."""
+"""Modules with FORMAT (its name), ``recognise(tree)`` and ``read(tree, box_format)``."""
 
-_VERSION = 5  # raise it when conversion changes: other annotations must not share a folder
+_VERSION = 6  # raise it when conversion changes: other annotations must not share a folder
 _SHOWN = 5  # problems in the log; the rest is in the file
 _NAMED = 12  # classes
 _LOOKED_AT = 20  # files of each kind, for formats of other tools
@@ -49,6 +51,7 @@ class Options:
     val_share: float
     seed: int
     max_lost: float
+    box_format: str
     boxes: str = AUTO
 
 
@@ -57,7 +60,8 @@ class CustomFolder:
 
     ``format`` is coco, voc, yolo, labelme, or auto: what is there. Splits are those of the data;
     where it has none, ``val_share`` of the images become val, at random by ``seed``. ``train`` and
-    ``val`` name the splits to use. Where more than the share ``max_lost`` of the images of a split,
+    ``val`` name the splits to use; ``box_format`` is how boxes are written (``auto``: as the format
+    says, where that can be). Where more than the share ``max_lost`` of the images of a split,
     or of its boxes, cannot be used, it is an error.
 
     The root is only read. The folder below ``cache`` is named by a hash of the names, sizes and
@@ -75,7 +79,9 @@ class CustomFolder:
         val_share: float = 0.2,
         seed: int = 0,
         max_lost: float = MAX_LOST,
+        box_format: str = AUTO,
     ) -> None:
+        require_box_format(box_format)
         if format not in ("auto", *FORMATS):
             raise UserError(f"data.source.format={format}: choose auto, {', '.join(FORMATS)}")
         if not 0 < val_share < 1:
@@ -92,6 +98,7 @@ class CustomFolder:
             val_share=val_share,
             seed=seed,
             max_lost=max_lost,
+            box_format=box_format,
         )
         self._done: dict[tuple[Path, str], Splits] = {}
 
@@ -121,6 +128,7 @@ class CustomFolder:
             val=Split(annotations=folder / "val.json", images=root),
             max_lost=options.max_lost,
             placed=True,
+            box_format=XYWH,
             remarks=tuple(about["remarks"]),
             problems=tuple(about["problems"]),
         )
@@ -133,7 +141,7 @@ class CustomFolder:
 
     def _convert(self, tree: Tree, folder: Path, options: Options) -> None:
         name = recognise(tree) if options.format == "auto" else options.format
-        found = FORMATS[name].read(tree)
+        found = FORMATS[name].read(tree, options.box_format)
         problems = list(found.problems)
         if not any(found.splits.values()):
             first = f"; the first problem: {problems[0]}" if problems else ""
@@ -279,6 +287,7 @@ def _contents(
         images = [part.images for part in parts]
         contents = writer.contents(images, partial(progress.advance, task))
     for part, content in zip(parts, contents, strict=True):
+        problems += _repeated(part.images)
         read = {entry["file_name"] for entry in content["images"]}
         unread = {image.file for image in part.images} - read
         no_image = [*part.lost, *(p for p in problems if p.file in unread)]
@@ -292,6 +301,20 @@ def _contents(
         lost = named - len(content["annotations"])
         _require_most(tree, "boxes", lost, named, no_box, options.max_lost)
     return contents, writer.remarks
+
+
+def _repeated(images: Sequence[LabelledImage]) -> list[Problem]:
+    """A problem for each file that is several images of a split."""
+    counts = Counter(image.file for image in images)
+    sources = {image.file: image.source for image in images if counts[image.file] > 1}
+    return [
+        Problem(
+            file=source,
+            text=f"{file} is {counts[file]} images of the split, each with its own boxes, so that "
+            "those of one are background in another; all were kept",
+        )
+        for file, source in sources.items()
+    ]
 
 
 def _require_most(

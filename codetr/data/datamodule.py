@@ -199,6 +199,7 @@ class CocoDataModule(LightningDataModule):
                 (val, self.split("val").images),
                 self.tolerate_broken,
                 self._splits().max_lost,
+                self._splits().box_format,
             )
             rank_zero_only(rich_print)(report)
             teachers = self.teacher_boxes(self.teachers, train) if self.teachers else None
@@ -218,6 +219,7 @@ class CocoDataModule(LightningDataModule):
                     self.split(self.eval_split).images,
                     self.tolerate_broken,
                     self._splits().max_lost,
+                    self._splits().box_format,
                 )
             source = self._detection(self.eval_split, self._annotations[self.eval_split])
             self._eval = AugmentedDataset(source, self.eval_augmentation, self.seed)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from codetr.data.misread import XYWH, require_box_format
 from codetr.data.placement import AUTO
 from codetr.errors import UserError
 
@@ -61,7 +62,7 @@ class Split:
 class Splits:
     """The two splits that training takes; ``num_classes`` is what they must have (None: any), and
     ``max_lost`` the share of the boxes of a split that may be of no use; ``placed``: boxes are
-    known to lie where the images are.
+    known to lie where the images are; ``box_format``: ``xywh`` where boxes are known to be so.
 
     ``remarks`` say what was recognised, ``problems`` what was wrong with it, each with its file.
     """
@@ -71,6 +72,7 @@ class Splits:
     num_classes: int | None = None
     max_lost: float = MAX_LOST
     placed: bool = False
+    box_format: str = AUTO
     remarks: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -91,7 +93,8 @@ class Source(Protocol):
 class CocoFolder:
     """Data that is there already. Paths are relative to the root, or absolute.
 
-    ``name_parts`` is that of ``Split``; ``num_classes`` and ``max_lost`` are those of ``Splits``.
+    ``name_parts`` is that of ``Split``; ``num_classes``, ``max_lost`` and ``box_format`` are those
+    of ``Splits``.
     With ``outside`` the annotations may name images that lie in neither the folder of images nor
     the root.
     """
@@ -104,9 +107,11 @@ class CocoFolder:
     num_classes: int | None = None
     max_lost: float = MAX_LOST
     outside: bool = False
+    box_format: str = AUTO
 
     def __post_init__(self) -> None:
         require_share(self.max_lost)
+        require_box_format(self.box_format, (AUTO, XYWH))
 
     def __call__(self, root: Path, boxes: str = AUTO) -> Splits:
         """The two splits, their boxes not placed; whether they exist is seen when they are read."""
@@ -115,6 +120,7 @@ class CocoFolder:
             val=self._split(root, self.val_annotations, self.val_images),
             num_classes=self.num_classes,
             max_lost=self.max_lost,
+            box_format=self.box_format,
         )
 
     def _split(self, root: Path, annotations: str, images: str) -> Split:

@@ -161,6 +161,7 @@ RULES: Mapping[str, tuple[tuple[Kind, str], ...]] = {
         (Each(PATH), "teachers"),
         (PATH | NULL, ".data.root"),
         (OneOf("auto", "upright", "stored", "scaled"), ".data.boxes"),
+        (OneOf("auto", "xywh", "xyxy", "cxcywh"), "source.box_format"),
         (POSITIVE, ".data.max_megapixels .max_megapixels"),
         (Whole(8, 32) | NULL, ".data.grey_bits"),
         (GROUP, ".data.classes"),

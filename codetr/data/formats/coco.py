@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from codetr.data.coco_json import (
     LISTS,
     CocoImages,
@@ -21,8 +23,8 @@ from codetr.data.coco_json import (
 )
 from codetr.data.formats.found import UNSPLIT, Box, Found, LabelledImage, Problem, shown
 from codetr.data.formats.tree import Tree, split_of_folders, split_of_name
-from codetr.data.json_columns import Flaw
-from codetr.data.misread import other_convention
+from codetr.data.json_columns import Flaw, as_identifier
+from codetr.data.misread import AUTO, XYWH, other_convention, to_xyxy
 from codetr.errors import UserError
 from codetr.json_text import parse_json
 
@@ -47,7 +49,7 @@ def recognise(tree: Tree) -> list[str]:
     return [file for file in there if not any(k in tree.read(file) for k in _OTHERS)] or there
 
 
-def read(tree: Tree) -> Found:
+def read(tree: Tree, box_format: str = AUTO) -> Found:
     """All annotation files, each the split that it or its folder is named after.
 
     Categories keep their ids. One without annotations that others name as their supercategory (the
@@ -75,7 +77,7 @@ def read(tree: Tree) -> Found:
                 "data=coco and name the files under data.source"
             )
         files[split] = file
-        reader = _Reader(tree, file, categories, problems)
+        reader = _Reader(tree, file, categories, problems, box_format)
         splits[split], lost[split] = reader.images(content), reader.lost
         flawed[split] = reader.flawed
         if reader.outlined:
@@ -143,9 +145,14 @@ class _Reader:
     """
 
     def __init__(
-        self, tree: Tree, file: str, categories: Mapping[int, str], problems: list[Problem]
+        self,
+        tree: Tree,
+        file: str,
+        categories: Mapping[int, str],
+        problems: list[Problem],
+        box_format: str,
     ) -> None:
-        self.tree, self.file = tree, file
+        self.tree, self.file, self.box_format = tree, file, box_format
         self.categories, self.problems = categories, problems
         self.lost: list[Problem] = []
         self.flawed = 0  # annotations that cannot be used
@@ -167,13 +174,13 @@ class _Reader:
                 files.append(file)
                 there.append(i)
         images = images.take(there)
-        self._name_repeated(files)
         objects = read_objects(
             content, path, images, self.categories, self._leave_out_box, lost=lost
         )
-        wrong = other_convention(objects.boxes_xywh_px, images.sizes[objects.images][:, ::-1])
-        if wrong:
-            raise UserError(f"{path}: {wrong}")
+        if self.box_format == AUTO:
+            wrong = other_convention(objects.boxes_xywh_px, images.sizes[objects.images][:, ::-1])
+            if wrong:
+                raise UserError(f"{path}: {wrong}")
         self.outlined = objects.outlined
         boxes = self._boxes(images, objects)
         return [
@@ -188,14 +195,6 @@ class _Reader:
                 zip(files, images.sizes.tolist(), strict=True)
             )
         ]
-
-    def _name_repeated(self, files: Sequence[str]) -> None:
-        for file, count in Counter(files).items():
-            if count > 1:
-                self._report(
-                    f"{file} is {count} images of the file, each with its own boxes, so that those "
-                    "of one are background in another; all were kept"
-                )
 
     def _files(self, images: CocoImages) -> list[str | UserError]:
         """The file of every image, or why it has none. A file that another image names as it is
@@ -238,9 +237,11 @@ class _Reader:
     def _boxes(self, images: CocoImages, objects: CocoObjects) -> Mapping[int, list[Box]]:
         """By index of the image."""
         found: dict[int, list[Box]] = defaultdict(list)
-        seen: set[Any] = set()
-        corners = objects.boxes_xywh_px.copy()
-        corners[:, 2:] += corners[:, :2]
+        seen: set[int | None] = set()
+        boxed = np.array([bool(entry.get("bbox")) for entry in objects.entries], bool)
+        corners = to_xyxy(objects.boxes_xywh_px, XYWH)
+        if self.box_format not in (AUTO, XYWH):  # outlines have boxes of COCO's own
+            corners[boxed] = to_xyxy(objects.boxes_xywh_px[boxed], self.box_format)
         columns = (objects.entries, objects.images, objects.categories, corners, objects.area)
         values = (c if isinstance(c, Sequence) else c.tolist() for c in columns)
         flags = zip(objects.crowd.tolist(), objects.ignore.tolist(), strict=True)
@@ -248,10 +249,10 @@ class _Reader:
             zip(*values, strict=True), flags, strict=True
         ):
             where = f"annotation {shown(entry.get('id'))}"
-            if type(entry.get("id")) is int:
-                if entry["id"] in seen:
-                    self._report(f"{where} has an id that stands twice; both were kept")
-                seen.add(entry["id"])
+            number = as_identifier(entry.get("id"))
+            if number is not None and number in seen:
+                self._report(f"{where} has an id that stands twice; both were kept")
+            seen.add(number)
             extra = {"segmentation": entry["segmentation"]} if "segmentation" in entry else {}
             if entry.get("area") is not None or not entry.get("bbox"):
                 extra["area"] = area

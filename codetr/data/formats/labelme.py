@@ -20,6 +20,7 @@ from codetr.data.formats.found import (
 )
 from codetr.data.formats.tree import Tree, split_of_folders
 from codetr.data.json_columns import as_integer, as_label, as_number, as_side
+from codetr.data.misread import AUTO, require_box_format
 from codetr.data.outlines import area_of
 from codetr.errors import UserError
 from codetr.json_text import parse_json
@@ -51,6 +52,7 @@ class _File:
     size_wh: tuple[int, int] | None
     objects: tuple[_Object, ...]
     flawed: int
+    joined: int
 
 
 def recognise(tree: Tree) -> list[str]:
@@ -61,13 +63,15 @@ def recognise(tree: Tree) -> list[str]:
     return [f for f, keys in found.items() if any(keys)] if any(map(all, found.values())) else []
 
 
-def read(tree: Tree) -> Found:
+def read(tree: Tree, box_format: str = AUTO) -> Found:
     """All files, with the splits of the folders' names.
 
     Classes are the labels, sorted. Rectangles, polygons, circles and masks become boxes; polygons
     stay as outlines; shapes of one label and group are one object, as LabelMe's own converter takes
-    them. Points and lines, and what cannot be read, become problems.
+    them. Points and lines, and what cannot be read, become problems. Raises UserError for a
+    ``box_format``: shapes say what their points are.
     """
+    require_box_format(box_format, (AUTO,))
     problems: list[Problem] = []
     files: list[_File] = []
     lost: dict[str, list[Problem]] = defaultdict(list)
@@ -85,6 +89,9 @@ def read(tree: Tree) -> Found:
         splits[split_of_folders(one.file) or UNSPLIT].append(_labelled(one, ids))
     without = len(tree.images) - len({one.image for one in files})
     remarks = [f"{without} images without annotation file were left out"] if without > 0 else []
+    joined = sum(one.joined for one in files)
+    if joined:
+        remarks.append(f"{joined} shapes were joined to others of their label and group_id")
     return Found(
         splits=dict(splits),
         categories={i: name for name, i in ids.items()},
@@ -122,6 +129,7 @@ def _read_file(tree: Tree, file: str, problems: list[Problem]) -> _File:
         size_wh=(width, height) if width and height else None,
         objects=tuple(objects),
         flawed=flawed,
+        joined=len(shapes) - flawed - len(objects),
     )
 
 

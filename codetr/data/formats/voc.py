@@ -13,6 +13,8 @@ from typing import TypeVar
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
+import numpy as np
+
 from codetr.data.files import FileIndex, as_stem, is_image, without_suffix
 from codetr.data.formats.found import (
     UNSPLIT,
@@ -26,6 +28,7 @@ from codetr.data.formats.found import (
 from codetr.data.formats.text import decoded
 from codetr.data.formats.tree import ALL_SPLITS, Tree, split_of_folders
 from codetr.data.json_columns import as_flag, as_number
+from codetr.data.misread import AUTO, BOX_FORMATS, XYWH, XYXY, other_formats, to_xyxy
 from codetr.errors import UserError
 
 FORMAT = "Pascal VOC XML"
@@ -41,13 +44,12 @@ class _Forbidden(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class _Object:
-    """One ``object`` element: a box; ``turned``: its corners were written the other way round."""
+    """One ``object`` element, its box as it is written."""
 
     name: str
-    corners: tuple[float, float, float, float]
+    box: tuple[float, float, float, float]
     difficult: bool
     where: str
-    turned: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +74,14 @@ def recognise(tree: Tree) -> list[str]:
     ]
 
 
-def read(tree: Tree) -> Found:
+def read(tree: Tree, box_format: str = AUTO) -> Found:
     """All annotations, with the splits of ImageSets/Main or else of the folders' names.
 
     Classes are the names in the data, sorted. Coordinates are pixels from 1, both ends included,
-    as the format defines them; where a 0 occurs, all are taken as edges from 0. Difficult objects
-    are ignored in training and evaluation, as in VOC's own. Files that cannot be used become
-    problems.
+    as the format defines them; where a 0 occurs, all are taken as edges from 0. Boxes of another
+    ``box_format``, or that only fit one, are edges from 0, too. Difficult objects are ignored in
+    training and evaluation, as in VOC's own. Files that cannot be used become problems. Raises
+    UserError where boxes fit two formats.
     """
     problems: list[Problem] = []
     unusable: list[Problem] = []  # annotation files
@@ -91,8 +94,9 @@ def read(tree: Tree) -> Found:
     objects = [o for annotation in annotations for o in annotation.objects]
     names = sorted({o.name for o in objects})
     ids = {name: i + 1 for i, name in enumerate(names)}
-    first = 0 if any(min(o.corners[:2]) < 1 for o in objects) else 1
-    images = {a.file: _labelled(a, ids, first) for a in annotations}
+    form = _box_format(tree, annotations) if box_format == AUTO else box_format
+    first = 0 if form != XYXY or any(min(o.box[:2]) < 1 for o in objects) else 1
+    images = {a.file: _labelled(a, ids, form, first) for a in annotations}
     lists = _image_sets(tree)
     if lists:
         splits, lost = _listed(tree, lists, images, unusable, problems)
@@ -105,7 +109,7 @@ def read(tree: Tree) -> Found:
         splits=splits,
         categories={i: name for name, i in ids.items()},
         lost=lost,
-        remarks=(*_remarks(tree, objects, first, images), *left_out),
+        remarks=(*_remarks(tree, objects, form, first, images), *left_out),
         problems=(*unusable, *problems),
     )
 
@@ -172,17 +176,33 @@ def _read_object(element: Element, where: str) -> _Object:
     if box is None:
         raise UserError(f"({shown(name)}) has no bndbox")
     texts = [_text(box, corner) for corner in _CORNERS]
-    corners = [as_number(text) for text in texts]
-    if any(c is None for c in corners):
+    numbers = [number for text in texts if (number := as_number(text)) is not None]
+    if len(numbers) < len(texts):
         raise UserError(f"({shown(name)}) has bndbox {shown(texts)}, which are no four numbers")
-    xs, ys = (sorted(c for c in corners[i::2] if c is not None) for i in (0, 1))
     told = _text(element, "difficult")
     difficult = as_flag(told or False)
     if difficult is None:
         raise UserError(f"({shown(name)}) has difficult {shown(told)}: it must be 0 or 1")
-    found = (xs[0], ys[0], xs[1], ys[1])
-    turned = list(found) != corners
-    return _Object(name=name, corners=found, difficult=difficult, where=where, turned=turned)
+    x0, y0, x1, y1 = numbers
+    return _Object(name=name, box=(x0, y0, x1, y1), difficult=difficult, where=where)
+
+
+def _box_format(tree: Tree, annotations: Sequence[_Annotation]) -> str:
+    """That of VOC, unless boxes only fit another. Raises UserError where it may be either."""
+    rows = [(o.box, a.size_wh or (0, 0)) for a in annotations for o in a.objects]
+    boxes = np.array([box for box, _ in rows], np.float64).reshape(-1, 4)
+    sizes = np.array([size for _, size in rows], np.int64).reshape(-1, 2)
+    others, count = other_formats(boxes, sizes, XYXY)
+    turned = (boxes[:, 2:] < boxes[:, :2]).all(axis=1)
+    if XYWH not in others:
+        return XYXY
+    if turned.all():
+        raise UserError(
+            f"{tree.root}: {count} of {len(boxes)} boxes have xmin above xmax, or ymin above ymax, "
+            "and fit their images both as exchanged corners and as x, y, width, height: say which "
+            f"by data.source.box_format={XYXY} or data.source.box_format={XYWH}"
+        )
+    return XYWH
 
 
 def _text(element: Element, tag: str) -> str:
@@ -219,15 +239,21 @@ def _image_of(tree: Tree, file: str, filename: str) -> str:
     return found[0]
 
 
-def _labelled(annotation: _Annotation, ids: Mapping[str, int], first: int) -> LabelledImage:
+def _labelled(
+    annotation: _Annotation, ids: Mapping[str, int], form: str, first: int
+) -> LabelledImage:
+    written = np.array([o.box for o in annotation.objects], np.float64).reshape(-1, 4)
+    corners = to_xyxy(written, form)
+    if form == XYXY:  # exchanged ones are put in order
+        corners = np.sort(corners.reshape(-1, 2, 2), axis=1).reshape(-1, 4)
     boxes = tuple(
         Box(
-            xyxy=(o.corners[0] - first, o.corners[1] - first, o.corners[2], o.corners[3]),
+            xyxy=(x0 - first, y0 - first, x1, y1),
             category=ids[o.name],
             where=f"{o.where} ({o.name})",
             ignored=o.difficult,
         )
-        for o in annotation.objects
+        for o, (x0, y0, x1, y1) in zip(annotation.objects, corners.tolist(), strict=True)
     )
     return LabelledImage(
         file=annotation.image,
@@ -271,12 +297,19 @@ def _listed(
             last = PurePosixPath(name.replace("\\", "/")).name  # of a path, even of elsewhere
             spellings = [str(home / f"{n}.xml") for n in (name, name.split()[0], last)]
             hits = next((there for n in spellings if (there := index.at(n))), [])
-            matches = by_place[hits[0]] if len(set(hits)) == 1 else []
-            if not matches:
-                why = next((reasons[n] for n in spellings if n in reasons), "; it was left out")
-                text = f"{shown(name)} has no usable annotation{why}"
-                lost[split].append(Problem(file=file, text=text))
-            found[split] += matches
+            matches = [image for hit in dict.fromkeys(hits) for image in by_place[hit]]
+            if len(matches) == 1 and matches[0] not in found[split]:
+                found[split] += matches
+                continue
+            text = f"{shown(name)} has no usable annotation"
+            why = next((reasons[n] for n in spellings if n in reasons), "; it was left out")
+            if matches:
+                first, second = (matches * 2)[:2]
+                text = f"{shown(name)} could be {first.source} or {second.source}"
+                if len(matches) == 1:
+                    text = f"{shown(name)} is {first.source}, which another line names, too"
+                why = "; it was left out"
+            lost[split].append(Problem(file=file, text=text + why))
     return dict(found), dict(lost)
 
 
@@ -310,19 +343,31 @@ def _lines(tree: Tree, file: str, problems: list[Problem]) -> Sequence[str]:
 
 
 def _remarks(
-    tree: Tree, objects: Sequence[_Object], first: int, images: Mapping[str, LabelledImage]
+    tree: Tree,
+    objects: Sequence[_Object],
+    form: str,
+    first: int,
+    images: Mapping[str, LabelledImage],
 ) -> tuple[str, ...]:
     remarks = [
         "pixels are counted from 1, as the format says"
         if first
         else "a coordinate is 0: pixels are counted from 0"
     ]
+    if form != XYXY:
+        remarks = [
+            f"boxes are taken as {BOX_FORMATS[form]}, whatever their elements are called "
+            f"(data.source.box_format={form})"
+        ]
     difficult = sum(o.difficult for o in objects)
     if difficult:
         remarks.append(f"{difficult} difficult objects are ignored in training and evaluation")
-    turned = sum(o.turned for o in objects)
-    if turned:
-        remarks.append(f"{turned} objects have xmin above xmax, or ymin above ymax: exchanged")
+    turned = sum(o.box[0] > o.box[2] or o.box[1] > o.box[3] for o in objects)
+    if turned and form == XYXY:
+        remarks.append(
+            f"{turned} objects have xmin above xmax, or ymin above ymax: exchanged "
+            f"(data.source.box_format={XYWH} if they are {BOX_FORMATS[XYWH]})"
+        )
     without = len(tree.images) - len({image.file for image in images.values()})
     if without > 0:
         remarks.append(f"{without} images without annotation file were left out")

@@ -5,10 +5,12 @@ image's size; class names in data.yaml (Ultralytics), or classes.txt or obj.name
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
+
+import numpy as np
 
 from codetr.data.files import FileIndex
 from codetr.data.formats.found import (
@@ -24,6 +26,7 @@ from codetr.data.formats.text import decoded
 from codetr.data.formats.tree import ALL_SPLITS, Tree, split_of_folders
 from codetr.data.formats.yaml_text import parse_yaml
 from codetr.data.json_columns import as_integer, as_number
+from codetr.data.misread import AUTO, CXCYWH, other_convention, to_xyxy
 from codetr.errors import UserError
 
 FORMAT = "YOLO text"
@@ -33,6 +36,7 @@ _BOX = 5  # columns
 _POLYGON = 7  # columns, at least: three points
 _FARTHEST = 2.0  # shares of an image's side: objects that reach out of it end before
 _MAX_CONFIG = 2**20  # bytes
+_SIDE = 1000  # pixels of an image as which shares are looked at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,22 +59,30 @@ def recognise(tree: Tree) -> list[str]:
     return [label for label in _labels(tree).values() if label in tree.members]
 
 
-def read(tree: Tree) -> Found:
+def read(tree: Tree, box_format: str = AUTO) -> Found:
     """All labels, with the splits of data.yaml or else of the folders' names.
 
     An image without label file has no boxes, as Ultralytics takes it. Polygons become the boxes
     around them. Lines that cannot be used become problems. Raises UserError where there are no
-    class names.
+    class names, and where numbers of classes or boxes can only be meant in another way.
     """
     config = _read_config(tree)
     problems: list[Problem] = []
     labels = _labels(tree)
+    form = CXCYWH if box_format == AUTO else box_format
     images = {
-        image: _read_labels(tree, image, label, config, problems) for image, label in labels.items()
+        image: _read_labels(tree, image, label, config, form, problems)
+        for image, label in labels.items()
     }
-    _require_from_0(tree, config, [b.category for i in images.values() for b in i.boxes], problems)
-    unlabelled = sum(label not in tree.members for label in labels.values())
+    boxes = [box for image in images.values() for box in image.boxes]
     remarks = [f"class names from {config.file}"]
+    remarks += _numbering(tree, config, {box.category for box in boxes}, problems)
+    if box_format == AUTO:
+        _require_centres(tree, boxes)
+    unlabelled = sum(label not in tree.members for label in labels.values())
+    orphans = _orphans(tree, labels.values())
+    if orphans:
+        remarks.append(f"{len(orphans)} label files belong to no image, such as {orphans[0]}")
     if config.told not in (None, len(config.names)):
         text = f"says nc: {config.told}, but names {len(config.names)} classes; the names count"
         problems.append(Problem(file=config.file, text=text))
@@ -87,17 +99,50 @@ def read(tree: Tree) -> Found:
     )
 
 
-def _require_from_0(
-    tree: Tree, config: _Config, used: Sequence[int], problems: Sequence[Problem]
-) -> None:
-    """Raises UserError where the numbers of labels can only be counted from 1."""
-    first, beyond = min(config.names), max(config.names) + 1
-    if first == 0 not in used and any(_unknown(str(beyond)) in p.text for p in problems):
-        raise UserError(
-            f"{tree.root} has labels of class {beyond}, none of class 0, and {config.file} names 0 "
-            f"to {beyond - 1}: its labels count from 1: number the names so in a data.yaml, "
-            f"names: {{1: {config.names[first]}, ...}}"
-        )
+def _numbering(
+    tree: Tree, config: _Config, used: Collection[int], problems: Sequence[Problem]
+) -> list[str]:
+    """What is said where labels may be counted from another number than the names.
+
+    Raises UserError where they can only be.
+    """
+    first, last = min(config.names), max(config.names)
+    for beyond, lacking, start in ((last + 1, first, 1), (first - 1, last, 0)):
+        if lacking not in used and any(_unknown(str(beyond)) in p.text for p in problems):
+            raise UserError(
+                f"{tree.root} has labels of class {beyond}, none of class {lacking}, and "
+                f"{config.file} names {first} to {last}: its labels count from {start}: number the "
+                f"names so in a data.yaml, names: {{{start}: {config.names[first]}, ...}}"
+            )
+    if first == 0 and used and used == config.names.keys() - {0}:
+        return [
+            f"class 0 ({config.names[0]}) alone is on no image: if labels count from 1, number the "
+            f"names so in a data.yaml, names: {{1: {config.names[0]}, ...}}"
+        ]
+    return []
+
+
+def _require_centres(tree: Tree, boxes: Sequence[Box]) -> None:
+    """Raises UserError where boxes can only be of another format than YOLO's."""
+    corners = np.array([box.xyxy for box in boxes], np.float64).reshape(-1, 4)
+    start, end = corners[:, :2], corners[:, 2:]
+    written = np.concatenate([(start + end) / 2, end - start], axis=1) * _SIDE
+    sizes = np.full((len(boxes), 2), _SIDE)
+    wrong = other_convention(written, sizes, CXCYWH)
+    if wrong:
+        raise UserError(f"{tree.root}: {wrong}")
+
+
+def _orphans(tree: Tree, labels: Collection[str]) -> list[str]:
+    """Texts in folders of labels that no image has."""
+    homes = {str(PurePosixPath(label).parent) for label in labels}
+    return [
+        file
+        for file in tree.of_type(".txt")
+        if str(PurePosixPath(file).parent) in homes
+        and PurePosixPath(file).parent.name.lower() == "labels"
+        and file not in labels
+    ]
 
 
 def _unknown(number: str) -> str:
@@ -130,7 +175,7 @@ def _label_of(image: str) -> str:
 
 
 def _read_labels(
-    tree: Tree, image: str, file: str, config: _Config, problems: list[Problem]
+    tree: Tree, image: str, file: str, config: _Config, form: str, problems: list[Problem]
 ) -> LabelledImage:
     boxes = []
     flawed = 0
@@ -143,7 +188,7 @@ def _read_labels(
         for number, line in enumerate(text.splitlines(), start=1):
             try:
                 if line.strip():
-                    boxes.append(_read_line(line, number, config))
+                    boxes.append(_read_line(line, number, config, form))
             except UserError as error:
                 flawed += 1
                 where = f"line {number}"
@@ -151,7 +196,7 @@ def _read_labels(
     return LabelledImage(file=image, source=file, boxes=tuple(boxes), relative=True, flawed=flawed)
 
 
-def _read_line(line: str, number: int, config: _Config) -> Box:
+def _read_line(line: str, number: int, config: _Config, form: str) -> Box:
     columns = line.split()
     read = [as_number(column) for column in columns[: _BOX if config.keypoints else None]]
     values = [value for value in read if value is not None]
@@ -173,12 +218,11 @@ def _read_line(line: str, number: int, config: _Config) -> Box:
         )
     if polygon:
         xs, ys = values[1::2], values[2::2]
-        corners = (min(xs), min(ys), max(xs), max(ys))
+        x0, y0, x1, y1 = min(xs), min(ys), max(xs), max(ys)
     else:
-        x, y, width, height = values[1:]
-        corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        x0, y0, x1, y1 = to_xyxy(np.array([values[1:]]), form)[0].tolist()
     where = f"line {number} ({config.names[category]})"
-    return Box(xyxy=corners, category=category, where=where)
+    return Box(xyxy=(x0, y0, x1, y1), category=category, where=where)
 
 
 def _read_config(tree: Tree) -> _Config:
@@ -284,14 +328,15 @@ def _splits(
     found: dict[str, list[LabelledImage]] = {}
     lost: dict[str, list[Problem]] = defaultdict(list)
     for split, entries in config.splits.items():
-        members = [
-            image for entry in entries for image in _images_of(tree, entry, config, lost[split])
-        ]
+        members: list[str] = []
+        for entry in entries:
+            there = _images_of(tree, entry, config, lost[split])
+            if not there:
+                text = f"{split}: {shown(entry)} leads to no image below the root"
+                problems.append(Problem(file=config.file, text=text))
+            members += there
         if members:
             found[split] = [images[image] for image in dict.fromkeys(members)]
-        else:
-            text = f"{split}: {shown(list(entries))} leads to no image below the root"
-            problems.append(Problem(file=config.file, text=text))
     if found:
         return found, lost
     by_folder: dict[str, list[LabelledImage]] = defaultdict(list)
@@ -324,19 +369,20 @@ def _listed(tree: Tree, file: str, lost: list[Problem]) -> list[str]:
     known = set(tree.images)
     folders = list(dict.fromkeys([PurePosixPath(file).parent, PurePosixPath()]))
     lines = decoded(tree.read(file), "replace").splitlines()
-    found = []
+    found: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
         parts = _parts(line.strip())
         ends = [str(f.joinpath(*parts[i:])) for i in range(len(parts)) for f in folders]
         image = next((end for end in ends if end in known), None) or next(
             (hits[0] for end in ends if len(hits := tree.image_index.at(end)) == 1), None
         )
-        if image:
-            found.append(image)
-        elif line.strip():
-            text = f"line {number} ({shown(line.strip())}) is no image below the root"
-            lost.append(Problem(file=file, text=f"{text}; it was left out"))
-    return found
+        text = "is no image below the root" if image is None else "is an image of another line"
+        if image and image not in found:
+            found[image] = line
+        elif line.strip() and (image is None or line != found[image]):
+            text = f"line {number} ({shown(line.strip())}) {text}; it was left out"
+            lost.append(Problem(file=file, text=text))
+    return list(found)
 
 
 def _parts(path: str) -> list[str]:

@@ -6,10 +6,11 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from custom_folders import (
     CELLS,
@@ -112,7 +113,7 @@ COCO: dict[str, tuple[Callable[[Content], object], Expected, Expected]] = {
     ),
     "a file is two images": (
         lambda content: content["images"].append({**content["images"][0], "id": 999}),
-        Expected((3, 3), said="a.png is 2 images of the file"),
+        Expected((3, 3), said="a.png is 2 images of the split"),
         FINE,
     ),
     "no annotations": (
@@ -135,6 +136,16 @@ COCO: dict[str, tuple[Callable[[Content], object], Expected, Expected]] = {
         of_all("annotations", as_corners),
         Expected(error="all fit if they are read as two corners"),
         Expected(error="all fit if they are read as two corners"),
+    ),
+    "annotation ids stand twice as texts": (
+        of_all("annotations", lambda entry: entry.update(id="007")),
+        Expected((3, 3), said="annotation '007' has an id that stands twice; both were kept"),
+        FINE,
+    ),
+    "an image stands twice, once as a text": (
+        lambda content: content["images"].append({**content["images"][1], "id": "07"}),
+        Expected((3, 3), said="image '07' has an id that stands twice: make the ids unique"),
+        Expected(error="image '07' in"),
     ),
     "shares": (
         of_all("annotations", as_shares),
@@ -290,6 +301,45 @@ def test_coco(case: str, data: str, tmp_path: Path, caplog: pytest.LogCaptureFix
     require(tmp_path / "root", source, coco if data == "coco" else custom, tmp_path, caplog)
 
 
+def test_corners_are_read_where_a_setting_says_so(tmp_path: Path) -> None:
+    for name, change in (("corners", of_all("annotations", as_corners)), ("own", str)):
+        write_coco(tmp_path / name, change)
+    told = CustomFolder(cache=tmp_path / "cache", box_format="xyxy")(tmp_path / "corners")
+    own = CustomFolder(cache=tmp_path / "cache")(tmp_path / "own")
+    for split in ("train", "val"):
+        contents = [json.loads(getattr(s, split).annotations.read_text()) for s in (told, own)]
+        assert contents[0]["annotations"] == contents[1]["annotations"]
+
+
+@pytest.mark.parametrize("data", ["custom", "coco"])
+def test_boxes_that_look_like_corners_are_kept_where_a_setting_says_so(
+    data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_coco(tmp_path / "root", of_all("annotations", as_corners))
+    source: Source = replace(COCO_FOLDER, box_format="xywh")
+    if data == "custom":
+        source = CustomFolder(cache=tmp_path / "cache", box_format="xywh")
+    require(tmp_path / "root", source, FINE, tmp_path, caplog)
+    with pytest.raises(UserError, match=r"data.source.box_format=xyxy: choose auto, xywh"):
+        replace(COCO_FOLDER, box_format="xyxy")
+
+
+@pytest.mark.parametrize("data", ["custom", "coco"])
+def test_ids_of_images_are_written_as_they_are_read(data: str, tmp_path: Path) -> None:
+    def change(content: Content) -> None:
+        for entry in content["images"]:
+            entry["id"] = f"{entry['id']:03}"
+
+    write_coco(tmp_path / "root", change)
+    source = COCO_FOLDER if data == "coco" else CustomFolder(cache=tmp_path / "cache")
+    module = CocoDataModule(tmp_path / "root", source, Chain(), Chain(), num_workers=0)
+    module.setup("fit")
+    annotations = module.train_dataset.source.annotations
+    assert annotations.written_ids == ("000", "007", "014")
+    assert annotations.image_ids == (0, 7, 14)
+    assert len(annotations.boxes) == 3
+
+
 @pytest.mark.parametrize("name", ["valid", "validation", "dev", "devel", "eval", "minival", "VAL"])
 def test_names_of_the_second_split(name: str, tmp_path: Path) -> None:
     root = tmp_path / "root"
@@ -433,6 +483,12 @@ def test_encodings_of_all_texts(encoding: str, tmp_path: Path) -> None:
         assert names == (["cup", "oil"] if kind == "voc" else ["cup", "öl"])
 
 
+def yolo_corners(line: str) -> str:
+    x, y, width, height = map(float, line.split()[1:])
+    corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    return " ".join([line[0], *map(str, corners)])
+
+
 Lines = Callable[[str], str]
 CONFIG = "names: [cup, oil]\nnc: 2\n"
 YOLO: dict[str, tuple[Lines, str, Expected]] = {
@@ -449,6 +505,17 @@ YOLO: dict[str, tuple[Lines, str, Expected]] = {
         FINE,
     ),
     "numbers with a point": (lambda line: f"{line[0]}.0{line[1:]}", "", FINE),
+    "numbers from 0, named from 1": (
+        str,
+        "train: train/images\nval: val/images\nnames: {1: cup, 2: oil}\n",
+        Expected(error="its labels count from 0: number the names so in a data.yaml"),
+    ),
+    "a first class on no image": (
+        lambda line: f"1{line[1:]}",
+        "",
+        Expected((3, 3), said="class 0 (cup) alone is on no image: if labels count from 1"),
+    ),
+    "corners": (yolo_corners, "", Expected(error="all fit if they are read as two corners")),
     "a confidence": (
         lambda line: f"{line} 0.93",
         "",
@@ -496,6 +563,11 @@ YOLO: dict[str, tuple[Lines, str, Expected]] = {
         f"train: train/images\nval: gone/images\n{CONFIG}",
         Expected((1, 2), said="leads to no image below the root"),
     ),
+    "a folder of several that is not there": (
+        str,
+        f"train: [train/images, gone/images]\nval: val/images\n{CONFIG}",
+        Expected((3, 3), said="train: 'gone/images' leads to no image below the root"),
+    ),
 }
 
 
@@ -510,6 +582,120 @@ def test_yolo(case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     if config:
         (root / "data.yaml").write_text(config)
     require(root, CustomFolder(cache=tmp_path / "cache"), expected, tmp_path, caplog)
+
+
+@pytest.mark.parametrize("form", ["auto", "xyxy"])
+def test_yolo_corners_are_read_where_a_setting_says_so(
+    form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "root"
+    parts = {part: {s: BOXES[s] for s in stems} for part, stems in PARTS.items()}
+    write_yolo(root, parts, list(NAMES.values()))
+    written = json.loads(CustomFolder(cache=tmp_path / "cache")(root).train.annotations.read_text())
+    for label in root.glob("*/labels/*.txt") if form == "xyxy" else ():
+        text = "".join(f"{yolo_corners(line)}\n" for line in label.read_text().splitlines())
+        label.write_text(text)
+    splits = CustomFolder(cache=tmp_path / "cache", box_format=form)(root)
+    read = json.loads(splits.train.annotations.read_text())
+    boxes = [[entry["bbox"] for entry in content["annotations"]] for content in (read, written)]
+    assert boxes[0] == pytest.approx(np.array(boxes[1]), abs=1e-3)
+
+
+def test_label_files_of_no_image_are_counted(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    parts = {part: {s: BOXES[s] for s in stems} for part, stems in PARTS.items()}
+    write_yolo(root, parts, list(NAMES.values()))
+    (root / "train/labels/b.txt").rename(root / "train/labels/other.txt")
+    splits = CustomFolder(cache=tmp_path / "cache")(root)
+    assert "1 label files belong to no image, such as train/labels/other.txt" in splits.remarks
+
+
+def test_lines_of_lists_that_mean_one_image_are_named(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    parts = {part: {s: BOXES[s] for s in stems} for part, stems in PARTS.items()}
+    write_yolo(root, parts, list(NAMES.values()))
+    (root / "data.yaml").write_text(f"train: train.txt\nval: val/images\n{CONFIG}")
+    lines = [f"{folder}train/images/a.png" for folder in ("/x/", "/y/", "", "/x/")]
+    (root / "train.txt").write_text("\n".join(["train/images/b.png", *lines]))
+    problems = CustomFolder(cache=tmp_path / "cache")(root).problems
+    assert problems == (
+        "train.txt: line 3 ('/y/train/images/a.png') is an image of another line; it was left out",
+        "train.txt: line 4 ('train/images/a.png') is an image of another line; it was left out",
+    )
+
+
+def as_sizes(text: str) -> str:
+    """Elements of VOC that hold x, y, width and height, from 0."""
+
+    def change(match: re.Match[str]) -> str:
+        x0, y0, x1, y1 = map(int, match.groups())
+        values = zip(
+            ("xmin", "ymin", "xmax", "ymax"),
+            (x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1),
+            strict=True,
+        )
+        return "".join(f"<{tag}>{value}</{tag}>" for tag, value in values)
+
+    corners = "".join(rf"<{tag}>(\d+)</{tag}>" for tag in ("xmin", "ymin", "xmax", "ymax"))
+    return re.sub(corners, change, text)
+
+
+@pytest.mark.parametrize("form", ["auto", "xywh"])
+def test_sizes_in_voc_elements_are_boxes(form: str, tmp_path: Path) -> None:
+    found = {}
+    for name in ("own", "sizes"):
+        root = tmp_path / name
+        write_voc(root, BOXES, {part: list(stems) for part, stems in PARTS.items()})
+        for file in (root / "Annotations").iterdir() if name == "sizes" else ():
+            file.write_text(as_sizes(file.read_text("utf-8")), encoding="utf-8")
+        told = form if name == "sizes" else "auto"
+        splits = CustomFolder(cache=tmp_path / "cache", box_format=told)(root)
+        found[name] = json.loads(splits.train.annotations.read_text())["annotations"]
+    assert found["sizes"] == found["own"]
+    assert any("boxes are taken as corner and size" in line for line in splits.remarks)
+
+
+def test_exchanged_corners_that_could_be_sizes_are_asked_about(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    near = {stem: [("cup", (2 + i, 2, 12 + i, 12))] for i, stem in enumerate("abcde")}
+    write_voc(root, near, {part: list(stems) for part, stems in PARTS.items()})
+    for file in (root / "Annotations").iterdir():
+        file.write_text(exchanged(file.read_text()))
+    with pytest.raises(UserError, match=r"say which by data\.source\.box_format=xyxy or"):
+        CustomFolder(cache=tmp_path / "cache")(root)
+    for form, box in (("xyxy", [2, 2, 10, 10]), ("xywh", [12, 12, 3, 3])):
+        splits = CustomFolder(cache=tmp_path / "cache", box_format=form)(root)
+        first = json.loads(splits.train.annotations.read_text())["annotations"][0]
+        assert first["bbox"] == box
+
+
+@pytest.mark.parametrize(
+    ("second", "names", "said"),
+    [
+        ("more/a.xml", ["a", "b", "c"], "'a' could be Annotations/a.xml or more/a.xml"),
+        (None, ["x/a", "y/a", "b"], "'y/a' is Annotations/a.xml, which another line names, too"),
+    ],
+)
+def test_names_in_voc_lists_that_could_be_several(
+    second: str | None, names: list[str], said: str, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    write_voc(root, BOXES, {"train": names, "val": ["d", "e"]})
+    if second:
+        (root / second).parent.mkdir()
+        (root / second).write_bytes((root / "Annotations/a.xml").read_bytes())
+    problems = CustomFolder(cache=tmp_path / "cache")(root).problems
+    assert [p for p in problems if said in p and p.endswith("it was left out")], problems
+
+
+def test_two_annotation_files_of_an_image_are_named(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    write_voc(root / "train", {"a": BOXES["a"], "b": BOXES["b"]})
+    write_voc(root / "val", {"d": BOXES["d"]})
+    (root / "train/more").mkdir()
+    (root / "train/more/a.xml").write_bytes((root / "train/Annotations/a.xml").read_bytes())
+    problems = CustomFolder(cache=tmp_path / "cache")(root).problems
+    assert any("train/JPEGImages/a.png is 2 images of the split" in line for line in problems)
 
 
 def exchanged(text: str) -> str:

@@ -99,7 +99,9 @@ def test_shapes_of_a_group_are_one_object(tmp_path: Path) -> None:
         shape("cup", [[12, 10], [20, 10], [20, 22]], "polygon", group_id=1),
     ]
     write(tmp_path, "a", parts)
-    boxes = labelme.read(list_files(tmp_path)).splits["unsplit"][0].boxes
+    found = labelme.read(list_files(tmp_path))
+    boxes = found.splits["unsplit"][0].boxes
+    assert found.remarks == ("1 shapes were joined to others of their label and group_id",)
     assert [box.xyxy for box in boxes] == [(3, 4, 20, 22), (3, 4, 9, 9)]
     assert len(boxes[0].extra["segmentation"]) == 2
 

@@ -26,6 +26,11 @@ def test_corners_and_shares_are_told_and_pixels_are_not(count: int, seed: int) -
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     assert _told(xywh) is None
     assert "two corners" in str(_told(corners))
+    assert other_convention(corners, np.broadcast_to(SIZE, (count, 2)), "xyxy") is None
+    centres = np.concatenate([xywh[:, :2] + xywh[:, 2:] / 2, xywh[:, 2:]], axis=1)
+    assert other_convention(centres, np.broadcast_to(SIZE, (count, 2)), "cxcywh") is None
+    if count > 5:  # few may lie in their image as corner and size, too
+        assert "centre and size" in str(_told(centres))
     assert "shares" in str(_told(xywh / np.tile(SIZE, 2)))
 
 
