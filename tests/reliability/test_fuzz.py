@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -13,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from accounts import require_accounts
+from habits import WRITERS, scene
 from omegaconf import OmegaConf
 from openers import write_split
 from PIL import Image
@@ -31,7 +35,14 @@ from codetr.errors import UserError
 from codetr.evaluation.ground_truth import read_ground_truth
 from codetr.settings import check_settings
 
-COUNTS = {"annotations": 4000, "images": 3000, "configurations": 1500, "records": 1500}
+COUNTS = {
+    "annotations": 3000,
+    "folders": 3000,
+    "images": 2000,
+    "configurations": 1000,
+    "records": 1000,
+}
+SECONDS = 5.0  # of processor time, for any folder
 Inputs = Iterator[tuple[Callable[[], object], object]]
 """What is to be done with each input, and the input for the report of a failure."""
 
@@ -70,6 +81,30 @@ def looked_at(run: Path) -> None:
     sweep = group_runs(read_runs(run))
     for variant in sweep.variants:
         variant.by_seed("AP")
+
+
+def folders(folder: Path, draw: random.Random) -> Inputs:
+    """Of each format, with habits of people: what is in them is used or named."""
+    for number in itertools.count():
+        seed = draw.randrange(2**32)
+        kind = draw.choice(list(WRITERS))
+        yield lambda: one_folder(folder / f"{number}", kind, seed), (kind, seed)  # noqa: B023
+
+
+def one_folder(place: Path, kind: str, seed: int) -> None:
+    """Drawn, read to the end, and removed."""
+    draw, root = random.Random(seed), place / "root"
+    found = scene(draw)
+    root.mkdir(parents=True)
+    WRITERS[kind](draw, found, root)
+    start = time.process_time()
+    try:
+        require_accounts(kind, found, root, place / "cache")
+    except AssertionError as error:
+        raise AssertionError(f"{found.habits}: {error}") from error
+    finally:
+        assert time.process_time() - start < SECONDS, (kind, seed)
+        shutil.rmtree(place)
 
 
 def images(folder: Path, draw: random.Random) -> Inputs:
@@ -155,6 +190,7 @@ def require_used_or_refused(kind: str, folder: Path, count: int) -> None:
     """Anything else, and a refusal of more than a line, is a failure. Prints the counts."""
     makers = {
         "annotations": annotations,
+        "folders": folders,
         "images": images,
         "configurations": configurations,
         "records": records,
