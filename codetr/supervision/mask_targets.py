@@ -1,4 +1,4 @@
-"""What mask heads are to predict in a region: the mask of its object, cut out and resized."""
+"""Targets of mask heads: the mask of a region's object, cropped to the region and resized."""
 
 from __future__ import annotations
 

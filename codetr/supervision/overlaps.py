@@ -1,6 +1,6 @@
-"""How losses and matchers compare boxes: the generalised IoU, as the official codes compute it.
+"""The generalised IoU of losses and matchers, in the variants of the official codes.
 
-Where boxes are not tiny they agree to about 1e-5; published numbers were trained with one of them.
+Unless boxes are tiny, the variants agree to about 1e-5; each published result used one of them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Overlap(Protocol):
 
 @dataclass(frozen=True)
 class PixelGiou:
-    """Of boxes in pixels, denominators at least 1e-6 (mmdet). So large are those of boxes in
-    practice that this is the GIoU without epsilon, too (Conditional DETR, Deformable DETR).
+    """For boxes in pixels, with denominators of at least 1e-6 (mmdet). In practice denominators are
+    so large that this equals the GIoU without epsilon (Conditional DETR, Deformable DETR).
     """
 
     def __call__(self, found: Tensor, wanted: Tensor, size: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class PixelGiou:
 
 @dataclass(frozen=True)
 class RelativeGiou:
-    """Of boxes relative to the image, with ``eps`` added to both denominators (DAB-DETR, DN-DETR,
+    """For boxes relative to the image, with ``eps`` added to both denominators (DAB-DETR, DN-DETR,
     DINO; official ``generalized_box_iou``).
     """
 

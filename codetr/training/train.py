@@ -106,7 +106,7 @@ def prepare_process(seed: int) -> None:
 
 
 def prepare_device(cfg: DictConfig, device: torch.device) -> None:
-    """Choose who computes, as ``cfg.ops`` says, and say so; settings of the CPU's memory."""
+    """Choose the backend of ``cfg.ops`` and log it; configure the CPU's memory."""
     log.info("deformable attention: %s", use_msda(cfg.ops.msda, device))
     use_nms(cfg.ops.nms)
     if device.type == "cpu":

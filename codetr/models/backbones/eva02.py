@@ -122,7 +122,7 @@ class Eva02Trunk(nn.Module):
             with zeros, which are attended like any other token.
         global_blocks: indices of the blocks without windows.
         drop_path: stochastic depth, rising linearly from 0 to this rate in the last block.
-        checkpointed: so many blocks, from the first, keep no activations and are run again in the
+        checkpointed: number of blocks, from the first, that recompute their activations in the
             backward pass: less memory, more time.
 
     Raises UserError where ``heads`` do not fit ``dim`` or a global block does not exist.
@@ -241,7 +241,7 @@ class Eva02Backbone(nn.Module):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        """Those of the trunk."""
+        """The blocks of the trunk."""
         return list(self.body.blocks)
 
     def forward(self, pixels: Tensor, padding: Tensor | None = None) -> Pyramid:

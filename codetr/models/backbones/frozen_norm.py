@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 COUNTER = "num_batches_tracked"
-"""What batch norm counts in files of weights; here nothing is counted."""
+"""The step counter of batch norm in weight files, which frozen norms lack."""
 
 
 class _Folded(NamedTuple):

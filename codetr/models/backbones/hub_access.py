@@ -1,4 +1,4 @@
-"""Weights of a hub: from the cache or the network, or at once an error."""
+"""Weights from a hub: from its cache or the network, with an immediate error otherwise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
 def is_reachable() -> bool:
-    """Whether the hub's machine answers; taken for granted behind a proxy."""
+    """Whether the hub can be reached; assumed so behind a proxy."""
     if any(os.environ.get(name) for name in _PROXIES):
         return True
     address = urlsplit(constants.ENDPOINT)
@@ -33,8 +33,8 @@ def is_reachable() -> bool:
 
 @contextmanager
 def hub_or_cache() -> Iterator[bool]:
-    """Let what is done within take files of the hub: those of the cache alone where the hub does
-    not answer, instead of trying again for minutes. Gives whether it is so.
+    """Context for loading files of the hub: from the cache only if the hub cannot be reached,
+    without minutes of retries. Yields whether that is the case.
     """
     was_offline = constants.HF_HUB_OFFLINE
     offline = was_offline or not is_reachable()
@@ -46,7 +46,7 @@ def hub_or_cache() -> Iterator[bool]:
 
 
 def reason_of(error: Exception, offline: bool) -> str:
-    """Why a file of the hub cannot be had, in one line."""
+    """Why a file of the hub is not available, in one line."""
     if offline:
         return "no network"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -54,7 +54,7 @@ def reason_of(error: Exception, offline: bool) -> str:
 
 @contextmanager
 def hub_access(backbone: str) -> Iterator[None]:
-    """``hub_or_cache`` for the weights of a backbone. Raises UserError where they cannot be had."""
+    """``hub_or_cache`` for the weights of a backbone. Raises UserError if unavailable."""
     with hub_or_cache() as offline:
         try:
             yield

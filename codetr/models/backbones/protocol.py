@@ -1,4 +1,4 @@
-"""What a backbone is to a detector."""
+"""The interface of a backbone."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from codetr.structures import Pyramid
 
 
 class Backbone(Protocol):
-    """An ``nn.Module``: ``channels`` and ``strides`` (pixels) of the maps that it gives; ``mean``
-    and ``std`` (RGB, 0 to 255) are what its inputs must be normalised with.
+    """An ``nn.Module``: ``channels`` and ``strides`` (pixels) of its output maps; ``mean`` and
+    ``std`` (RGB, 0 to 255) for the normalisation of its inputs.
     """
 
     channels: tuple[int, ...]
@@ -22,7 +22,7 @@ class Backbone(Protocol):
 
     def __call__(self, pixels: Tensor, padding: Tensor | None = None) -> Pyramid:
         """Normalised images (B, 3, H, W) to feature maps, fine to coarse. ``padding`` (B, H, W)
-        bool, True = no image there, None: nowhere; most look at the zeros there as at any pixel.
+        bool, True = padding, None: no padding; most backbones ignore it, and see zeros there.
         """
         ...
 

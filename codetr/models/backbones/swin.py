@@ -162,8 +162,9 @@ class SwinTransformer(nn.Module):
 
     ``depths``, ``heads``: blocks and attention heads of each stage; the width starts at
     ``embed_dim`` and doubles from stage to stage. Stochastic depth grows linearly with the block
-    from 0 to ``drop_path_rate``. ``checkpointed``: so many blocks, from the first, keep no
-    activations and run again in the backward pass. Stages after the last output are not built.
+    from 0 to ``drop_path_rate``. ``checkpointed``: number of blocks, from the first,
+    that recompute their activations in the backward pass. Stages after the last output are not
+    built.
     """
 
     def __init__(
@@ -208,7 +209,8 @@ class SwinBackbone(nn.Module):
         pretrained: fetch the weights of ``name`` from timm's hub.
         weights: a file instead; see ``load_swin_weights`` for its kinds.
         drop_path_rate: of stochastic depth, at the last block.
-        checkpointed: how many blocks keep no activations (less memory, more time); true: all.
+        checkpointed: how many blocks recompute their activations (less memory, more time); true:
+            all.
         frozen_stages: numbered as officially: 0 freezes the patch embedding, k > 1 the first
             k - 1 stages too (1 adds nothing: it stands for the absolute positions that no recipe
             uses); -1 nothing. What is frozen stays in evaluation mode.
@@ -264,7 +266,7 @@ class SwinBackbone(nn.Module):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        """Those of all stages."""
+        """The blocks of all stages."""
         stages: Any = self.body.layers
         return [block for stage in stages for block in stage.blocks]
 

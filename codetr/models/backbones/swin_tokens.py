@@ -31,7 +31,7 @@ TEMPERATURE = 10000.0
 
 
 class PatchPositions(NamedTuple):
-    """What tokens must know of the patches that they attend to: ``position`` (B, S, C) and
+    """The patches that tokens attend to, beside their features: ``position`` (B, S, C) and
     ``padding`` (B, S) bool, True where there is no image.
     """
 
@@ -40,8 +40,8 @@ class PatchPositions(NamedTuple):
 
 
 class TokenAttention(nn.Module):
-    """What a Swin block lacks to take tokens along: a projection of positions to its width. All
-    else is the block's own.
+    """The addition to a Swin block for tokens: a projection of their positions to its width.
+    Everything else is shared with the block.
     """
 
     def __init__(self, dim: int, position_width: int) -> None:
@@ -122,11 +122,10 @@ class SwinTrunk(nn.Module):
 class TokenSwinBackbone(nn.Module):
     """A Swin Transformer through which ``num_tokens`` detection tokens travel (section 3.1).
 
-    Patches attend within windows, as ever. With the same weights, tokens attend to each other, and
-    in the last stage to all patches too, whose sine position is added to them for that; nothing
-    attends to a token but tokens. The last stage
-    merges its patches as well, to ``last_width`` channels: the maps are those of the stages but
-    the first, and that.
+    Patches attend within windows, as in any Swin Transformer. With the same weights, tokens attend
+    to each other and, in the last stage, to all patches, to which a sine position is added for
+    that; patches do not attend to tokens. The last stage also merges its patches, to ``last_width``
+    channels: the maps are those of all stages but the first, and the merged one.
 
     Args:
         name, embed_dim, depths, heads, window, pretrained, weights, drop_path_rate, mean, std: see

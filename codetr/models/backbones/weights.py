@@ -19,7 +19,7 @@ from codetr.errors import UserError
 from codetr.torch_files import require_archive, require_header, require_held
 
 PREFIXES = ("module.", "model.", "backbone.", "body.")
-"""What training programs put before a backbone's own names."""
+"""Prefixes that training programs put before the names of a backbone."""
 
 WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema", "model_ema", "module")
 """Under which keys .pth files keep the weights, when not at the top."""
@@ -138,7 +138,7 @@ def load_backbone_weights(module: nn.Module, file: str | Path) -> LoadReport:
 
 
 def load_named_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> LoadReport:
-    """As ``load_backbone_weights``, of ``weights`` that are in memory; ``source`` says whence."""
+    """As ``load_backbone_weights``, from ``weights`` in memory; messages name their ``source``."""
     matched, report = match_weights(weights, module.state_dict())
     if not report.loaded:
         raise UserError(

@@ -59,14 +59,14 @@ def multi_scale_deformable_attention(
 
 
 def use_msda(choice: str, device: torch.device) -> str:
-    """Settle who computes deformable attention in this process; ``auto`` before any call.
+    """Choose the backend of deformable attention in this process; ``auto`` before any call.
 
     Args:
         choice: ``auto`` Triton on CUDA, numba on the CPU; ``triton``; ``numba``; ``torch`` one
             grid_sample per level, in operations that every device and ONNX have.
         device: where the model will run.
 
-    Returns what will run there and why, for the log. On CUDA a small kernel is run to find out.
+    Returns the backend and the reason, for the log. On CUDA a small kernel is run as a test.
 
     Raises:
         UserError: no such choice, or it cannot run on ``device``.

@@ -1,4 +1,4 @@
-"""What it costs to match a query with a target, as far as the target's class is concerned."""
+"""The classification cost of matching a query with a target."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class ClassCost(Protocol):
 
 @dataclass(frozen=True)
 class FocalCost:
-    """How the focal loss of a class changes where a query is matched (Deformable DETR). ``eps`` is
-    added to probabilities in logarithms (mmdet 1e-12, DETR's descendants 1e-8).
+    """The focal loss of the target's class as a positive, minus that as a negative (Deformable
+    DETR). ``eps`` is added to probabilities in logarithms (mmdet 1e-12, DETR's descendants 1e-8).
     """
 
     alpha: float = 0.25

@@ -14,12 +14,12 @@ from codetr.structures import Assignment, Predictions, Targets
 
 
 class TopKAssigner(nn.Module):
-    """Each target takes its best queries, as many as chose it, at most ``k``.
+    """Assigns to each target its best queries, at most ``k``.
 
-    Quality of a query for a target is ``overlap * IoU + score * probability`` of its class. A
-    query is positive if its best quality reaches ``threshold``, or if it is the best query of
-    some target; it votes for the target of its own best quality. A target with n votes gets its
-    min(n, k) best queries, whatever they voted for: a query may serve several targets.
+    The quality of a query for a target is ``overlap * IoU + score * probability`` of its class. A
+    query is positive if its best quality reaches ``threshold``, or if it is the best query of some
+    target; it votes for the target of its best quality. A target with n votes is assigned its
+    min(n, k) best queries, whatever they voted for: a query may belong to several targets.
 
     Args:
         k: most queries per target.
@@ -54,7 +54,7 @@ class TopKAssigner(nn.Module):
     def forward(
         self, layers: Sequence[Predictions], targets: Sequence[Targets]
     ) -> tuple[Assignment, ...]:
-        """Assign every layer's predictions (B, Q, ...) by itself. One copy leaves the device.
+        """Assign every layer's predictions (B, Q, ...) by itself, with one copy from the device.
 
         An image's pairs come by ascending quality.
         """

@@ -1,4 +1,4 @@
-"""Sampled regions of an image, which a second stage learns from."""
+"""Sampled regions of an image, on which a second stage is trained."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from codetr.tensor_struct import TensorStruct
 
 @dataclass(frozen=True, kw_only=True)
 class Regions(TensorStruct):
-    """Sampled regions of one image, positives first: ``boxes`` (R, 4) xyxy px, what they are
-    ``matched`` with, and ``target`` (P,), the number of the object of each of the P positives.
+    """Sampled regions of one image, positives first: ``boxes`` (R, 4) xyxy px, their targets
+    ``matched``, and ``target`` (P,), the index of the object of each of the P positives.
     """
 
     boxes: Tensor
@@ -41,7 +41,7 @@ class Regions(TensorStruct):
 
 @dataclass(frozen=True, kw_only=True)
 class RegionSampler:
-    """Assigns boxes by overlap, and draws some of the true ones and of them (Ren et al. 2015)."""
+    """Assigns boxes by IoU and samples regions from them and the true boxes (Ren et al. 2015)."""
 
     assigner: MaxIouAssigner
     sampler: RandomSampler

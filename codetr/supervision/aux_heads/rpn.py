@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codetr.boxes import at_least_float32
 from codetr.loss_terms import Count, Losses, LossTerm
 from codetr.structures import Images, Pyramid, Targets
 from codetr.supervision.assigners.max_iou import MaxIouAssigner
@@ -32,7 +31,7 @@ SAMPLER = RandomSampler(size=256, positive_share=0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proposals(TensorStruct):
+class RegionProposals(TensorStruct):
     """Regions of one image, best first: ``boxes`` (R, 4) xyxy px, ``scores`` (R,)."""
 
     boxes: Tensor
@@ -51,7 +50,7 @@ class ProposalSelection:
 
     def __call__(
         self, scores: Tensor, boxes_px: Tensor, level_sizes: tuple[int, ...]
-    ) -> tuple[Proposals, ...]:
+    ) -> tuple[RegionProposals, ...]:
         """Proposals of every image from ``scores`` (B, A) and decoded, clipped ``boxes_px``
         (B, A, 4) xyxy; boxes without area are dropped.
         """
@@ -69,7 +68,7 @@ class ProposalSelection:
         counts = kept.sum(dim=1).clamp(max=self.limit).tolist()
         chosen = [row[:count] for row, count in zip(order.indices, counts, strict=True)]
         return tuple(
-            Proposals(boxes=box[row], scores=score[row])
+            RegionProposals(boxes=box[row], scores=score[row])
             for box, score, row in zip(boxes, scores, chosen, strict=True)
         )
 
@@ -137,8 +136,8 @@ class Rpn(nn.Module):
             logits.append(flatten_level(self.cls(features), 1).squeeze(2))
             deltas.append(flatten_level(self.reg(features), 4))
         return RpnPredictions(
-            logits=at_least_float32(torch.cat(logits, dim=1)),
-            deltas=at_least_float32(torch.cat(deltas, dim=1)),
+            logits=torch.cat(logits, dim=1),
+            deltas=torch.cat(deltas, dim=1),
             anchors=self.grid(pyramid, images.padded_sizes),
         )
 
@@ -200,7 +199,7 @@ class Rpn(nn.Module):
     @torch.no_grad()
     def proposals(
         self, predictions: RpnPredictions, sizes: Tensor, selection: ProposalSelection
-    ) -> tuple[Proposals, ...]:
+    ) -> tuple[RegionProposals, ...]:
         """Proposals per image, without gradient, clipped to ``sizes`` (B, 2) height, width px.
 
         Anchors in the padding of an image are included, as in the official code.

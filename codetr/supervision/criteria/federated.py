@@ -1,4 +1,4 @@
-"""Federated loss: under federated annotation, most classes of an image are simply not judged."""
+"""Federated loss, for data sets that annotate only some classes per image (LVIS)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from codetr.supervision.criteria.class_losses import Classification
 
 
 class FederatedClassification(nn.Module):
-    """Another classification loss, on the classes of the batch and some sampled ones alone.
+    """A classification loss restricted to the classes of the batch and some sampled ones.
 
     Zhou et al., "Probabilistic two-stage detection" (arXiv 2103.07461), section 4: the classes
     with a box in the batch count, and others drawn without replacement until ``num_classes`` are
