@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from codetr.analysis.config_reference import reference_pages
 from codetr.conf_folder import conf_folder
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools are not installed
+
+from tools.docs.config_reference import reference_pages
 
 REFERENCE = "reference"
 PARITY_PAGE = "parity.md"

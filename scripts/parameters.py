@@ -1,10 +1,14 @@
 """Print experiments' numbers of parameters: ``python scripts/parameters.py [NAME ...]``."""
 
 import argparse
+import sys
 from pathlib import Path
 
-from codetr.inference.parameters import count_experiments, parameter_table, read_official_counts
 from codetr.training.shell import one_line_errors
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools are not installed
+
+from tools.docs.parameters import count_experiments, parameter_table, read_official_counts
 
 OFFICIAL = Path(__file__).parents[1] / "tests/golden/official_parameters.json"
 

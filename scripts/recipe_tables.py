@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from codetr.analysis.recipe_table import (
+from codetr.conf_folder import conf_folder
+from codetr.training.shell import one_line_errors
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools are not installed
+
+from tools.docs.parameters import read_official_counts
+from tools.docs.recipe_table import (
     publications,
     recipe,
     recipe_tables,
     remark_table,
     with_tables,
 )
-from codetr.conf_folder import conf_folder
-from codetr.inference.parameters import read_official_counts
-from codetr.training.shell import one_line_errors
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADING = "### What differs in single recipes"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from codetr.analysis.recipe_table import with_tables
-from codetr.analysis.scheme_table import BEGIN, END, families, scheme_table
 from codetr.conf_folder import conf_folder
 from codetr.training.shell import one_line_errors
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools are not installed
+
+from tools.docs.recipe_table import with_tables
+from tools.docs.scheme_table import BEGIN, END, families, scheme_table
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/method.md"
 

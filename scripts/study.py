@@ -19,16 +19,16 @@ from pathlib import Path
 
 import torch
 
-from codetr.analysis.looks import merge_looks, read_findings, read_looks, write_looks
-from codetr.analysis.records import Kept, merge, read_record, write_record
 from codetr.analysis.runs import read_runs
-from codetr.analysis.study import study_figures, with_looks, with_study, with_study_in_short
 from codetr.errors import UserError
 from codetr.training.shell import one_line_errors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools are not installed
 
 from tools.bench.report import hardware
+from tools.docs.looks import merge_looks, read_findings, read_looks, write_looks
+from tools.docs.records import Kept, merge, read_record, write_record
+from tools.docs.study import study_figures, with_looks, with_study, with_study_in_short
 
 ROOT = Path(__file__).resolve().parents[1]
 

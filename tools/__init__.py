@@ -1,1 +1,1 @@
-"""The laboratory: parity with the official code, and benchmarks; not installed."""
+"""The laboratory: parity with the official code, benchmarks, what writes docs/; not installed."""

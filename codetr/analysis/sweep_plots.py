@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from statistics import fmean
 
@@ -27,18 +27,6 @@ def ap_figure(sweep: Sweep) -> bytes:
     axes = figure.subplots()
     draw_seeds(axes, sweep)
     axes.legend(fontsize="small")
-    return png(figure)
-
-
-def seeds_figure(sweeps: Mapping[str, Sweep]) -> bytes:
-    """The same of several sweeps beside each other, with one scale, under their titles."""
-    figure = Figure(figsize=(4.6 * len(sweeps), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(sweeps), sharey=True, squeeze=False)[0]
-    for axes, (title, sweep) in zip(panels, sweeps.items(), strict=True):
-        draw_seeds(axes, sweep)
-        axes.set_title(title, fontsize="medium")
-        axes.label_outer()
-    panels[0].legend(fontsize="small")
     return png(figure)
 
 

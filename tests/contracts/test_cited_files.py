@@ -15,7 +15,7 @@ from itertools import product
 import pytest
 from tiny import CONF, published
 
-from codetr.analysis.recipe_table import publications
+from tools.docs.recipe_table import publications
 
 CO_DINO = [
     "9encoder_lsj_r50_1x_coco",

@@ -12,8 +12,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from codetr.analysis.config_reference import page_name
 from codetr.conf_folder import conf_folder
+from tools.docs.config_reference import page_name
 from tools.parity.check import Report, markdown
 from tools.parity.table import Row
 

@@ -17,9 +17,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from codetr.analysis.config_files import read_option_files
-from codetr.analysis.config_reference import LISTS, UNLISTED
 from codetr.conf_folder import conf_folder
+from tools.docs.config_files import read_option_files
+from tools.docs.config_reference import LISTS, UNLISTED
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = conf_folder()
@@ -146,7 +146,11 @@ def _text(node: ast.AST) -> str:
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
-SOURCES = sorted([*(ROOT / "codetr").rglob("*.py"), *ROOT.glob("*.py"), *ROOT.glob("scripts/*.py")])
+SOURCES = sorted(
+    path
+    for pattern in ("codetr/**/*.py", "tools/docs/*.py", "*.py", "scripts/*.py")
+    for path in ROOT.glob(pattern)
+)
 
 
 def test_keys_in_messages_exist() -> None:

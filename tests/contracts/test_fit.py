@@ -10,10 +10,10 @@ from test_token_detectors import COMMON, RECIPES
 from tiny import backward, batch, composed, options, without_gradient
 from torch import nn
 
-from codetr.analysis.scheme_table import families
 from codetr.conf_folder import conf_folder
 from codetr.errors import UserError, user_error
 from codetr.supervision.schemes.protocol import require_fit
+from tools.docs.scheme_table import families
 
 ENCODERS = (".DeformableEncoder", ".DenseEncoder")
 """Of models whose backbone may be exchanged for a small one."""

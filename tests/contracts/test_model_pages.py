@@ -11,8 +11,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from tiny import CONF, options
 
-from codetr.analysis.config_files import read_option_file
 from codetr.moved_keys import MOVED_KEYS
+from tools.docs.config_files import read_option_file
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text("utf-8")
 NAMED = re.findall(r"^\| `(\w+_coco)` \| (.+) \| (.+) \|$", PAGE, re.MULTILINE)

@@ -23,7 +23,7 @@ from token_tables import token_parameters, vidt_unread
 
 from codetr.checkpoints.experiment import build_empty
 from codetr.checkpoints.vidt import UNREAD
-from codetr.inference.parameters import count_parameters, read_official_counts
+from tools.docs.parameters import count_parameters, read_official_counts
 
 COUNTS = (
     EXPECTED

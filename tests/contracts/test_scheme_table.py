@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from codetr.analysis.scheme_table import families, refusal
 from codetr.conf_folder import conf_folder
+from tools.docs.scheme_table import families, refusal
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/method.md"

@@ -22,9 +22,6 @@ from openers import CHECKPOINT, OFFICIAL, Opener, opened, watched, write_split
 from planted import HOME, NODES, PLACE, TEXTS, File, planted
 from tiny_checkpoint import save_tiny
 
-from codetr.analysis.looks import read_findings as read_analyses
-from codetr.analysis.looks import read_looks
-from codetr.analysis.records import read_record
 from codetr.analysis.runs import read_runs
 from codetr.analysis.sweep_report import facts, summary
 from codetr.analysis.sweep_report import table as table_of
@@ -39,6 +36,9 @@ from codetr.models.backbones.weights import read_weights
 from codetr.run_folder import RunFolder
 from codetr.training.checkpoint_files import resume_path
 from codetr.training.sweeps.jobs import earlier, plan, require_own_folders
+from tools.docs.looks import read_findings as read_analyses
+from tools.docs.looks import read_looks
+from tools.docs.records import read_record
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_ROWS: Mapping[str, str] = {

@@ -6,12 +6,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from tiny import CONF
 
-from codetr.analysis.recipe_table import publications
 from codetr.checkpoints.coco import COCO
 from codetr.checkpoints.experiment import build_record
 from codetr.checkpoints.zoo import ByHand, HubFile, Url, ZooEntry, read_table
 from codetr.models.detectors.protocol import MAIN
 from codetr.training.evaluate import as_built, with_run
+from tools.docs.recipe_table import publications
 
 ENTRIES = [entry for path in sorted((CONF / "zoo").glob("*.yaml")) for entry in read_table(path)]
 PUBLISHED = {publication.name: publication for publication in publications(CONF)}

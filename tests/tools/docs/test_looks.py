@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from codetr.analysis.looks import (
+from codetr.errors import UserError
+from tools.docs.looks import (
     Look,
     looks_table,
     merge_looks,
@@ -13,7 +14,6 @@ from codetr.analysis.looks import (
     read_looks,
     write_looks,
 )
-from codetr.errors import UserError
 
 AREA = "encoder: area"
 

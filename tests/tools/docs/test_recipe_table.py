@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from codetr.analysis.recipe_table import (
+from codetr.conf_folder import conf_folder
+from codetr.errors import UserError
+from tools.docs.parameters import read_official_counts
+from tools.docs.recipe_table import (
     BEGIN,
     END,
     Publication,
@@ -19,9 +22,6 @@ from codetr.analysis.recipe_table import (
     remark_table,
     with_tables,
 )
-from codetr.conf_folder import conf_folder
-from codetr.errors import UserError
-from codetr.inference.parameters import read_official_counts
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "docs/recipes.md"

@@ -8,13 +8,15 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
+from matplotlib.figure import Figure
+
 from codetr.analysis.estimates import estimate
-from codetr.analysis.looks import Look, looks_table
-from codetr.analysis.recipe_table import with_tables
-from codetr.analysis.records import CURVE, Kept
-from codetr.analysis.sweep_plots import ap_figure, seeds_figure
+from codetr.analysis.sweep_plots import ap_figure, draw_seeds, png
 from codetr.analysis.sweep_report import difference, gain_over, table
 from codetr.analysis.variants import Sweep, group_runs
+from tools.docs.looks import Look, looks_table
+from tools.docs.recipe_table import with_tables
+from tools.docs.records import CURVE, Kept
 
 SHOWN = ("AP", "AP50", "AP75", "step_time_s")
 """Of a run's numbers, in this order."""
@@ -145,6 +147,18 @@ def study_figures(records: Records) -> dict[str, bytes]:
     figures = {Path(figure_path(name)).name: ap_figure(sweep) for name, sweep in done.items()}
     beside = {title: done[name] for name, title in BESIDE.items() if name in done}
     return figures | ({"study.png": seeds_figure(beside)} if beside else {})
+
+
+def seeds_figure(sweeps: Mapping[str, Sweep]) -> bytes:
+    """The same of several sweeps beside each other, with one scale, under their titles."""
+    figure = Figure(figsize=(4.6 * len(sweeps), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(sweeps), sharey=True, squeeze=False)[0]
+    for axes, (title, sweep) in zip(panels, sweeps.items(), strict=True):
+        draw_seeds(axes, sweep)
+        axes.set_title(title, fontsize="medium")
+        axes.label_outer()
+    panels[0].legend(fontsize="small")
+    return png(figure)
 
 
 def figure_path(name: str) -> str:

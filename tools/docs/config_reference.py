@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from codetr.analysis.config_files import OptionFile, Setting, read_option_files
 from codetr.errors import UserError
+from tools.docs.config_files import OptionFile, Setting, read_option_files
 
 INDEX = "index.md"
 COMMANDS = "commands.md"
@@ -63,7 +63,7 @@ def reference_pages(conf: Path) -> dict[str, str]:
     groups = {group: list(found) for group, found in groupby(files, key=lambda file: file.group)}
     if unknown := [group for group in groups if group and group not in ABOUT]:
         raise UserError(
-            f"{conf / unknown[0]}: a new group: describe it in codetr/analysis/config_reference.py"
+            f"{conf / unknown[0]}: a new group: describe it in tools/docs/config_reference.py"
         )
     pages = {page_name(group): _page(group, found) for group, found in groups.items()}
     return {INDEX: _index(groups), **pages}

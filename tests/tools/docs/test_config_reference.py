@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from codetr.analysis.config_files import Setting, read_option_file, read_option_files
-from codetr.analysis.config_reference import as_text, page_name, reference_pages
 from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
+from tools.docs.config_files import Setting, read_option_file, read_option_files
+from tools.docs.config_reference import as_text, page_name, reference_pages
 
 CONF = conf_folder()
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from codetr.analysis.looks import read_looks
-from codetr.analysis.records import Kept, merge, read_record, write_record
 from codetr.analysis.runs import Run, read_runs
-from codetr.analysis.study import (
+from codetr.conf_folder import conf_folder
+from codetr.errors import UserError
+from tools.docs.looks import read_looks
+from tools.docs.records import Kept, merge, read_record, write_record
+from tools.docs.study import (
     BESIDE,
     NOT_RUN,
     figure_path,
@@ -22,8 +24,6 @@ from codetr.analysis.study import (
     with_study,
     with_study_in_short,
 )
-from codetr.conf_folder import conf_folder
-from codetr.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 RECORDS = {path.stem: read_record(path) for path in (ROOT / "benchmarks/study").glob("*.json")}

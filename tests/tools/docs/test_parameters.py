@@ -7,7 +7,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from codetr.errors import UserError
-from codetr.inference.parameters import (
+from tools.docs.parameters import (
     OfficialCount,
     ParameterCount,
     count_experiments,
