@@ -8,8 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from codetr.checkpoints.official import DROPPED, Conversion
-from codetr.checkpoints.renaming import Rules, convert_by
+from codetr.checkpoints.renaming import DROPPED, Conversion, Rules, convert_by, perceptron
 
 CLASS_EMBEDDING = "class_embed.weight"
 CLASS_ROWS = r"class_embed\.(weight|bias)|label_enc\.weight"
@@ -17,7 +16,7 @@ CLASS_ROWS = r"class_embed\.(weight|bias)|label_enc\.weight"
 _LABELS = "label_enc.weight"
 _ENCODER = r"transformer\.encoder\.(layers\.\d+)\."
 _DECODER = r"transformer\.decoder\.(layers\.\d+)\."
-_EMBED = r"transformer\.decoder\.ref_point_head\.layers\."
+_EMBED = r"transformer\.decoder\.ref_point_head"
 
 RULES: Rules = (
     (r"transformer\.decoder\.bbox_embed\..*", DROPPED),  # the same tensors once more
@@ -64,29 +63,20 @@ RULES: Rules = (
     (_DECODER + r"norm2\.(.*)", r"detector.decoder.\1.cross_attention_norm.\2"),
     (_DECODER + r"norm3\.(.*)", r"detector.decoder.\1.feed_forward_norm.\2"),
     (r"transformer\.decoder\.norm\.(.*)", r"detector.decoder.norm.\1"),
-    (r"transformer\.decoder\.query_scale\.layers\.0\.(.*)", r"detector.decoder.sine_scale.0.\1"),
-    (r"transformer\.decoder\.query_scale\.layers\.1\.(.*)", r"detector.decoder.sine_scale.2.\1"),
+    *perceptron(r"transformer\.decoder\.query_scale", "detector.decoder.sine_scale", 2),
     (r"class_embed\.(.*)", r"detector.head.classify.0.\1"),
-    (r"bbox_embed\.layers\.0\.(.*)", r"detector.head.regress.0.0.\1"),
-    (r"bbox_embed\.layers\.1\.(.*)", r"detector.head.regress.0.2.\1"),
-    (r"bbox_embed\.layers\.2\.(.*)", r"detector.head.regress.0.4.\1"),
+    *perceptron("bbox_embed", "detector.head.regress.0", 3),
 )
 
-POINTS: Rules = (
-    (_EMBED + r"0\.(.*)", r"detector.query_init.reference_points.0.\1"),
-    (_EMBED + r"1\.(.*)", r"detector.query_init.reference_points.2.\1"),
-)
+POINTS: Rules = perceptron(_EMBED, "detector.query_init.reference_points", 2)
 """Conditional DETR's own."""
 
-_SCALE = r"transformer\.encoder\.query_scale\.layers\."
-_SIZE = r"transformer\.decoder\.ref_anchor_head\.layers\."
 BOXES: Rules = (
-    (_EMBED + r"0\.(.*)", r"detector.decoder.spatial.embed.mlp.0.\1"),
-    (_EMBED + r"1\.(.*)", r"detector.decoder.spatial.embed.mlp.2.\1"),
-    (_SIZE + r"0\.(.*)", r"detector.decoder.spatial.wanted_size.0.\1"),
-    (_SIZE + r"1\.(.*)", r"detector.decoder.spatial.wanted_size.2.\1"),
-    (_SCALE + r"0\.(.*)", r"detector.encoder.position_scale.0.\1"),
-    (_SCALE + r"1\.(.*)", r"detector.encoder.position_scale.2.\1"),
+    *perceptron(_EMBED, "detector.decoder.spatial.embed.mlp", 2),
+    *perceptron(
+        r"transformer\.decoder\.ref_anchor_head", "detector.decoder.spatial.wanted_size", 2
+    ),
+    *perceptron(r"transformer\.encoder\.query_scale", "detector.encoder.position_scale", 2),
 )
 """DAB-DETR's and DN-DETR's own."""
 
@@ -110,17 +100,11 @@ def convert_conditional_detr(official: Mapping[str, Tensor]) -> Conversion:
     own = BOXES if "refpoint_embed.weight" in official else POINTS
     labelled = _LABELS in official
     rules = (*own, *(PATTERNS_OF_LABELLED if labelled else PATTERNS), *RULES)
-    conversion = convert_by({k: v for k, v in official.items() if k != _LABELS}, rules)
     if not labelled:
-        return conversion
+        return convert_by(official, rules)
     *known, unknown = official[_LABELS].split([len(official[_LABELS]) - 1, 1])
-    parts = {
+    labels = {
         "schemes.query_denoising.label_embedding.weight": known[0],
         "detector.query_init.content.label": unknown[0],
     }
-    return Conversion(
-        state=conversion.state | parts,
-        used={**conversion.used, _LABELS: ", ".join(parts)},
-        dropped=conversion.dropped,
-        unused=conversion.unused,
-    )
+    return convert_by(official, rules, {_LABELS: labels})

@@ -15,8 +15,8 @@ from codetr.checkpoints.experiment import build_empty, build_record, compose_exp
 from codetr.checkpoints.files import DetectorFile, read_detector_file
 from codetr.checkpoints.huggingface import HUGGINGFACE, read_huggingface
 from codetr.checkpoints.mmdet_swin import is_mmdet_swin
-from codetr.checkpoints.official import Conversion
 from codetr.checkpoints.official_file import OfficialFile, WeightSet, read_official_file
+from codetr.checkpoints.renaming import Conversion
 from codetr.checkpoints.transfer import short, transfer
 from codetr.checkpoints.zoo import ZOO, find_entry
 from codetr.checkpoints.zoo_files import local_file

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from codetr.checkpoints import h_detr
-from codetr.checkpoints.official import Conversion
-from codetr.checkpoints.renaming import Rules, convert_by
+from codetr.checkpoints.renaming import Conversion, Rules, convert_by
 
 CLASS_EMBEDDING = h_detr.CLASS_EMBEDDING
 CLASS_ROWS = r"(transformer\.decoder\.)?class_embed\.\d+\..*"
@@ -45,25 +44,21 @@ def convert_deformable_detr(official: Mapping[str, Tensor], tied: bool) -> Conve
     names = ((key, _first(key)) for key in official) if tied else ()
     first = {key: name for key, name in names if name is not None and name != key}
     dropped = tuple(k for k, name in first.items() if _equal(official[k], official.get(name)))
-    single = {k: v for k, v in official.items() if k != _QUERIES and k not in first}
+    single = {k: v for k, v in official.items() if k not in first}
+    parts = {}
+    if _QUERIES in official:
+        position, content = official[_QUERIES].chunk(2, dim=1)
+        parts[_QUERIES] = {_POSITION: position, _CONTENT: content}
     rules: Rules = (
         (r"transformer\.reference_points\.(.*)", r"detector.query_init.reference_points.\1"),
         *h_detr.neck_rules(official),
         *h_detr.RULES,
     )
-    renamed = convert_by(single, rules)
-    conversion = replace(
+    renamed = convert_by(single, rules, parts)
+    return replace(
         renamed,
         dropped=renamed.dropped + dropped,
         unused=renamed.unused + tuple(k for k in first if k not in dropped),
-    )
-    if _QUERIES not in official:
-        return conversion
-    position, content = official[_QUERIES].chunk(2, dim=1)
-    return replace(
-        conversion,
-        state=conversion.state | {_POSITION: position, _CONTENT: content},
-        used={**conversion.used, _QUERIES: f"{_POSITION}, {_CONTENT}"},
     )
 
 

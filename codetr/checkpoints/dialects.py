@@ -17,9 +17,10 @@ from codetr.checkpoints import (
     vidt,
     yolos,
 )
-from codetr.checkpoints.category_rows import coco_rows
+from codetr.checkpoints.coco import coco_rows
 from codetr.checkpoints.ms_detr import convert_ms_detr, is_ms_detr
-from codetr.checkpoints.official import Conversion, convert_official
+from codetr.checkpoints.official import convert_official
+from codetr.checkpoints.renaming import Conversion
 
 State = Mapping[str, Tensor]
 

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from codetr.checkpoints import h_detr
-from codetr.checkpoints.official import DROPPED, Conversion
-from codetr.checkpoints.renaming import Rules, convert_by
+from codetr.checkpoints.renaming import DROPPED, Conversion, Rules, convert_by, perceptron
 
 CLASS_EMBEDDING = h_detr.CLASS_EMBEDDING
 CLASS_ROWS = (
@@ -22,19 +21,14 @@ CLASS_ROWS = (
 """Tensors with a row per class, or more."""
 _LABELS = "label_enc.weight"
 _MARK = "transformer.enc_out_class_embed.weight"
-_POSITION = r"transformer\.decoder\.ref_point_head\.layers\."
-_PROPOSALS = r"transformer\.enc_out_bbox_embed\.layers\."
 
 RULES: Rules = (
     (r"(class|bbox)_embed\.[1-9]\d*\..*", DROPPED),  # the first layer's once more
     (r"transformer\.tgt_embed\.weight", r"detector.query_init.content"),
-    (_POSITION + r"0\.(.*)", r"detector.decoder.anchor_position.mlp.0.\1"),
-    (_POSITION + r"1\.(.*)", r"detector.decoder.anchor_position.mlp.2.\1"),
+    *perceptron(r"transformer\.decoder\.ref_point_head", "detector.decoder.anchor_position.mlp", 2),
     (r"transformer\.decoder\.norm\.(.*)", r"detector.decoder.norm.\1"),
     (r"transformer\.enc_out_class_embed\.(.*)", r"detector.head.classify.1.\1"),
-    (_PROPOSALS + r"0\.(.*)", r"detector.head.regress.1.0.\1"),
-    (_PROPOSALS + r"1\.(.*)", r"detector.head.regress.1.2.\1"),
-    (_PROPOSALS + r"2\.(.*)", r"detector.head.regress.1.4.\1"),
+    *perceptron(r"transformer\.enc_out_bbox_embed", "detector.head.regress.1", 3),
     (r"label_enc\.weight", r"schemes.denoising.label_embedding.weight"),
     *h_detr.RULES,
 )

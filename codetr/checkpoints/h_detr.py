@@ -1,19 +1,15 @@
-"""Names of the original Deformable DETR's checkpoints, which H-DETR and Teach-DETR share, and ours.
-
-``RULES`` are tried in order; the first pattern that matches a whole key gives its new name.
-"""
+"""Names of the checkpoints of the original Deformable DETR, H-DETR and Teach-DETR, and ours."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from codetr.checkpoints.category_rows import CATEGORY_ROWS
-from codetr.checkpoints.coco import COCO
-from codetr.checkpoints.official import DROPPED, Conversion
+from codetr.checkpoints.coco import CATEGORY_ROWS, COCO
+from codetr.checkpoints.renaming import DROPPED, Conversion, Rules, convert_by, perceptron
 
 CLASS_EMBEDDING = "class_embed.0.weight"
 
@@ -21,7 +17,7 @@ _QUERIES = "query_embed.weight"
 _ENCODER = r"transformer\.encoder\.(layers\.\d+)\."
 _DECODER = r"transformer\.decoder\.(layers\.\d+)\."
 
-RULES: tuple[tuple[str, str], ...] = (
+RULES: Rules = (
     (r"transformer\.decoder\.(bbox|class)_embed\..*", DROPPED),  # the same tensors once more
     (r".*\.num_batches_tracked", DROPPED),
     (r"backbone\..*\.(relative_position_index|attn_mask)", DROPPED),  # tables that are computed
@@ -51,9 +47,7 @@ RULES: tuple[tuple[str, str], ...] = (
     (r"transformer\.pos_trans\.(.*)", r"detector.query_init.position.\1"),
     (r"transformer\.pos_trans_norm\.(.*)", r"detector.query_init.position_norm.\1"),
     (r"class_embed\.(.*)", r"detector.head.classify.\1"),
-    (r"bbox_embed\.(\d+)\.layers\.0\.(.*)", r"detector.head.regress.\1.0.\2"),
-    (r"bbox_embed\.(\d+)\.layers\.1\.(.*)", r"detector.head.regress.\1.2.\2"),
-    (r"bbox_embed\.(\d+)\.layers\.2\.(.*)", r"detector.head.regress.\1.4.\2"),
+    *perceptron(r"bbox_embed\.(\d+)", r"detector.head.regress.\1", 3),
 )
 
 
@@ -68,20 +62,8 @@ def convert_h_detr(official: Mapping[str, Tensor], num_queries: int) -> Conversi
     The first ``num_queries`` learned queries are the detector's, further ones those of the hybrid
     scheme.
     """
-    state: dict[str, Tensor] = {}
-    used: dict[str, str] = {}
-    dropped, unused = [], []
-    rules = (*neck_rules(official), *RULES)
-    for key, value in official.items():
-        parts = _queries(value, num_queries) if key == _QUERIES else _renamed(key, value, rules)
-        if parts is None:
-            unused.append(key)
-        elif not parts:
-            dropped.append(key)
-        else:
-            state.update(parts)
-            used[key] = ", ".join(parts)
-    return Conversion(state=state, used=used, dropped=tuple(dropped), unused=tuple(unused))
+    parts = {_QUERIES: _queries(official[_QUERIES], num_queries)} if _QUERIES in official else {}
+    return convert_by(official, (*neck_rules(official), *RULES), parts)
 
 
 def _queries(table: Tensor, num_queries: int) -> dict[str, Tensor]:
@@ -91,17 +73,7 @@ def _queries(table: Tensor, num_queries: int) -> dict[str, Tensor]:
     return parts
 
 
-def _renamed(key: str, value: Tensor, rules: Sequence[tuple[str, str]]) -> dict[str, Tensor] | None:
-    """``value`` under our name, nothing where it is not needed; None if no rule knows the key."""
-    for pattern, replacement in rules:
-        match = re.fullmatch(pattern, key)
-        if match:
-            name = match.expand(replacement)
-            return {} if name == DROPPED else {name: value}
-    return None
-
-
-def neck_rules(official: Mapping[str, Tensor]) -> Sequence[tuple[str, str]]:
+def neck_rules(official: Mapping[str, Tensor]) -> Rules:
     """Of the neck's convolutions, those of 1x1 project the backbone's maps, and the others make
     extra levels.
     """

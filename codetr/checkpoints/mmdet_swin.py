@@ -12,8 +12,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from codetr.checkpoints.renaming import Rules, rename
+
 _BLOCK = r"stages\.(\d+)\.blocks\.(\d+)\."
-_FROM_MMDET: tuple[tuple[str, str], ...] = (
+_FROM_MMDET: Rules = (
     (r"patch_embed\.projection\.(.*)", r"patch_embed.proj.\1"),
     (_BLOCK + r"attn\.w_msa\.(.*)", r"layers.\1.blocks.\2.attn.\3"),
     (_BLOCK + r"ffn\.layers\.0\.0\.(.*)", r"layers.\1.blocks.\2.mlp.fc1.\3"),
@@ -44,7 +46,7 @@ def to_official_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     converted = {}
     for name, value in state.items():
         prefix = _PREFIX if name.startswith(_PREFIX) else ""
-        renamed = _rename(name.removeprefix(prefix))
+        renamed = rename(name.removeprefix(prefix), _FROM_MMDET)
         merges = renamed is not None and ".downsample." in renamed
         converted[name if renamed is None else prefix + renamed] = (
             from_unfold_order(value) if merges else value
@@ -55,9 +57,3 @@ def to_official_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def from_unfold_order(weight: Tensor) -> Tensor:
     """(..., 4 C) over (channel, row, column) to (column, row, channel)."""
     return weight.unflatten(-1, (-1, 2, 2)).transpose(-3, -1).flatten(-3)
-
-
-def _rename(name: str) -> str | None:
-    """The new name by the first rule that matches all of ``name``; None if none does."""
-    matches = ((re.fullmatch(pattern, name), new) for pattern, new in _FROM_MMDET)
-    return next((match.expand(new) for match, new in matches if match), None)

@@ -6,25 +6,23 @@ decoder layer: the one-to-many branch, which only trains.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from codetr.checkpoints import h_detr
-from codetr.checkpoints.official import DROPPED, Conversion
+from codetr.checkpoints.renaming import Conversion, Rules, convert_by
 
 _DECODER = r"transformer\.decoder\.layers\.(\d+)\."
 _BRANCH = r"schemes.mixed.branches.\1."
 
-RULES: tuple[tuple[str, str], ...] = (
+RULES: Rules = (
     (_DECODER + r"linear3\.(.*)", _BRANCH + r"feed_forward.expand.\2"),
     (_DECODER + r"linear4\.(.*)", _BRANCH + r"feed_forward.contract.\2"),
     (_DECODER + r"norm4\.(.*)", _BRANCH + r"norm.\2"),
     (r"query_embed\.weight", r"detector.query_init.content"),
     *h_detr.RULES,
 )
-"""Tried in order; the first pattern that matches a whole key gives its new name."""
 
 
 def is_ms_detr(official: Mapping[str, Tensor]) -> bool:
@@ -34,20 +32,4 @@ def is_ms_detr(official: Mapping[str, Tensor]) -> bool:
 
 def convert_ms_detr(official: Mapping[str, Tensor]) -> Conversion:
     """Rename an official state dict."""
-    names = {key: rename(key) for key in official}
-    used = {key: ours for key, ours in names.items() if ours}
-    return Conversion(
-        state={ours: official[key] for key, ours in used.items()},
-        used=used,
-        dropped=tuple(key for key, ours in names.items() if ours == DROPPED),
-        unused=tuple(key for key, ours in names.items() if ours is None),
-    )
-
-
-def rename(key: str) -> str | None:
-    """Our name of an official key, empty where we do not need it; None if no rule knows it."""
-    for pattern, replacement in RULES:
-        match = re.fullmatch(pattern, key)
-        if match:
-            return match.expand(replacement)
-    return None
+    return convert_by(official, RULES)

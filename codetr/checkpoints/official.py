@@ -1,25 +1,18 @@
 """Names of the official Co-DETR checkpoints (Sense-X, and its port in mmdetection 3) and ours.
 
-``RULES`` are tried in order; the first pattern that matches a whole key gives its new name.
 ``{head0}`` and ``{head1}`` are our names of the official auxiliary heads 0 and 1.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from codetr.checkpoints.mmdet_swin import is_mmdet_swin, to_official_swin
-from codetr.checkpoints.official_masks import MASK_RULES
-from codetr.checkpoints.official_vit import SFP_RULES, VIT_RULES
+from codetr.checkpoints.renaming import DROPPED, Conversion, Rules, convert, rename, under
 
 CLASS_EMBEDDING = "query_head.cls_branches.0.weight"
-
-DROPPED = ""
-"""New name of keys that hold nothing that we need."""
 
 OFFICIAL_HEADS = ("rcnn", "atss")
 """Our names of the auxiliary heads 0 and 1 of all published models."""
@@ -27,7 +20,60 @@ OFFICIAL_HEADS = ("rcnn", "atss")
 _TRANSFORMER = r"query_head\.transformer\."
 _COLLABORATIVE = "schemes.collaborative."
 
-RULES: tuple[tuple[str, str], ...] = (
+_BOX_HEAD = "schemes.collaborative.heads.{head0}.box_head."
+
+SFP_RULES: Rules = (
+    # Branches number their layers as ours do.
+    (r"neck\.(p[2-6])\.(.*)", r"detector.neck.levels.\1.\2"),
+)
+
+VIT_RULES: Rules = (
+    # Training with averaged weights keeps the others under such names; the plain ones are averaged.
+    (r"ema_.*", ""),
+    # Tables of rotations, once for all and again in every block: ours are computed.
+    (r"backbone\.(?:.*\.)?rope(?:_\w+)?\.freqs_(?:cos|sin)", ""),
+    (
+        r"roi_head\.0\.bbox_head\.shared_convs\.(\d+)\.conv\.(.*)",
+        _BOX_HEAD + r"convs.\1.conv.\2",
+    ),
+    (
+        r"roi_head\.0\.bbox_head\.shared_convs\.(\d+)\.gn\.(.*)",
+        _BOX_HEAD + r"convs.\1.norm.\2",
+    ),
+)
+"""Of the ViT recipes."""
+
+_REGIONS = "schemes.collaborative.heads.{head0}.mask_head."
+_HEAD = "detector.mask_branch.head."
+_SCORING = "detector.mask_branch.scoring."
+_STAGE = r"mask_head\.(stages\.\d+)\."
+
+MASK_RULES: Rules = (
+    # of the region head, which only trains
+    (r"roi_head\.0\.mask_head\.(convs\.\d+\.conv|upsample)\.(.*)", _REGIONS + r"\1.\2"),
+    (r"roi_head\.0\.mask_head\.conv_logits\.(.*)", _REGIONS + r"classify.\1"),
+    # of the detector
+    (r"mask_head\.((?:instance|semantic)_convs\.\d+)\.conv\.(.*)", _HEAD + r"\1.conv.\2"),
+    (r"mask_head\.((?:instance|semantic)_convs\.\d+)\.norm_layer\.(.*)", _HEAD + r"\1.norm.\2"),
+    (_STAGE + r"semantic_transform_in\.(.*)", _HEAD + r"\1.reduce.\2"),
+    (_STAGE + r"fuse_conv\.0\.(.*)", _HEAD + r"\1.fuse.\2"),
+    *(
+        (
+            _STAGE + rf"fuse_conv\.1\.dilation_conv_{number + 1}\.conv\.(.*)",
+            _HEAD + rf"\1.context.branches.{number}.\2",
+        )
+        for number in range(3)
+    ),
+    (_STAGE + r"fuse_conv\.1\.merge_conv\.conv\.(.*)", _HEAD + r"\1.context.merge.\2"),
+    (_STAGE + r"fuse_transform_out\.(.*)", _HEAD + r"\1.narrow.\2"),
+    (r"mask_head\.stage_instance_logits\.(\d+)\.(.*)", _HEAD + r"classify.\1.\2"),
+    (r"mask_iou_head\.(convs\.\d+)\.conv\.(.*)", _SCORING + r"\1.conv.\2"),
+    (r"mask_iou_head\.(convs\.\d+)\.norm_layer\.(.*)", _SCORING + r"\1.norm.\2"),
+    (r"mask_iou_head\.(fcs\.\d+)\.(.*)", _SCORING + r"\1.\2"),
+    (r"mask_iou_head\.fc_mask_iou\.(.*)", _SCORING + r"iou.\1"),
+)
+
+RULES: Rules = (
     *VIT_RULES,
     *SFP_RULES,
     *MASK_RULES,
@@ -145,19 +191,6 @@ RULES: tuple[tuple[str, str], ...] = (
 _HEAD_POSITION = "query_head.transformer.head_pos_embed.weight"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Conversion:
-    """``state`` under our names. Of the official keys: ``used`` ones with our name (several of ours
-    joined by ", "), ``dropped`` ones that hold nothing we need, and ``unused`` ones: no rule knows
-    them, or they belong to an auxiliary head that is not among ours.
-    """
-
-    state: dict[str, Tensor]
-    used: Mapping[str, str]
-    dropped: tuple[str, ...]
-    unused: tuple[str, ...]
-
-
 def convert_official(
     official: Mapping[str, Tensor], heads: Sequence[str] = OFFICIAL_HEADS
 ) -> Conversion:
@@ -167,46 +200,20 @@ def convert_official(
     """
     if is_mmdet_swin(official):
         official = to_official_swin(official)
-    state: dict[str, Tensor] = {}
-    used: dict[str, str] = {}
-    dropped, unused = [], []
-    for key, value in official.items():
-        ours = _places(key, heads)
-        if ours is None:
-            unused.append(key)
-        elif not ours:
-            dropped.append(key)
-        else:
-            parts = value if key == _HEAD_POSITION else [value]  # one scalar per head
-            state.update(zip(ours, parts, strict=key != _HEAD_POSITION))
-            used[key] = ", ".join(ours)
-    return Conversion(state=state, used=used, dropped=tuple(dropped), unused=tuple(unused))
+
+    def place(key: str, value: Tensor) -> Mapping[str, Tensor] | None:
+        if key == _HEAD_POSITION and heads:  # one scalar per head
+            names = [f"{_COLLABORATIVE}embeddings.{name}.head_position" for name in heads]
+            return dict(zip(names, value, strict=True))
+        return under(_of_heads(rename(key, RULES), heads), value)
+
+    return convert(official, place)
 
 
-def _places(key: str, heads: Sequence[str]) -> list[str] | None:
-    """Our names of what ``key`` holds, none where it is not needed; None where there is no place
-    for it.
-    """
-    if key == _HEAD_POSITION:
-        return [f"{_COLLABORATIVE}embeddings.{name}.head_position" for name in heads] or None
-    ours = rename(key)
-    if ours is None:
-        return None
+def _of_heads(name: str | None, heads: Sequence[str]) -> str | None:
+    """With our name of the head it belongs to, if any; None where that is not among ours."""
     for number in range(len(OFFICIAL_HEADS)):
         place = f"{{head{number}}}"
-        if place in ours:
-            if number >= len(heads):
-                return None
-            ours = ours.replace(place, heads[number])
-    return [] if ours == DROPPED else [ours]
-
-
-def rename(key: str) -> str | None:
-    """Our name of an official key, with ``{head0}`` in it where it belongs to a head; None if no
-    rule knows it.
-    """
-    for pattern, replacement in RULES:
-        match = re.fullmatch(pattern, key)
-        if match:
-            return match.expand(replacement)
-    return None
+        if name is not None and place in name:
+            name = name.replace(place, heads[number]) if number < len(heads) else None
+    return name

@@ -20,8 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from codetr.checkpoints.category_rows import CATEGORY_ROWS
-from codetr.checkpoints.coco import COCO
+from codetr.checkpoints.coco import CATEGORY_ROWS, COCO
 from codetr.checkpoints.dialects import DIALECTS, Dialect, dialect_of
 from codetr.checkpoints.pickled import read_pickled
 from codetr.classes import ClassList

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from codetr.checkpoints import h_detr
-from codetr.checkpoints.official import DROPPED, Conversion
-from codetr.checkpoints.renaming import Rules, convert_by
+from codetr.checkpoints.renaming import DROPPED, Conversion, Rules, convert_by
 
 CLASS_EMBEDDING = "class_embed.0.weight"
 

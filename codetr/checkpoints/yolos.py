@@ -6,20 +6,15 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from codetr.checkpoints.official import Conversion
-from codetr.checkpoints.renaming import Rules, convert_by
+from codetr.checkpoints.renaming import Conversion, Rules, convert_by, perceptron
 
 CLASS_EMBEDDING = "class_embed.layers.2.weight"
 """Its rows are COCO's category ids, and background at the end."""
 
 RULES: Rules = (
     (r"backbone\.(.*)", r"detector.backbone.body.\1"),
-    (r"class_embed\.layers\.0\.(.*)", r"detector.head.classify.0.\1"),
-    (r"class_embed\.layers\.1\.(.*)", r"detector.head.classify.2.\1"),
-    (r"class_embed\.layers\.2\.(.*)", r"detector.head.classify.4.\1"),
-    (r"bbox_embed\.layers\.0\.(.*)", r"detector.head.regress.0.\1"),
-    (r"bbox_embed\.layers\.1\.(.*)", r"detector.head.regress.2.\1"),
-    (r"bbox_embed\.layers\.2\.(.*)", r"detector.head.regress.4.\1"),
+    *perceptron("class_embed", "detector.head.classify", 3),
+    *perceptron("bbox_embed", "detector.head.regress", 3),
 )
 
 

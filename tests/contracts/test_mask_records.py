@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from tiny import batch, build, composed
 
 from codetr.checkpoints.experiment import build_empty
-from codetr.checkpoints.official import Conversion, convert_official
+from codetr.checkpoints.official import convert_official
+from codetr.checkpoints.renaming import Conversion
 from codetr.structures import Batch, ImageInfo
 from tools.parity.case import Case
 from tools.parity.inference import evaluation_values

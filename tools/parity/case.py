@@ -13,7 +13,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from codetr.checkpoints.experiment import compose_experiment, without_initial_weights
-from codetr.checkpoints.official import Conversion
+from codetr.checkpoints.renaming import Conversion
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess
 from codetr.structures import Batch

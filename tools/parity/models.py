@@ -14,7 +14,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from codetr.checkpoints.official import Conversion, convert_official
+from codetr.checkpoints.official import convert_official
+from codetr.checkpoints.renaming import Conversion
 from tools.parity.case import Case, load_case
 from tools.parity.inference import evaluation_values
 from tools.parity.recorded import Recorded

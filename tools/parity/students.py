@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from codetr.checkpoints.conditional_detr import convert_conditional_detr, is_conditional_detr
 from codetr.checkpoints.dino import convert_dino
-from codetr.checkpoints.official import Conversion
+from codetr.checkpoints.renaming import Conversion
 from codetr.supervision.schemes import query_denoising
 from codetr.supervision.schemes.denoising import GROUP as CONTRASTIVE
 from tools.parity.case import Case

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from codetr.checkpoints.h_detr import convert_h_detr
-from codetr.checkpoints.official import Conversion
+from codetr.checkpoints.renaming import Conversion
 from codetr.errors import UserError
 from codetr.models.detectors.protocol import MAIN
 from codetr.structures import Batch, Targets

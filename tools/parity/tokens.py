@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codetr.checkpoints.official import Conversion
+from codetr.checkpoints.renaming import Conversion
 from codetr.checkpoints.vidt import convert_vidt
 from codetr.checkpoints.yolos import convert_yolos
 from tools.parity.case import Case

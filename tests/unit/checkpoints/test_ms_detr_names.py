@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from codetr.checkpoints.convert import convert_file
 from codetr.checkpoints.experiment import build_empty, compose_experiment
 from codetr.checkpoints.h_detr import is_h_detr
-from codetr.checkpoints.ms_detr import convert_ms_detr, is_ms_detr, rename
+from codetr.checkpoints.ms_detr import RULES, convert_ms_detr, is_ms_detr
+from codetr.checkpoints.renaming import rename
 
 LAYER = "transformer.decoder.layers.3."
 EXAMPLES = {
@@ -38,7 +39,7 @@ SMALL = (
 
 @pytest.mark.parametrize(("official", "ours"), EXAMPLES.items())
 def test_names(official: str, ours: str | None) -> None:
-    assert rename(official) == ours
+    assert rename(official, RULES) == ours
 
 
 def official_names(experiment: str) -> dict[str, torch.Tensor]:

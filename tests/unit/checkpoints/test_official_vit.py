@@ -5,8 +5,7 @@ import re
 import pytest
 import torch
 
-from codetr.checkpoints.official import RULES
-from codetr.checkpoints.official_vit import SFP_RULES, VIT_RULES
+from codetr.checkpoints.official import RULES, SFP_RULES, VIT_RULES
 from codetr.models.backbones import Eva02Backbone
 from codetr.models.backbones.eva02 import Eva02Trunk
 from codetr.models.necks import SimpleFeaturePyramid
