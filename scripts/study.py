@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-from codetr.analysis.runs import read_runs
 from codetr.errors import UserError
 from codetr.training.shell import one_line_errors
+from tools.sweeps.runs import read_runs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools are not installed
 

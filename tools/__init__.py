@@ -1,1 +1,1 @@
-"""The laboratory: parity with the official code, benchmarks, what writes docs/; not installed."""
+"""The laboratory, not installed: parity, benchmarks, sweep reports, what writes docs/."""

@@ -20,10 +20,9 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
-from codetr.analysis.findings import Findings, mean, pictures
+from codetr.analysis.findings import Findings, colour, mean, pictures
 from codetr.analysis.sampling import require_samples, share_inside, watched
 from codetr.analysis.subject import Subject, boxes_px
-from codetr.analysis.sweep_plots import colour
 from codetr.data.sample import as_sample
 from codetr.evaluation.postprocess import in_original_pixels
 from codetr.inference.finder import DetectorFinder

@@ -14,9 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from codetr.analysis.findings import Findings
+from codetr.analysis.findings import Findings, colour
 from codetr.analysis.subject import Subject
-from codetr.analysis.sweep_plots import colour
 from codetr.checkpoints.trusted import build_part
 from codetr.evaluation import CocoEvaluator
 from codetr.models.detectors.protocol import MAIN

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize, to_pil_image
 
 from codetr.analysis.data_facts import SplitFacts
-from codetr.analysis.sweep_plots import colour, png
+from codetr.analysis.findings import colour, png
 from codetr.data.annotations import CocoAnnotations
 from codetr.data.images import DEFAULT_RULES, ImageError, PixelRules, read_annotated
 from codetr.evaluation.figures import any_script, plain

@@ -33,10 +33,9 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 from torch.nn import functional as F
 
-from codetr.analysis.findings import Findings, pictures
+from codetr.analysis.findings import Findings, colour, pictures
 from codetr.analysis.sampling import attention_map, require_samples, watched
 from codetr.analysis.subject import Subject, boxes_px
-from codetr.analysis.sweep_plots import colour
 from codetr.errors import UserError
 from codetr.structures import Batch, Memory
 

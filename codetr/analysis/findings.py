@@ -6,10 +6,12 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -115,3 +117,16 @@ def pictures(columns: Sequence[str], rows: Sequence[Sequence[Draw]]) -> Figure:
     for axes, title in zip(grid[0], columns, strict=True):
         axes.set_title(title.replace("$", r"\$"), fontsize="medium")
     return figure
+
+
+def colour(place: int) -> tuple[float, float, float, float]:
+    """One per checkpoint, split or variant, in all figures."""
+    palette = colormaps["tab10" if place < 10 else "tab20b"]
+    return palette(place % 10)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a file's content."""
+    target = BytesIO()
+    figure.savefig(target, format="png", dpi=110)
+    return target.getvalue()

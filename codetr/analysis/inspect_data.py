@@ -14,7 +14,6 @@ from rich.progress import Progress
 
 from codetr.analysis.data_facts import SplitFacts, gather_facts, shared_images
 from codetr.analysis.data_plots import box_figure, class_figure, picture_grid
-from codetr.analysis.sweep_report import STYLE
 from codetr.data.annotations import CocoAnnotations
 from codetr.data.check import conventions
 from codetr.data.images import DEFAULT_RULES, PixelRules
@@ -25,6 +24,13 @@ from codetr.data.sources import Split, Splits
 from codetr.errors import UserError
 
 _MOST_PROBLEMS = 1000  # lines in a page
+
+STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;"
+    "color:#222}table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.25rem .6rem;"
+    "text-align:right}td:first-child,th:first-child{text-align:left}img{max-width:100%}"
+    "code{background:#f3f3f3;padding:.1rem .3rem}"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -148,7 +148,13 @@ def _text(node: ast.AST) -> str:
 
 SOURCES = sorted(
     path
-    for pattern in ("codetr/**/*.py", "tools/docs/*.py", "*.py", "scripts/*.py")
+    for pattern in (
+        "codetr/**/*.py",
+        "tools/docs/*.py",
+        "tools/sweeps/*.py",
+        "*.py",
+        "scripts/*.py",
+    )
     for path in ROOT.glob(pattern)
 )
 

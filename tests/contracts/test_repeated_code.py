@@ -54,7 +54,7 @@ def repeated(code: dict[str, list[str]]) -> list[set[str]]:
 def test_no_two_functions_share_more_than_ten_lines() -> None:
     code = {
         f"{path.relative_to(ROOT)}::{name}": lines
-        for top in ("codetr", "tools/docs")
+        for top in ("codetr", "tools/docs", "tools/sweeps")
         for path in sorted((ROOT / top).rglob("*.py"))
         for name, lines in functions(ast.parse(path.read_text()))
     }

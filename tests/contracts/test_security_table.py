@@ -22,10 +22,6 @@ from openers import CHECKPOINT, OFFICIAL, Opener, opened, watched, write_split
 from planted import HOME, NODES, PLACE, TEXTS, File, planted
 from tiny_checkpoint import save_tiny
 
-from codetr.analysis.runs import read_runs
-from codetr.analysis.sweep_report import facts, summary
-from codetr.analysis.sweep_report import table as table_of
-from codetr.analysis.variants import group_runs
 from codetr.checkpoints.convert import open_checkpoint
 from codetr.checkpoints.experiment import CONF
 from codetr.checkpoints.zoo import read_table
@@ -39,6 +35,10 @@ from codetr.training.sweeps.jobs import earlier, plan, require_own_folders
 from tools.docs.looks import read_findings as read_analyses
 from tools.docs.looks import read_looks
 from tools.docs.records import read_record
+from tools.sweeps.report import facts, summary
+from tools.sweeps.report import table as table_of
+from tools.sweeps.runs import read_runs
+from tools.sweeps.variants import group_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_ROWS: Mapping[str, str] = {

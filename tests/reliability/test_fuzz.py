@@ -25,8 +25,6 @@ from tiny_checkpoint import save_tiny
 from variants import STRANGE, bytes_variant, deep, json_variant
 
 import codetr
-from codetr.analysis.runs import read_runs
-from codetr.analysis.variants import group_runs
 from codetr.checkpoints.experiment import compose_train
 from codetr.data.annotations import load_annotations
 from codetr.data.images import read_image
@@ -34,6 +32,8 @@ from codetr.data.teachers import read_findings
 from codetr.errors import UserError
 from codetr.evaluation.ground_truth import read_ground_truth
 from codetr.settings import check_settings
+from tools.sweeps.runs import read_runs
+from tools.sweeps.variants import group_runs
 
 COUNTS = {
     "annotations": 3000,

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from codetr.analysis.estimates import Estimate, estimate, paired
-from codetr.analysis.runs import read_run
-from codetr.analysis.variants import label_of
 from codetr.errors import UserError
 from codetr.json_text import parse_json
+from tools.sweeps.estimates import Estimate, estimate, paired
+from tools.sweeps.runs import read_run
+from tools.sweeps.variants import label_of
 
 SHOWN = {
     "encoder: area": "discriminability of the encoder: area",

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codetr.analysis.runs import Run
-from codetr.analysis.variants import label_of
 from codetr.errors import UserError
 from codetr.json_text import parse_json
+from tools.sweeps.runs import Run
+from tools.sweeps.variants import label_of
 
 CURVE = "val/AP"
 """The only curve that is kept."""

@@ -10,13 +10,13 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from codetr.analysis.estimates import estimate
-from codetr.analysis.sweep_plots import ap_figure, draw_seeds, png
-from codetr.analysis.sweep_report import difference, gain_over, table
-from codetr.analysis.variants import Sweep, group_runs
 from tools.docs.looks import Look, looks_table
 from tools.docs.recipe_table import with_tables
 from tools.docs.records import CURVE, Kept
+from tools.sweeps.estimates import estimate
+from tools.sweeps.plots import ap_figure, draw_seeds, png
+from tools.sweeps.report import difference, gain_over, table
+from tools.sweeps.variants import Sweep, group_runs
 
 SHOWN = ("AP", "AP50", "AP75", "step_time_s")
 """Of a run's numbers, in this order."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from codetr.analysis.runs import Run, read_runs
 from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from tools.docs.looks import read_looks
@@ -24,6 +23,7 @@ from tools.docs.study import (
     with_study,
     with_study_in_short,
 )
+from tools.sweeps.runs import Run, read_runs
 
 ROOT = Path(__file__).resolve().parents[3]
 RECORDS = {path.stem: read_record(path) for path in (ROOT / "benchmarks/study").glob("*.json")}

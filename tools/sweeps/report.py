@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from codetr.analysis.estimates import Estimate, estimate, paired
-from codetr.analysis.runs import read_runs
-from codetr.analysis.sweep_plots import ap_figure, cost_figure, curves_figure
-from codetr.analysis.variants import Sweep, Variant, group_runs
+from codetr.analysis.inspect_data import STYLE
+from tools.sweeps.estimates import Estimate, estimate, paired
+from tools.sweeps.plots import ap_figure, cost_figure, curves_figure
+from tools.sweeps.runs import read_runs
+from tools.sweeps.variants import Sweep, Variant, group_runs
 
 NUMBERS = {
     "AP": (3, "AP"),
@@ -25,13 +26,6 @@ NUMBERS = {
     "device_hours": (3, "device-hours"),
 }
 """Of metrics.json: digits and heading."""
-
-STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;"
-    "color:#222}table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.25rem .6rem;"
-    "text-align:right}td:first-child,th:first-child{text-align:left}img{max-width:100%}"
-    "code{background:#f3f3f3;padding:.1rem .3rem}"
-)
 
 
 @dataclass(frozen=True, kw_only=True)

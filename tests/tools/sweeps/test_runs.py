@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from codetr.analysis.runs import read_run, read_runs
 from codetr.errors import UserError
+from tools.sweeps.runs import read_run, read_runs
 
 
 def test_nothing_in_a_run_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from codetr.analysis.estimates import estimate, paired
+from tools.sweeps.estimates import estimate, paired
 
 
 def test_known_intervals() -> None:

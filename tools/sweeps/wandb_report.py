@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from codetr.analysis.sweep_report import Page, as_markdown
 from codetr.errors import UserError
+from tools.sweeps.report import Page, as_markdown
 
 PANELS = ("val/AP", "loss", "perf/images_per_second", "perf/peak_memory_gib")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from codetr.analysis.runs import Curve, Run, added
+from tools.sweeps.runs import Curve, Run, added
 
 HEADS = "aux_heads"
 SCHEMES = "scheme"

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
 from statistics import fmean
 
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from codetr.analysis.estimates import estimate
-from codetr.analysis.runs import Curve
-from codetr.analysis.variants import Sweep, Variant, loss_groups
+from codetr.analysis.findings import colour, png
+from tools.sweeps.estimates import estimate
+from tools.sweeps.runs import Curve
+from tools.sweeps.variants import Sweep, Variant, loss_groups
 
 COSTS = {
     "step_time_s": "seconds per step",
@@ -118,16 +117,3 @@ def _draw(axes: Axes, curves: Sequence[Curve], variant: Variant, place: int) -> 
     if len(curves) > 1:
         lows, highs = [min(v) for v in values], [max(v) for v in values]
         axes.fill_between(steps, lows, highs, color=colour(place), alpha=0.2, linewidth=0)
-
-
-def colour(place: int) -> tuple[float, float, float, float]:
-    """One per variant, in all figures."""
-    palette = colormaps["tab10" if place < 10 else "tab20b"]
-    return palette(place % 10)
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a file's content."""
-    target = BytesIO()
-    figure.savefig(target, format="png", dpi=110)
-    return target.getvalue()

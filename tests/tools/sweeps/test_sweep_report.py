@@ -11,11 +11,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from PIL import Image
 
-from codetr.analysis.runs import added, read_runs
-from codetr.analysis.sweep_report import Page, as_html, as_markdown, make_page, write_report
-from codetr.analysis.variants import group_runs, loss_groups
-from codetr.analysis.wandb_report import push_report
 from codetr.errors import UserError
+from tools.sweeps.report import Page, as_html, as_markdown, make_page, write_report
+from tools.sweeps.runs import added, read_runs
+from tools.sweeps.variants import group_runs, loss_groups
+from tools.sweeps.wandb_report import push_report
 
 HEADS = [(), ("atss",), ("atss", "rcnn")]
 

@@ -1,0 +1,1 @@
+"""The page of a sweep: what its runs say, seed by seed; see ``scripts/sweep_report.py``."""
