@@ -126,6 +126,7 @@ def configure_logging() -> None:
         ".*smaller than the logging interval.*",  # the rest of an epoch is logged at its end
         ".*your dataloader is not resumable.*",  # it is, by the position in the epoch
         ".*LeafSpec.*",  # Lightning's use of torch
+        "`broadcast_buffers` is deprecated.*",  # not every torch has its successor
     ):
         warnings.filterwarnings("ignore", message=message)
 

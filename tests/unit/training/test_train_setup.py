@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from codetr.checkpoints.files import RunRecord
 from codetr.classes import ClassList
@@ -32,6 +35,20 @@ CONF = str(conf_folder())
 def composed(name: str, *overrides: str) -> DictConfig:
     with initialize_config_dir(CONF, version_base="1.3"):
         return compose(name, list(overrides))
+
+
+def test_the_strategy_s_options_warn_nobody(tmp_path: Path) -> None:
+    options = composed("train", "trainer=ddp", "num_classes=1").trainer.strategy
+    chosen = {key: options[key] for key in ("broadcast_buffers", "gradient_as_bucket_view")}
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            configure_logging()
+            DistributedDataParallel(nn.Linear(1, 1), **chosen)
+    finally:
+        dist.destroy_process_group()
+    assert [str(one.message) for one in told] == []
 
 
 def test_no_auxiliary_head_is_an_empty_dict() -> None:
