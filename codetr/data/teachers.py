@@ -223,10 +223,11 @@ def _columns(
         images = torch.tensor([image for image, _ in results], dtype=torch.int64)
         rows = [result["bbox"] for _, result in results]
         scores = torch.tensor([result["score"] for _, result in results], dtype=torch.float32)
+        scores = scores.reshape(len(results))  # of nested empty lists torch makes no error
         xywh = torch.tensor(rows, dtype=torch.float64).reshape(len(results), 4)
         categories = [result["category_id"] for _, result in results]
         unknown = [category for category in categories if category not in label_of]
-    except (KeyError, TypeError, ValueError, RuntimeError):
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
         raise UserError(
             f"{path}: a result lacks category_id, a bbox of four numbers or a score: write it again"
         ) from None

@@ -151,7 +151,7 @@ def write_coco(draw: random.Random, found: Scene, root: Path) -> None:
         content = coco_content(pictures, numbers)
         for habit in chosen:
             OF_COCO[habit](draw, content)
-        found.vague |= bool({"corners", "centres", "shares"} & set(chosen))
+        found.vague |= bool(MOVING & set(chosen))
         text = json.dumps(content, ensure_ascii=False)
         path = root / f"annotations/instances_{split}.json"
         path = root / split / "_annotations.coco.json" if beside else path
@@ -220,9 +220,10 @@ def _of_each(key: str, name: str, values: Callable[[random.Random, Any], Any]) -
 
 def _twice(key: str) -> Change:
     def apply(draw: random.Random, content: dict[str, list[Any]]) -> None:
-        entry = draw.choice(content[key] or [{}])
-        number = draw.choice([entry.get("id"), str(entry.get("id")), 991])
-        content[key].append({**entry, "id": number})
+        if content[key]:
+            entry = draw.choice(content[key])
+            number = draw.choice([entry.get("id"), str(entry.get("id")), 991])
+            content[key].append({**entry, "id": number})
 
     return apply
 
@@ -248,6 +249,9 @@ OF_COCO: Mapping[str, Change] = {
     "annotations twice": _twice("annotations"),
     "categories twice": _twice("categories"),
 }
+
+MOVING = {"corners", "centres", "shares", "image ids elsewhere"}
+"""Those after which boxes are elsewhere."""
 
 
 # VOC

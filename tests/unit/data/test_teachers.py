@@ -223,6 +223,8 @@ def test_flip_moves_teachers_with_the_image(make_root: Callable[..., Path], tmp_
         ([{"image_id": 5}], "lacks category_id"),
         ([{"bbox": [1, 2, 3, 4]}], "holds no COCO results"),
         ([result(5, [1, 2, 3], 0.5)], "bbox of four numbers"),
+        ([result(5, [1, 10**400, 3, 4], 0.5)], "bbox of four numbers"),
+        ([{**result(5, [1, 2, 3, 4], 0.5), "score": [[]]}], "or a score"),
         ([result(5, [1, 2, 3, 4], 0.5, 4)], "has category 4"),
         ([result(6, [1, 2, 3, 4], 0.5)], "for none of the images"),
         ('[{"image_id": 5, "bbox": [1, 2, NaN, 4], "score": 1, "category_id": 3}]', "not finite"),
