@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 from codetr.checkpoints.experiment import build_empty
 from codetr.conf_folder import conf_folder
 from codetr.moved_keys import present_key
-from codetr.training.launcher import register
 
 RECORD = Path(__file__).parent / "golden" / "resolved_values.json"
 FIXED = ("name=x", "paths.run_dir=.", "num_classes=80")
@@ -27,8 +26,6 @@ SECTIONS = (
 """What makes a recipe. The others (data, callbacks ...) say where and how it runs."""
 NEW = ("supervision.matcher", "augmentation.mix.masks", "evaluation.masks")
 """Keys that did not exist under another name: what ``scheme`` resolves to has their values."""
-
-register()
 
 
 def choices() -> Iterator[str]:

@@ -3,26 +3,21 @@
 ``python scripts/teacher_boxes.py checkpoint=runs/NAME/best.ckpt data=coco data.root=FOLDER``
 """
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
+from collections.abc import Sequence
+
 from omegaconf import DictConfig
 
-from codetr.conf_folder import conf_folder
+from codetr.commands.start import start
 from codetr.settings.check import OF_RECORD
-from codetr.training.launcher import register
-from codetr.training.shell import one_line_errors
 
 
-@hydra.main(config_path=str(conf_folder()), config_name="teacher_boxes", version_base="1.3")
-def _run(cfg: DictConfig) -> None:
+def _teacher_boxes(cfg: DictConfig, given: Sequence[str]) -> None:
     """Run over the split, and write."""
-    with one_line_errors():
-        from codetr.training.teacher_boxes import write_teacher_boxes  # after hydra's --help
+    from codetr.training.teacher_boxes import write_teacher_boxes  # after hydra's --help
 
-        write_teacher_boxes(cfg, HydraConfig.get().overrides.task)
+    write_teacher_boxes(cfg, given)
 
 
 def main() -> None:
     """Compose from the command line, and run."""
-    register(of_record=OF_RECORD)
-    _run()
+    start("teacher_boxes", _teacher_boxes, of_record=OF_RECORD)

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,9 +22,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from codetr.moved_keys import require_present_keys
-from codetr.overrides import adding, readable
-from codetr.training.shell import one_line_errors, print_any_name, report_mistakes
+from codetr.training.shell import one_line_errors
 from codetr.training.sweeps.jobs import Job, earlier, plan, require_own_folders
 from codetr.training.sweeps.local import Done
 from codetr.training.sweeps.process import Start
@@ -144,17 +142,4 @@ def sweep_name(overrides: Sequence[str]) -> str:
     return f"{given.get('sweep', 'sweep')}-{mark}"
 
 
-def register(of_record: Iterable[str] = ()) -> None:
-    """Let hydra find the launchers of conf/hydra/launcher, read any file name on the command line,
-    and print it, and say its mistakes in one line; call before ``hydra.main``. Settings of the
-    groups ``of_record`` may be those of a checkpoint alone. Exits with a line for a key of earlier
-    versions.
-
-    Hydra takes launchers from the package ``hydra_plugins`` alone: this stands for one there.
-    """
-    with one_line_errors():
-        require_present_keys(sys.argv[1:])
-    sys.argv[1:] = adding(readable(sys.argv[1:]), of_record)
-    report_mistakes()
-    print_any_name()
-    OmegaConf.register_new_resolver("codetr.sweep_name", sweep_name, replace=True)
+OmegaConf.register_new_resolver("codetr.sweep_name", sweep_name, replace=True)

@@ -8,24 +8,16 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from hydra._internal import utils
-from hydra.errors import (
-    ConfigCompositionException,
-    InstantiationException,
-    OverrideParseException,
-)
+from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from codetr.conf_folder import conf_folder
 from codetr.errors import user_error
 from codetr.settings.check import require_setting
 from codetr.training.stopping import Stopped
-from codetr.typos import explain
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Set to 1 in the environment, it lets errors through with their tracebacks."""
@@ -85,46 +77,6 @@ def one_line(error: BaseException) -> str | None:
     if type(error).__name__ == "MisconfigurationException":  # of Lightning, which is slow to import
         return _joined(str(error))
     return None
-
-
-def report_mistakes() -> None:
-    """Let ``hydra.main`` say in one line, with the nearest name, what it does not find, and which
-    file of the run folder it cannot write; and exit with status 2.
-    """
-    report = utils.run_and_report
-
-    def run_and_report(func: Any) -> Any:
-        def told() -> Any:
-            try:
-                return func()
-            except (ConfigCompositionException, OverrideParseException) as error:
-                if os.environ.get(FULL_ERROR) == "1":
-                    raise
-                text = explain(error, sys.argv[1:], _command())
-            except Exception as error:
-                refused = _refusal(error)
-                if refused is None or os.environ.get(FULL_ERROR) == "1":
-                    raise
-                text = str(one_line(refused))
-            print(f"error: {text}", file=sys.stderr, flush=True)
-            raise SystemExit(2)
-
-        return report(told)
-
-    utils.run_and_report = run_and_report
-
-
-def _refusal(error: Exception) -> OSError | None:
-    """What the system said when Hydra made a run's folder and files; ``logging`` wraps that."""
-    cause = error.__cause__ if isinstance(error, ValueError) else error
-    return cause if isinstance(cause, OSError) and cause.filename is not None else None
-
-
-def _command() -> str:
-    """The file of conf/ that this command composes."""
-    name = Path(sys.argv[0]).stem.removeprefix("codetr-")
-    known = {path.stem for path in conf_folder().glob("*.yaml")}
-    return name if name in known else "train"
 
 
 def _not_built(error: InstantiationException) -> str:

@@ -13,7 +13,6 @@ from torch import nn
 
 from codetr.errors import UserError
 from codetr.settings.check import check_settings
-from codetr.training.launcher import register
 from codetr.training.sweeps.jobs import swept_values
 from hydra_plugins.codetr_launchers import ProcessLauncher, SubmititLauncher
 
@@ -42,7 +41,6 @@ PARTS = ("parts", "study_parts")
 
 
 def composed_hydra(*overrides: str) -> object:
-    register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", list(overrides), return_hydra_config=True).hydra
 

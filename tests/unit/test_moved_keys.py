@@ -7,10 +7,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from codetr.checkpoints.experiment import compose_train
+from codetr.commands import train
 from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.moved_keys import MOVED_KEYS, SPLIT, present_key, require_present_keys
-from codetr.training.launcher import register
 
 
 @pytest.mark.parametrize("new", MOVED_KEYS.values())
@@ -65,7 +65,7 @@ def test_a_command_line_with_an_earlier_key_names_the_present_one(
         compose_train([argument])
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2", argument])
     with pytest.raises(SystemExit):
-        register()
+        train.main()
     assert capsys.readouterr().err.count("\n") == 1
 
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codetr.checkpoints.experiment import compose_train
+from codetr.commands.start import start
 from codetr.overrides import adding, readable
-from codetr.training.launcher import register
 
 PARSER = OverridesParser.create()
 
@@ -75,11 +75,16 @@ def test_in_a_sweep_commas_separate_values() -> None:
     assert list(override.sweep_string_iterator()) == ["'/größe (1)'", "/b", "'/c=3'"]
 
 
-def test_programs_and_python_take_such_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_and_python_take_such_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = str(Path("größe (1)/a=b"))
-    monkeypatch.setattr(sys, "argv", ["train.py", f"data.root={folder}", "seed=1"])
-    register()
-    assert sys.argv == ["train.py", f"data.root='{folder}'", "seed=1"]
+    argv = ["train.py", f"data.root={folder}", "seed=1", "hydra/job_logging=none"]
+    monkeypatch.setattr(sys, "argv", [*argv, f"hydra.run.dir={tmp_path}"])
+    found = []
+    start("train", lambda cfg, given: found.extend([cfg.data.root, *given]))
+    assert found[:3] == [folder, f"data.root='{folder}'", "seed=1"]
+    assert sys.argv[1:3] == found[1:3], "what DDP's processes are started with"
     assert compose_train([f"data.root={folder}"]).data.root == folder
 
 

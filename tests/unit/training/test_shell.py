@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra._internal import utils
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -28,7 +26,6 @@ from codetr.training.shell import (
     one_line,
     one_line_errors,
     print_any_name,
-    report_mistakes,
 )
 
 
@@ -153,14 +150,11 @@ def test_where_hydra_cannot_make_the_run_folder(
     number: int,
 ) -> None:
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    monkeypatch.setattr(utils, "run_and_report", utils.run_and_report)
-    report_mistakes()
     runs = tmp_path / "runs"
     monkeypatch.setattr(sys, "argv", ["train.py", "name=a", f"paths.runs={runs}"])
     refuse(monkeypatch, runs, number, "mkdir")
     with pytest.raises(SystemExit) as caught:
-        train._run()
-    GlobalHydra.instance().clear()
+        train.main()
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {runs}")

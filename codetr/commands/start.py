@@ -1,0 +1,92 @@
+"""How every command starts: its words become a configuration, and mistakes are told in one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import hydra
+from hydra._internal import utils
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, OverrideParseException
+from omegaconf import DictConfig
+
+from codetr.conf_folder import conf_folder
+from codetr.moved_keys import require_present_keys
+from codetr.overrides import adding, readable
+from codetr.training.shell import FULL_ERROR, one_line, one_line_errors, print_any_name
+from codetr.typos import explain
+
+Task = Callable[[DictConfig, Sequence[str]], object]
+"""What a command does with its configuration and the overrides that this was made with. It imports
+what takes time itself: hydra has then answered ``--help`` and typos.
+"""
+
+
+def start(
+    name: str,
+    task: Task,
+    of_record: Iterable[str] = (),
+    choose: Callable[[Sequence[str]], list[str]] = list,
+) -> None:
+    """Compose ``name`` of conf/ from the command line, and do ``task``.
+
+    Any file name is read as it was typed. Settings of the groups ``of_record`` may be those of a
+    checkpoint alone. ``choose`` replaces words by others. ``sys.argv`` becomes what is read: that
+    is where ``hydra.main`` takes its words from, and Lightning those of a run's other processes.
+    Exits with one line and status 2 for whatever a user can mend.
+    """
+    with one_line_errors():
+        require_present_keys(sys.argv[1:])
+    sys.argv[1:] = choose(adding(readable(sys.argv[1:]), of_record))
+    print_any_name()
+
+    @wraps(task)  # whose module names hydra's log
+    def run(cfg: DictConfig) -> object:
+        with one_line_errors():
+            return task(cfg, HydraConfig.get().overrides.task)
+
+    with _mistakes_in_one_line(name, sys.argv[1:]):
+        hydra.main(config_path=str(conf_folder()), config_name=name, version_base="1.3")(run)()
+
+
+@contextmanager
+def _mistakes_in_one_line(command: str, arguments: Sequence[str]) -> Iterator[None]:
+    """Let ``hydra.main`` say in one line, with the nearest name, what it does not find, and which
+    file of the run folder it cannot write; and exit with status 2.
+    """
+    report = utils.run_and_report
+
+    def run_and_report(func: Any) -> Any:
+        def told() -> Any:
+            try:
+                return func()
+            except (ConfigCompositionException, OverrideParseException) as error:
+                if os.environ.get(FULL_ERROR) == "1":
+                    raise
+                text = explain(error, arguments, command)
+            except Exception as error:
+                refused = _refusal(error)
+                if refused is None or os.environ.get(FULL_ERROR) == "1":
+                    raise
+                text = str(one_line(refused))
+            print(f"error: {text}", file=sys.stderr, flush=True)
+            raise SystemExit(2)
+
+        return report(told)
+
+    utils.run_and_report = run_and_report
+    try:
+        yield
+    finally:
+        utils.run_and_report = report
+
+
+def _refusal(error: Exception) -> OSError | None:
+    """What the system said when Hydra made a run's folder and files; ``logging`` wraps that."""
+    cause = error.__cause__ if isinstance(error, ValueError) else error
+    return cause if isinstance(cause, OSError) and cause.filename is not None else None
