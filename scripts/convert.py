@@ -1,6 +1,7 @@
-"""Convert an official checkpoint (Sense-X/Co-DETR, or mmdetection 3's port) to one of ours.
+"""Convert an official checkpoint (Sense-X/Co-DETR, or mmdetection 3's port) to one of ours: see
+conf/convert.yaml.
 
-``python scripts/convert.py FILE OUT.safetensors --experiment NAME [--non-strict] [KEY=VALUE ...]``
+``python scripts/convert.py checkpoint=official:FILE experiment=NAME out=FILE.safetensors``
 """
 
 from codetr.commands.convert import main

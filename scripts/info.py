@@ -1,4 +1,7 @@
-"""What a model costs: ``python scripts/info.py experiment=NAME`` or ``checkpoint=FILE``."""
+"""What a model costs: see conf/info.yaml.
+
+``python scripts/info.py experiment=NAME`` or ``checkpoint=FILE``
+"""
 
 from codetr.commands.info import main
 

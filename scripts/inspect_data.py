@@ -1,7 +1,6 @@
-"""Look at a data set: ``python scripts/inspect_data.py data=custom data.root=FOLDER``.
+"""Look at a data set: see conf/inspect_data.yaml.
 
-Takes the words of train.py that choose data. Writes one HTML page with counts, problems, plots and
-pictures, and a text report beside it, which is printed too.
+``python scripts/inspect_data.py data=custom data.root=FOLDER``
 """
 
 from codetr.commands.inspect_data import main

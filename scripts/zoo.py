@@ -1,4 +1,7 @@
-"""List published weights, or fetch some: ``python scripts/zoo.py [NAME ...]``."""
+"""List published weights, or fetch some: see conf/zoo.yaml.
+
+``python scripts/zoo.py [checkpoint=zoo:NAME]``
+"""
 
 from codetr.commands.zoo import main
 

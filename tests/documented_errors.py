@@ -29,7 +29,10 @@ INSPECT = ("scripts/inspect_data.py",)
 PREDICT = ("scripts/predict.py", "source=pictures")
 TRAIN = ("train.py", "data.num_workers=0", "trainer=cpu", "logger=[csv]")
 BUILT_IN = ("train.py", *SMALL)
-CONVERT = ("scripts/convert.py", "model.pth", "out.safetensors", "--experiment", CO_DINO)
+CONVERT = (
+    *("scripts/convert.py", "checkpoint=official:model.pth", "out=out.safetensors"),
+    f"experiment={CO_DINO}",
+)
 EVAL = ("eval.py", "data.num_workers=0", "trainer=cpu")
 CUSTOM = ("data=custom", "data.root=pictures")
 COCO = ("data=coco", "data.root=pictures")
@@ -325,12 +328,15 @@ ROWS: dict[str, Row] = {
     ),
     "cannot be downloaded from": Row(
         make=nothing,
-        commands=((*EVAL, f"checkpoint=zoo:{CO_DINO}", *COCO), ("scripts/zoo.py", CO_DINO)),
+        commands=(
+            (*EVAL, f"checkpoint=zoo:{CO_DINO}", *COCO),
+            ("scripts/zoo.py", f"checkpoint=zoo:{CO_DINO}"),
+        ),
         differs={"https://example.org/a.pth": r"https://\S+", "~": ".*"},
         simulated=NO_NETWORK,
     ),
     "has changed since its first use": Row(
-        make=published, commands=(("scripts/zoo.py", "mine"),), differs={"~": ".*"}
+        make=published, commands=(("scripts/zoo.py", "checkpoint=zoo:mine"),), differs={"~": ".*"}
     ),
     "names of no repository": Row(
         make=tensors("some.weight"),

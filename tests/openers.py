@@ -23,12 +23,12 @@ from codetr.analysis.subject import open_subject
 from codetr.checkpoints.convert import convert_file
 from codetr.checkpoints.experiment import CONF
 from codetr.checkpoints.transfer import load_weights
-from codetr.commands.info import build
 from codetr.errors import UserError
 from codetr.inference import export as export_module
 from codetr.inference.command import open_chosen, predict
 from codetr.inference.export_check import Case
 from codetr.inference.finder import choose_device
+from codetr.inference.info import build
 from codetr.training.evaluate import build_tester, open_branch
 from codetr.training.train import build_detector, open_checkpoint
 
@@ -137,7 +137,7 @@ def entry_demo(path: Path) -> None:
 
 def entry_info(path: Path) -> None:
     """Up to the measurement."""
-    build([f"checkpoint={path}"])
+    build(composed("info", path))
 
 
 def entry_convert(path: Path) -> None:

@@ -61,7 +61,7 @@ def inspect_data(
     problems. Raises UserError where annotation files cannot be read.
     """
     if pictures < 0:
-        raise UserError(f"--pictures {pictures}: give at least 0")
+        raise UserError(f"shown={pictures}: give at least 0")
     named = {"train": splits.train, "val": splits.val}
     problems, remarks = list(splits.problems), list(splits.remarks)
     loaded: dict[str, CocoAnnotations] = {}

@@ -8,7 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from codetr.checkpoints.class_rows import match_classes
 from codetr.checkpoints.experiment import build_empty, build_record, compose_experiment
@@ -21,6 +21,7 @@ from codetr.checkpoints.transfer import short, transfer
 from codetr.checkpoints.zoo import ZOO, find_entry
 from codetr.checkpoints.zoo_files import local_file
 from codetr.errors import UserError
+from codetr.overrides import key_of
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ OFFICIAL = "official:"
 """What stands before the name of an official file, where ours could be meant."""
 FOREIGN = (OFFICIAL, HUGGINGFACE)
 """Sources that describe no model of ours: the experiment does."""
+OF_CONVERSION = ("out", "strict", "weights")
+"""Keys of conf/convert.yaml that say nothing of the model."""
 
 
 _SWIN = "a Swin Transformer of mmdetection: its keys are told under the original Swin's names"
@@ -60,15 +63,31 @@ class KeyReport:
         listed = [f"{kind}: {key}" for kind, keys in kinds.items() for key in keys]
         return [*self.remarks, *counts, *listed]
 
-    def require_complete(self, path: Path) -> None:
+    def require_complete(self, path: str | Path) -> None:
         """Raise UserError, with the keys, where one is unused, missing or of another shape."""
         kinds = {"unused": self.unused, "missing": self.missing, "of another shape": self.misfits}
         problems = [f"{len(k)} {kind} ({short(list(k), 10)})" for kind, k in kinds.items() if k]
         if problems:
             raise UserError(
                 f"{path}: does not fit the model key by key: {'; '.join(problems)}. Choose the "
-                "experiment that the file belongs to, or convert it with --non-strict"
+                "experiment that the file belongs to, or convert it with strict=false"
             )
+
+
+def convert(cfg: DictConfig, given: Sequence[str]) -> tuple[DetectorFile, KeyReport]:
+    """The official file of ``cfg`` (conf/convert.yaml) as a checkpoint of the experiment that is
+    among ``given``, the overrides that ``cfg`` was made with; see ``as_checkpoint``.
+
+    Raises UserError for an unusable file, and where no experiment is given.
+    """
+    if not cfg.checkpoint.startswith(OFFICIAL):
+        raise UserError(f"checkpoint={cfg.checkpoint}: give an official file: {OFFICIAL}FILE")
+    file = read_official_file(cfg.checkpoint.removeprefix(OFFICIAL), cfg.weights)
+    if not any(key_of(override) == "experiment" for override in given):
+        raise _no_experiment(cfg.checkpoint, file)
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in OF_CONVERSION])
+    own.checkpoint = None  # the experiment's record does not begin with a file
+    return as_checkpoint(file, own)
 
 
 def convert_file(
@@ -77,13 +96,20 @@ def convert_file(
     overrides: Sequence[str] = (),
     weight_set: WeightSet = "plain",
 ) -> tuple[DetectorFile, KeyReport]:
-    """Read an official file as the checkpoint of one of our experiments.
+    """Read an official file as the checkpoint of one of our experiments; see ``as_checkpoint``.
 
-    The number of classes is the file's. What is returned holds the weights that fit; the report
-    tells of the rest. Raises UserError for an unusable file and an unknown experiment.
+    Raises UserError for an unusable file and an unknown experiment.
     """
     file = read_official_file(path, weight_set)
-    cfg = compose_experiment(experiment, len(file.classes), overrides)
+    return as_checkpoint(file, compose_experiment(experiment, len(file.classes), overrides))
+
+
+def as_checkpoint(file: OfficialFile, cfg: DictConfig) -> tuple[DetectorFile, KeyReport]:
+    """The official file as a checkpoint of ``cfg``, with the number of classes that the file has:
+    the weights that fit, and a report on the rest.
+    """
+    cfg = deepcopy(cfg)
+    cfg.num_classes = len(file.classes)
     content, conversion = _as_ours(file, cfg)
     names = file.classes.names
     fit = transfer(content.state, build_empty(cfg).state_dict(), match_classes(names, names))
@@ -127,9 +153,13 @@ def open_checkpoint(
         return read_detector_file(source)
     file = read_official_file(source.removeprefix(OFFICIAL))
     if cfg is None or cfg.get("model") is None:
-        said = f" (the file names its configuration '{file.config}')" if file.config else ""
-        raise UserError(f"{source}: give the experiment it belongs to{said}: experiment=NAME")
+        raise _no_experiment(source, file)
     return _completely(source, file, cfg)
+
+
+def _no_experiment(source: str, file: OfficialFile) -> UserError:
+    said = f" (the file names its configuration '{file.config}')" if file.config else ""
+    return UserError(f"{source}: give the experiment it belongs to{said}: experiment=NAME")
 
 
 def _completely(source: str, file: OfficialFile, cfg: DictConfig) -> DetectorFile:
@@ -138,7 +168,8 @@ def _completely(source: str, file: OfficialFile, cfg: DictConfig) -> DetectorFil
     if conversion.unused:
         raise UserError(
             f"{source}: {len(conversion.unused)} unknown keys ({short(conversion.unused)}): "
-            "convert it first: python scripts/convert.py FILE OUT --experiment NAME --non-strict"
+            "convert what is known: python scripts/convert.py checkpoint=official:FILE "
+            "experiment=NAME out=FILE strict=false"
         )
     for remark in file.remarks:
         log.info("%s: %s", file.path, remark)

@@ -1,44 +1,33 @@
-"""Convert an official checkpoint (Sense-X/Co-DETR, or mmdetection 3's port) to one of ours.
+"""Convert an official checkpoint (Sense-X/Co-DETR, or mmdetection 3's port) to one of ours: see
+conf/convert.yaml.
 
-``python scripts/convert.py FILE OUT.safetensors --experiment NAME [--non-strict] [KEY=VALUE ...]``
+``python scripts/convert.py checkpoint=official:FILE experiment=NAME out=FILE.safetensors``
 """
 
-from __future__ import annotations
+from collections.abc import Sequence
 
-import argparse
-from pathlib import Path
+from omegaconf import DictConfig
 
-from codetr.checkpoints.convert import convert_file
-from codetr.checkpoints.files import write_detector_file
-from codetr.training.ignored_settings import NOT_RECORDED, require_effect
-from codetr.training.shell import one_line_errors
+from codetr.commands.start import start
+
+
+def _convert(cfg: DictConfig, given: Sequence[str]) -> None:
+    """Convert, report every key, and write."""
+    from codetr.checkpoints.convert import convert  # after hydra has answered --help and typos
+    from codetr.checkpoints.files import write_detector_file
+    from codetr.settings import check_settings
+    from codetr.training.ignored_settings import NOT_RECORDED, require_effect
+
+    require_effect(given, NOT_RECORDED)
+    check_settings(cfg, given, nulls=True)
+    content, report = convert(cfg, given)
+    print("\n".join(report.lines()))
+    if cfg.strict:
+        report.require_complete(cfg.checkpoint)
+    write_detector_file(cfg.out, content)
+    print(f"wrote {cfg.out}: {len(content.record.classes)} classes")
 
 
 def main() -> None:
-    """Convert, report every key, and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path, metavar="FILE", help=".pth or .safetensors")
-    parser.add_argument("out", type=Path, metavar="OUT", help="a .safetensors file")
-    parser.add_argument("--experiment", required=True, metavar="NAME", help="of conf/experiment")
-    parser.add_argument(
-        "--non-strict", action="store_true", help="write what fits, whatever is left over"
-    )
-    parser.add_argument(
-        "--weights",
-        choices=("plain", "ema"),
-        default="plain",
-        help="of two sets: under the plain names, as the official evaluation (the moving average, "
-        "in files saved at the end of an epoch), or under those that say EMA",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
-    options = parser.parse_intermixed_args()
-    with one_line_errors():
-        require_effect(options.overrides, NOT_RECORDED)
-        content, report = convert_file(
-            options.file, options.experiment, options.overrides, options.weights
-        )
-        print("\n".join(report.lines()))
-        if not options.non_strict:
-            report.require_complete(options.file)
-        write_detector_file(options.out, content)
-        print(f"wrote {options.out}: {len(content.record.classes)} classes")
+    """Compose from the command line, and run."""
+    start("convert", _convert)

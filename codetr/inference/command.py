@@ -91,16 +91,17 @@ def predict(cfg: DictConfig, given: Sequence[str] = ()) -> Summary:
     return summary
 
 
-def require_used(given: Sequence[str], used: frozenset[str], checkpoint: str) -> None:
+def require_used(given: Sequence[str], used: frozenset[str], checkpoint: str | None) -> None:
     """Raise UserError for an override of anything but ``used``, and for an official file what its
     experiment is made of: it would be ignored.
     """
-    known = used | OF_EXPERIMENT if checkpoint.startswith(FOREIGN) else used
+    foreign = checkpoint is not None and checkpoint.startswith(FOREIGN)
+    known = used | OF_EXPERIMENT if foreign else used
+    where = "" if checkpoint is None else f", where {checkpoint} brings its own settings"
     for override in given:
         if not is_within(key_of(override), known):
             raise UserError(
-                f"{override.removeprefix('++')}: changes nothing here, where {checkpoint} brings "
-                "its own settings: leave it out"
+                f"{override.removeprefix('++')}: changes nothing here{where}: leave it out"
             )
 
 

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from codetr.checkpoints.experiment import without_initial_weights
+from codetr.errors import UserError
+from codetr.inference.command import open_chosen, require_used
+from codetr.inference.finder import choose_device
+from codetr.inference.predictor import build_detector
+from codetr.settings import check_settings
 from codetr.structures import Images
+
+OF_INFO = frozenset({"checkpoint", "trust", "size", "device", "repeats", "hydra"})
+OF_MODEL = frozenset({"experiment", "model", "augmentation", "num_classes"})
+"""Keys and groups that count beside them where no checkpoint brings its own."""
+LANDSCAPE = (800, 1333)
+"""Height and width where the recipe resizes to none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +60,37 @@ class Cost:
         if self.memory is not None:
             lines.append(f"memory on {self.device}: {self.memory / 2**30:.2f} GiB with its weights")
         return lines
+
+
+def info(cfg: DictConfig, given: Sequence[str] = ()) -> Cost:
+    """The cost of the model of ``cfg`` (conf/info.yaml). ``given`` are the overrides that ``cfg``
+    was made with, so that none is ignored. Raises UserError for whatever a user can mend.
+    """
+    check_settings(cfg, given, nulls=True)
+    used = OF_INFO if cfg.checkpoint is not None else OF_INFO | OF_MODEL
+    require_used(given, used, cfg.checkpoint)
+    device = choose_device(cfg.device)
+    detector, resize = build(cfg)
+    height, width = cfg.size or landscape(resize)
+    return measure(detector.to(device).eval(), height, width, cfg.repeats)
+
+
+def build(cfg: DictConfig) -> tuple[nn.Module, Mapping[str, Any]]:
+    """The detector that ``cfg`` chooses, and its resize in evaluation. Raises UserError."""
+    if cfg.checkpoint is not None:
+        content = open_chosen(cfg)
+        detector = build_detector(content, cfg.checkpoint, cfg.trust)
+        return detector, content.record.preprocessing["resize"]
+    if cfg.model is None:
+        raise UserError("no model is chosen: give experiment=NAME, model=NAME or checkpoint=FILE")
+    resize = {} if cfg.augmentation is None else cfg.augmentation.eval
+    return instantiate(without_initial_weights(cfg.model.detector)), resize
+
+
+def landscape(resize: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of what ``resize`` makes of a wide image."""
+    canvas = resize.get("canvas", LANDSCAPE[0])
+    return resize.get("short", canvas), resize.get("long", resize.get("canvas", LANDSCAPE[1]))
 
 
 def measure(detector: nn.Module, height: int, width: int, repeats: int = 3) -> Cost:

@@ -52,8 +52,11 @@ RULES: Mapping[str, tuple[tuple[Kind, str], ...]] = {
     "commands": (
         (FolderName(), ".name"),
         (SEED, "seed"),
-        (FLAG, ".trust .pictures .fixed .share"),
+        (FLAG, ".trust .pictures .fixed .share .strict"),
         (PATH | NULL, ".checkpoint .ckpt_path .source .out"),
+        (OneOf("plain", "ema"), ".weights"),
+        (Each(PIXELS, length=2) | NULL, ".size"),
+        (COUNT, ".repeats"),
         (Whole(1, 100_000) | NULL, "num_classes"),
         (Each(TEXT | WEIGHT), ".tags"),
         (OneOf("auto", "triton", "numba", "torch"), ".ops.msda"),

@@ -25,7 +25,7 @@ _FULL_KEY = re.compile(r"^full_key: (?P<key>\S+)$", re.MULTILINE)
 _CALLED = re.compile(r"'(?P<name>[\w.]+)'")
 
 
-_GIVEN = {"data.root": "FOLDER", "checkpoint": "FILE", "source": "FILE or FOLDER"}
+_GIVEN = {"data.root": "FOLDER", "checkpoint": "FILE", "source": "FILE or FOLDER", "out": "FILE"}
 """What is given for keys that have no value of their own."""
 
 

@@ -23,8 +23,8 @@ from tools.docs.config_reference import LISTS, UNLISTED
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = conf_folder()
-COMMANDS = ("train", "tune", "eval", "teacher_boxes", "analyse")
-INFERENCE = ("predict", "export")
+COMMANDS = ("train", "tune", "eval", "teacher_boxes", "analyse", "inspect_data", "convert")
+INFERENCE = ("predict", "export", "info", "zoo")
 """Commands whose own keys are known to ``codetr/inference`` and the scripts alone."""
 READ = ("experiment", "zoo")
 """Groups that are read, not composed: experiments choose options of the other groups, and add the

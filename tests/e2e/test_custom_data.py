@@ -35,7 +35,7 @@ def test_from_a_voc_folder_to_a_model_with_other_classes(command: Command, tmp_p
     write_voc(tmp_path / "cells", dict.fromkeys("abcdef", "red") | {"c": "white"}, test="f")
     root = f"data.root={tmp_path / 'cells'}"
 
-    done = command("scripts/inspect_data.py", "data=custom", root, "--out", "look.html")
+    done = command("scripts/inspect_data.py", "data=custom", root, "out=look.html")
     assert done.returncode == 0, done.stderr
     assert "made splits of 5 images, 20% for val" in done.stdout
     assert "data:image/png;base64," in (tmp_path / "look.html").read_text()

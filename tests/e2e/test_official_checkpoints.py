@@ -42,7 +42,7 @@ def test_converted_and_direct_file_evaluate_alike(
     command: Command, official: Path, data_root: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.safetensors"
-    done = command("scripts/convert.py", str(official), str(out), "--experiment", EXPERIMENT, *TINY)
+    done = command("scripts/convert.py", *given(official, out), *TINY)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].split()[1] == "used"
@@ -97,6 +97,11 @@ def malicious(folder: Path) -> Path:
     return folder / "evil.pth"
 
 
+def given(path: Path, out: Path) -> tuple[str, ...]:
+    """The words of scripts/convert.py."""
+    return f"checkpoint=official:{path}", f"out={out}", f"experiment={EXPERIMENT}"
+
+
 def converted(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Exit status of scripts/convert.py in this process."""
     monkeypatch.setattr(sys, "argv", ["convert.py", *arguments])
@@ -125,7 +130,7 @@ def test_malicious_file_is_not_converted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.safetensors"
-    arguments = (str(malicious(tmp_path)), str(out), "--experiment", EXPERIMENT, "--non-strict")
+    arguments = (*given(malicious(tmp_path), out), "strict=false")
     assert converted(monkeypatch, *arguments) == 2
     assert "error: " in capsys.readouterr().err
     assert not (tmp_path / "trace").exists()
@@ -142,11 +147,11 @@ def test_what_does_not_fit_is_refused_unless_told(
     content["state_dict"]["mask_head.weight"] = torch.ones(1)
     torch.save(content, official)
     out = tmp_path / "out.safetensors"
-    arguments = (str(official), str(out), "--experiment", EXPERIMENT, *TINY)
+    arguments = (*given(official, out), *TINY)
     assert converted(monkeypatch, *arguments) == 2
     printed = capsys.readouterr()
     assert "unused: mask_head.weight" in printed.out
     assert "1 unused (mask_head.weight)" in printed.err
     assert not out.exists()
-    assert converted(monkeypatch, *arguments, "--non-strict") == 0
+    assert converted(monkeypatch, *arguments, "strict=false") == 0
     assert out.is_file()

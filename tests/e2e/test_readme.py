@@ -172,7 +172,7 @@ def test_command(
         more = [*BENCHMARKS[overrides[0]]]
     elif script == "scripts/info.py":
         overrides = [o.replace("runs/NAME", str(request.getfixturevalue("run"))) for o in overrides]
-        more = ["--size", "64x96", "--repeats", "1"]
+        more = ["size=[64,96]", "repeats=1", "device=cpu"]
     elif script == "scripts/onnx_example.py":
         shutil.copy(request.getfixturevalue("onnx_file"), tmp_path / "MODEL.onnx")
         shutil.copy(folder / "train2017/a.png", tmp_path / "IMAGE.png")

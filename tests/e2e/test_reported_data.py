@@ -46,7 +46,7 @@ def settings(name: str, shared: Path) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_is_looked_at(name: str, command: Command, shared: Path) -> None:
-    done = command("scripts/inspect_data.py", *settings(name, shared), "--out", "a.html")
+    done = command("scripts/inspect_data.py", *settings(name, shared), "out=a.html")
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
     (counts,) = [row[1:] for row in rows if row[:1] == ["boxes"] and row[1:2] != ["per"]]

@@ -136,7 +136,7 @@ def test_mistakes_are_one_line(command: Command, server: Server, tmp_path: Path)
         ("eval.py", "checkpoint=zoo:tyni"): "zoo:tyni: no published weights of that name",
         ("eval.py", "checkpoint=zoo:tiny", f"experiment={EXPERIMENT}"): "brings its own model",
         ("eval.py", "checkpoint=zoo:tiny"): "data.root is not set: give data.root=FOLDER",
-        ("scripts/zoo.py", "page"): "get it from https://example.org and save it as",
+        ("scripts/zoo.py", "checkpoint=zoo:page"): "get it from https://example.org and save it as",
     }.items():
         done = command(*options)
         assert done.returncode == 2
@@ -153,9 +153,9 @@ def test_a_file_of_the_hub(server: Server, official: Path, tmp_path: Path) -> No
     write_table(tmp_path / "home", hub=hub, sure=hub | {"sha256": sha256(content).hexdigest()})
     own = {"HF_ENDPOINT": server.url(""), "HF_HUB_CACHE": str(tmp_path / "hub")}
 
-    def fetch(*words: str) -> "subprocess.CompletedProcess[str]":
+    def fetch(name: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            arguments("scripts/zoo.py", *words),
+            arguments("scripts/zoo.py", f"checkpoint=zoo:{name}"),
             env=environment() | own,
             cwd=tmp_path,
             capture_output=True,
@@ -183,7 +183,7 @@ def test_the_script_lists_and_fetches(command: Command, server: Server, tmp_path
     assert rows["tiny"] == ["1.5", "download"]
     assert rows["page"] == ["by", "hand"]
     assert rows[EXPERIMENT] == ["52.1", "download"]
-    done = command("scripts/zoo.py", "tiny")
+    done = command("scripts/zoo.py", "checkpoint=zoo:tiny")
     assert done.returncode == 0, done.stderr
     path = tmp_path / "home/zoo/tiny.pth"
     assert done.stdout.splitlines() == [str(path)]

@@ -117,7 +117,7 @@ def test_annotations_that_cannot_be_used_are_problems(splits: Splits) -> None:
 
 
 def test_the_number_of_pictures_is_checked(splits: Splits) -> None:
-    with pytest.raises(UserError, match="--pictures -1"):
+    with pytest.raises(UserError, match="shown=-1"):
         inspect_data("mine", splits, pictures=-1)
     assert inspect_data("mine", splits, pictures=0).pictures["train"] == b""
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 from torch import nn
 
-from codetr.commands.info import build, landscape, parse_size
+from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
-from codetr.inference.info import measure
+from codetr.inference.info import build, info, landscape, measure
 from codetr.structures import Images
 
 
@@ -37,17 +41,28 @@ def test_counts_are_those_by_hand() -> None:
     assert third.startswith("time on cpu")
 
 
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return compose("info", [*overrides])
+
+
 def test_size_is_the_one_of_the_recipe() -> None:
-    _, resize = build(["model=co_dino_tiny", "augmentation=detr"])
+    _, resize = build(composed("model=co_dino_tiny", "augmentation=detr"))
     assert landscape(resize) == (800, 1333)
     assert landscape({"canvas": 1024}) == (1024, 1024)
     assert landscape({}) == (800, 1333)
-    assert parse_size("480x640") == (480, 640)
-    for wrong in ("480", "0x3", "ax3"):
-        with pytest.raises(UserError, match=f"--size {wrong}: give"):
-            parse_size(wrong)
 
 
-def test_checkpoint_brings_its_model() -> None:
-    with pytest.raises(UserError, match=r"checkpoint=a\.ckpt: brings its own model"):
-        build(["checkpoint=a.ckpt", "model=co_dino"])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("size=[480]",), "size="),
+        (("size=[0,3]",), "size="),
+        (("model=co_dino", "seed=1"), "seed=1: changes nothing here: leave it out"),
+        (("checkpoint=a.ckpt", "model=co_dino"), "where a.ckpt brings its own settings"),
+        ((), "give experiment=NAME, model=NAME or checkpoint=FILE"),
+    ],
+)
+def test_mistakes_are_told(given: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        info(composed(*given), given)
