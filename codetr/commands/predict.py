@@ -19,4 +19,4 @@ def _predict(cfg: DictConfig, given: Sequence[str]) -> None:
 
 def main() -> None:
     """Compose from the command line, and run."""
-    start("predict", _predict)
+    start("predict", _predict, of_record=["evaluation"])

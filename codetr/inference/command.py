@@ -13,20 +13,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from codetr.checkpoints.convert import FOREIGN, OFFICIAL, open_checkpoint
 from codetr.checkpoints.files import DetectorFile
+from codetr.checkpoints.trusted import build_trusted
 from codetr.errors import UserError
+from codetr.evaluation import Postprocess
 from codetr.inference.predictor import Predictor, build_predictor
 from codetr.inference.results import Writer, writers
 from codetr.inference.sources import Broken, Frame, Source, open_source
 from codetr.models.detectors.protocol import MAIN
 from codetr.overrides import is_within, key_of
 from codetr.settings import check_settings
+from codetr.settings.check import instead, require_taken
 
 log = logging.getLogger(__name__)
 
+POSTPROCESS = "evaluation.postprocess"
 ALWAYS = frozenset({"checkpoint", "trust", "name", "paths", "hydra"})
 OF_PREDICTION = ALWAYS | {
-    *("source", "threshold", "batch", "device", "precision", "pictures", "views", "evaluation"),
-    "max_megapixels",
+    *("source", "threshold", "batch", "device", "precision", "pictures", "views"),
+    *(POSTPROCESS, "evaluation.branch", "max_megapixels"),
 }
 """Keys and groups that ``predict`` looks at."""
 OF_EXPORT = ALWAYS | {"format", "out", "top_k", "fixed", "cases"}
@@ -68,15 +72,15 @@ def predict(cfg: DictConfig, given: Sequence[str] = ()) -> Summary:
         )
     require_used(given, OF_PREDICTION, cfg.checkpoint)
     opened = open_source(str(cfg.source))
-    chosen = cfg.evaluation.get("postprocess")
+    content = open_chosen(cfg)
     predictor = build_predictor(
-        open_chosen(cfg),
+        content,
         cfg.checkpoint,
         device=cfg.device,
         precision=cfg.precision,
         batch=cfg.batch,
         views=instantiate(OmegaConf.to_container(cfg.views, resolve=True)),
-        postprocess=None if chosen is None else instantiate(chosen),
+        postprocess=_postprocess(cfg, content, given),
         trust=cfg.trust,
         max_megapixels=cfg.max_megapixels,
     )
@@ -91,6 +95,32 @@ def predict(cfg: DictConfig, given: Sequence[str] = ()) -> Summary:
     return summary
 
 
+def _postprocess(
+    cfg: DictConfig, content: DetectorFile, given: Sequence[str]
+) -> Postprocess | None:
+    """What ``evaluation=`` chooses, the checkpoint's own with the single settings of ``cfg``, or
+    None: its own. Raises UserError for a setting that nothing reads.
+    """
+    chosen = cfg.evaluation.get("postprocess")
+    if chosen is None:
+        return None
+    if "_target_" not in chosen:
+        own = content.record.part(cfg.checkpoint, "evaluation", "postprocess")
+        for key in chosen:
+            if key not in own:
+                raise UserError(
+                    f"evaluation.postprocess.{key}: nothing reads this setting: "
+                    f"{instead(str(key), list(own))}"
+                )
+        chosen = OmegaConf.merge(own, chosen)
+        plain = {"evaluation": {"postprocess": OmegaConf.to_container(chosen)}}
+        require_taken(plain, [k for k in map(key_of, given) if k.startswith(POSTPROCESS)])
+        return build_trusted(  # type: ignore[no-any-return]
+            plain["evaluation"]["postprocess"], cfg.checkpoint, cfg.trust
+        )
+    return instantiate(chosen)  # type: ignore[no-any-return]
+
+
 def require_used(given: Sequence[str], used: frozenset[str], checkpoint: str | None) -> None:
     """Raise UserError for an override of anything but ``used``, and for an official file what its
     experiment is made of: it would be ignored.
@@ -99,7 +129,9 @@ def require_used(given: Sequence[str], used: frozenset[str], checkpoint: str | N
     known = used | OF_EXPERIMENT if foreign else used
     where = "" if checkpoint is None else f", where {checkpoint} brings its own settings"
     for override in given:
-        if not is_within(key_of(override), known):
+        key = key_of(override)
+        chosen = key == "evaluation" and is_within(POSTPROCESS, known)
+        if not (chosen or is_within(key, known)):
             raise UserError(
                 f"{override.removeprefix('++')}: changes nothing here{where}: leave it out"
             )

@@ -57,7 +57,7 @@ def predicted(folder: Path, *overrides: str) -> Summary:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         options = [f"paths.run_dir={folder}", "device=cpu", *overrides]
         cfg = compose("predict", options)
-    return predict(cfg)
+    return predict(cfg, options)
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -189,7 +189,10 @@ def test_official_file_of_either_dialect(tmp_path: Path, photos: Path, place: st
         (("threshold=2",), "threshold=2"),
         (("checkpoint=/no/such.ckpt",), "/no/such.ckpt"),
         (("evaluation.branch=atss",), "evaluation.branch=atss"),
-        (("model=co_dino_tiny", "num_classes=3"), "brings its own model"),
+        (("evaluation.max_detections=[5]",), "evaluation.max_detections=[5]: changes nothing"),
+        (("++evaluation.postprocess.pre_nmss=5",), "did you mean pre_nms?"),
+        (("++evaluation.postprocess.pre_nms=some",), "pre_nms=some"),
+        (("model=co_dino_tiny", "num_classes=3"), "brings its own settings"),
     ],
 )
 def test_mistakes_are_named(
@@ -201,10 +204,33 @@ def test_mistakes_are_named(
     assert "\n" not in str(caught.value)
 
 
+def test_a_setting_of_the_postprocessing_leaves_the_checkpoints_others(
+    command: Command, tiny: Path, photos: Path, tmp_path: Path
+) -> None:
+    def found(name: str, *options: str) -> list[dict]:
+        plain = [f"checkpoint={tiny}", f"source={photos}", "threshold=0", "pictures=false"]
+        done = command(
+            "scripts/predict.py", *plain, f"name={name}", f"paths.runs={tmp_path}", *options
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads((tmp_path / name / "predictions.json").read_text())
+
+    every = found("every")
+    few = found("few", "evaluation.postprocess.max_detections=2")
+    assert few
+    assert few == [
+        box
+        for image in {box["image_id"]: None for box in every}
+        for box in [b for b in every if b["image_id"] == image][:2]
+    ]
+    assert len(few) < len(every)
+
+
 def test_nothing_that_is_given_is_ignored() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         used = [f"{key}=1" for key in OF_PREDICTION & compose("predict", ["source=x"]).keys()]
-    plain = ["source=x", "views.flip=true", "evaluation=soft_nms", "+evaluation.x=1", "paths=y"]
+    plain = ["source=x", "views.flip=true", "evaluation=soft_nms", "paths=y"]
+    plain += ["evaluation.postprocess.max_detections=5"]
     require_used([*used, *plain], OF_PREDICTION, "best.ckpt")
     for ignored in ("data.root=x", "augmentation=detr", "trainer=cpu", "ops.msda=torch", "seed=1"):
         with pytest.raises(UserError, match=f"{ignored}: changes nothing"):
