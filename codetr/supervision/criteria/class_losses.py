@@ -22,13 +22,18 @@ from codetr.supervision.criteria.focal import (
 
 class Classification(Protocol):
     """A classification loss: which targets a matched class gets, how they are measured, and what
-    their sum is divided by. Two of them that are equal are computed as one, so that one that draws
-    random numbers or holds tensors equals itself alone.
+    their sum is divided by. Groups of queries whose losses are equal are computed as one where they
+    are ``per_query``; a loss that holds tensors must equal itself alone.
     """
 
     @property
     def reads(self) -> type:
         """The kind of ``codetr.classification`` whose logits it measures."""
+        ...
+
+    @property
+    def per_query(self) -> bool:
+        """Whether the loss of a query is the same whichever other queries are measured with it."""
         ...
 
     def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
@@ -55,6 +60,7 @@ class _PerBox:
     """What is divided by the number of boxes, as the losses of boxes are."""
 
     reads: ClassVar[type] = Sigmoid
+    per_query: ClassVar[bool] = True
 
     def counts(self, matched: Tensor, num_boxes: Count) -> Sequence[Count]:
         """See ``Classification``."""
@@ -95,6 +101,7 @@ class SoftmaxClassification:
     """
 
     reads: ClassVar[type] = Softmax
+    per_query: ClassVar[bool] = True
     background: float = 0.1
 
     def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:

@@ -72,7 +72,8 @@ class Supervised:
         """Groups of one kind can be computed together, whatever their weights and sizes."""
         images, _, width = self.layers[0].logits.shape
         losses = self.criterion.classification, self.criterion.overlap
-        return *losses, len(self.layers), images, width
+        alone = None if self.criterion.classification.per_query else id(self)
+        return *losses, len(self.layers), images, width, alone
 
 
 def measure(groups: Sequence[Supervised]) -> list[list[Losses]]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -258,14 +259,12 @@ def test_groups_together_are_measured_as_each_by_itself(
 
 
 def test_groups_of_other_kinds_are_computed_by_themselves() -> None:
-    """Other losses, other overlaps, other depths; a loss that draws equals itself alone."""
-    drawing = FederatedClassification(FocalClassification(), [1] * CLASSES, 1)
+    """Other losses, other overlaps, other depths."""
     criteria = [
         SetCriterion(FocalClassification(alpha=0.5)),
         SetCriterion(QualityClassification()),
         SetCriterion(FocalClassification()),
         SetCriterion(FocalClassification(), overlap=RelativeGiou()),
-        SetCriterion(drawing),
         SetCriterion(FederatedClassification(FocalClassification(), [1] * CLASSES, 1)),
     ]
     truth, depths = targets(), (1, 2)
@@ -279,6 +278,16 @@ def test_groups_of_other_kinds_are_computed_by_themselves() -> None:
     assert [len(layers) for layers in found] == [*depths] * len(criteria)
     for group, layers in zip(groups[:8], found, strict=False):
         assert_close(values(layers), values(measure([group])[0]))
-    assert (
-        supervised(SetCriterion(drawing), [predictions()], truth, [pairs()]).kind == groups[8].kind
-    )
+
+
+def test_a_group_is_not_judged_by_the_classes_of_another() -> None:
+    """Of one criterion, as two teachers have it: a federated loss is for the classes of a group."""
+    criterion = SetCriterion(FederatedClassification(FocalClassification(), [1] * CLASSES, 1))
+    groups = []
+    for label in (0, 1):
+        truth = [replace(t, labels=torch.full_like(t.labels, label)) for t in targets()]
+        groups.append(supervised(criterion, [predictions()], truth, [pairs(*MATCHED)]))
+    for label, (losses,) in enumerate(measure(groups)):
+        logits = groups[label].layers[0].logits
+        (gradient,) = torch.autograd.grad(losses["cls"].value, logits)
+        assert gradient.any(dim=0).any(dim=0).tolist() == [k == label for k in range(CLASSES)]
