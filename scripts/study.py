@@ -21,7 +21,6 @@ import torch
 
 from codetr.errors import UserError
 from codetr.training.shell import one_line_errors
-from tools.sweeps.runs import read_runs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools are not installed
 
@@ -29,6 +28,7 @@ from tools.bench.report import hardware
 from tools.docs.looks import merge_looks, read_findings, read_looks, write_looks
 from tools.docs.records import Kept, merge, read_record, write_record
 from tools.docs.study import study_figures, with_looks, with_study, with_study_in_short
+from tools.sweeps.runs import read_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -119,6 +119,30 @@ def test_the_rules_forbid(module: str, imported: str) -> None:
     assert violation(module, imported)
 
 
+def imports_tools_too_early(text: str) -> bool:
+    """Whether a module imports ``tools`` before a statement that changes ``sys.path``."""
+    for node in ast.parse(text).body:
+        if ast.unparse(node).startswith("sys.path.insert("):
+            return False
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "tools":
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob("scripts/*.py"), ROOT / "docs/hooks.py"], ids=lambda path: path.stem
+)
+def test_scripts_add_the_folder_of_tools_before_they_import_them(path: Path) -> None:
+    """Where only the package is installed, python finds ``tools`` in no other way."""
+    assert not imports_tools_too_early(path.read_text())
+
+
+def test_an_early_import_of_tools_is_seen() -> None:
+    added, imported = "sys.path.insert(0, 'x')", "from tools.docs import study"
+    assert imports_tools_too_early(f"import sys\n{imported}\n{added}\n")
+    assert not imports_tools_too_early(f"import sys\n{added}\n{imported}\n")
+
+
 def test_names_of_test_modules_are_unique() -> None:
     """pytest imports them by name alone: of two, one is not collected."""
     names = [path.name for path in (ROOT / "tests").rglob("*.py")]
