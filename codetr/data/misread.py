@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,7 @@ def to_xyxy(boxes: NDArray[np.float64], form: str) -> NDArray[np.float64]:
 
 
 def other_formats(
-    boxes: NDArray[np.float64], sizes_wh: NDArray[np.int64], form: str
+    boxes: NDArray[np.float64], sizes_wh: NDArray[Any], form: str
 ) -> tuple[list[str], int]:
     """The formats that all (N, 4) boxes of a file fit, each in an image of (N, 2) width and height
     (0: not known), and how many of them do not fit ``form``; no formats where that may be
@@ -59,9 +60,7 @@ def other_formats(
     return others, int(beyond.sum())
 
 
-def _beyond(
-    boxes: NDArray[np.float64], sizes_wh: NDArray[np.int64], form: str
-) -> NDArray[np.float64]:
+def _beyond(boxes: NDArray[np.float64], sizes_wh: NDArray[Any], form: str) -> NDArray[np.float64]:
     """(N, 2) by how much boxes reach beyond their image; without end where they have no area."""
     with np.errstate(over="ignore", invalid="ignore"):
         corners = to_xyxy(boxes, form)
@@ -70,7 +69,7 @@ def _beyond(
 
 
 def other_convention(
-    boxes: NDArray[np.float64], sizes_wh: NDArray[np.int64], form: str = XYWH
+    boxes: NDArray[np.float64], sizes_wh: NDArray[Any], form: str = XYWH
 ) -> str | None:
     """What is wrong with all boxes of a file, where they can only be shares of the image or of
     another format than ``form``; None otherwise, as in ``other_formats``.

@@ -30,9 +30,17 @@ def base(*chosen: str) -> DictConfig:
     return composed(("paths.run_dir=run", *chosen))
 
 
+def is_option(override: str) -> bool:
+    """Whether it chooses an option, or a list of them, that is there."""
+    group, _, name = override.partition("=")
+    return group in CHOSEN and (
+        name.startswith("[") or (conf_folder() / group / f"{name}.yaml").is_file()
+    )
+
+
 def mistaken(*overrides: str) -> DictConfig:
     """What train.py composes of them. Options of groups are composed, values are set: quicker."""
-    chosen = [o for o in overrides if o.partition("=")[0] in CHOSEN]
+    chosen = [o for o in overrides if is_option(o)]
     cfg = deepcopy(base(*chosen))
     parser = OverridesParser.create()
     OmegaConf.set_struct(cfg, False)

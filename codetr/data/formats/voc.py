@@ -191,7 +191,7 @@ def _box_format(tree: Tree, annotations: Sequence[_Annotation]) -> str:
     """That of VOC, unless boxes only fit another. Raises UserError where it may be either."""
     rows = [(o.box, a.size_wh or (0, 0)) for a in annotations for o in a.objects]
     boxes = np.array([box for box, _ in rows], np.float64).reshape(-1, 4)
-    sizes = np.array([size for _, size in rows], np.int64).reshape(-1, 2)
+    sizes = np.array([size for _, size in rows], np.float64).reshape(-1, 2)
     others, count = other_formats(boxes, sizes, XYXY)
     turned = (boxes[:, 2:] < boxes[:, :2]).all(axis=1)
     if XYWH not in others:
