@@ -30,4 +30,4 @@ def _convert(cfg: DictConfig, given: Sequence[str]) -> None:
 
 def main() -> None:
     """Compose from the command line, and run."""
-    start("convert", _convert)
+    start("convert", _convert, sweeps=False)

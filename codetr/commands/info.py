@@ -19,4 +19,4 @@ def _info(cfg: DictConfig, given: Sequence[str]) -> None:
 
 def main() -> None:
     """Compose from the command line, and run."""
-    start("info", _info)
+    start("info", _info, sweeps=False)

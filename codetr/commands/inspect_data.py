@@ -19,4 +19,4 @@ def _inspect(cfg: DictConfig, given: Sequence[str]) -> None:
 
 def main() -> None:
     """Compose from the command line, and run."""
-    start("inspect_data", _inspect)
+    start("inspect_data", _inspect, sweeps=False)

@@ -16,6 +16,7 @@ from hydra.errors import ConfigCompositionException, OverrideParseException
 from omegaconf import DictConfig
 
 from codetr.conf_folder import conf_folder
+from codetr.errors import UserError
 from codetr.moved_keys import require_present_keys
 from codetr.overrides import adding, readable
 from codetr.training.shell import FULL_ERROR, one_line, one_line_errors, print_any_name
@@ -32,16 +33,19 @@ def start(
     task: Task,
     of_record: Iterable[str] = (),
     choose: Callable[[Sequence[str]], list[str]] = list,
+    sweeps: bool = True,
 ) -> None:
     """Compose ``name`` of conf/ from the command line, and do ``task``.
 
     Any file name is read as it was typed. Settings of the groups ``of_record`` may be those of a
-    checkpoint alone. ``choose`` replaces words by others. ``sys.argv`` becomes what is read: that
-    is where ``hydra.main`` takes its words from, and Lightning those of a run's other processes.
-    Exits with one line and status 2 for whatever a user can mend.
+    checkpoint alone. ``choose`` replaces words by others. ``sweeps``: whether there is ``-m``.
+    ``sys.argv`` becomes what is read: that is where ``hydra.main`` takes its words from, and
+    Lightning those of a run's other processes. Exits with one line and status 2 for whatever a
+    user can mend.
     """
     with one_line_errors():
         require_present_keys(sys.argv[1:])
+        _require_flags(name, sys.argv[1:], sweeps)
     sys.argv[1:] = choose(adding(readable(sys.argv[1:]), of_record))
     print_any_name()
 
@@ -52,6 +56,23 @@ def start(
 
     with _mistakes_in_one_line(name, sys.argv[1:]):
         hydra.main(config_path=str(conf_folder()), config_name=name, version_base="1.3")(run)()
+
+
+def _require_flags(command: str, arguments: Sequence[str], sweeps: bool) -> None:
+    """Raise UserError for a setting that is written as a flag, which Hydra would take for one of
+    its own that begins so, and for ``-m`` where there are no sweeps.
+    """
+    actions = utils.get_args_parser()._actions
+    flags = {option for action in actions for option in action.option_strings}
+    for argument in arguments:
+        flag, _, value = argument.partition("=")
+        if flag.startswith("--") and flag not in flags:
+            setting = f"{flag.lstrip('-').replace('-', '_')}={value or 'VALUE'}"
+            raise UserError(
+                f"{argument}: settings have no dashes: write {setting}; --help lists what there is"
+            )
+        if not sweeps and flag in ("-m", "--multirun"):
+            raise UserError(f"{flag}: {command} makes no sweeps: give one value of each setting")
 
 
 @contextmanager

@@ -29,4 +29,4 @@ def _zoo(cfg: DictConfig, given: Sequence[str]) -> None:
 
 def main() -> None:
     """Compose from the command line, and run."""
-    start("zoo", _zoo)
+    start("zoo", _zoo, sweeps=False)
