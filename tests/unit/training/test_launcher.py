@@ -89,14 +89,14 @@ def test_same_command_again_does_what_is_left(sweep: Sweep, tmp_path: Path) -> N
 
 
 def test_other_jobs_in_the_same_folder_are_refused(
-    sweep: Sweep, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep("0.1")
+    capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         sweep("0.2")
     assert caught.value.code == 2
-    (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("error: ")
+    (line,) = (s for s in capsys.readouterr().err.splitlines() if s.startswith("error: "))
     assert "holds another job (y=0 x=0.1): give the sweep another name=NAME" in line
     assert starts(tmp_path, 0) == ["anew k"]
 
