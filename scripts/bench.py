@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from codetr.training.shell import one_line_errors
+from codetr.training.error_lines import one_line_errors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools are not installed
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from codetr.training.shell import one_line_errors
+from codetr.training.error_lines import one_line_errors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools are not installed
 

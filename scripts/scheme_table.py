@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from codetr.conf_folder import conf_folder
-from codetr.training.shell import one_line_errors
+from codetr.training.error_lines import one_line_errors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools are not installed
 

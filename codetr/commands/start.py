@@ -19,7 +19,7 @@ from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.moved_keys import require_present_keys
 from codetr.overrides import adding, readable
-from codetr.training.shell import FULL_ERROR, one_line, one_line_errors, print_any_name
+from codetr.training.error_lines import FULL_ERROR, one_line, one_line_errors, print_any_name
 from codetr.typos import explain
 
 Task = Callable[[DictConfig, Sequence[str]], object]

@@ -22,7 +22,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from codetr.training.shell import one_line_errors
+from codetr.training.error_lines import one_line_errors
 from codetr.training.sweeps.jobs import Job, earlier, plan, require_own_folders
 from codetr.training.sweeps.local import Done
 from codetr.training.sweeps.process import Start

@@ -23,8 +23,8 @@ from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed.constants import default_pg_timeout
 
+from codetr.training.error_lines import one_line
 from codetr.training.peers import DONE, Board, Peer, Peers, Sign, is_gone, told
-from codetr.training.shell import one_line
 from codetr.training.stopping import Stopped
 
 log = logging.getLogger(__name__)

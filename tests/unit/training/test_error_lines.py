@@ -21,7 +21,7 @@ from codetr.errors import UserError
 from codetr.inference.sources import open_source
 from codetr.models.backbones.weights import read_weights
 from codetr.training.checkpoint_files import WholeFiles
-from codetr.training.shell import (
+from codetr.training.error_lines import (
     RequireName,
     one_line,
     one_line_errors,
