@@ -28,6 +28,16 @@ RENAMED = {
         "codetr.supervision.aux_heads.selection.VotedSelection"
     ),
     "codetr.supervision.aux_heads.soft_nms.ClasswiseSoftNms": "codetr.nms.ClasswiseNms",
+    **{
+        f"codetr.supervision.aux_heads.{file}.{name}": (
+            f"codetr.supervision.aux_heads.roi_heads.{name}"
+        )
+        for file, name in (
+            ("box_head", "ConvFcBoxHead"),
+            ("box_head", "SharedFcBoxHead"),
+            ("mask_head", "FcnMaskHead"),
+        )
+    },
 }
 """Whole names, once their beginnings have moved, and what they are now."""
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from codetr.boxes import cxcywh_to_xyxy
 from codetr.structures import Batch, Detections, ImageInfo, Memory, Pyramid, Targets
-from codetr.supervision.aux_heads.regions import Regions, RegionSampler
+from codetr.supervision.aux_heads.matched import Regions, RegionSampler
 from codetr.training.branches import in_original
 
 SIZES = [(128, 128), (128, 112), (96, 128)]

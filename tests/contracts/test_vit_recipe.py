@@ -8,7 +8,7 @@ from tiny import backward, batch, composed, without_gradient
 from torch import Tensor, nn
 
 from codetr.models.detectors.protocol import MAIN
-from codetr.supervision.aux_heads.box_head import ConvFcBoxHead, SharedFcBoxHead
+from codetr.supervision.aux_heads.roi_heads import ConvFcBoxHead, SharedFcBoxHead
 from codetr.training.losses import propose
 
 COCO = (

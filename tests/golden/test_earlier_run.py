@@ -61,6 +61,14 @@ def test_the_record_names_present_classes() -> None:
             "codetr.aux_heads.voting.VotedSelection",
             "codetr.supervision.aux_heads.selection.VotedSelection",
         ),
+        (
+            "codetr.aux_heads.box_head.SharedFcBoxHead",
+            "codetr.supervision.aux_heads.roi_heads.SharedFcBoxHead",
+        ),
+        (
+            "codetr.supervision.aux_heads.mask_head.FcnMaskHead",
+            "codetr.supervision.aux_heads.roi_heads.FcnMaskHead",
+        ),
         ("codetr.detectors.DeformableDetr", "codetr.models.detectors.Detr"),
         ("codetr.models.detectors.DeformableDetr", "codetr.models.detectors.Detr"),
         ("torch.nn.LayerNorm", "torch.nn.LayerNorm"),

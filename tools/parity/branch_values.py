@@ -17,7 +17,7 @@ from codetr.models.masks.refine import REFINED_FROM, refined
 from codetr.models.ops.roi_pool import pool_rois, roi_levels, with_image
 from codetr.structures import Decoded, Detections, ImageInfo, Memory, Pyramid, Targets
 from codetr.supervision.assigners.sampling import Sample
-from codetr.supervision.aux_heads.regions import Regions
+from codetr.supervision.aux_heads.matched import Regions
 from codetr.supervision.criteria.refined_masks import (
     iou_targets,
     stage_losses,

@@ -16,7 +16,7 @@ from codetr.checkpoints.official import convert_official
 from codetr.loss_terms import LossTerm
 from codetr.models.masks import MaskBranch
 from codetr.structures import Detections, ImageInfo, Memory, Pyramid, Targets
-from codetr.supervision.aux_heads.regions import RegionSampler
+from codetr.supervision.aux_heads.matched import RegionSampler
 from tools.parity.branch_values import found_masks, samples_of, trained_regions
 from tools.parity.head_inputs import STRIDES, make_boxes, make_features
 from tools.parity.inputs import targets_of

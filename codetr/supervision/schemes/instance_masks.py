@@ -16,7 +16,7 @@ from codetr.models.masks.refine import REFINED_FROM
 from codetr.structures import Batch, Decoded, Targets
 from codetr.supervision.assigners.max_iou import MaxIouAssigner
 from codetr.supervision.assigners.sampling import RandomSampler
-from codetr.supervision.aux_heads.regions import Regions, RegionSampler
+from codetr.supervision.aux_heads.matched import Regions, RegionSampler
 from codetr.supervision.criteria.refined_masks import (
     iou_loss,
     iou_targets,

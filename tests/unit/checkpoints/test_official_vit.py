@@ -9,7 +9,7 @@ from codetr.checkpoints.official import RULES, SFP_RULES, VIT_RULES
 from codetr.models.backbones import Eva02Backbone
 from codetr.models.backbones.eva02 import Eva02Trunk
 from codetr.models.necks import SimpleFeaturePyramid
-from codetr.supervision.aux_heads.box_head import ConvFcBoxHead
+from codetr.supervision.aux_heads.roi_heads import ConvFcBoxHead
 
 BLOCK = (
     "norm1.weight",

@@ -10,8 +10,8 @@ from torchvision.ops import batched_nms
 from codetr.loss_terms import total_loss
 from codetr.structures import Images, Pyramid
 from codetr.supervision.assigners.sampling import RandomSampler
-from codetr.supervision.aux_heads.box_head import SharedFcBoxHead
 from codetr.supervision.aux_heads.rcnn import RcnnHead
+from codetr.supervision.aux_heads.roi_heads import SharedFcBoxHead
 from codetr.supervision.aux_heads.rpn import ProposalSelection, Rpn
 
 SHAPES = ((5, 7), (3, 1), (1, 4), (1, 1))

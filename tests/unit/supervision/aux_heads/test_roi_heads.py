@@ -9,10 +9,10 @@ from torch.testing import assert_close
 
 from codetr.loss_terms import total_loss
 from codetr.supervision.assigners.sampling import RandomSampler
-from codetr.supervision.aux_heads.box_head import ConvFcBoxHead, SharedFcBoxHead
 from codetr.supervision.aux_heads.coder import DeltaCoder
 from codetr.supervision.aux_heads.matched import Matched
 from codetr.supervision.aux_heads.rcnn import RcnnHead, Regions
+from codetr.supervision.aux_heads.roi_heads import ConvFcBoxHead, SharedFcBoxHead
 from codetr.supervision.aux_heads.rpn import ProposalSelection, Rpn
 
 STDS = (0.05, 0.05, 0.1, 0.1)
