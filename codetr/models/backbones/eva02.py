@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from codetr.errors import UserError
 from codetr.models.backbones.eva02_weights import load_trunk_weights
 from codetr.models.backbones.hub_access import hub_weights
-from codetr.models.backbones.weights import read_weights
+from codetr.models.backbones.weights import read_weights, require_one_source
 from codetr.models.backbones.window_attention import join_windows, split_windows
 from codetr.models.layers.rotary import rotary_table, rotate
 from codetr.structures import Pyramid
@@ -225,11 +225,7 @@ class Eva02Backbone(nn.Module):
         std: tuple[float, float, float] = (58.395, 57.12, 57.375),
     ) -> None:
         super().__init__()
-        if pretrained and weights:
-            raise UserError(
-                f"backbone {name}: model.backbone.pretrained=true and "
-                f"model.backbone.weights={weights} exclude each other: drop one"
-            )
+        require_one_source(name, pretrained, weights)
         self.mean, self.std = tuple(mean), tuple(std)
         self.channels: tuple[int, ...] = (body.dim,)
         self.strides: tuple[int, ...] = (PATCH,)

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from codetr.errors import UserError
 from codetr.models.backbones.hub_access import hub_weights
 from codetr.models.backbones.swin_weights import load_swin_weights
-from codetr.models.backbones.weights import read_weights
+from codetr.models.backbones.weights import read_weights, require_one_source
 from codetr.models.backbones.window_attention import (
     WindowAttention,
     join_windows,
@@ -243,11 +243,7 @@ class SwinBackbone(nn.Module):
         indices = tuple(out_indices)
         check_architecture(name, embed_dim, depths, heads)
         _check_stages(name, len(depths), indices, frozen_stages)
-        if pretrained and weights:
-            raise UserError(
-                f"backbone {name}: model.backbone.pretrained=true and "
-                f"model.backbone.weights={weights} exclude each other: drop one"
-            )
+        require_one_source(name, pretrained, weights)
         self.channels = tuple(embed_dim * 2**i for i in indices)
         self.strides = tuple(PATCH * 2**i for i in indices)
         count = sum(depths) if checkpointed is True else int(checkpointed)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codetr.errors import UserError
 from codetr.models.backbones.hub_access import hub_weights
 from codetr.models.backbones.swin import (
     PATCH,
@@ -22,7 +21,7 @@ from codetr.models.backbones.swin import (
     whole_patches,
 )
 from codetr.models.backbones.swin_weights import load_swin_weights
-from codetr.models.backbones.weights import read_weights
+from codetr.models.backbones.weights import read_weights, require_one_source
 from codetr.models.backbones.window_attention import MASKED, WindowAttention, shift_mask
 from codetr.models.layers import sine_tokens
 from codetr.structures import DetectionTokens, Pyramid
@@ -158,11 +157,7 @@ class TokenSwinBackbone(nn.Module):
         super().__init__()
         self.mean, self.std = tuple(mean), tuple(std)
         check_architecture(name, embed_dim, depths, heads)
-        if pretrained and weights:
-            raise UserError(
-                f"backbone {name}: model.backbone.pretrained=true and "
-                f"model.backbone.weights={weights} exclude each other: drop one"
-            )
+        require_one_source(name, pretrained, weights)
         count = len(depths)
         widths = [embed_dim * 2**i for i in range(count)]
         self.channels = (*widths[1:], last_width)

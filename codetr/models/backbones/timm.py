@@ -14,7 +14,7 @@ from codetr.errors import UserError
 from codetr.models.backbones.frozen_norm import freeze_batch_norms
 from codetr.models.backbones.hub_access import hub_access
 from codetr.models.backbones.same_padding import simplify_same_padding
-from codetr.models.backbones.weights import load_backbone_weights
+from codetr.models.backbones.weights import load_backbone_weights, require_one_source
 from codetr.structures import Pyramid
 
 FETCHING = frozenset({"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
@@ -58,11 +58,7 @@ class TimmBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.mean, self.std = tuple(mean), tuple(std)
-        if pretrained and weights:
-            raise UserError(
-                f"backbone {name}: model.backbone.pretrained=true and "
-                f"model.backbone.weights={weights} exclude each other: drop one"
-            )
+        require_one_source(name, pretrained, weights)
         if ":" in name or "/" in name:
             raise UserError(
                 f"backbone {name}: is a path, not a timm model: give a name from "

@@ -15,7 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 from codetr.errors import UserError
 from codetr.models.backbones.hub_access import hub_weights
-from codetr.models.backbones.weights import LoadReport, load_named_weights, read_weights
+from codetr.models.backbones.weights import (
+    LoadReport,
+    load_named_weights,
+    read_weights,
+    require_one_source,
+)
 from codetr.structures import DetectionTokens, Pyramid
 
 PATCH = 16
@@ -164,11 +169,7 @@ class TokenVitBackbone(nn.Module):
                 f"backbone {name}: the {heads} heads do not divide its width {dim}: change "
                 "model.heads or model.dim"
             )
-        if pretrained and weights:
-            raise UserError(
-                f"backbone {name}: model.backbone.pretrained=true and "
-                f"model.backbone.weights={weights} exclude each other: drop one"
-            )
+        require_one_source(name, pretrained, weights)
         self.mean, self.std = tuple(mean), tuple(std)
         self.channels: tuple[int, ...] = (dim,)
         self.strides: tuple[int, ...] = (PATCH,)

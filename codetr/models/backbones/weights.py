@@ -48,6 +48,15 @@ class LoadReport:
         return table
 
 
+def require_one_source(name: str, pretrained: bool, weights: str | None) -> None:
+    """Raise UserError where backbone ``name`` is given both sources of weights."""
+    if pretrained and weights:
+        raise UserError(
+            f"backbone {name}: model.backbone.pretrained=true and "
+            f"model.backbone.weights={weights} exclude each other: drop one"
+        )
+
+
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors or .pth file by name, on the CPU; ``.pth`` files are read
     with ``weights_only=True``. Raises UserError for missing and broken files.
