@@ -6,6 +6,7 @@ Layout of the queries, for n boxes at most in an image of the batch: ``groups`` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,23 +100,12 @@ class Denoising(Scheme):
 
     def group(self, targets: Sequence[Targets], noise: Noise) -> QueryGroup:
         """The query group for the targets of a batch under the given noise."""
-        _, groups, _, slots = noise.flip.shape
-        used, labels, boxes = padded(targets, slots)
+        used, labels, boxes = padded(targets, noise.flip.shape[-1])
         labels = torch.where(
             noise.flip < self.label_noise * 0.5, noise.labels, labels[:, None, None]
         )
         boxes = self._shifted(boxes.to(noise.shifts.dtype)[:, None, None], noise)
-        used = used[:, None, None].expand_as(labels)
-        anchors = torch.where(used[..., None], logit(boxes, LOGIT_EPS), 0.0).sigmoid()
-        content = self.label_embedding(labels) * used[..., None]
-        return QueryGroup(
-            name=GROUP,
-            queries=Queries(content=content.flatten(1, 3), anchors=anchors.flatten(1, 3)),
-            targets=tuple(targets),
-            assignment=same_slots(targets, groups, 2 * slots),
-            blocked=other_groups(groups, 2 * slots, anchors.device),
-            sees=(MAIN,),
-        )
+        return noisy_group(GROUP, targets, self.label_embedding(labels), boxes, used[:, None, None])
 
     def _shifted(self, boxes: Tensor, noise: Noise) -> Tensor:
         """(B, G, 2, n, 4) boxes with moved sides; those of negatives move by 1 to 2 times."""
@@ -129,6 +119,26 @@ class Denoising(Scheme):
         pairs = batch.mean_over_step(self._pairs)
         (layers,) = yield from measured(known(self.criterion, decoded[GROUP], pairs=pairs))
         return by_layer(layers)
+
+
+def noisy_group(
+    name: str, targets: Sequence[Targets], content: Tensor, boxes: Tensor, used: Tensor
+) -> QueryGroup:
+    """The group ``name`` of queries with ``content`` (B, G, ..., n, C) at ``boxes`` (B, G, ..., n,
+    4), which see the main queries and those of their own of the G groups. Slots that are not
+    ``used`` (bool, broadcasts to (B, G, ..., n)) hold zeros and a box in the middle.
+    """
+    used = used.expand(boxes.shape[:-1])[..., None]
+    anchors = torch.where(used, logit(boxes, LOGIT_EPS), 0.0).sigmoid()
+    groups, size = boxes.shape[1], math.prod(boxes.shape[2:-1])
+    return QueryGroup(
+        name=name,
+        queries=Queries(content=(content * used).flatten(1, -2), anchors=anchors.flatten(1, -2)),
+        targets=tuple(targets),
+        assignment=same_slots(targets, groups, size),
+        blocked=other_groups(groups, size, anchors.device),
+        sees=(MAIN,),
+    )
 
 
 def padded(targets: Sequence[Targets], slots: int) -> tuple[Tensor, Tensor, Tensor]:

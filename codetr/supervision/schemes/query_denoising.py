@@ -13,20 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codetr.boxes import logit
 from codetr.errors import UserError
-from codetr.models.detectors.protocol import MAIN
 from codetr.models.transformers import QueryForm
-from codetr.structures import (
-    Batch,
-    BoxCounts,
-    Decoded,
-    Queries,
-    QueryGroup,
-    Targets,
-)
+from codetr.structures import Batch, BoxCounts, Decoded, QueryGroup, Targets
 from codetr.supervision.criteria import SetCriterion, by_layer, known
-from codetr.supervision.schemes.denoising import LOGIT_EPS, other_groups, padded, same_slots
+from codetr.supervision.schemes.denoising import noisy_group, padded
 from codetr.supervision.schemes.protocol import Proposal, Scheme, Start
 from codetr.supervision.schemes.scoring import Score, measured
 
@@ -106,21 +97,11 @@ class QueryDenoising(Scheme):
         """The query group for the targets of a batch under the given noise. Slots without a box
         hold a content of zeros and a box in the middle; the others of their group see them.
         """
-        _, groups, slots = noise.flip.shape
-        used, labels, boxes = padded(targets, slots)
+        used, labels, boxes = padded(targets, noise.flip.shape[-1])
         labels = torch.where(noise.flip < self.label_noise, noise.labels, labels[:, None])
         boxes = self._shifted(boxes.to(noise.shifts.dtype)[:, None], noise)
-        used = used[:, None].expand_as(labels)[..., None]
-        anchors = torch.where(used, logit(boxes, LOGIT_EPS), 0.0).sigmoid()
-        content = nn.functional.pad(self.label_embedding(labels), (0, 1), value=1.0) * used
-        return QueryGroup(
-            name=GROUP,
-            queries=Queries(content=content.flatten(1, 2), anchors=anchors.flatten(1, 2)),
-            targets=tuple(targets),
-            assignment=same_slots(targets, groups, slots),
-            blocked=other_groups(groups, slots, anchors.device),
-            sees=(MAIN,),
-        )
+        content = nn.functional.pad(self.label_embedding(labels), (0, 1), value=1.0)
+        return noisy_group(GROUP, targets, content, boxes, used[:, None])
 
     def _shifted(self, boxes: Tensor, noise: QueryNoise) -> Tensor:
         """(B, G, n, 4) boxes with other centres and sizes."""
