@@ -16,11 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from planted import CODE, HOME, RESOLVER
 from tiny_checkpoint import CLASSES, TINY
+from tiny_official import convert_file
 
 import codetr
 from codetr.analysis.branch_predictors import branch_predictors
 from codetr.analysis.subject import open_subject
-from codetr.checkpoints.convert import convert_file
 from codetr.checkpoints.experiment import CONF
 from codetr.checkpoints.transfer import load_weights
 from codetr.errors import UserError

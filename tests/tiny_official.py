@@ -12,6 +12,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from codetr.checkpoints.convert import KeyReport, as_checkpoint
+from codetr.checkpoints.experiment import compose_experiment
+from codetr.checkpoints.files import DetectorFile
+from codetr.checkpoints.official_file import WeightSet, read_official_file
 from codetr.conf_folder import conf_folder
 
 CONF = conf_folder()
@@ -139,3 +143,17 @@ def save_official(path: Path, state: Mapping[str, Tensor], names: Sequence[str])
     meta = {"CLASSES": tuple(names), "epoch": 12, "config": "model = dict(...)"}
     torch.save({"meta": meta, "state_dict": dict(state)}, path)
     return path
+
+
+def convert_file(
+    path: str | Path,
+    experiment: str,
+    overrides: Sequence[str] = (),
+    weight_set: WeightSet = "plain",
+) -> tuple[DetectorFile, KeyReport]:
+    """Read an official file as the checkpoint of one of our experiments; see ``as_checkpoint``.
+
+    Raises UserError for an unusable file and an unknown experiment.
+    """
+    file = read_official_file(path, weight_set)
+    return as_checkpoint(file, compose_experiment(experiment, len(file.classes), overrides))

@@ -11,11 +11,11 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from codetr.checkpoints.class_rows import match_classes
-from codetr.checkpoints.experiment import build_empty, build_record, compose_experiment
+from codetr.checkpoints.experiment import build_empty, build_record
 from codetr.checkpoints.files import DetectorFile, read_detector_file
 from codetr.checkpoints.huggingface import HUGGINGFACE, read_huggingface
 from codetr.checkpoints.mmdet_swin import is_mmdet_swin
-from codetr.checkpoints.official_file import OfficialFile, WeightSet, read_official_file
+from codetr.checkpoints.official_file import OfficialFile, read_official_file
 from codetr.checkpoints.renaming import Conversion
 from codetr.checkpoints.transfer import short, transfer
 from codetr.checkpoints.zoo import ZOO, find_entry
@@ -88,20 +88,6 @@ def convert(cfg: DictConfig, given: Sequence[str]) -> tuple[DetectorFile, KeyRep
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in OF_CONVERSION])
     own.checkpoint = None  # the experiment's record does not begin with a file
     return as_checkpoint(file, own)
-
-
-def convert_file(
-    path: str | Path,
-    experiment: str,
-    overrides: Sequence[str] = (),
-    weight_set: WeightSet = "plain",
-) -> tuple[DetectorFile, KeyReport]:
-    """Read an official file as the checkpoint of one of our experiments; see ``as_checkpoint``.
-
-    Raises UserError for an unusable file and an unknown experiment.
-    """
-    file = read_official_file(path, weight_set)
-    return as_checkpoint(file, compose_experiment(experiment, len(file.classes), overrides))
 
 
 def as_checkpoint(file: OfficialFile, cfg: DictConfig) -> tuple[DetectorFile, KeyReport]:

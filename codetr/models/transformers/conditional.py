@@ -38,12 +38,7 @@ class QueryEncoding(NamedTuple):
 
 
 class Spatial(Protocol):
-    """An ``nn.Module`` that encodes the positions of queries in every layer.
-
-    ``derives``: positions are derived from anchors, so that queries need not have any.
-    """
-
-    derives: bool
+    """An ``nn.Module`` that encodes the positions of queries in every layer."""
 
     def __call__(self, content: Tensor, anchors: Tensor, position: Tensor | None) -> QueryEncoding:
         """From ``content`` (B, Q, C), current ``anchors`` (B, Q, 2 or 4), and the ``position``
@@ -54,8 +49,6 @@ class Spatial(Protocol):
 
 class PointSpatial(nn.Module):
     """The learned position of queries, and the sine encoding of their points (Conditional DETR)."""
-
-    derives = False
 
     def __init__(self, dim: int = 256, temperature: float = 10000.0) -> None:
         super().__init__()
@@ -76,8 +69,6 @@ class AnchorSpatial(nn.Module):
     modulated by size (DAB-DETR, arXiv 2201.12329, section 4.4): each query predicts a reference
     size, and the channels of an axis are multiplied by its ratio to the anchor's size.
     """
-
-    derives = True
 
     def __init__(self, dim: int = 256, temperature: float = 10000.0) -> None:
         super().__init__()

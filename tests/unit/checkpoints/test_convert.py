@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from mmdet_swin_names import to_mmdet_swin
-from tiny_official import TINY, save_official, tiny_config, tiny_model, to_official
+from tiny_official import TINY, convert_file, save_official, tiny_config, tiny_model, to_official
 from torch import Tensor, nn
 
 from codetr.checkpoints import pickled
-from codetr.checkpoints.convert import OFFICIAL, convert_file, open_checkpoint
+from codetr.checkpoints.convert import OFFICIAL, open_checkpoint
 from codetr.checkpoints.experiment import compose_experiment
 from codetr.checkpoints.files import read_detector_file, write_detector_file
 from codetr.checkpoints.official import convert_official

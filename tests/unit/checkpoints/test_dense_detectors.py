@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_official import convert_file
 from torch import Tensor
 
 from codetr.checkpoints.coco import COCO
 from codetr.checkpoints.conditional_detr import convert_conditional_detr
-from codetr.checkpoints.convert import convert_file, open_checkpoint
+from codetr.checkpoints.convert import open_checkpoint
 from codetr.checkpoints.dialects import dialect_of
 from codetr.checkpoints.experiment import build_empty, compose_experiment
 from codetr.errors import UserError

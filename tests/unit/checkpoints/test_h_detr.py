@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_official import convert_file
 
 from codetr.checkpoints.coco import COCO
-from codetr.checkpoints.convert import convert_file
 from codetr.checkpoints.experiment import build_empty, compose_experiment
 from codetr.checkpoints.h_detr import convert_h_detr, is_h_detr, only_coco_rows
 from codetr.errors import UserError

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_official import convert_file
 
-from codetr.checkpoints.convert import convert_file
 from codetr.checkpoints.experiment import build_empty, compose_experiment
 from codetr.checkpoints.h_detr import is_h_detr
 from codetr.checkpoints.ms_detr import RULES, convert_ms_detr, is_ms_detr

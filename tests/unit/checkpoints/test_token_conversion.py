@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_official import convert_file
 from torch import Tensor
 
 from codetr.checkpoints.coco import COCO
-from codetr.checkpoints.convert import convert_file, open_checkpoint
+from codetr.checkpoints.convert import open_checkpoint
 from codetr.checkpoints.dialects import dialect_of
 from codetr.checkpoints.experiment import build_empty, compose_experiment
 from codetr.checkpoints.official_file import read_official_file
