@@ -46,9 +46,9 @@ from codetr.training.branches import (
 from codetr.training.evaluation_report import EvaluationReport
 from codetr.training.evaluators import build_evaluator
 from codetr.training.ignored_settings import ignored_in_evaluation, require_effect
+from codetr.training.rank_monitor import RankMonitor, waiting_limit_s
 from codetr.training.train import prepare_device, prepare_process
 from codetr.training.trainer import build_trainer
-from codetr.training.watch import Watch, waiting_limit_s
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def evaluate(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, float]:
     trainer = build_tester(full, branch, [*panel, report], loggers)
     prepare_device(cfg, trainer.strategy.root_device)
     ranks = RunFolder(Path(cfg.paths.run_dir)).ranks
-    with Watch(trainer, ranks, waiting_limit_s(full), "give the same command again"):
+    with RankMonitor(trainer, ranks, waiting_limit_s(full), "give the same command again"):
         trainer.test(module, datamodule=datamodule, verbose=False)
     if not report.metrics:  # no batch was run, and so no hook of the report
         evaluator.compute()
@@ -249,7 +249,7 @@ def with_run(cfg: DictConfig, record: RunRecord, given: Sequence[str] = ()) -> D
     full = OmegaConf.create(dict(record.config))
     if "num_train" in source and source["num_train"] is None:
         del full.data.source["num_train"]  # of earlier runs on data=custom; it said nothing
-    told = single_settings(cfg, given)
+    given_keys = single_settings(cfg, given)
     whole = {key for key, mark in OF_RECORD.items() if OmegaConf.select(cfg, mark) is not None}
     for key, value in cfg.items_ex(resolve=False):
         if value is not None and value != {} and (key not in OF_RECORD or key in whole):
@@ -259,9 +259,9 @@ def with_run(cfg: DictConfig, record: RunRecord, given: Sequence[str] = ()) -> D
     if "augmentation" in whole:
         full.data.eval_augmentation = full.augmentation.eval
     single = OmegaConf.create({"augmentation": {"eval": full.data.eval_augmentation}})
-    change_settings(single, _part(cfg, {"augmentation"} - whole), told)
+    change_settings(single, _part(cfg, {"augmentation"} - whole), given_keys)
     full.data.eval_augmentation = single.augmentation.eval
-    change_settings(full, _part(cfg, {"data", "evaluation"} - whole), told)
+    change_settings(full, _part(cfg, {"data", "evaluation"} - whole), given_keys)
     full.trainer.effective_batch = None
     if full.data.get("root") is None:
         raise UserError("data.root is not set: give data.root=FOLDER")
@@ -276,20 +276,20 @@ def _part(cfg: DictConfig, groups: Iterable[str]) -> DictConfig:
 
 
 def change_settings(
-    part: DictConfig, changes: DictConfig, told: Sequence[str], above: str = ""
+    part: DictConfig, changes: DictConfig, given_keys: Sequence[str], above: str = ""
 ) -> None:
-    """Give ``part`` the settings of ``changes`` that are not null, and those of ``told``, one by
-    one: what lies beside them stays. Raises UserError for one of ``told`` that nothing reads.
+    """Set in ``part`` each setting of ``changes`` that is not null or is among ``given_keys``, and
+    keep all others. Raises UserError for one of ``given_keys`` that nothing reads.
     """
     for key, value in changes.items_ex(resolve=False):
         name = f"{above}.{key!s}".lstrip(".")
         held = part.get(key)
         inner = held if OmegaConf.is_dict(held) else OmegaConf.create({})
-        if OmegaConf.is_dict(value) and (name not in told or "_target_" in inner):
-            change_settings(inner, value, told, name)
+        if OmegaConf.is_dict(value) and (name not in given_keys or "_target_" in inner):
+            change_settings(inner, value, given_keys, name)
             if inner:
                 part[key] = inner
-        elif name in told or value is not None:
+        elif name in given_keys or value is not None:
             if not (key in part or "_target_" in part or is_own(tuple(name.split(".")))):
                 known = [f"{above}.{other!s}".lstrip(".") for other in part]
                 raise UserError(f"{name}: nothing reads this setting: {instead(name, known)}")
@@ -298,13 +298,13 @@ def change_settings(
 
 def _take_classes(full: DictConfig, run: Mapping[str, Any], given: Sequence[str]) -> None:
     """Other data are read with the classes that the run chose, unless others are chosen."""
-    chosen, told = full.data.get("classes"), run["data"].get("classes")
+    chosen, recorded = full.data.get("classes"), run["data"].get("classes")
     if any(is_within(key_of(override), ["data.classes"]) for override in given):
         return
     if not any(v is not None for v in (chosen or {}).values()):
         full.data.pop("classes", None)
-        if told:
-            full.data.classes = told
+        if recorded:
+            full.data.classes = recorded
 
 
 def build_split(cfg: DictConfig, source: str) -> CocoDataModule:

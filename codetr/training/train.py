@@ -40,11 +40,11 @@ from codetr.training.csv_logger import CsvLogger
 from codetr.training.evaluators import build_evaluator
 from codetr.training.module import DetectionModule
 from codetr.training.optim import can_fuse
+from codetr.training.rank_monitor import RankMonitor, waiting_limit_s
 from codetr.training.run_facts import Continued, learning_rate, run_facts, warn_of_crowded_images
 from codetr.training.stopping import Stopped, StopSignals, next_command
 from codetr.training.trainer import build_trainer
 from codetr.training.wandb_logger import GuardedWandbLogger
-from codetr.training.watch import Watch, waiting_limit_s
 from codetr.writing import remove_parts, replacing
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def _train(cfg: DictConfig, given: Sequence[str]) -> dict[str, Any]:
     log_datasets(trainer, datamodule)
     resume = resume_path(cfg.ckpt_path, folder)
     advice = f"continue with `{next_command(cfg)}`"
-    with Watch(trainer, folder.ranks, waiting_limit_s(cfg), advice):
+    with RankMonitor(trainer, folder.ranks, waiting_limit_s(cfg), advice):
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     metrics = finish(trainer, module, callbacks, folder)
     metrics["wall_time_s"] = time.perf_counter() - start

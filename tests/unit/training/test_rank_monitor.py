@@ -13,8 +13,8 @@ from commands import environment
 from omegaconf import OmegaConf
 from warm import Warm
 
-from codetr.training.peers import Board
-from codetr.training.watch import Watch, is_of_connection, waiting_limit_s
+from codetr.training.heartbeats import HeartbeatFolder
+from codetr.training.rank_monitor import RankMonitor, is_connection_error, waiting_limit_s
 
 DELTA = {"_target_": "datetime.timedelta"}
 SCRIPT = """
@@ -25,7 +25,7 @@ from types import SimpleNamespace
 
 from codetr.errors import UserError
 from codetr.training.stopping import Stopped
-from codetr.training.watch import Watch
+from codetr.training.rank_monitor import RankMonitor
 
 rank, limit_s, stage, what = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 environment = SimpleNamespace(
@@ -33,10 +33,10 @@ environment = SimpleNamespace(
 )
 strategy = SimpleNamespace(cluster_environment=environment, launcher=None)
 trainer = SimpleNamespace(global_rank=rank, world_size=3, callbacks=[], strategy=strategy)
-with Watch(trainer, Path("ranks"), limit_s, "do it again"):
-    watch = trainer.callbacks[0]._reached
+with RankMonitor(trainer, Path("ranks"), limit_s, "do it again"):
+    reached = trainer.callbacks[0]._reached
     for number in range(stage):
-        watch(f"stage {number + 1}")
+        reached(f"stage {number + 1}")
     while not Path("go").exists():
         time.sleep(0.01)
     if what == "user":
@@ -71,9 +71,9 @@ class Run:
             )
             for rank, (do, stage) in enumerate(zip(what, stages, strict=True))
         ]
-        board = Board(folder / "ranks", "here:1::::")
+        beats = HeartbeatFolder(folder / "ranks", "here:1::::")
         deadline = time.monotonic() + 120
-        while {s.rank: s.stage for s in board.signs().values()}.keys() != set(range(SIZE)):
+        while {s.rank: s.stage for s in beats.read().values()}.keys() != set(range(SIZE)):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         (folder / "go").touch()
@@ -109,12 +109,12 @@ def test_many_that_wait_read_seldom(
 ) -> None:
     """In two minutes of waiting, of which the first five seconds do not count."""
     now = 0.0
-    monkeypatch.setattr("codetr.training.watch.time.monotonic", lambda: now)
+    monkeypatch.setattr("codetr.training.rank_monitor.time.monotonic", lambda: now)
     launcher = SimpleNamespace(procs=None)
     trainer: Any = SimpleNamespace(
         global_rank=0, world_size=size, strategy=SimpleNamespace(launcher=launcher)
     )
-    watch = Watch(trainer, tmp_path, 600, "do it again")
+    monitor = RankMonitor(trainer, tmp_path, 600, "do it again")
     judged = []
 
     def wait(seconds: float) -> bool:
@@ -122,10 +122,10 @@ def test_many_that_wait_read_seldom(
         now += seconds
         return now > 120
 
-    monkeypatch.setattr(watch, "_over", SimpleNamespace(wait=wait))
-    monkeypatch.setattr(watch, "_put", lambda: None)
-    monkeypatch.setattr(watch, "_judge", lambda now, waited: judged.append(waited))
-    watch._run()
+    monkeypatch.setattr(monitor, "_over", SimpleNamespace(wait=wait))
+    monkeypatch.setattr(monitor, "_put", lambda: None)
+    monkeypatch.setattr(monitor, "_judge", lambda now, waited: judged.append(waited))
+    monitor._run()
     assert looks <= len(judged) <= looks + 2
     assert min(judged) >= 5
 
@@ -218,7 +218,7 @@ def test_any_other_error_has_one_traceback(run: Callable[..., Run], what: Sequen
     ],
 )
 def test_errors_of_connections_are_known(error: Exception, expected: bool) -> None:
-    assert is_of_connection(error) == expected
+    assert is_connection_error(error) == expected
 
 
 @pytest.mark.parametrize(
