@@ -2,7 +2,7 @@
 
 A few bytes can stand for gigabytes: compressed members of an archive, members that share their
 bytes, tensors that repeat the same number (a stride of 0). A file is refused where what it declares
-is larger than it is. ``torch.save`` writes none of these but the last: see ``written_out``.
+is larger than it is. ``torch.save`` writes none of these but the last: see ``materialised``.
 """
 
 from __future__ import annotations
@@ -64,21 +64,21 @@ def _held(tensor: Tensor) -> int:
     return tensor.untyped_storage().nbytes() // tensor.element_size()
 
 
-def written_out(value: Any) -> Any:
-    """``value`` as a file is to hold it: with tensors that repeat numbers (``expand``) written out
-    at any depth of dictionaries, lists and tuples. What has none is returned as it is.
+def materialised(value: Any) -> Any:
+    """``value`` for ``torch.save``: expanded tensors (stride 0) become contiguous, at any depth of
+    dictionaries, lists and tuples. Containers without any are returned unchanged.
     """
     if isinstance(value, Tensor):
         return value.contiguous() if value.numel() > _held(value) else value
     if isinstance(value, dict):
-        parts = {key: written_out(part) for key, part in value.items()}
+        parts = {key: materialised(part) for key, part in value.items()}
         if all(parts[key] is part for key, part in value.items()):
             return value
         copied = copy(value)  # with its attributes: an OrderedDict of weights has versions
         copied.update(parts)
         return copied
     if isinstance(value, list | tuple):
-        items = [written_out(part) for part in value]
+        items = [materialised(part) for part in value]
         same = all(item is part for item, part in zip(items, value, strict=True))
         return value if same else type(value)(items)
     return value

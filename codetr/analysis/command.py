@@ -55,7 +55,7 @@ def analyse(cfg: DictConfig, given: Sequence[str] = ()) -> Findings:
     """Look into the checkpoints of ``cfg`` (conf/analyse.yaml), print the table, write it with the
     figures into ``cfg.paths.run_dir``, and give both to the loggers of ``cfg``. ``given`` are the
     overrides that ``cfg`` was made with, so that none is ignored. Raises UserError for whatever a
-    user can mend.
+    user can correct.
     """
     sources = checkpoints_of(cfg.checkpoint)
     single = [with_checkpoint(cfg, source) for source in sources]

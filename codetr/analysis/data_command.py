@@ -25,7 +25,7 @@ def inspect(cfg: DictConfig, given: Sequence[str] = ()) -> None:
     """Look at the data of ``cfg`` (conf/inspect_data.yaml), print the report, and write the page.
 
     ``given`` are the overrides that ``cfg`` was made with, so that none is ignored. Raises
-    UserError for whatever a user can mend.
+    UserError for whatever a user can correct.
     """
     require_data(given)
     check_settings(cfg, given, nulls=True)

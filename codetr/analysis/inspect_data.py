@@ -15,10 +15,10 @@ from rich.progress import Progress
 from codetr.analysis.data_facts import SplitFacts, gather_facts, shared_images
 from codetr.analysis.data_plots import box_figure, class_figure, picture_grid
 from codetr.data.annotations import CocoAnnotations
+from codetr.data.box_formats import similar_names
 from codetr.data.check import conventions
 from codetr.data.images import DEFAULT_RULES, PixelRules
 from codetr.data.loading import load_split
-from codetr.data.misread import similar_names
 from codetr.data.placement import AUTO
 from codetr.data.sources import Split, Splits
 from codetr.errors import UserError

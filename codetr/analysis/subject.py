@@ -135,7 +135,7 @@ def open_subject(
 ) -> Subject:
     """Open the checkpoint of ``cfg`` (conf/analyse.yaml, with one checkpoint). Data and
     preprocessing are the checkpoint's where ``cfg`` has none. Raises UserError for whatever a user
-    can mend.
+    can correct.
     """
     source = cfg.checkpoint
     content = open_chosen(cfg)

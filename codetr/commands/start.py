@@ -41,7 +41,7 @@ def start(
     checkpoint alone. ``choose`` replaces words by others. ``sweeps``: whether there is ``-m``.
     ``sys.argv`` becomes what is read: that is where ``hydra.main`` takes its words from, and
     Lightning those of a run's other processes. Exits with one line and status 2 for whatever a
-    user can mend.
+    user can correct.
     """
     with one_line_errors():
         require_present_keys(sys.argv[1:])

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from codetr.data.annotations import CocoAnnotations
-from codetr.data.misread import AUTO, other_convention, similar_names
+from codetr.data.box_formats import AUTO, other_convention, similar_names
 from codetr.data.sources import MAX_LOST, share_above
 from codetr.errors import UserError
 

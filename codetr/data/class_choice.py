@@ -10,7 +10,7 @@ from typing import Any
 
 from codetr.data.coco_json import read_categories, require_lists, unused_parents
 from codetr.data.derived import read_content, write_derived
-from codetr.data.formats.found import one_line, shown
+from codetr.data.formats.content import one_line, shown
 from codetr.data.json_columns import as_integer, as_label
 from codetr.data.sources import Splits
 from codetr.errors import UserError
@@ -98,8 +98,8 @@ def with_classes(splits: Splits, choice: ClassChoice, folder: Path) -> Splits:
     names: dict[int, str] = {}
     for path, content in contents.items():
         names |= read_categories(content, path)
-    told = {as_integer(a.get("category_id")) for c in contents.values() for a in _dicts(c)}
-    used = told - {None}
+    annotated = {as_integer(a.get("category_id")) for c in contents.values() for a in _dicts(c)}
+    used = annotated - {None}
     for parent in unused_parents(list(contents.values()), names, used):  # type: ignore[arg-type]
         del names[parent]
     new = choice.of([names[i] for i in sorted(names)])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codetr.data.formats.found import one_line, shown
+from codetr.data.formats.content import one_line, shown
 from codetr.data.json_columns import (
     Entry,
     Field,
@@ -35,7 +35,7 @@ from codetr.data.json_columns import (
     pack_texts,
     refuse,
 )
-from codetr.data.other_tools import told_by_json
+from codetr.data.other_tools import advice_for_json
 from codetr.data.outlines import area_of, box_of
 from codetr.errors import UserError
 
@@ -149,11 +149,11 @@ class CocoObjects:
 
 def require_lists(content: Any, path: Path, keys: Sequence[str] = LISTS) -> Mapping[str, list[Any]]:
     """``content``, where it is an object with the lists ``keys``. Raises UserError otherwise."""
-    told = None
+    advice = None
     if not isinstance(content, dict) or any(key not in content for key in keys):
-        told = told_by_json(content)
-    if told:
-        raise UserError(f"annotation file {path} cannot be read: {told}")
+        advice = advice_for_json(content)
+    if advice:
+        raise UserError(f"annotation file {path} cannot be read: {advice}")
     if not isinstance(content, dict):
         raise UserError(
             f"annotation file {path} holds a JSON {type(content).__name__}, not the object with "
@@ -239,13 +239,13 @@ def read_objects(
     if -1 in indices:
         for row, index in enumerate(indices):
             if index == -1:
-                told = shown(table.entries[row].get("image_id"))
+                written = shown(table.entries[row].get("image_id"))
                 why = lost.get(
                     image_ids[row],
                     "which is no usable image of the file: add it to 'images' or remove the "
                     "annotation",
                 )
-                table.flaw(row, f"has image_id {told}, {why}")
+                table.flaw(row, f"has image_id {written}, {why}")
     missing = {number for number in np.unique(category_ids).tolist() if number not in categories}
     if missing:
         for row, number in enumerate(category_ids.tolist()):

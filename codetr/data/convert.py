@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codetr.data.formats.found import Box, LabelledImage, Problem, finite
+from codetr.data.formats.content import Box, LabelledImage, Problem, finite
 from codetr.data.images import Geometry, ImageError, read_geometry
 from codetr.data.json_columns import number_of
 from codetr.data.placement import AUTO, Claim, Placement, place
@@ -123,7 +123,7 @@ class CocoWriter:
         image: LabelledImage,
     ) -> tuple[float, float, float, float] | None:
         """The part of the box within the image; None where there is no such part."""
-        told = "(" + ", ".join(f"{v:.6g}" for v in corners) + ")"
+        written = "(" + ", ".join(f"{v:.6g}" for v in corners) + ")"
         width, height = size_wh
         x0, x1 = (min(max(x, 0.0), float(width)) for x in corners[::2])
         y0, y1 = (min(max(y, 0.0), float(height)) for y in corners[1::2])
@@ -135,11 +135,11 @@ class CocoWriter:
         elif x1 <= x0 or y1 <= y0:
             reason = f"lies outside the image of {width}x{height}"
         if reason:
-            self._report(image.source, f"{box.where} with xyxy {told} {reason}; it was left out")
+            self._report(image.source, f"{box.where} with xyxy {written} {reason}; it was left out")
             return None
         beyond = max(abs(c - k) for c, k in zip(corners, (x0, y0, x1, y1), strict=True))
         if beyond > _OUTSIDE_PX:
-            text = f"{box.where} with xyxy {told} reaches beyond the image of {width}x{height}"
+            text = f"{box.where} with xyxy {written} reaches beyond the image of {width}x{height}"
             self._report(image.source, f"{text}; it was clipped")
         return x0, y0, x1, y1
 

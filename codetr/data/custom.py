@@ -17,13 +17,13 @@ from typing import Any
 
 from rich.progress import Progress
 
+from codetr.data.box_formats import XYWH, require_box_format
 from codetr.data.convert import CocoWriter, divide
 from codetr.data.files import counted_suffixes, is_foreign, missing_plugin
 from codetr.data.formats import coco, labelme, voc, yolo
-from codetr.data.formats.found import UNSPLIT, Found, LabelledImage, Problem
+from codetr.data.formats.content import UNSPLIT, FolderContent, LabelledImage, Problem
 from codetr.data.formats.tree import SPARE, Tree, list_files
-from codetr.data.misread import XYWH, require_box_format
-from codetr.data.other_tools import told_by_json, told_by_text
+from codetr.data.other_tools import advice_for_json, advice_for_text
 from codetr.data.placement import AUTO, require_reading
 from codetr.data.sources import MAX_LOST, Split, Splits, require_share, share_above
 from codetr.errors import UserError
@@ -159,7 +159,7 @@ class CustomFolder:
         about = {"remarks": remarks, "problems": [str(problem) for problem in problems]}
         _write(folder, {"train.json": contents[0], "val.json": contents[1], _ABOUT: about})
 
-    def _choose(self, tree: Tree, found: Found) -> tuple[tuple[_Part, _Part], list[str]]:
+    def _choose(self, tree: Tree, found: FolderContent) -> tuple[tuple[_Part, _Part], list[str]]:
         """Training and validation images, and what to say about them."""
         options, splits, lost = self.options, dict(found.splits), dict(found.lost)
         flawed = dict(found.flawed)
@@ -261,19 +261,23 @@ def _refuse_other_tools(tree: Tree) -> None:
     """Raises UserError for a file in a tool's own format, with what to export instead."""
     for file in tree.of_type(".json")[:_LOOKED_AT]:
         try:
-            told = told_by_json(parse_json(tree.read(file), file))
+            advice = advice_for_json(parse_json(tree.read(file), file))
         except UserError:
             continue  # no JSON, and so no tool's
-        if told:
-            raise UserError(f"{tree.root / file} cannot be read: {told}")
+        if advice:
+            raise UserError(f"{tree.root / file} cannot be read: {advice}")
     for file in tree.of_type(".xml", ".csv")[:_LOOKED_AT]:
-        told = told_by_text(tree.read(file))
-        if told:
-            raise UserError(f"{tree.root / file} cannot be read: {told}")
+        advice = advice_for_text(tree.read(file))
+        if advice:
+            raise UserError(f"{tree.root / file} cannot be read: {advice}")
 
 
 def _contents(
-    tree: Tree, found: Found, parts: Sequence[_Part], problems: list[Problem], options: Options
+    tree: Tree,
+    found: FolderContent,
+    parts: Sequence[_Part],
+    problems: list[Problem],
+    options: Options,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The COCO content of each part, and what is said about it. Raises UserError where one loses
     more than the share ``max_lost`` of its images, or of its boxes.

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codetr.data.formats.found import shown
+from codetr.data.formats.content import shown
 from codetr.errors import UserError
 
 Entry = Mapping[str, Any]

@@ -23,7 +23,7 @@ from codetr.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_PROBED = 500  # images whose headers are read to see whether sizes are as told
+_PROBED = 500  # images whose headers are read to see whether sizes are as declared
 
 Say = Callable[[str], object]
 
@@ -43,7 +43,7 @@ def load_split(
     """The ``train`` or ``val`` split, its file names as the disk has them; see
     ``load_annotations``. ``path`` is the file that all others must read: the user's own, or one
     below ``folder`` where boxes had to be placed (``codetr.data.placement``, with the reading
-    ``boxes``), which is told to ``say``.
+    ``boxes``), which is passed to ``say``.
 
     Headers of up to 500 images are read to see whether sizes are as told, of all where some are
     not. Raises UserError as ``load_annotations`` and ``place`` do.

@@ -7,7 +7,7 @@ from typing import Any
 
 _CVAT = "export it as COCO 1.0, Pascal VOC 1.1 or Ultralytics YOLO"
 _ROBOFLOW = "download it from Roboflow as COCO, YOLOv8 or Pascal VOC"
-_TOLD = {
+_ADVICE = {
     "Label Studio": "this is Label Studio's own format: export it as COCO, YOLO or Pascal VOC",
     "VIA": "this is VIA's own format: export it by Annotation > Export Annotations (COCO format)",
     "CVAT": f"this is CVAT's own format: {_CVAT}",
@@ -19,23 +19,23 @@ _TOLD = {
     "Supervisely": "this is Supervisely's own format: export it as COCO",
     "results": "these are detections, results in COCO's format: give the file of the annotations",
 }
-"""What is said of the formats."""
+"""By format, for messages."""
 
 
-def told_by_json(content: Any) -> str | None:
+def advice_for_json(content: Any) -> str | None:
     """What a JSON value is and what to export instead, for a message; None where it is no tool's
     own format.
     """
-    return _TOLD.get(_tool_of(content) or "")
+    return _ADVICE.get(_tool_of(content) or "")
 
 
-def told_by_text(text: bytes) -> str | None:
+def advice_for_text(text: bytes) -> str | None:
     """The same of the beginning of an XML or CSV file."""
     start = text[:4096]
     if b"<annotations" in start and (b"<meta>" in start or b"<version>" in start):
-        return _TOLD["CVAT"]
+        return _ADVICE["CVAT"]
     if start.startswith(b"filename,width,height,class,xmin"):
-        return _TOLD["CSV"]
+        return _ADVICE["CSV"]
     return None
 
 

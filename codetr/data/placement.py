@@ -139,8 +139,8 @@ def place(claims: Sequence[Claim], choice: str = AUTO) -> tuple[list[Placement],
 
 def _agreeing(claim: Claim, choice: str) -> str:
     """The reading of boxes whose image has the size that is declared, or none is."""
-    told = claim.declared_wh is not None and not _same(claim.declared_wh, claim.stored_wh)
-    return STORED if choice == STORED and claim.geometry.orientation != 1 and not told else UPRIGHT
+    other = claim.declared_wh is not None and not _same(claim.declared_wh, claim.stored_wh)
+    return STORED if choice == STORED and claim.geometry.orientation != 1 and not other else UPRIGHT
 
 
 def _decided(kind: str, claims: Iterable[Claim], choice: str) -> dict[str, str]:
@@ -183,7 +183,7 @@ def _undecided(kind: str, claims: Sequence[Claim]) -> UserError:
 
 
 def _remarks(claims: Sequence[Claim], readings: Sequence[str]) -> Iterator[str]:
-    """A line for each kind of what was not as it was told."""
+    """A line for each kind of difference from the declared sizes."""
     kinds: dict[str, list[Claim]] = {}
     for claim, reading in zip(claims, readings, strict=True):
         if claim.contradiction or reading == STORED:
@@ -195,10 +195,10 @@ def _remarks(claims: Sequence[Claim], readings: Sequence[str]) -> Iterator[str]:
     }
     for reading, found in kinds.items():
         first = found[0]
-        told = f", {_text(first.declared_wh)} told" if first.declared_wh else ""
+        declared = f", {_text(first.declared_wh)} told" if first.declared_wh else ""
         yield (
             f"{len(found)} images are not as their annotations say, such as {first.file} "
-            f"({_text(first.upright_wh)} pixels upright{told}): {done[reading]} (data.boxes="
+            f"({_text(first.upright_wh)} pixels upright{declared}): {done[reading]} (data.boxes="
             f"{reading})"
         )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from codetr.data.misread import XYWH, require_box_format
+from codetr.data.box_formats import XYWH, require_box_format
 from codetr.data.placement import AUTO
 from codetr.errors import UserError
 

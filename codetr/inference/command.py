@@ -62,7 +62,7 @@ def predict(cfg: DictConfig, given: Sequence[str] = ()) -> Summary:
     ``cfg.paths.run_dir``. What cannot be read is reported and skipped. ``given`` are the overrides
     that ``cfg`` was made with, so that none is ignored.
 
-    Raises UserError for whatever a user can mend, and where nothing could be read.
+    Raises UserError for whatever a user can correct, and where nothing could be read.
     """
     check_settings(cfg, given, nulls=True)
     if cfg.evaluation.branch != MAIN:

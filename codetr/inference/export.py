@@ -69,7 +69,7 @@ def export(
     ``source``, and run what was written on ``cases``.
 
     Batch size, height and width stay free in the file, or are ``fixed`` to those of the first case.
-    ``trust`` is that of ``codetr.load``. Raises UserError for whatever a user can mend, and where
+    ``trust`` is that of ``codetr.load``. Raises UserError for what a user can correct, and where
     the file's answers are not PyTorch's.
     """
     path = Path(path)

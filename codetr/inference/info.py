@@ -64,7 +64,7 @@ class Cost:
 
 def info(cfg: DictConfig, given: Sequence[str] = ()) -> Cost:
     """The cost of the model of ``cfg`` (conf/info.yaml). ``given`` are the overrides that ``cfg``
-    was made with, so that none is ignored. Raises UserError for whatever a user can mend.
+    was made with, so that none is ignored. Raises UserError for whatever a user can correct.
     """
     check_settings(cfg, given, nulls=True)
     used = OF_INFO if cfg.checkpoint is not None else OF_INFO | OF_MODEL

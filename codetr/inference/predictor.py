@@ -181,7 +181,7 @@ def load(
             weights that neither a revision nor a hash pins.
         max_megapixels: larger image files are refused.
 
-    Raises UserError for whatever a user can mend.
+    Raises UserError for whatever a user can correct.
     """
     source = str(checkpoint)
     return build_predictor(

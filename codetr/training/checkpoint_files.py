@@ -1,4 +1,4 @@
-"""Lightning's checkpoints as files: written whole, and found again."""
+"""Checkpoint files: written atomically, and found again for resuming."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from torch import Tensor
 from codetr.checkpoints.files import RunRecord
 from codetr.errors import UserError
 from codetr.run_folder import RunFolder
-from codetr.torch_files import Inflated, require_archive, require_held, written_out
+from codetr.torch_files import Inflated, materialised, require_archive, require_held
 from codetr.writing import replacing
 
 log = logging.getLogger(__name__)
 
 NEEDED = frozenset({"state_dict", "optimizer_states", "lr_schedulers", "loops", RunRecord.KEY})
-"""What a run needs to go on."""
+"""What a run needs to resume."""
 
 
-class WholeFiles(TorchCheckpointIO):
-    """Writes each checkpoint beside the file that it replaces, then takes its place.
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes each checkpoint to a new file in the same folder, which then replaces the old one.
 
-    Lightning writes to the folder of temporary files, and copies over the old one where that is on
-    another file system.
+    Lightning writes to the system's folder for temporary files, and copies over the old checkpoint
+    if that is on another file system.
     """
 
     def save_checkpoint(
@@ -37,7 +37,7 @@ class WholeFiles(TorchCheckpointIO):
     ) -> None:
         """Raises UserError where the disk is full or the folder not writable."""
         with replacing(Path(path)) as file:
-            torch.save(written_out(checkpoint), file)
+            torch.save(materialised(checkpoint), file)
 
 
 def resume_path(ckpt_path: str | None, folder: RunFolder) -> str | None:
@@ -76,18 +76,18 @@ def resume_path(ckpt_path: str | None, folder: RunFolder) -> str | None:
 
 
 def damage(path: Path) -> str | None:
-    """Why a run cannot go on from the file, in a few words; None where it can. Weights are mapped,
-    not read into memory: every process of a run asks.
+    """Why a run cannot resume from the file, in a few words; None if it can. Weights are memory-
+    mapped, not read: every process of a run checks.
     """
     try:
         require_archive(path)
-        with zipfile.ZipFile(path) as archive:  # torch does not compare its sums
+        with zipfile.ZipFile(path) as archive:  # torch does not verify its checksums
             whole = archive.testzip() is None
     except OSError as error:
         return error.strerror or str(error)
     except Inflated as error:
         return str(error)
-    except Exception:  # of foreign bytes: no archive, or no end of one
+    except Exception:  # not an archive, or a truncated one
         whole = False
     if not whole:
         return "it is cut off, damaged, or no checkpoint"
@@ -106,7 +106,7 @@ def damage(path: Path) -> str | None:
 
 
 def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """All of them in containers within containers, by dotted names."""
+    """All tensors in nested containers, by dotted names."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, Mapping):

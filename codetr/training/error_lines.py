@@ -1,4 +1,4 @@
-"""Errors of a user, shown as one line."""
+"""Errors that a user can correct, printed as one line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CALLED = re.compile(r"'(?P<name>[\w.]+)'")
 
 
 _GIVEN = {"data.root": "FOLDER", "checkpoint": "FILE", "source": "FILE or FOLDER", "out": "FILE"}
-"""What is given for keys that have no value of their own."""
+"""Placeholders for the values of required keys."""
 
 
 def print_any_name() -> None:
@@ -39,9 +39,9 @@ def print_any_name() -> None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Print an error that a user can mend as one line on stderr and exit with status 2; others pass
-    through, and all do where ``FULL_ERROR`` is set. A run that a signal stopped says so in one
-    line, and exits with the status of a process that the signal has ended.
+    """Print an error that a user can correct as one line on stderr and exit with status 2; others
+    propagate, and all do if ``FULL_ERROR`` is set. A run that was stopped by a signal says so in
+    one line, and exits with the status of a process that the signal ended.
     """
     try:
         yield
@@ -58,9 +58,9 @@ def one_line_errors() -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str | None:
-    """What a user is told of an error: the text of a UserError that it is or was caused by; what a
-    part said that could not be built; what is wrong with an interpolation; what Lightning says of
-    its settings; which file the system has refused. None for any other.
+    """The message for a user: of the UserError that the error is or was caused by, of a part that
+    could not be built, of a wrong interpolation, of Lightning about its settings, or of the system
+    about a file. None for any other error.
     """
     found = user_error(error)
     if found is not None:

@@ -87,7 +87,7 @@ def evaluate(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, float]:
     where ``cfg`` has none. Prints the tables; writes metrics.json, predictions.json, the diagnosis
     and pictures into ``cfg.paths.run_dir``, and gives them to the loggers of ``cfg``. ``given`` are
     the overrides that ``cfg`` was made with, so that none is ignored. Raises UserError for whatever
-    a user can mend.
+    a user can correct.
     """
     require_effect(given, ignored_in_evaluation(cfg.checkpoint, FOREIGN))
     check_settings(cfg, given, nulls=True)

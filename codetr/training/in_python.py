@@ -43,7 +43,7 @@ def train(overrides: Sequence[str] = ()) -> TrainingResult:
     """What ``python train.py OVERRIDES`` does, in this process and on one device; without a GPU
     ``experiment=finetune`` is the small recipe, too.
 
-    Raises UserError for whatever a user can mend, and where several devices are asked for:
+    Raises UserError for whatever a user can correct, and where several devices are asked for:
     they need processes of their own, which the command starts.
     """
     overrides = for_this_machine(overrides, say=log.warning)

@@ -1,6 +1,6 @@
-"""Hydra's way into sweeps: ``python train.py -m ...``.
+"""The Hydra launcher of sweeps: ``python train.py -m ...``.
 
-Every job is a command of its own, so that DDP works in it and its memory is its own.
+Every job runs as a separate command, so that DDP works in it and it shares no memory.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from omegaconf import DictConfig, OmegaConf
 
 from codetr.errors import UserError
-from codetr.training.checkpoint_files import WholeFiles
+from codetr.training.checkpoint_files import AtomicCheckpointIO
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def build_trainer(
     use_tf32(options.pop("tf32"), exact)
     options["accelerator"] = pick_accelerator(cfg.accelerator)
     options["precision"] = pick_precision(cfg.precision, cfg.accelerator, exact)
-    plugins: list[Any] = [WholeFiles()]
+    plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect():  # it would save and requeue within a signal, at any moment
         plugins.append(SLURMEnvironment(auto_requeue=False))
     trainer: Trainer = instantiate(

@@ -1,4 +1,4 @@
-"""The W&B logger: offline where it must be, and never the end of a training."""
+"""The W&B logger: falls back to offline mode, and never ends a training run."""
 
 from __future__ import annotations
 
@@ -136,8 +136,8 @@ def _online(options: Mapping[str, Any]) -> tuple[Any, bool]:
 
 
 class GuardedWandbLogger(WandbLogger):
-    """Lightning's logger that never ends a training: after W&B's first failure one warning says so,
-    and nothing more is logged (metrics.csv has the same numbers).
+    """Lightning's logger, but a failure of W&B never ends a training run: the first one is a
+    warning, after which nothing more is logged (metrics.csv has the same numbers).
 
     Losses are in the section ``train/``: ``train/loss``, and per scheme the sum of its raw terms;
     ``per_layer``: each term too, as ``loss/<scheme>/<layer>/<name>``. Artifacts: ``checkpoints``,

@@ -1,4 +1,4 @@
-"""Whatever a user can mend is one line on stderr and exit status 2."""
+"""Whatever a user can correct is one line on stderr and exit status 2."""
 
 from pathlib import Path
 

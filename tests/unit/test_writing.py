@@ -17,7 +17,7 @@ from codetr.checkpoints.files import DetectorFile, RunRecord, write_detector_fil
 from codetr.classes import ClassList
 from codetr.data.derived import write_derived
 from codetr.errors import UserError
-from codetr.training.checkpoint_files import WholeFiles
+from codetr.training.checkpoint_files import AtomicCheckpointIO
 from codetr.training.csv_logger import CsvLogger
 from codetr.writing import remove_parts, replacing
 
@@ -103,13 +103,13 @@ def test_a_read_only_file_system_is_one_line(tmp_path: Path) -> None:
 def test_nothing_is_written_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Least of all in the folder of temporary files, which may be on another file system."""
     monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
-    WholeFiles().save_checkpoint({"a": zeros(3)}, tmp_path / "run/last.ckpt")
+    AtomicCheckpointIO().save_checkpoint({"a": zeros(3)}, tmp_path / "run/last.ckpt")
     assert os.listdir(tmp_path) == ["run"]
     assert os.listdir(tmp_path / "run") == ["last.ckpt"]
 
 
 def checkpoint(path: Path) -> None:
-    WholeFiles().save_checkpoint({"a": zeros(300_000)}, path)
+    AtomicCheckpointIO().save_checkpoint({"a": zeros(300_000)}, path)
 
 
 def detector(path: Path) -> None:

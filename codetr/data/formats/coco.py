@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from codetr.data.box_formats import AUTO, XYWH, other_convention, to_xyxy
 from codetr.data.coco_json import (
     LISTS,
     CocoImages,
@@ -21,10 +22,9 @@ from codetr.data.coco_json import (
     require_lists,
     unused_parents,
 )
-from codetr.data.formats.found import UNSPLIT, Box, Found, LabelledImage, Problem, shown
+from codetr.data.formats.content import UNSPLIT, Box, FolderContent, LabelledImage, Problem, shown
 from codetr.data.formats.tree import Tree, split_of_folders, split_of_name
 from codetr.data.json_columns import Flaw, as_identifier
-from codetr.data.misread import AUTO, XYWH, other_convention, to_xyxy
 from codetr.errors import UserError
 from codetr.json_text import parse_json
 
@@ -49,7 +49,7 @@ def recognise(tree: Tree) -> list[str]:
     return [file for file in there if not any(k in tree.read(file) for k in _OTHERS)] or there
 
 
-def read(tree: Tree, box_format: str = AUTO) -> Found:
+def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
     """All annotation files, each the split that it or its folder is named after.
 
     Categories keep their ids. One without annotations that others name as their supercategory (the
@@ -91,7 +91,7 @@ def read(tree: Tree, box_format: str = AUTO) -> Found:
             )
     used = {b.category for images in splits.values() for image in images for b in image.boxes}
     dropped = unused_parents(list(contents.values()), categories, used)
-    return Found(
+    return FolderContent(
         splits=splits,
         categories={i: name for i, name in sorted(categories.items()) if i not in dropped},
         lost=lost,

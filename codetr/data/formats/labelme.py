@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from codetr.data.formats.found import (
+from codetr.data.box_formats import AUTO, require_box_format
+from codetr.data.formats.content import (
     UNSPLIT,
     Box,
-    Found,
+    FolderContent,
     LabelledImage,
     Problem,
     one_line,
@@ -20,7 +21,6 @@ from codetr.data.formats.found import (
 )
 from codetr.data.formats.tree import Tree, split_of_folders
 from codetr.data.json_columns import as_integer, as_label, as_number, as_side
-from codetr.data.misread import AUTO, require_box_format
 from codetr.data.outlines import area_of
 from codetr.errors import UserError
 from codetr.json_text import parse_json
@@ -63,7 +63,7 @@ def recognise(tree: Tree) -> list[str]:
     return [f for f, keys in found.items() if any(keys)] if any(map(all, found.values())) else []
 
 
-def read(tree: Tree, box_format: str = AUTO) -> Found:
+def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
     """All files, with the splits of the folders' names.
 
     Classes are the labels, sorted. Rectangles, polygons, circles and masks become boxes; polygons
@@ -92,7 +92,7 @@ def read(tree: Tree, box_format: str = AUTO) -> Found:
     joined = sum(one.joined for one in files)
     if joined:
         remarks.append(f"{joined} shapes were joined to others of their label and group_id")
-    return Found(
+    return FolderContent(
         splits=dict(splits),
         categories={i: name for name, i in ids.items()},
         lost=dict(lost),
@@ -178,8 +178,8 @@ def _points(value: Any) -> Points | None:
 
 def _image_of(tree: Tree, file: str, content: Mapping[str, Any]) -> str:
     """The image that the file names, beside it or elsewhere, or else the one of its own name."""
-    told = content.get("imagePath")
-    wanted = told.replace("\\", "/") if isinstance(told, str) else ""
+    written = content.get("imagePath")
+    wanted = written.replace("\\", "/") if isinstance(written, str) else ""
     home, stem = PurePosixPath(file).parent, PurePosixPath(file).stem
     index = tree.image_index
     name = PurePosixPath(wanted).name

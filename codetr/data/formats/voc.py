@@ -15,11 +15,12 @@ from xml.parsers import expat
 
 import numpy as np
 
+from codetr.data.box_formats import AUTO, BOX_FORMATS, XYWH, XYXY, other_formats, to_xyxy
 from codetr.data.files import FileIndex, as_stem, is_image, without_suffix
-from codetr.data.formats.found import (
+from codetr.data.formats.content import (
     UNSPLIT,
     Box,
-    Found,
+    FolderContent,
     LabelledImage,
     Problem,
     one_line,
@@ -28,7 +29,6 @@ from codetr.data.formats.found import (
 from codetr.data.formats.text import decoded
 from codetr.data.formats.tree import ALL_SPLITS, Tree, split_of_folders
 from codetr.data.json_columns import as_flag, as_number
-from codetr.data.misread import AUTO, BOX_FORMATS, XYWH, XYXY, other_formats, to_xyxy
 from codetr.errors import UserError
 
 FORMAT = "Pascal VOC XML"
@@ -74,7 +74,7 @@ def recognise(tree: Tree) -> list[str]:
     ]
 
 
-def read(tree: Tree, box_format: str = AUTO) -> Found:
+def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
     """All annotations, with the splits of ImageSets/Main or else of the folders' names.
 
     Classes are the names in the data, sorted. Coordinates are pixels from 1, both ends included,
@@ -105,7 +105,7 @@ def read(tree: Tree, box_format: str = AUTO) -> Found:
         splits, lost = _by_folder(images.values()), _by_folder(unusable)
     unlisted = len(images) - len({image.source for part in splits.values() for image in part})
     left_out = (f"{unlisted} annotated images are in no list: left out",) if unlisted else ()
-    return Found(
+    return FolderContent(
         splits=splits,
         categories={i: name for name, i in ids.items()},
         lost=lost,
@@ -179,10 +179,10 @@ def _read_object(element: Element, where: str) -> _Object:
     numbers = [number for text in texts if (number := as_number(text)) is not None]
     if len(numbers) < len(texts):
         raise UserError(f"({shown(name)}) has bndbox {shown(texts)}, which are no four numbers")
-    told = _text(element, "difficult")
-    difficult = as_flag(told or False)
+    flag = _text(element, "difficult")
+    difficult = as_flag(flag or False)
     if difficult is None:
-        raise UserError(f"({shown(name)}) has difficult {shown(told)}: it must be 0 or 1")
+        raise UserError(f"({shown(name)}) has difficult {shown(flag)}: it must be 0 or 1")
     x0, y0, x1, y1 = numbers
     return _Object(name=name, box=(x0, y0, x1, y1), difficult=difficult, where=where)
 

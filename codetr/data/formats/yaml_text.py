@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from codetr.data.formats.found import shown
+from codetr.data.formats.content import shown
 from codetr.errors import UserError
 
 _MAX_DEPTH = 8

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from codetr.data.box_formats import AUTO, CXCYWH, other_convention, to_xyxy
 from codetr.data.files import FileIndex
-from codetr.data.formats.found import (
+from codetr.data.formats.content import (
     UNSPLIT,
     Box,
-    Found,
+    FolderContent,
     LabelledImage,
     Problem,
     one_line,
@@ -26,7 +27,6 @@ from codetr.data.formats.text import decoded
 from codetr.data.formats.tree import ALL_SPLITS, Tree, split_of_folders
 from codetr.data.formats.yaml_text import parse_yaml
 from codetr.data.json_columns import as_integer, as_number
-from codetr.data.misread import AUTO, CXCYWH, other_convention, to_xyxy
 from codetr.errors import UserError
 
 FORMAT = "YOLO text"
@@ -49,7 +49,7 @@ class _Config:
     names: Mapping[int, str]
     splits: Mapping[str, tuple[str, ...]]
     keypoints: bool = False
-    told: int | None = None
+    num_classes: int | None = None
 
 
 def recognise(tree: Tree) -> list[str]:
@@ -59,7 +59,7 @@ def recognise(tree: Tree) -> list[str]:
     return [label for label in _labels(tree).values() if label in tree.members]
 
 
-def read(tree: Tree, box_format: str = AUTO) -> Found:
+def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
     """All labels, with the splits of data.yaml or else of the folders' names.
 
     An image without label file has no boxes, as Ultralytics takes it. Polygons become the boxes
@@ -83,14 +83,16 @@ def read(tree: Tree, box_format: str = AUTO) -> Found:
     orphans = _orphans(tree, labels.values())
     if orphans:
         remarks.append(f"{len(orphans)} label files belong to no image, such as {orphans[0]}")
-    if config.told not in (None, len(config.names)):
-        text = f"says nc: {config.told}, but names {len(config.names)} classes; the names count"
+    if config.num_classes not in (None, len(config.names)):
+        text = (
+            f"says nc: {config.num_classes}, but names {len(config.names)} classes; the names count"
+        )
         problems.append(Problem(file=config.file, text=text))
     splits, lost = _splits(tree, images, config, problems)
     problems += [problem for part in lost.values() for problem in part]
     if unlabelled:
         remarks.append(f"{unlabelled} images without label file count as images without boxes")
-    return Found(
+    return FolderContent(
         splits=splits,
         categories=config.names,
         lost=lost,
@@ -289,7 +291,7 @@ def _parse_config(tree: Tree, file: str) -> _Config:
         names=_checked(names, tree, file),
         splits=splits,
         keypoints="kpt_shape" in content,
-        told=as_integer(content.get("nc")),
+        num_classes=as_integer(content.get("nc")),
     )
 
 

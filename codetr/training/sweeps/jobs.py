@@ -26,7 +26,7 @@ Scalar = str | int | float | bool
 class Job:
     """Job ``number`` of a sweep; its run is in ``folder``, which is ``<sweep folder>/<number>``.
 
-    ``overrides`` are all that it is told, ``swept`` those in which it differs from other jobs.
+    ``overrides`` are all of its overrides, ``swept`` those in which it differs from other jobs.
     """
 
     number: int
@@ -92,14 +92,14 @@ def plan(
     job_overrides: Sequence[Sequence[str]],
     first: int,
     sweep_folder: Path,
-    told: Iterable[str] = (),
+    given: Iterable[str] = (),
 ) -> list[Job]:
     """The jobs of a sweep, numbered from ``first``. Names are given to the jobs, so an override
-    of the sweep's ``name`` is not theirs. A job is told apart by what not all have; where it is
-    the only one, as in a search that goes step by step, by what the command was not ``told``.
+    of the sweep's ``name`` is not theirs. ``swept`` are the overrides that not all jobs have; of a
+    single job, as in a sequential search, those that were not ``given`` with the command.
     """
     own = [tuple(o for o in job if not o.startswith("name=")) for job in job_overrides]
-    common = set.intersection(*map(set, own)) if len(own) > 1 else set(told)
+    common = set.intersection(*map(set, own)) if len(own) > 1 else set(given)
     return [
         Job(
             number=number,
@@ -112,15 +112,15 @@ def plan(
 
 
 def earlier(sweep_folder: Path, first: int) -> list[Job]:
-    """The jobs before number ``first``, as their folders tell."""
+    """The jobs before number ``first``, as recorded in their folders."""
     found = []
     for number in range(first):
         folder = sweep_folder / str(number)
         state = read_job(RunFolder(folder).job)
         if state is not None:
             swept = (f"{key}={_quoted(value)}" for key, value in state.get("swept", {}).items())
-            told = tuple(state.get("overrides", ()))
-            found.append(Job(number=number, folder=folder, overrides=told, swept=tuple(swept)))
+            overrides = tuple(state.get("overrides", ()))
+            found.append(Job(number=number, folder=folder, overrides=overrides, swept=tuple(swept)))
     return found
 
 
@@ -175,12 +175,12 @@ def read_job(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     content = plain_text(parse_json(path.read_bytes(), str(path)), str(path), "state")
-    told = content if isinstance(content, dict) else {"overrides": None}
-    overrides, swept = told.get("overrides", []), told.get("swept", {})
+    state = content if isinstance(content, dict) else {"overrides": None}
+    overrides, swept = state.get("overrides", []), state.get("swept", {})
     lists = isinstance(overrides, list) and all(isinstance(o, str) for o in overrides)
     if not lists or not isinstance(swept, dict) or not all(map(_is_swept, swept.items())):
         raise UserError(f"{path}: is no state of a job: delete it to repeat that job")
-    return told
+    return state
 
 
 def _is_swept(item: tuple[Any, Any]) -> bool:

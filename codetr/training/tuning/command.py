@@ -37,7 +37,7 @@ def tune(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
     of a learning rate, to ``cfg.paths.run_dir``; no weights are kept. Returns what tune.json says.
 
     ``given`` are the overrides that ``cfg`` was made with. Raises UserError for whatever a user
-    can mend.
+    can correct.
     """
     check_settings(cfg, given)
     _require_one_new_run(cfg)

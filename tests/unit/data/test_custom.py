@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 from codetr.data.annotations import CocoAnnotations, load_annotations
 from codetr.data.convert import divide
 from codetr.data.custom import CustomFolder, recognise
-from codetr.data.formats.found import LabelledImage
+from codetr.data.formats.content import LabelledImage
 from codetr.data.formats.tree import list_files, split_of_name
 from codetr.data.images import read_image, read_scaled, read_size
 from codetr.data.sources import Splits

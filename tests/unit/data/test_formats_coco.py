@@ -6,7 +6,7 @@ import pytest
 from custom_folders import CELLS, coco_content, write_images
 
 from codetr.data.formats import coco
-from codetr.data.formats.found import Found
+from codetr.data.formats.content import FolderContent
 from codetr.data.formats.tree import list_files
 from codetr.errors import UserError
 
@@ -14,7 +14,7 @@ NAMES = {3: "cup", 9: "öl 油"}
 FILES = {f"{name}.png": boxes for name, boxes in CELLS.items()}
 
 
-def read(root: Path) -> Found:
+def read(root: Path) -> FolderContent:
     return coco.read(list_files(root))
 
 
@@ -31,7 +31,7 @@ def one_file(root: Path, **changes: Any) -> dict[str, Any]:
     return content
 
 
-def files(found: Found) -> dict[str, list[str]]:
+def files(found: FolderContent) -> dict[str, list[str]]:
     return {name: [image.file for image in images] for name, images in found.splits.items()}
 
 

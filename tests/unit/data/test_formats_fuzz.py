@@ -35,7 +35,7 @@ from codetr.data import convert
 from codetr.data.annotations import load_annotations
 from codetr.data.convert import CocoWriter, divide
 from codetr.data.custom import FORMATS, CustomFolder, recognise
-from codetr.data.formats.found import UNSPLIT
+from codetr.data.formats.content import UNSPLIT
 from codetr.data.formats.tree import Tree, list_files
 from codetr.data.images import read_geometry
 from codetr.errors import UserError

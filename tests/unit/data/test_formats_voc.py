@@ -4,14 +4,14 @@ import pytest
 from custom_folders import CELLS, voc_xml, write_images, write_voc
 
 from codetr.data.formats import voc
-from codetr.data.formats.found import Found
+from codetr.data.formats.content import FolderContent
 from codetr.data.formats.tree import list_files
 from codetr.errors import UserError
 
 SETS = {"train": ["a", "b"], "val": ["c", "d"], "trainval": ["a", "b", "c", "d"], "test": ["e"]}
 
 
-def read(root: Path) -> Found:
+def read(root: Path) -> FolderContent:
     return voc.read(list_files(root))
 
 

@@ -4,7 +4,7 @@ import pytest
 from custom_folders import CELLS, write_images, write_yolo, yolo_lines
 
 from codetr.data.formats import yolo
-from codetr.data.formats.found import Found
+from codetr.data.formats.content import FolderContent
 from codetr.data.formats.tree import list_files
 from codetr.errors import UserError
 
@@ -16,11 +16,11 @@ SPLITS = {
 }
 
 
-def read(root: Path) -> Found:
+def read(root: Path) -> FolderContent:
     return yolo.read(list_files(root))
 
 
-def counts(found: Found) -> dict[str, int]:
+def counts(found: FolderContent) -> dict[str, int]:
     return {name: len(images) for name, images in found.splits.items()}
 
 

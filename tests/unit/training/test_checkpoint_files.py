@@ -11,8 +11,8 @@ from torch import nn
 
 from codetr.errors import UserError
 from codetr.run_folder import RunFolder
-from codetr.torch_files import written_out
-from codetr.training.checkpoint_files import NEEDED, WholeFiles, resume_path
+from codetr.torch_files import materialised
+from codetr.training.checkpoint_files import NEEDED, AtomicCheckpointIO, resume_path
 
 
 def save(path: Path, age_s: int = 0) -> bytes:
@@ -95,7 +95,7 @@ def test_a_buffer_that_repeats_its_numbers_is_kept(tmp_path: Path) -> None:
     state = model.state_dict()
     content = {**dict.fromkeys(NEEDED), "state_dict": state, "callbacks": {"a": [state["grid"]]}}
     path = tmp_path / "last.ckpt"
-    WholeFiles().save_checkpoint(content, path)
+    AtomicCheckpointIO().save_checkpoint(content, path)
     assert resume_path("last", RunFolder(tmp_path)) == str(path)
     assert model.grid.stride() == state["grid"].stride() == (0, 1)
     kept = torch.load(path, weights_only=True)
@@ -108,7 +108,7 @@ def test_a_buffer_that_repeats_its_numbers_is_kept(tmp_path: Path) -> None:
 
 def test_what_repeats_nothing_is_kept_as_it_is() -> None:
     plain = {"a": [torch.eye(3).T, (torch.zeros(0), torch.eye(3).to_sparse())], "b": None}
-    assert written_out(plain) is plain
+    assert materialised(plain) is plain
 
 
 def test_weights_alone_cannot_be_resumed_from(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from codetr.commands import train
 from codetr.errors import UserError
 from codetr.inference.sources import open_source
 from codetr.models.backbones.weights import read_weights
-from codetr.training.checkpoint_files import WholeFiles
+from codetr.training.checkpoint_files import AtomicCheckpointIO
 from codetr.training.error_lines import (
     RequireName,
     one_line,
@@ -175,7 +175,7 @@ def test_where_a_checkpoint_cannot_be_written(
     monkeypatch.setattr("codetr.writing._Raw", refused)
     refuse(monkeypatch, tmp_path, number, "unlink")
     with pytest.raises(UserError, match=r"last\.ckpt: cannot be written \(") as caught:
-        WholeFiles().save_checkpoint({"a": torch.ones(2)}, path)
+        AtomicCheckpointIO().save_checkpoint({"a": torch.ones(2)}, path)
     assert os.strerror(number) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == b"earlier"

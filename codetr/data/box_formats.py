@@ -1,4 +1,4 @@
-"""Boxes and names that another convention than COCO's has written, as far as they show it."""
+"""Formats of boxes, and signs that a file follows another convention than it should."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codetr.data.formats.found import shown
+from codetr.data.formats.content import shown
 from codetr.errors import UserError
 
 _FEWEST = 3  # boxes that could all be large, and lie so, by chance

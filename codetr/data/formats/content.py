@@ -1,4 +1,4 @@
-"""What the readers of annotation formats find, before it becomes COCO JSON."""
+"""What the readers of annotation formats return, before it is converted to COCO JSON."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Problem:
 class Box:
     """``xyxy`` in pixels of the upright image, or in [0, 1] of it as its image says; finite.
 
-    ``category`` is an id of ``Found.categories``; ``ignored`` boxes (crowds, difficult objects)
-    are no targets and cost nothing in evaluation; ``where`` names the box in messages;
+    ``category`` is an id of ``FolderContent.categories``; ``ignored`` boxes (crowds, difficult
+    objects) are no targets and cost nothing in evaluation; ``where`` names the box in messages;
     ``extra`` are further keys of its COCO entry.
     """
 
@@ -38,7 +38,7 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledImage:
-    """An image ``file`` (relative to the root) and its boxes, which the file ``source`` tells.
+    """An image ``file`` (relative to the root) and its boxes, read from the file ``source``.
 
     ``declared_wh`` is the size that the annotations claim, if they do; ``relative``: the boxes
     are shares of the image's width and height; ``number`` is the image's id as written, where the
@@ -55,7 +55,7 @@ class LabelledImage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class FolderContent:
     """The content of a folder in one of the formats.
 
     ``splits``: images by split name (train, val, test, ...); ``unsplit`` where the folder does not

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from codetr.data.misread import other_convention
+from codetr.data.box_formats import other_convention
 
 SIZE = np.array([640, 480])
 
