@@ -1,4 +1,4 @@
-"""Annotation files that are made of those of a user, beside which they never lie."""
+"""Annotation files derived from a user's, and kept in another folder than those."""
 
 from __future__ import annotations
 

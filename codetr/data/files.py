@@ -191,8 +191,8 @@ def found_names(names: Sequence[str], folder: Path) -> tuple[str, ...]:
 
     A name that no file has as it is written means the one image that ``FileIndex`` finds at its
     place, or else in ``folder`` itself under its last part, unless another name means that one,
-    too. What was found so is said in the log, and which names could mean several; those, and names
-    that mean none, stay.
+    too. Such matches are logged, as are ambiguous names; these, and names without a match, are
+    returned unchanged.
     """
     homes = {name.rpartition("/")[0] for name in names}
     there = {f"{home}/{file}" if home else file for home in homes for file in _list(folder / home)}

@@ -22,8 +22,8 @@ STEP = "step"
 class CsvLogger(Logger):
     """One row per logged step in ``<folder>/metrics.csv``; new names become new columns.
 
-    Rows of the same step are merged. A run that is resumed goes on after the rows that stood in
-    the file when its checkpoint was written; any other replaces those at or after its first step.
+    Rows of the same step are merged. A resumed run continues after the rows that were in the file
+    when its checkpoint was written; any other replaces those at or after its first step.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -31,7 +31,7 @@ class CsvLogger(Logger):
         self.path = RunFolder(Path(folder)).log
         self._columns: list[str] = [STEP]
         self._row: dict[str, Any] = {}  # of the last step
-        self._place: int | None = None  # where it stands in the file, if it does
+        self._place: int | None = None  # its offset in the file, once written
         self._pending = False
         self._started = False
         self._resumed: list[dict[str, Any]] | None = None

@@ -1,4 +1,4 @@
-"""When something is logged: the rhythm that losses and callbacks share."""
+"""When to log: the interval that losses and callbacks share."""
 
 from __future__ import annotations
 

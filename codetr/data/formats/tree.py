@@ -83,7 +83,7 @@ def list_files(root: Path, exclude: Path | None = None) -> Tree:
     files: list[str] = []
     digest = hashlib.sha256()
     for name, status in sorted(_walk(root, exclude), key=lambda entry: entry[0]):
-        if stat.S_ISREG(status.st_mode):  # a pipe would be read for ever
+        if stat.S_ISREG(status.st_mode):  # reading a pipe would block
             files.append(name)
             digest.update(
                 f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="replace")
@@ -116,8 +116,8 @@ def suffix(file: str) -> str:
 
 
 def split_of_name(name: str) -> str | None:
-    """The split that a file or folder name speaks of: ``instances_train2017`` of train. None
-    where it names none, or several.
+    """The split in a file or folder name: train in ``instances_train2017``. None if there are
+    none, or several.
     """
     return _named(name, SPLITS) or _named(name, SPARE)
 

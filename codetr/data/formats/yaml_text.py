@@ -20,7 +20,7 @@ def parse_yaml(text: str, path: Path) -> Any:
     """The lists, mappings and texts of a YAML document; None of an empty one.
 
     Raises UserError, which names ``path``, for a document that is broken or has a key twice, and
-    for what takes for ever to load: aliases, which can grow beyond all memory, and deep nesting.
+    for what could take forever to load: aliases, which can exhaust memory, and deep nesting.
     """
     try:
         _require_plain(text, path)

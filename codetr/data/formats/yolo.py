@@ -104,9 +104,9 @@ def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
 def _numbering(
     tree: Tree, config: _Config, used: Collection[int], problems: Sequence[Problem]
 ) -> list[str]:
-    """What is said where labels may be counted from another number than the names.
+    """Remarks if labels may start at another number than the class names.
 
-    Raises UserError where they can only be.
+    Raises UserError if they certainly do.
     """
     first, last = min(config.names), max(config.names)
     for beyond, lacking, start in ((last + 1, first, 1), (first - 1, last, 0)):

@@ -1,4 +1,4 @@
-"""What watches and keeps a run; each callback stands alone."""
+"""Callbacks that monitor and save a run; none depends on another."""
 
 from codetr.training.callbacks.checkpoints import LastCheckpoint
 from codetr.training.callbacks.curves import CurvePlot

@@ -76,12 +76,12 @@ def progress_bar(refresh_rate: int = 1) -> ProgressBar:
 
 
 LINE = ("loss", "val/AP", "val/AP50", "val/mask_AP")
-"""What the line of an epoch tells, as far as it is measured."""
+"""What the line of an epoch shows, where available."""
 
 
 class RunProgressBar(RichProgressBar):
-    """Epochs from 1, the loss from the first step on, the best AP so far, and the time that is left
-    of the whole run.
+    """Epochs from 1, the loss from the first step on, the best AP so far, and the time that remains
+    for the whole run.
     """
 
     def __init__(self, refresh_rate: int = 1) -> None:
@@ -109,7 +109,7 @@ class RunProgressBar(RichProgressBar):
         return f"epoch {current_epoch + 1}" + (f"/{most}" if most and most > 0 else "")
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """What stands behind the bar."""
+        """The values shown after the bar."""
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
         if "loss" not in shown and isinstance(self._loss, Tensor):
