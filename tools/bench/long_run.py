@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 
@@ -91,24 +93,32 @@ def watch(folder: Path, options: Options) -> list[Look]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads or 1)}
     looks: list[Look] = []
     deadline = time.monotonic() + 60 * options.minutes
+    before = signal.signal(signal.SIGTERM, _leave)
     with (folder / "output.txt").open("w+") as output:
         training = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
         )
-        while training.poll() is None and time.monotonic() < deadline:
-            time.sleep(options.every)
-            step = last_step(folder / "runs/run/metrics.csv")
-            seen = look(training.pid, step) if step > 0 else None
-            if seen is not None:
-                looks.append(seen)
-        stopped = training.poll() is None
-        training.terminate()
-        status = training.wait()
+        try:
+            while training.poll() is None and time.monotonic() < deadline:
+                time.sleep(options.every)
+                step = last_step(folder / "runs/run/metrics.csv")
+                seen = look(training.pid, step) if step > 0 else None
+                if seen is not None:
+                    looks.append(seen)
+            stopped = training.poll() is None
+        finally:  # training does not outlive this process's Ctrl-C or SIGTERM
+            training.terminate()
+            status = training.wait()
+            signal.signal(signal.SIGTERM, before)
         output.seek(0)
         if (status != 0 and not stopped) or not looks:
             lines = output.read().strip().splitlines() or ["nothing was written"]
             raise UserError(f"training ended with status {status}: {lines[-1]}")
     return looks
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)
 
 
 def last_step(log: Path) -> int:

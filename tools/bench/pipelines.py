@@ -16,6 +16,7 @@ from torch import Tensor
 from codetr.checkpoints.experiment import compose_train
 from codetr.data.augment import DrawAnother
 from codetr.data.collate import Collate
+from codetr.data.copy_paste import CopyPaste
 from codetr.data.datamodule import CocoDataModule
 from codetr.data.dataset import AugmentedDataset, seeded
 from codetr.data.sample import Sample
@@ -137,9 +138,17 @@ def _with_partner(index: int, count: int, pair: bool) -> tuple[int, ...]:
 
 
 def build_stages(overrides: tuple[str, ...]) -> dict[str, Stages]:
-    """``ours`` and ``baseline`` of a configuration of train.py, on its training split."""
+    """``ours`` and ``baseline`` of a configuration of train.py, on its training split.
+
+    Raises UserError for an ``augmentation.mix`` that the plain pipeline does not have.
+    """
     cfg, data = _build(overrides)
     dataset = data.train_dataset
+    if not isinstance(dataset.mix, CopyPaste | None):
+        raise UserError(
+            f"augmentation.mix={type(dataset.mix).__name__}: the plain pipeline has copy-paste "
+            "alone: give augmentation.mix=null"
+        )
     options, mix = (_plain(cfg.augmentation.get(key)) for key in ("train", "mix"))
     assert options is not None
     return {

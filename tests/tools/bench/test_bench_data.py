@@ -44,6 +44,11 @@ def test_both_pipelines_give_almost_the_same_pixels_and_boxes(pictures) -> None:
         assert difference.abs().max() < 3 / 57  # grey levels over the standard deviation
 
 
+def test_mixes_that_the_plain_pipeline_lacks_are_refused(pictures) -> None:
+    with pytest.raises(UserError, match=r"augmentation\.mix=Mosaic: .*mix=null"):
+        build_stages((*pictures.overrides, "augmentation=detr_mosaic"))
+
+
 def test_copy_paste_of_both_pastes(pictures) -> None:
     """With all objects moved and none hidden for sure, the number of boxes says what was pasted."""
     sides = build_stages((*pictures.overrides, *PIPELINES["lsj_1024 and copy-paste"]))

@@ -1,8 +1,10 @@
 """The memory and the open files of a long run."""
 
 import os
+import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,3 +67,24 @@ def test_training_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_steps_are_whole_epochs(steps: int) -> None:
     with pytest.raises(UserError, match="multiple of 100"):
         Options(steps=steps).check()
+
+
+def test_training_ends_with_a_benchmark_that_is_terminated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    class Noted(subprocess.Popen):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            started.append(self)
+
+    monkeypatch.setattr(long_run.subprocess, "Popen", Noted)
+    monkeypatch.setattr(long_run.time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        long_run.watch(tmp_path, Options(steps=long_run.IMAGES))
+    assert caught.value.code == 128 + signal.SIGTERM
+    (training,) = started
+    assert training.returncode == -signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
