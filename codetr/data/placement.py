@@ -173,11 +173,11 @@ def _undecided(kind: str, claims: Sequence[Claim]) -> UserError:
     fit = "several readings" if first.fits(UPRIGHT) else "none"
     why = {
         _TURNED: "pixels of the picture as it is seen (upright) or as it is stored",
-        _RESIZED: "pixels of the file (upright) or of the size that is told (scaled)",
+        _RESIZED: "pixels of the file (upright) or of the declared size (scaled)",
     }[kind]
     return UserError(
         f"{len(claims)} images have another size than their annotations say, such as {first.file}: "
-        f"{_text(first.upright_wh)} pixels upright, {_text(first.declared_wh)} told; boxes fit "
+        f"{_text(first.upright_wh)} pixels upright, {_text(first.declared_wh)} declared; boxes fit "
         f"{fit}: say what they are by {settings}: {why}"
     )
 
@@ -195,7 +195,7 @@ def _remarks(claims: Sequence[Claim], readings: Sequence[str]) -> Iterator[str]:
     }
     for reading, found in kinds.items():
         first = found[0]
-        declared = f", {_text(first.declared_wh)} told" if first.declared_wh else ""
+        declared = f", {_text(first.declared_wh)} declared" if first.declared_wh else ""
         yield (
             f"{len(found)} images are not as their annotations say, such as {first.file} "
             f"({_text(first.upright_wh)} pixels upright{declared}): {done[reading]} (data.boxes="

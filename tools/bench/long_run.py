@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,11 +16,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 
 from codetr.errors import UserError
+from codetr.training.stopping import StopSignals
 from tools.bench.options import Common, option
 from tools.bench.report import Cell, Table
 
@@ -93,8 +92,7 @@ def watch(folder: Path, options: Options) -> list[Look]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads or 1)}
     looks: list[Look] = []
     deadline = time.monotonic() + 60 * options.minutes
-    before = signal.signal(signal.SIGTERM, _leave)
-    with (folder / "output.txt").open("w+") as output:
+    with StopSignals(), (folder / "output.txt").open("w+") as output:
         training = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
         )
@@ -109,16 +107,11 @@ def watch(folder: Path, options: Options) -> list[Look]:
         finally:  # training does not outlive this process's Ctrl-C or SIGTERM
             training.terminate()
             status = training.wait()
-            signal.signal(signal.SIGTERM, before)
         output.seek(0)
         if (status != 0 and not stopped) or not looks:
             lines = output.read().strip().splitlines() or ["nothing was written"]
             raise UserError(f"training ended with status {status}: {lines[-1]}")
     return looks
-
-
-def _leave(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)
 
 
 def last_step(log: Path) -> int:

@@ -211,7 +211,8 @@ def test_wrong_size_is_an_error(content: Any, make_root: MakeRoot) -> None:
 
     root = make_root(content)
     Image.new("RGB", (30, 30)).save(root / "train" / "0.png")
-    with pytest.raises(UserError, match=r"0\.png: 30x30 pixels upright, 40x30 told; .*data\.boxes"):
+    message = r"0\.png: 30x30 pixels upright, 40x30 declared; .*data\.boxes"
+    with pytest.raises(UserError, match=message):
         _module(root).setup("fit")
     make_root(content)
     module = _module(root)
