@@ -19,6 +19,7 @@ from tools.parity.table import Row
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+OWN_FILE = re.compile(r"(?<![\w/.])(?:codetr|conf|scripts|tests)/[\w/]+\.(?:py|sh|yaml)\b")
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,12 @@ def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
 
 def test_template_of_the_model_card_is_shown(site: Path) -> None:
     assert "{{ card_data }}" in (site / "inference.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *DOCS.rglob("*.md")], ids=lambda p: p.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    named = set(OWN_FILE.findall(page.read_text(encoding="utf-8")))
+    assert not [name for name in named if not (ROOT / name).exists()]
 
 
 def test_figures_can_be_drawn_again(tmp_path: Path) -> None:
