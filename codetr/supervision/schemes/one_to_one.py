@@ -46,8 +46,9 @@ class OneToOne(Scheme):
         """``layer{i}/...`` for decoder layers and ``encoder/...`` for proposals."""
         main = decoded[MAIN]
         problems = [self.matcher.tables(main.layers, batch.targets)]
-        labelled = proposal_targets(batch.targets, self.proposal_labels)
+        labelled: tuple[Targets, ...] = ()
         if main.proposals is not None:
+            labelled = proposal_targets(batch.targets, self.proposal_labels)
             problems.append(self.proposal_matcher.tables([main.proposals], labelled))
         assignments, *proposed = yield from matched(*problems)
 
