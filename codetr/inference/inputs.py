@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codetr.data.images import DEFAULT_RULES, PixelRules, as_rgb, read_image
+from codetr.data.images import DEFAULT_RULES, PixelRules, as_array, as_rgb, read_image
 from codetr.errors import UserError
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
@@ -40,7 +40,7 @@ def as_image(value: ImageLike, rules: PixelRules = DEFAULT_RULES) -> Tensor:
         return read_image(Path(value), rules)
     if isinstance(value, Image.Image):
         try:
-            return _channels_first(np.array(as_rgb(value, rules.grey_bits)))
+            return torch.from_numpy(as_array(as_rgb(value, rules.grey_bits))).permute(2, 0, 1)
         except ValueError as error:
             raise UserError(
                 f"a Pillow image of mode {value.mode} ({error}): give one of 8 bits, mode RGB or L"

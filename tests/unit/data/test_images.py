@@ -1,6 +1,7 @@
 import importlib.util
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from codetr.data.files import is_image, missing_plugin
-from codetr.data.images import ImageError, PixelRules, read_image, read_size
+from codetr.data.images import ImageError, PixelRules, as_array, read_image, read_size
 from codetr.errors import UserError
 
 
@@ -163,3 +164,14 @@ def test_large_images_of_few_bytes_are_limited_by_their_pixels_alone(tmp_path: P
     assert read_image(path).shape == (3, 5200, 5200)
     with pytest.raises(ImageError, match=r"5200x5200 pixels, .* 20 million .*max_megapixels=28"):
         read_image(path, PixelRules(max_megapixels=20))
+
+
+def test_large_images_are_copied_once(tmp_path: Path) -> None:
+    random = np.random.default_rng(0).integers(0, 256, (1103, 1301, 3), dtype=np.uint8)
+    image = Image.fromarray(random)
+    tracemalloc.start()
+    copied = as_array(image)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.array_equal(copied, random)
+    assert peak < 1.5 * copied.nbytes
