@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from codetr.errors import UserError
 
 
@@ -20,3 +22,10 @@ def conf_folder() -> Path:
         f"{package}: has no conf folder inside or beside it: install codetr again, from its wheel "
         "or with pip install --editable in a clone"
     )
+
+
+def options_given(hydra: DictConfig) -> list[str]:
+    """The ``--config-name`` and ``--config-dir`` of a command, from its configuration of Hydra."""
+    sources = hydra.runtime.config_sources if "runtime" in hydra else []
+    folders = [f"--config-dir={s.path}" for s in sources if s.provider == "command-line"]
+    return [f"--config-name={hydra.job.config_name}", *folders]

@@ -14,18 +14,16 @@ _STRUCTURED = re.compile(
     r"[\[{'\"]|(choice|range|interval|glob|shuffle|sort|tag|extend_list|int|float|str|bool)\("
 )
 """How a list, a dictionary, a quoted text or a function of the grammar begins."""
-MULTIRUN = ("-m", "--multirun")
 
 
-def readable(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with quotes around values that Hydra cannot read without them.
+def readable(arguments: Sequence[str], several: bool = False) -> list[str]:
+    """The overrides, with quotes around values that Hydra cannot read without them.
 
     Its grammar knows letters of ASCII alone, and gives brackets, parentheses, ``=`` and ``~`` a
     meaning, so that ``data.root=größe (1)`` would be an error. Whatever it reads stays as it is, as
-    do mistakes in a list, a dictionary or a function: Hydra names those. With ``-m``, commas
-    separate values, and each is looked at.
+    do mistakes in a list, a dictionary or a function: Hydra names those. Where a setting
+    may have ``several`` values, as in a sweep, commas separate them, and each is looked at.
     """
-    several = any(flag in arguments for flag in MULTIRUN)
     return [_readable(argument, several) for argument in arguments]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
-import hydra
+from hydra import version
 from hydra._internal import utils
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, OverrideParseException
@@ -38,15 +39,14 @@ def start(
     """Compose ``name`` of conf/ from the command line, and do ``task``.
 
     Any file name is read as it was typed. Settings of the groups ``of_record`` may be those of a
-    checkpoint alone. ``choose`` replaces words by others. ``sweeps``: whether there is ``-m``.
-    ``sys.argv`` becomes what is read: that is where ``hydra.main`` takes its words from, and
-    Lightning those of a run's other processes. Exits with one line and status 2 for whatever a
-    user can correct.
+    checkpoint alone. ``choose`` replaces overrides by others. ``sweeps``: whether there is ``-m``.
+    Exits with one line and status 2 for whatever a user can correct.
     """
+    parser = utils.get_args_parser()
     with one_line_errors():
-        require_present_keys(sys.argv[1:])
-        _require_flags(name, sys.argv[1:], sweeps)
-    sys.argv[1:] = choose(adding(readable(sys.argv[1:]), of_record))
+        line = _parsed(parser, name, sys.argv[1:], sweeps)
+        require_present_keys(line.overrides)
+    line.overrides = choose(adding(readable(line.overrides, line.multirun), of_record))
     print_any_name()
 
     @wraps(task)  # whose module names hydra's log
@@ -54,25 +54,34 @@ def start(
         with one_line_errors():
             return task(cfg, HydraConfig.get().overrides.task)
 
-    with _mistakes_in_one_line(name, sys.argv[1:]):
-        hydra.main(config_path=str(conf_folder()), config_name=name, version_base="1.3")(run)()
+    with _mistakes_in_one_line(name, line.overrides):
+        version.setbase("1.3")
+        utils._run_hydra(line, parser, run, config_path=str(conf_folder()), config_name=name)
 
 
-def _require_flags(command: str, arguments: Sequence[str], sweeps: bool) -> None:
-    """Raise UserError for a setting that is written as a flag, which Hydra would take for one of
-    its own that begins so, and for ``-m`` where there are no sweeps.
+def _parsed(
+    parser: argparse.ArgumentParser, command: str, words: Sequence[str], sweeps: bool
+) -> argparse.Namespace:
+    """The command line, with Hydra's flags at any place in it.
+
+    Raises UserError for a setting that is written as a flag, which Hydra would take for one of its
+    own that begins so; for ``-m`` where there are no sweeps; and for the flag that reads a pickle.
     """
-    actions = utils.get_args_parser()._actions
-    flags = {option for action in actions for option in action.option_strings}
-    for argument in arguments:
-        flag, _, value = argument.partition("=")
-        if flag.startswith("--") and flag not in flags:
-            setting = f"{flag.lstrip('-').replace('-', '_')}={value or 'VALUE'}"
-            raise UserError(
-                f"{argument}: settings have no dashes: write {setting}; --help lists what there is"
-            )
-        if not sweeps and flag in ("-m", "--multirun"):
-            raise UserError(f"{flag}: {command} makes no sweeps: give one value of each setting")
+    parser.allow_abbrev = False
+    line, unknown = parser.parse_known_intermixed_args(words)
+    for word in unknown:
+        flag, _, value = word.partition("=")
+        setting = f"{flag.lstrip('-').replace('-', '_')}={value or 'VALUE'}"
+        raise UserError(
+            f"{word}: settings have no dashes: write {setting}; --help lists what there is"
+        )
+    if line.multirun and not sweeps:
+        raise UserError(f"--multirun: {command} makes no sweeps: give one value of each setting")
+    if line.experimental_rerun is not None:
+        raise UserError(
+            "--experimental-rerun: reads a pickle, which may run code: give the overrides again"
+        )
+    return line
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from codetr.conf_folder import options_given
 from codetr.training.error_lines import one_line_errors
 from codetr.training.sweeps.jobs import Job, earlier, plan, require_own_folders
 from codetr.training.sweeps.local import Done
@@ -85,7 +86,7 @@ class SweepLauncher(Launcher):
     def _run(self, jobs: Sequence[Job], folder: Path, hydra: DictConfig) -> dict[int, JobResult]:
         """Results by job number."""
         script = Path(sys.argv[0]).absolute()
-        options = [f"--config-name={hydra.job.config_name}", *_own_folders(hydra)]
+        options = options_given(hydra)
         env = {**os.environ, "WANDB_RUN_GROUP": folder.name}
         starts = []
         for job in jobs:
@@ -108,12 +109,6 @@ class SweepLauncher(Launcher):
         if starts:
             self.runner(folder)(starts, done)
         return results
-
-
-def _own_folders(hydra: DictConfig) -> list[str]:
-    """The ``--config-dir`` of the command line, if it has one."""
-    sources = hydra.runtime.config_sources if "runtime" in hydra else []
-    return [f"--config-dir={s.path}" for s in sources if s.provider == "command-line"]
 
 
 def _as_return(result: JobResult, overrides: Sequence[str]) -> JobReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
 from codetr.overrides import is_within, key_of
@@ -19,10 +20,16 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def print_once(text: str) -> None:
+    """Print from the first process of a machine alone: each chooses its recipe by itself."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(text)
+
+
 def for_this_machine(
     arguments: Sequence[str],
     gpu: Callable[[], bool] = has_gpu,
-    say: Callable[[str], object] = print,
+    say: Callable[[str], object] = print_once,
 ) -> list[str]:
     """The ``arguments`` of a command. The small fine-tuning recipe replaces the large one if no GPU
     would be used and no model is chosen; ``say`` reports that.

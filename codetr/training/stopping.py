@@ -9,8 +9,12 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+
+from codetr.conf_folder import options_given
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -100,12 +104,17 @@ def current() -> StopSignals | None:
     return _current
 
 
-def next_command(cfg: DictConfig, given: Sequence[str] | None = None) -> str:
-    """The command line that continues the run of ``cfg``: this process's own (``given``, script
-    first), with the name that the run has now.
+def next_command(cfg: DictConfig, given: Sequence[str]) -> str:
+    """What continues the run of ``cfg``, which was made with the overrides ``given``: the command,
+    or the call in Python, with the name that the run has now.
     """
-    script, *overrides = sys.argv if given is None else given
-    kept = [o for o in overrides if not o.startswith(("ckpt_path=", "name="))]
-    own = [f"name={cfg.name}", "ckpt_path=last"]
+    kept = [o for o in given if not o.startswith(("ckpt_path=", "name="))]
+    overrides = [*kept, f"name={cfg.name}", "ckpt_path=last"]
+    if not HydraConfig.initialized():
+        return f"codetr.train({overrides})"
+    hydra: Any = HydraConfig.get()
+    script = sys.argv[0]
     program = [Path(sys.executable).name, script] if script.endswith(".py") else [Path(script).name]
-    return shlex.join([*program, *kept, *own])
+    own = [*options_given(hydra), *hydra.overrides.hydra]
+    told = [word for word in own if word not in ("--config-name=train", "hydra.mode=RUN")]
+    return shlex.join([*program, *told, *overrides])

@@ -62,7 +62,7 @@ def train(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
         with StopSignals():
             return _train(cfg, given)
     except Stopped as stopped:
-        stopped.next_command, stopped.quiet = next_command(cfg), rank_zero_only.rank != 0  # type: ignore[attr-defined]
+        stopped.next_command, stopped.quiet = next_command(cfg, given), rank_zero_only.rank != 0  # type: ignore[attr-defined]
         raise
 
 
@@ -87,7 +87,7 @@ def _train(cfg: DictConfig, given: Sequence[str]) -> dict[str, Any]:
     log_config(trainer, record.config)
     log_datasets(trainer, datamodule)
     resume = resume_path(cfg.ckpt_path, folder)
-    advice = f"continue with `{next_command(cfg)}`"
+    advice = f"continue with `{next_command(cfg, given)}`"
     with RankMonitor(trainer, folder.ranks, waiting_limit_s(cfg), advice):
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     metrics = finish(trainer, module, callbacks, folder)

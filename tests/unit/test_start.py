@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from codetr.commands.start import start
 
@@ -14,8 +15,10 @@ from codetr.commands.start import start
     [
         (["--experiment", "x"], "--experiment: settings have no dashes: write experiment=VALUE"),
         (["--num-classes=3"], "write num_classes=3; --help"),
-        (["-m", "size=[8,8]"], "-m: info makes no sweeps"),
+        (["-x"], "-x: settings have no dashes: write x=VALUE"),
+        (["size=[8,8]", "-m"], "--multirun: info makes no sweeps"),
         (["--multirun", "size=[8,8]"], "--multirun: info makes no sweeps"),
+        (["--experimental-rerun", "x"], "--experimental-rerun: reads a pickle, which may run code"),
     ],
 )
 def test_flags_that_are_none_are_one_line(
@@ -46,3 +49,22 @@ def test_hydras_own_flags_are_taken(
     with suppress(SystemExit):
         start("info", lambda cfg, given: None, sweeps=False)
     assert "model" in capsys.readouterr().out
+
+
+def test_flags_may_stand_between_settings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Lightning adds settings to the end of a command, after its flags."""
+    words = [
+        "size=[8,8]",
+        "--config-dir",
+        str(tmp_path),
+        "num_classes=2",
+        "--cfg",
+        "job",
+        "trust=true",
+    ]
+    monkeypatch.setattr(sys, "argv", ["info.py", *words])
+    start("info", lambda cfg, given: None, sweeps=False)
+    cfg = OmegaConf.create(capsys.readouterr().out)
+    assert (list(cfg.size), cfg.num_classes, cfg.trust) == ([8, 8], 2, True)

@@ -2,7 +2,9 @@
 
 import csv
 import itertools
+import shlex
 import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
@@ -499,10 +502,30 @@ def test_a_stop_does_not_wait_for_the_end_of_a_validation(tmp_path: Path) -> Non
     assert "kept at step 8" in stopped.value.line()
 
 
-def test_the_line_names_the_command_that_continues(tmp_path: Path) -> None:
+def test_the_line_names_what_continues(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = OmegaConf.create({"name": "2026-01-01"})
-    given = ["train.py", "data.root=a b", "ckpt_path=last", "name=x"]
-    line = stopping.next_command(cfg, given)
-    assert line.endswith(" train.py 'data.root=a b' name=2026-01-01 ckpt_path=last")
-    installed = stopping.next_command(cfg, ["/usr/bin/codetr-train", "seed=1"])
-    assert installed == "codetr-train seed=1 name=2026-01-01 ckpt_path=last"
+    given = ["data.root='a b'", "ckpt_path=last", "name=x"]
+    hydra = {
+        "job": {"config_name": "train"},
+        "runtime": {"config_sources": [{"provider": "command-line", "path": "/own"}]},
+        "overrides": {"hydra": ["hydra.verbose=true", "hydra.mode=RUN"]},
+    }
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create(hydra))
+    told = [
+        "--config-dir=/own",
+        "hydra.verbose=true",
+        given[0],
+        "name=2026-01-01",
+        "ckpt_path=last",
+    ]
+    for program, words in (
+        ("train.py", ["python", "train.py"]),
+        ("/usr/codetr-train", ["codetr-train"]),
+    ):
+        monkeypatch.setattr(sys, "argv", [program, "seed=1"])
+        monkeypatch.setattr(sys, "executable", "/usr/bin/python")
+        assert shlex.split(stopping.next_command(cfg, given)) == [*words, *told]
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: False)
+    in_python = "codetr.train(['seed=1', 'name=2026-01-01', 'ckpt_path=last'])"
+    assert stopping.next_command(cfg, ["seed=1"]) == in_python
