@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
 
 from codetr.errors import UserError
 
@@ -33,3 +35,25 @@ class ClassList:
     def index(self) -> dict[int, int]:
         """Contiguous class index by category id."""
         return {category: i for i, category in enumerate(self.category_ids)}
+
+
+def with_ids_of(model: ClassList, data: ClassList) -> ClassList:
+    """The model's classes with the category ids that the data has for their names; classes that
+    the data lacks get ids that it does not use.
+    """
+    own = dict(zip(data.names, data.category_ids, strict=True))
+    free = count(max(data.category_ids, default=0) + 1)
+    ids = tuple(own[name] if name in own else next(free) for name in model.names)
+    return ClassList(names=model.names, category_ids=ids)
+
+
+def require_known_classes(data: ClassList, model: ClassList, source: Path) -> None:
+    """Raise UserError where the data has a category that the model does not know by this name."""
+    names = dict(zip(model.category_ids, model.names, strict=True))
+    for category, name in zip(data.category_ids, data.names, strict=True):
+        if names.get(category) != name:
+            known = names.get(category, "nothing")
+            raise UserError(
+                f"{source}: category {category} is '{name}' but the checkpoint knows it as "
+                f"'{known}': evaluate on data with the classes that the model was trained on"
+            )

@@ -17,7 +17,7 @@ from codetr.boxes import cxcywh_to_xyxy
 from codetr.checkpoints.experiment import without_initial_weights
 from codetr.checkpoints.transfer import load_weights
 from codetr.checkpoints.trusted import build_part
-from codetr.classes import ClassList
+from codetr.classes import ClassList, require_known_classes, with_ids_of
 from codetr.data.datamodule import CocoDataModule
 from codetr.errors import UserError
 from codetr.inference.command import open_chosen
@@ -26,13 +26,8 @@ from codetr.inference.pictures import relabelled
 from codetr.models.detectors.protocol import MAIN, Detector
 from codetr.structures import Assignment, Batch, Decoded, Memory, Predictions, QueryGroup
 from codetr.supervision.assigners import HungarianMatcher
-from codetr.training.evaluate import (
-    as_built,
-    build_split,
-    require_known_classes,
-    with_ids_of,
-    with_run,
-)
+from codetr.training.evaluate import build_split
+from codetr.training.recorded_config import as_built, with_run
 
 T = TypeVar("T", bound=nn.Module)
 

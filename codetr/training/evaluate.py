@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,27 +11,22 @@ from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from codetr.checkpoints.convert import FOREIGN, OFFICIAL, open_checkpoint
 from codetr.checkpoints.experiment import without_initial_weights
-from codetr.checkpoints.files import DetectorFile, RunRecord
-from codetr.checkpoints.plain import plain
+from codetr.checkpoints.files import DetectorFile
 from codetr.checkpoints.transfer import load_weights
-from codetr.checkpoints.trusted import build_part, require_trusted
-from codetr.classes import ClassList
+from codetr.checkpoints.trusted import build_part
+from codetr.classes import ClassList, require_known_classes, with_ids_of
 from codetr.data.augment import Augmentation
 from codetr.data.collate import Collate
 from codetr.data.datamodule import CocoDataModule
 from codetr.data.sample import as_sample
 from codetr.errors import UserError
 from codetr.models.detectors.protocol import MAIN
-from codetr.overrides import is_within, key_of
 from codetr.run_folder import RunFolder
 from codetr.settings import check_settings
-from codetr.settings.check import OF_RECORD, instead, require_taken, single_settings
-from codetr.settings.rules import is_own
 from codetr.structures import Batch, Detections, ImageInfo
 from codetr.training.acceleration import accelerate
 from codetr.training.branches import (
@@ -47,10 +40,9 @@ from codetr.training.evaluation_report import EvaluationReport
 from codetr.training.evaluators import build_evaluator
 from codetr.training.ignored_settings import ignored_in_evaluation, require_effect
 from codetr.training.rank_monitor import RankMonitor, waiting_limit_s
+from codetr.training.recorded_config import as_built, with_run
 from codetr.training.train import prepare_device, prepare_process
 from codetr.training.trainer import build_trainer
-
-log = logging.getLogger(__name__)
 
 
 class Collector(Protocol):
@@ -184,42 +176,6 @@ def batch_of_one(resize: Augmentation, collate: Collate, image: Tensor) -> Batch
     return collate([resize(as_sample(image))])
 
 
-def as_built(
-    full: DictConfig, cfg: DictConfig, given: Sequence[str] = (), schemes: bool = False
-) -> DictConfig:
-    """What objects are made from, of a whole configuration ``full`` that a file and the user's
-    ``cfg`` make up: resolved, plain and checked, and nothing besides. ``schemes``: those of the
-    training too, which an auxiliary branch needs anyway.
-
-    Raises UserError where the file names what it may not, or has no such parts, and for a setting
-    of ``given`` that its parts do not take.
-    """
-    keys = ["data", "evaluation", "trainer", "model.detector"]
-    if schemes or cfg.evaluation.branch != MAIN:
-        keys.append("scheme")
-    parts: dict[str, Any] = {}
-    try:
-        for key in keys:
-            group, _, inner = key.partition(".")
-            value = OmegaConf.to_container(OmegaConf.select(full, key), resolve=True)
-            parts[group] = {inner: value} if inner else value
-        parts["model"]["num_queries"] = OmegaConf.select(full, "model.num_queries")
-    except (OmegaConfBaseException, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{cfg.checkpoint}: gives no {key} to build ({reason})") from error
-    checked = plain(parts, cfg.checkpoint, "configuration")
-    if not cfg.trust:
-        require_trusted(checked, cfg.checkpoint, cfg)
-    require_taken(checked, map(_placed, single_settings(cfg, given)))
-    return OmegaConf.create(checked)
-
-
-def _placed(name: str) -> str:
-    """Where a setting of ``OF_RECORD`` is in what ``as_built`` returns."""
-    old, new = "augmentation.eval", "data.eval_augmentation"
-    return new + name.removeprefix(old) if is_within(name, [old]) else name
-
-
 def build_branch(cfg: DictConfig, content: DetectorFile, source: str) -> Branch:
     """What ``cfg.evaluation.branch`` names, with the weights of the checkpoint ``source``."""
     detector = build_part(without_initial_weights(cfg.model.detector), source)
@@ -234,79 +190,6 @@ def build_branch(cfg: DictConfig, content: DetectorFile, source: str) -> Branch:
     return auxiliary_branch(name, detector, schemes, tuple(content.schemes))
 
 
-def with_run(cfg: DictConfig, record: RunRecord, given: Sequence[str] = ()) -> DictConfig:
-    """The run's configuration, changed by what ``cfg`` chooses: groups of which it has an option,
-    and single settings of the others (``OF_RECORD``) where they are not null, or made null by an
-    override of ``given``.
-
-    Normalisation and padding stay the run's: they belong to the weights, not to the data. Raises
-    UserError for a setting that nothing reads.
-    """
-    record.require_preprocessing(cfg.checkpoint)
-    for keys in (("model", "detector", "backbone"), ("evaluation", "postprocess")):
-        record.part(cfg.checkpoint, *keys)
-    source = record.part(cfg.checkpoint, "data", "source")
-    full = OmegaConf.create(dict(record.config))
-    if "num_train" in source and source["num_train"] is None:
-        del full.data.source["num_train"]  # of earlier runs on data=custom; it said nothing
-    given_keys = single_settings(cfg, given)
-    whole = {key for key, mark in OF_RECORD.items() if OmegaConf.select(cfg, mark) is not None}
-    for key, value in cfg.items_ex(resolve=False):
-        if value is not None and value != {} and (key not in OF_RECORD or key in whole):
-            full[key] = value
-    if "data" in whole:
-        _take_classes(full, record.config, given)
-    if "augmentation" in whole:
-        full.data.eval_augmentation = full.augmentation.eval
-    single = OmegaConf.create({"augmentation": {"eval": full.data.eval_augmentation}})
-    change_settings(single, _part(cfg, {"augmentation"} - whole), given_keys)
-    full.data.eval_augmentation = single.augmentation.eval
-    change_settings(full, _part(cfg, {"data", "evaluation"} - whole), given_keys)
-    full.trainer.effective_batch = None
-    if full.data.get("root") is None:
-        raise UserError("data.root is not set: give data.root=FOLDER")
-    for key in ("mean", "std", "size_divisor"):
-        full.data[key] = record.preprocessing[key]
-    return full
-
-
-def _part(cfg: DictConfig, groups: Iterable[str]) -> DictConfig:
-    """These groups of it alone, as they are written."""
-    return OmegaConf.masked_copy(cfg, [g for g in groups if cfg.get(g) is not None])
-
-
-def change_settings(
-    part: DictConfig, changes: DictConfig, given_keys: Sequence[str], above: str = ""
-) -> None:
-    """Set in ``part`` each setting of ``changes`` that is not null or is among ``given_keys``, and
-    keep all others. Raises UserError for one of ``given_keys`` that nothing reads.
-    """
-    for key, value in changes.items_ex(resolve=False):
-        name = f"{above}.{key!s}".lstrip(".")
-        held = part.get(key)
-        inner = held if OmegaConf.is_dict(held) else OmegaConf.create({})
-        if OmegaConf.is_dict(value) and (name not in given_keys or "_target_" in inner):
-            change_settings(inner, value, given_keys, name)
-            if inner:
-                part[key] = inner
-        elif name in given_keys or value is not None:
-            if not (key in part or "_target_" in part or is_own(tuple(name.split(".")))):
-                known = [f"{above}.{other!s}".lstrip(".") for other in part]
-                raise UserError(f"{name}: nothing reads this setting: {instead(name, known)}")
-            part[key] = value
-
-
-def _take_classes(full: DictConfig, run: Mapping[str, Any], given: Sequence[str]) -> None:
-    """Other data are read with the classes that the run chose, unless others are chosen."""
-    chosen, recorded = full.data.get("classes"), run["data"].get("classes")
-    if any(is_within(key_of(override), ["data.classes"]) for override in given):
-        return
-    if not any(v is not None for v in (chosen or {}).values()):
-        full.data.pop("classes", None)
-        if recorded:
-            full.data.classes = recorded
-
-
 def build_split(cfg: DictConfig, source: str) -> CocoDataModule:
     """The data module, as the checkpoint ``source`` and the user say, with the evaluated split read
     and checked.
@@ -315,25 +198,3 @@ def build_split(cfg: DictConfig, source: str) -> CocoDataModule:
     datamodule.prepare_data()
     datamodule.setup("test")
     return datamodule
-
-
-def with_ids_of(model: ClassList, data: ClassList) -> ClassList:
-    """The model's classes with the category ids that the data has for their names; classes that
-    the data lacks get ids that it does not use.
-    """
-    own = dict(zip(data.names, data.category_ids, strict=True))
-    free = count(max(data.category_ids, default=0) + 1)
-    ids = tuple(own[name] if name in own else next(free) for name in model.names)
-    return ClassList(names=model.names, category_ids=ids)
-
-
-def require_known_classes(data: ClassList, model: ClassList, source: Path) -> None:
-    """Raise UserError where the data has a category that the model does not know by this name."""
-    names = dict(zip(model.category_ids, model.names, strict=True))
-    for category, name in zip(data.category_ids, data.names, strict=True):
-        if names.get(category) != name:
-            known = names.get(category, "nothing")
-            raise UserError(
-                f"{source}: category {category} is '{name}' but the checkpoint knows it as "
-                f"'{known}': evaluate on data with the classes that the model was trained on"
-            )

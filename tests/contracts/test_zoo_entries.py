@@ -10,7 +10,7 @@ from codetr.checkpoints.coco import COCO
 from codetr.checkpoints.experiment import build_record
 from codetr.checkpoints.zoo import ByHand, HubFile, Url, ZooEntry, read_table
 from codetr.models.detectors.protocol import MAIN
-from codetr.training.evaluate import as_built, with_run
+from codetr.training.recorded_config import as_built, with_run
 from tools.docs.recipe_table import publications
 
 ENTRIES = [entry for path in sorted((CONF / "zoo").glob("*.yaml")) for entry in read_table(path)]

@@ -10,7 +10,7 @@ from codetr.checkpoints.experiment import build_record, compose_train
 from codetr.checkpoints.files import RunRecord
 from codetr.conf_folder import conf_folder
 from codetr.inference.hub import USED, published
-from codetr.training.evaluate import with_run
+from codetr.training.recorded_config import with_run
 
 CONF = conf_folder()
 SECRET = "/home/author/secret"

@@ -6,10 +6,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from codetr.classes import ClassList
+from codetr.classes import ClassList, require_known_classes, with_ids_of
 from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
-from codetr.training.evaluate import evaluate, require_known_classes, with_ids_of
+from codetr.training.evaluate import evaluate
 
 CONF = conf_folder()
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))

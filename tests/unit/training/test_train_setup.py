@@ -11,8 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from codetr.checkpoints.experiment import without_initial_weights
 from codetr.checkpoints.files import RunRecord
-from codetr.classes import ClassList
+from codetr.classes import ClassList, require_known_classes
 from codetr.conf_folder import conf_folder
 from codetr.data.custom import CustomFolder
 from codetr.errors import UserError
@@ -21,12 +22,7 @@ from codetr.run_folder import RunFolder
 from codetr.settings import check_settings
 from codetr.settings.check import OF_RECORD
 from codetr.training.csv_logger import CsvLogger
-from codetr.training.evaluate import (
-    as_built,
-    require_known_classes,
-    with_run,
-    without_initial_weights,
-)
+from codetr.training.recorded_config import as_built, with_run
 from codetr.training.train import build_callbacks, build_loggers, configure_logging
 
 CONF = str(conf_folder())
