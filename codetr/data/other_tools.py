@@ -52,7 +52,7 @@ def _tool_of(content: Any) -> str | None:
         return "Datumaro"
     if isinstance(content.get("samples"), list):
         return "FiftyOne"
-    if isinstance(content.get("classes"), list) and isinstance(content.get("labels"), Mapping):
+    if "classes" in content and isinstance(content.get("labels"), Mapping):  # null without a list
         return "FiftyOne"
     if isinstance(content.get("objects"), list) and "size" in content:
         return "Supervisely"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -147,10 +148,10 @@ class Prediction(Detections):
                     label=name,
                     bounding_box=share,
                     confidence=score,
-                    mask=None if bitmap is None else within(bitmap, box).numpy(),
+                    mask=None if bitmap is None else within(bitmap, share).numpy(),
                 )
-                for name, share, score, bitmap, box in zip(
-                    self.names, shares, self.scores.tolist(), bitmaps, boxes, strict=True
+                for name, share, score, bitmap in zip(
+                    self.names, shares, self.scores.tolist(), bitmaps, strict=True
                 )
             ]
         )
@@ -162,10 +163,12 @@ class Prediction(Detections):
         return f"Prediction({len(self)} in {width} x {height} pixels: {shown})"
 
 
-def within(bitmap: Tensor, box_xyxy_px: Tensor) -> Tensor:
-    """The pixels of a mask (H, W) that a box covers at least in part, one at least."""
+def within(bitmap: Tensor, share: Sequence[float]) -> Tensor:
+    """The pixels of a mask (H, W) within a box (left, top, width, height) in shares of the image:
+    those on which FiftyOne draws it, which rounds corners down; one at least.
+    """
     height, width = bitmap.shape
-    left, top = (int(x) for x in box_xyxy_px[:2].floor())
-    right, bottom = (int(x) for x in box_xyxy_px[2:].ceil())
+    left, top = int(width * share[0]), int(height * share[1])
+    right, bottom = int(width * (share[0] + share[2])), int(height * (share[1] + share[3]))
     left, top = min(max(left, 0), width - 1), min(max(top, 0), height - 1)
     return bitmap[top : max(bottom, top + 1), left : max(right, left + 1)]

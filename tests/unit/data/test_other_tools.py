@@ -301,6 +301,7 @@ OWN: dict[str, tuple[str, Any, str]] = {
     ),
     "FiftyOne": ("samples.json", {"samples": [{"filepath": "data/a.png"}]}, "FiftyOne"),
     "FiftyOne detections": ("labels.json", {"classes": ["cup"], "labels": {"a": []}}, "FiftyOne"),
+    "FiftyOne without classes": ("labels.json", {"classes": None, "labels": {"a": []}}, "FiftyOne"),
     "Roboflow CreateML": (
         "train/_annotations.createml.json",
         [{"image": "a.png", "annotations": [{"label": "cup", "coordinates": {"x": 1}}]}],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import threading
 from collections.abc import Iterator
@@ -155,22 +156,67 @@ def test_fiftyone_gets_shares_of_the_image_and_masks_within_boxes(
 @pytest.mark.parametrize(
     ("box", "shape"),
     [
-        ([1.2, 2.0, 3.1, 4.0], (2, 3)),
-        ([6.0, 4.0, 6.0, 4.0], (1, 1)),  # at the far corner, without extent
-        ([-1.0, -2.0, 9.0, 9.0], (4, 6)),
+        ([0.2, 0.5, 0.4, 0.5], (2, 2)),
+        ([1.0, 1.0, 0.0, 0.0], (1, 1)),  # at the far corner, without extent
+        ([-0.2, -0.5, 1.4, 2.0], (4, 6)),
     ],
 )
 def test_a_mask_within_its_box_has_a_pixel_at_least(box: list[float], shape: tuple) -> None:
-    assert within(torch.ones(4, 6, dtype=torch.bool), torch.tensor(box)).shape == shape
+    assert within(torch.ones(4, 6, dtype=torch.bool), box).shape == shape
 
 
 def test_fiftyone_itself_takes_it(masked: Prediction) -> None:
-    """Its classes, without its database."""
-    labels = pytest.importorskip("fiftyone.core.labels", reason="needs the fiftyone package")
-    made = masked.to_fiftyone()
-    assert isinstance(made, labels.Detections)
-    assert [one.label for one in made.detections] == ["bee", "ant"]
-    assert made.detections[0].mask.shape == (20, 20)
+    """Its classes, without its database; masks come back as they were, within their boxes."""
+    fiftyone = pytest.importorskip("fiftyone", reason="needs the fiftyone package")
+    corner = torch.rand(50, 2, dtype=torch.float64) * torch.tensor([50.0, 30.0])
+    boxes = torch.cat([corner, corner + 1 + 9 * torch.rand(50, 2)], dim=1)
+    cells = (torch.rand(50, 7, 7) > 0.5).float()
+    many = replace(
+        masked,
+        boxes_xyxy_px=boxes,
+        scores=torch.rand(50),
+        labels=torch.arange(50) % 2,
+        cells=Masks(probabilities=cells, scores=torch.rand(50)),
+    )
+    made = many.to_fiftyone()
+    assert isinstance(made, fiftyone.Detections)
+    assert [one.label for one in made.detections] == ["ant", "bee"] * 25
+    assert many.masks is not None
+    for one, whole, box in zip(made.detections, many.masks.numpy(), boxes.int(), strict=True):
+        drawn = one.to_segmentation(frame_size=(60, 40), target=1).mask.astype(bool)
+        left, top, right, bottom = box.tolist()
+        assert np.array_equal(drawn[top:bottom, left:right], whole[top:bottom, left:right])
+        assert drawn.sum() == drawn[top:bottom, left:right].sum()
+    assert not many.take(slice(0, 0)).to_fiftyone().detections
+
+
+@pytest.mark.filterwarnings("ignore")  # its own
+def test_fiftyone_keeps_it(masked: Prediction, tmp_path: Path) -> None:
+    """In its database, from which it evaluates and exports."""
+    fiftyone = pytest.importorskip("fiftyone", reason="needs the fiftyone package")
+    config = importlib.import_module("fiftyone.core.config")
+    try:
+        dataset = fiftyone.Dataset("codetr-test", overwrite=True)
+    except config.FiftyOneConfigError as error:
+        pytest.skip(f"needs the database of the fiftyone package: {error}")
+    path = tmp_path / "a.png"
+    Image.fromarray(PIXELS).save(path)
+    sample = fiftyone.Sample(filepath=str(path))
+    sample["truth"], sample["found"] = masked.to_fiftyone(), masked.to_fiftyone()
+    try:
+        dataset.add_sample(sample)
+        dataset.reload()
+        kept = dataset.first()["found"].detections
+        assert [one.label for one in kept] == ["bee", "ant"]
+        for one, given in zip(kept, masked.to_fiftyone().detections, strict=True):
+            assert np.array_equal(one.mask, given.mask)
+            assert one.bounding_box == given.bounding_box
+        found = dataset.evaluate_detections(
+            "found", gt_field="truth", use_masks=True, compute_mAP=True, progress=False
+        )
+        assert found.mAP() == 1
+    finally:
+        dataset.delete()
 
 
 def test_supervision_itself_takes_it(found: Prediction) -> None:
