@@ -1,1 +1,1 @@
-"""Studies of runs and checkpoints: each reads files and writes a table and figures."""
+"""Analyses of runs and checkpoints: each reads files and writes a table and figures."""

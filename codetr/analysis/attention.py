@@ -1,8 +1,8 @@
 """Where the queries of a deformable decoder look: sampling points of its cross-attention.
 
-Of the queries that a layer's one-to-one matching gives an object: the share of their attention
+For each query that a layer's one-to-one matching assigns to an object: the share of its attention
 weight, over heads, levels and points, that lies in the object's true box. The pictures show the
-points of the last layer. ``look_from`` shows those of one detection in any image.
+sampling points of the last layer. ``attention_of_detection`` gives those of a single detection.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from codetr.analysis.findings import Findings, colour, mean, pictures
-from codetr.analysis.sampling import require_samples, share_inside, watched
+from codetr.analysis.sampling import record_samples, require_samples, share_inside
 from codetr.analysis.subject import Subject, boxes_px
 from codetr.data.sample import as_sample
 from codetr.evaluation.postprocess import in_original_pixels
@@ -31,18 +31,18 @@ from codetr.models.detectors.protocol import MAIN, Detector
 from codetr.structures import Batch, Detections, Predictions, QueryGroup
 
 LARGEST = 60.0
-"""Of the drawn points, in square points; areas are in proportion to weights."""
+"""Area of the largest drawn point, in square points; areas are proportional to weights."""
 LARGEST_SIDE, DPI = 800, 100
-"""Of a picture of its own, in pixels, and its pixels per inch."""
+"""Longer side of a stand-alone picture in pixels, and its resolution."""
 SAME_BOX = 0.01
-"""Pixels by which boxes of two devices or batches may differ."""
+"""Tolerance in pixels when the same box comes from two devices or batch sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """Of one image: ``shares`` of every layer that looks, NaN without objects; where it is shown,
-    ``picture`` uint8 (3, H, W), ``boxes`` (N, 4) xyxy, and ``points`` (N, S, 2) with ``weights``
-    (N, S) of the queries of these objects, in its pixels.
+class ImageResult:
+    """Result for one image: ``shares`` by layer with cross-attention, NaN for an image without
+    objects. With a picture: ``picture`` uint8 (3, H, W), and in its pixels the objects' ``boxes``
+    (N, 4) xyxy and the ``points`` (N, S, 2) of their queries with ``weights`` (N, S).
     """
 
     shares: tuple[float, ...]
@@ -53,20 +53,21 @@ class Seen:
 
 
 class Attention:
-    """See the module; points of at most ``objects`` objects of an image are drawn."""
+    """See the module; draws the points of at most ``objects`` objects per image."""
 
     title = "attention"
 
     def __init__(self, objects: int = 5) -> None:
         self.objects = objects
 
-    def look(self, subject: Subject, batch: Batch, shown: bool) -> Seen:
-        """Of one image. Raises UserError where the decoder has no sampling points."""
+    def analyse_image(self, subject: Subject, batch: Batch, with_picture: bool) -> ImageResult:
+        """Attention shares of one image. Raises UserError if the decoder has no sampling points."""
         memory = subject.model.encode(batch.images)
-        with watched(subject.detector) as seen:
+        with record_samples(subject.detector) as seen:
             layers = subject.decode(memory).layers
         samples = require_samples(seen, subject.source)
-        matched = subject.match(layers[-len(samples) :], batch)  # ViDT answers once before
+        # ViDT predicts once more, before its first layer.
+        matched = subject.match(layers[-len(samples) :], batch)
         height, width = batch.images.pixels.shape[-2:]
         extent = torch.tensor([width, height], device=subject.device)
         boxes = boxes_px(batch)
@@ -75,11 +76,11 @@ class Attention:
             for one, pairs in zip(samples, matched, strict=True)
         ]
         means = tuple(share.mean().item() for share in shares)
-        if not shown:
-            return Seen(shares=means)
+        if not with_picture:
+            return ImageResult(shares=means)
         pairs = matched[-1]
         last = samples[-1].of(pairs.query[: self.objects])
-        return Seen(
+        return ImageResult(
             shares=means,
             picture=subject.picture(batch),
             boxes=boxes[pairs.target[: self.objects]].cpu(),
@@ -87,8 +88,8 @@ class Attention:
             weights=last.weights[0].flatten(1).cpu(),
         )
 
-    def report(self, found: Mapping[str, Sequence[Seen]]) -> Findings:
-        """Shares by layer, and the points over the images."""
+    def report(self, found: Mapping[str, Sequence[ImageResult]]) -> Findings:
+        """Shares by layer, and pictures of the sampling points."""
         shares = {
             name: [mean(values) for values in zip(*(s.shares for s in seen), strict=True)]
             for name, seen in found.items()
@@ -106,8 +107,8 @@ class Attention:
             columns=("checkpoint", "layer", "share inside"),
             rows=rows,
             notes=(
-                "The share of the cross-attention's weight that lies in the true box of the object "
-                "that a query is matched with.",
+                "Share of a query's cross-attention weight that lies in the true box of the object "
+                "it is matched with.",
             ),
             figures={
                 "curves": _figure(shares),
@@ -117,19 +118,20 @@ class Attention:
 
 
 @torch.no_grad()
-def look_from(predictor: Predictor, image: Tensor, chosen: Detections) -> Seen:
-    """Where the query of one detection looks: ``chosen`` (of length 1) is of the main branch of
-    ``predictor`` in the uint8 ``image`` (3, H, W), and all is in pixels of that.
+def attention_of_detection(predictor: Predictor, image: Tensor, chosen: Detections) -> ImageResult:
+    """The attention of the query behind one detection: ``chosen`` (of length 1) was predicted by
+    the main branch of ``predictor`` in the uint8 ``image`` (3, H, W). Everything is in pixels of
+    that image.
 
-    Raises UserError where the decoder has no sampling points.
+    Raises UserError if the decoder has no sampling points.
     """
     finder = predictor.finder
-    assert isinstance(finder, DetectorFinder), "one view is looked at as it is"
+    assert isinstance(finder, DetectorFinder), "the predictor has a single view"
     detector: Detector = predictor.detector  # type: ignore[assignment]
     batch = finder.collate([finder.resize(as_sample(image))]).to(finder.device)
     memory = detector.encode(batch.images)
     (main,) = detector.queries(memory)
-    with watched(predictor.detector) as seen:
+    with record_samples(predictor.detector) as seen:
         decoded = detector.decode(memory, [QueryGroup(name=MAIN, queries=main)])[MAIN]
     samples = require_samples(seen, "the checkpoint")
     query = query_of(chosen, decoded.layers[-1], batch)
@@ -138,7 +140,7 @@ def look_from(predictor: Predictor, image: Tensor, chosen: Detections) -> Seen:
     extent = torch.tensor([width, height], device=finder.device) / scale
     box = chosen.boxes_xyxy_px.to(extent)
     looks = [one.of(query) for one in samples]
-    return Seen(
+    return ImageResult(
         shares=tuple(share_inside(one, box / extent.repeat(2)).item() for one in looks),
         picture=image,
         boxes=box.cpu(),
@@ -148,9 +150,9 @@ def look_from(predictor: Predictor, image: Tensor, chosen: Detections) -> Seen:
 
 
 def query_of(chosen: Detections, last: Predictions, batch: Batch) -> Tensor:
-    """(1,) the query that one detection of the only image of ``batch`` comes from: the one whose
-    box it has, of several the one that is surest of its class. Suppression lowers scores, but
-    leaves boxes as they are.
+    """(1,) index of the query behind one detection of the only image of ``batch``: the query with
+    the same box, and of several, the one with the highest score for the class. Boxes are compared,
+    not scores, since soft suppression lowers scores but leaves boxes unchanged.
     """
     boxes = in_original_pixels(last.boxes, batch.images.sizes, batch.infos)[0]
     distance = (boxes - chosen.boxes_xyxy_px.to(boxes)).abs().amax(-1)
@@ -159,8 +161,8 @@ def query_of(chosen: Detections, last: Predictions, batch: Batch) -> Tensor:
     return scores.masked_fill(~same, -1.0).argmax()[None]
 
 
-def picture_of(seen: Seen) -> Image.Image:
-    """``draw_points`` as an image of its own, at most ``LARGEST_SIDE`` pixels long."""
+def attention_picture(seen: ImageResult) -> Image.Image:
+    """``draw_points`` as a stand-alone image whose longer side is ``LARGEST_SIDE`` pixels."""
     assert seen.picture is not None
     height, width = seen.picture.shape[-2:]
     inches = LARGEST_SIDE / DPI / max(height, width)
@@ -173,8 +175,10 @@ def picture_of(seen: Seen) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
-def draw_points(seen: Seen, axes: Axes) -> None:
-    """The image in grey, with every object's box and its query's points in one colour."""
+def draw_points(seen: ImageResult, axes: Axes) -> None:
+    """Draw the image in grey, and the box of every object and the points of its query in one
+    colour per object.
+    """
     assert seen.picture is not None
     assert seen.boxes is not None
     assert seen.points is not None

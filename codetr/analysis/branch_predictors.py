@@ -1,4 +1,4 @@
-"""Every branch of a checkpoint, ready for use: the detector, and its auxiliary heads."""
+"""Predictors for every branch of a checkpoint: the detector and its auxiliary heads."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ def branch_predictors(
     trust: bool = False,
     max_megapixels: float = 180.0,
 ) -> dict[str, Predictor]:
-    """By name: ``main`` is the detector as ``codetr.load`` has it, the others are the auxiliary
-    heads of its training, as far as the file holds their weights. All share one detector.
+    """Predictors by branch name: ``main`` is the detector as ``codetr.load`` returns it, the others
+    are the auxiliary heads whose weights are in the file. All share one detector.
 
-    ``source`` names the file in messages; see ``codetr.load`` for the options. Raises UserError.
+    ``source`` is the file's name in messages; see ``codetr.load`` for the options. Raises
+    UserError.
     """
     main = build_predictor(
         content,
@@ -42,11 +43,11 @@ def branch_predictors(
         trust=trust,
         max_megapixels=max_megapixels,
     )
-    found = {MAIN: main}
+    predictors = {MAIN: main}
     if not content.schemes:
-        return found
+        return predictors
     finder = main.finder
-    assert isinstance(finder, DetectorFinder), "one view is looked at as it is"
+    assert isinstance(finder, DetectorFinder), "the predictor has a single view"
     configs = content.record.part(source, "scheme")
     schemes = nn.ModuleDict({k: build_trusted(part, source, trust) for k, part in configs.items()})
     load_weights(content, source, main.detector, content.record.classes, schemes)
@@ -58,6 +59,6 @@ def branch_predictors(
         for name in scheme.heads:
             if needed_tensors(key, scheme, name) <= set(content.schemes):
                 branch = AuxiliaryBranch(main.detector, scheme, name)
-                seen = BranchFinder(branch, prepare, finder.device)
-                found[name] = Predictor(seen, main.detector, main.record, main.rules)
-    return found
+                branch_finder = BranchFinder(branch, prepare, finder.device)
+                predictors[name] = Predictor(branch_finder, main.detector, main.record, main.rules)
+    return predictors

@@ -1,7 +1,7 @@
 """AP of the main branch and of the auxiliary heads on the same encoder (Co-DETR, Table 11).
 
-Heads suppress duplicates by their own NMS. AP is that of the images that are looked at:
-``images=null`` is all of them, as ``eval.py evaluation.branch=NAME`` has it for one branch.
+Heads suppress duplicates by their own NMS. AP is measured on the analysed images; ``images=null``
+analyses all of them and gives the AP of ``eval.py evaluation.branch=NAME`` for every branch.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ METRICS = ("AP", "AP50", "AP75")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """Of one image: what every branch found in the original; ``evaluator`` makes what measures a
-    branch, by its name.
+class ImageResult:
+    """Result for one image: the detections of every branch in pixels of the original image;
+    ``evaluator`` builds the evaluator of a branch from its name.
     """
 
     info: ImageInfo
-    found: Mapping[str, Detections]
+    detections: Mapping[str, Detections]
     evaluator: Callable[[str], CocoEvaluator]
 
 
@@ -43,12 +43,18 @@ class Branches:
 
     title = "branches"
 
-    def look(self, subject: Subject, batch: Batch, shown: bool) -> Seen:
-        """Detections of every branch. Raises UserError where a head has no weights."""
-        found = {name: branch(batch)[0].to("cpu") for name, branch in branches_of(subject).items()}
-        return Seen(info=batch.infos[0], found=found, evaluator=partial(branch_evaluator, subject))
+    def analyse_image(self, subject: Subject, batch: Batch, with_picture: bool) -> ImageResult:
+        """Detections of every branch. Raises UserError if the file has no weights of a head."""
+        detections = {
+            name: branch(batch)[0].to("cpu") for name, branch in branches_of(subject).items()
+        }
+        return ImageResult(
+            info=batch.infos[0],
+            detections=detections,
+            evaluator=partial(branch_evaluator, subject),
+        )
 
-    def report(self, found: Mapping[str, Sequence[Seen]]) -> Findings:
+    def report(self, found: Mapping[str, Sequence[ImageResult]]) -> Findings:
         """AP by checkpoint and branch."""
         measured = {
             (name, branch): metrics
@@ -62,7 +68,7 @@ class Branches:
         return Findings(
             columns=("checkpoint", "branch", *METRICS),
             rows=rows,
-            notes=("AP of every branch on the images that were looked at.",),
+            notes=("AP of every branch on the analysed images.",),
             figures={"bars": _bars({k: m.get("AP") for k, m in measured.items()})},
         )
 
@@ -74,33 +80,33 @@ def branches_of(subject: Subject) -> dict[str, Branch]:
         MAIN: MainBranch(subject.detector, build_part(config, subject.source))
     }
     if any(isinstance(scheme, Collaborative) for scheme in subject.schemes.values()):
-        scheme = subject.trained(Collaborative)
+        scheme = subject.trained_scheme(Collaborative)
         for name in scheme.heads:
             branches[name] = AuxiliaryBranch(subject.detector, scheme, name)
     return branches
 
 
 def branch_evaluator(subject: Subject, branch: str) -> CocoEvaluator:
-    """What measures the boxes of a branch."""
+    """The evaluator for the boxes of a branch."""
     config: DictConfig = subject.config.copy()
     config.evaluation.branch, config.evaluation.masks = branch, False
     annotations = subject.data.val_annotations
     return build_evaluator(config, annotations, subject.classes, subject.source)
 
 
-def measure(seen: Sequence[Seen]) -> dict[str, dict[str, float]]:
+def measure(seen: Sequence[ImageResult]) -> dict[str, dict[str, float]]:
     """The metrics of every branch."""
     measured = {}
-    for branch in seen[0].found if seen else ():
+    for branch in seen[0].detections if seen else ():
         evaluator = seen[0].evaluator(branch)
         for one in seen:
-            evaluator.update((one.found[branch],), (one.info,))
+            evaluator.update((one.detections[branch],), (one.info,))
         measured[branch] = evaluator.compute()
     return measured
 
 
 def _bars(values: Mapping[tuple[str, str], float | None]) -> Figure:
-    """AP, a group of bars per checkpoint."""
+    """A bar chart of AP with a group of bars per checkpoint."""
     names = list(dict.fromkeys(name for name, _ in values))
     branches = list(dict.fromkeys(branch for _, branch in values))
     figure = Figure(figsize=(max(5.4, 1.2 * len(values) + 1), 4), layout="constrained")

@@ -1,4 +1,4 @@
-"""From checkpoints to what they show: what ``scripts/analyse.py`` does."""
+"""The command behind ``scripts/analyse.py``: run an analysis on one or more checkpoints."""
 
 from __future__ import annotations
 
@@ -30,32 +30,35 @@ USED = ALWAYS | {
     *("analysis", "images", "shown", "device", "data", "augmentation", "logger", "seed"),
     *("tags", "ops"),
 }
-"""Keys and groups that count here."""
+"""Keys and groups that this command reads."""
 ONE_BY_ONE = ("data.eval_batch_size", "data.eval_batches")
-"""Images are looked at alone, so that none is padded to the size of another."""
+"""Settings without effect: images are analysed one by one, so that none is padded to another's
+size."""
 
 
 class Analysis(Protocol):
-    """Looks at images one by one with each checkpoint, and reports on what it saw; ``title`` names
-    its files.
+    """Analyses images one by one with each checkpoint, then reports on all of them. The output
+    files are named after ``title``.
     """
 
     title: str
 
-    def look(self, subject: Subject, batch: Batch, shown: bool) -> Any:
-        """What is seen of the only image of ``batch``; ``shown``: a picture is wanted."""
+    def analyse_image(self, subject: Subject, batch: Batch, with_picture: bool) -> Any:
+        """The result for the only image of ``batch``, including what a picture of it needs if
+        ``with_picture``.
+        """
         ...
 
     def report(self, found: Mapping[str, Sequence[Any]]) -> Findings:
-        """From what was seen, by checkpoint, of the same images in the same order."""
+        """The findings from the results by checkpoint, for the same images in the same order."""
         ...
 
 
 def analyse(cfg: DictConfig, given: Sequence[str] = ()) -> Findings:
-    """Look into the checkpoints of ``cfg`` (conf/analyse.yaml), print the table, write it with the
-    figures into ``cfg.paths.run_dir``, and give both to the loggers of ``cfg``. ``given`` are the
-    overrides that ``cfg`` was made with, so that none is ignored. Raises UserError for whatever a
-    user can correct.
+    """Analyse the checkpoints of ``cfg`` (conf/analyse.yaml): print the table, write it and the
+    figures to ``cfg.paths.run_dir``, and pass both to the loggers of ``cfg``. ``given`` are the
+    overrides that ``cfg`` was composed with: one without effect is an error. Raises UserError for
+    whatever a user can correct.
     """
     sources = checkpoints_of(cfg.checkpoint)
     single = [with_checkpoint(cfg, source) for source in sources]
@@ -68,7 +71,7 @@ def analyse(cfg: DictConfig, given: Sequence[str] = ()) -> Findings:
     device = choose_device(cfg.device)
     prepare_device(cfg, device)
     names = names_of(sources)
-    found = look_at_all(analysis, single, names, device, given)
+    found = analyse_images(analysis, single, names, device, given)
     findings = analysis.report(found)
     title = analysis.title
     log.info("%s\n\n%s", "\n".join(findings.notes), markdown(findings.columns, findings.rows))
@@ -80,15 +83,15 @@ def analyse(cfg: DictConfig, given: Sequence[str] = ()) -> Findings:
     return findings
 
 
-def look_at_all(
+def analyse_images(
     analysis: Analysis,
     configs: Sequence[DictConfig],
     names: Sequence[str],
     device: torch.device,
     given: Sequence[str] = (),
 ) -> dict[str, list[Any]]:
-    """What is seen of every image, by checkpoint, with a progress bar. Raises UserError where the
-    checkpoints would look at different images.
+    """The results for every image by checkpoint, with a progress bar. Raises UserError if the
+    checkpoints were trained on different data.
     """
     found: dict[str, list[Any]] = {}
     files: list[Path] = []
@@ -108,15 +111,16 @@ def look_at_all(
             found[name] = []
             with torch.no_grad():
                 for i, batch in enumerate(subject.batches(images)):
-                    torch.manual_seed(cfg.seed + i)  # heads sample at random: for all alike
-                    found[name].append(analysis.look(subject, batch, i < cfg.shown))
+                    # Heads sample at random: every checkpoint gets the same draws.
+                    torch.manual_seed(cfg.seed + i)
+                    found[name].append(analysis.analyse_image(subject, batch, i < cfg.shown))
                     progress.advance(task)
     return found
 
 
 def checkpoints_of(chosen: Any) -> list[str]:
-    """The files that ``checkpoint`` names: one, a list, or the sorted matches of a pattern. Raises
-    UserError where it names none.
+    """The files given by ``checkpoint``: one, a list, or the sorted matches of a pattern. Raises
+    UserError if there are none.
     """
     parts = list(chosen) if isinstance(chosen, ListConfig | list) else [chosen]
     if not parts or not all(isinstance(part, str) and part for part in parts):
@@ -131,7 +135,7 @@ def checkpoints_of(chosen: Any) -> list[str]:
 
 
 def with_checkpoint(cfg: DictConfig, source: str) -> DictConfig:
-    """A copy with one checkpoint."""
+    """A copy of ``cfg`` with ``source`` as its checkpoint."""
     one = cfg.copy()
     OmegaConf.update(one, "checkpoint", source, force_add=True)
     return one

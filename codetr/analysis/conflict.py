@@ -1,4 +1,4 @@
-"""How different the places are that heads want the encoder to look at (Co-DETR, equation 9).
+"""How much the heads disagree about where the encoder should look (Co-DETR, equation 9).
 
 C(H_i(I)) is the Grad-CAM (arXiv 1610.02391) of head i on the encoder's maps of image I, and S_ij
 the mean over images of KL(C_i || C_j). Rows and columns are the main branch and the auxiliary
@@ -6,16 +6,15 @@ heads. With one auxiliary head (K = 1) the conflict is the mean of S between it 
 with more, the mean of S over all pairs of auxiliary heads, which is the mean of the paper's
 S_i = 1 / (2 (K - 1)) times the sum over j of S_ij + S_ji.
 
-What the paper leaves open, and how it is read here:
+The paper leaves some details open. Our choices:
 
-- The score that is differentiated: of the main branch, the sum over queries of the highest class
-  score in the last layer; of an auxiliary head, the sum of the scores of its detections, after its
-  own NMS.
-- Of each level: channels are weighted by their mean gradient over the level, summed, and what is
-  negative becomes 0. Levels are resized to the finest one bilinearly and summed.
-- For KL each map, divided by its largest value, becomes probabilities by a softmax over places: it
-  sums to 1 and is nowhere 0, with no number to choose.
-- An image in which a head finds nothing, so that there is nothing to differentiate, is left out.
+- The differentiated score is, for the main branch, the sum over queries of the highest class score
+  in the last layer; for an auxiliary head, the sum of the scores of its detections after its NMS.
+- At each level, channels are weighted by their mean gradient over the level and summed, and
+  negative values are set to 0. Levels are resized bilinearly to the finest one and summed.
+- For KL, each map is divided by its maximum and passed through a softmax over positions: it sums to
+  1, is nowhere 0, and needs no further parameter.
+- Images in which a head finds nothing are skipped, since there is nothing to differentiate.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Maps:
-    """Of one image: ``heads`` by name, and ``divergence`` (H, H) between their maps; None where a
-    head finds nothing.
+    """Result for one image: names of the ``heads``, and ``divergence`` (H, H) between their maps,
+    None if a head finds nothing.
     """
 
     heads: tuple[str, ...]
@@ -54,11 +53,11 @@ class Conflict:
 
     title = "conflict"
 
-    def look(self, subject: Subject, batch: Batch, shown: bool) -> Maps:
-        """The divergences in one image. Raises UserError for a checkpoint without heads, or without
-        their weights.
+    def analyse_image(self, subject: Subject, batch: Batch, with_picture: bool) -> Maps:
+        """The divergences in one image. Raises UserError for a checkpoint without auxiliary heads
+        or without their weights.
         """
-        scheme = subject.trained(Collaborative)
+        scheme = subject.trained_scheme(Collaborative)
         if not scheme.heads:
             raise UserError(f"{subject.source}: was trained without auxiliary heads: leave it out")
         memory = subject.model.encode(batch.images)
@@ -75,8 +74,8 @@ class Conflict:
                     return Maps(tuple(scores), None)
                 (gradient,) = torch.autograd.grad(score, leaf.tokens, retain_graph=True)
                 maps[name] = grad_cam(memory, gradient)
-        probabilities = torch.stack([as_probabilities(m) for m in maps.values()])
-        return Maps(tuple(maps), divergences(probabilities).cpu())
+        probabilities = torch.stack([probabilities_of(m) for m in maps.values()])
+        return Maps(tuple(maps), kl_divergences(probabilities).cpu())
 
     def report(self, found: Mapping[str, Sequence[Maps]]) -> Findings:
         """The matrix of every checkpoint, and its mean over the number of auxiliary heads K."""
@@ -85,7 +84,9 @@ class Conflict:
         for name, seen in found.items():
             known = [maps.divergence for maps in seen if maps.divergence is not None]
             if not known:
-                raise UserError(f"images: in none of them every head of {name} finds an object")
+                raise UserError(
+                    f"images: every head of {name} finds an object in none of them: give more"
+                )
             heads, matrix = seen[0].heads, torch.stack(known).double().mean(0)
             matrices[name] = heads, matrix
             rows += [
@@ -99,17 +100,17 @@ class Conflict:
             columns=("checkpoint", "head", "of", "K", "images", "KL"),
             rows=tuple(rows),
             notes=(
-                "KL divergence of the Grad-CAM of one head from that of another, on the encoder's "
-                "maps; all: the mean among auxiliary heads, with one of them that between it and "
-                "the main branch.",
+                "KL divergence of one head's Grad-CAM from another's, on the encoder's maps; all: "
+                "the mean over pairs of auxiliary heads or, with a single auxiliary head, of that "
+                "head and the main branch.",
             ),
             figures={"matrices": _figure(matrices)},
         )
 
 
 def grad_cam(memory: Memory, gradient: Tensor) -> Tensor:
-    """(H, W) of the finest level, of the only image of a batch; ``gradient`` (1, S, C) of a score
-    with respect to the memory's tokens.
+    """Grad-CAM (H, W) at the finest level, for a batch of one image; ``gradient`` (1, S, C) of a
+    score with respect to the memory's tokens.
     """
     finest = memory.shapes[0]
     total = gradient.new_zeros(finest)
@@ -124,21 +125,23 @@ def grad_cam(memory: Memory, gradient: Tensor) -> Tensor:
     return total.detach()
 
 
-def as_probabilities(cam: Tensor) -> Tensor:
-    """(n,) float64 that sum to 1, of a map (H, W) without negative values; even where it is 0."""
+def probabilities_of(cam: Tensor) -> Tensor:
+    """(n,) float64 probabilities from a map (H, W) without negative values; uniform where the map
+    is 0 everywhere.
+    """
     values = cam.double().flatten()
     return (values / values.max().clamp_min(torch.finfo(values.dtype).tiny)).softmax(0)
 
 
-def divergences(probabilities: Tensor) -> Tensor:
-    """(H, H) KL(i || j) of (H, n)."""
+def kl_divergences(probabilities: Tensor) -> Tensor:
+    """(H, H) KL(i || j) between the rows of (H, n)."""
     logs = probabilities.log()
     return (probabilities[:, None] * (logs[:, None] - logs[None])).sum(-1)
 
 
 def conflict(matrix: Tensor) -> float | None:
-    """Of (1 + K, 1 + K) divergences, the main branch first: the mean over pairs of auxiliary heads,
-    of the only one and the main branch where K is 1.
+    """The conflict from divergences (1 + K, 1 + K), main branch first: the mean over pairs of
+    auxiliary heads or, where K is 1, of the auxiliary head and the main branch.
     """
     among = matrix if len(matrix) == 2 else matrix[1:, 1:]
     off = ~torch.eye(len(among), dtype=torch.bool)
@@ -146,7 +149,7 @@ def conflict(matrix: Tensor) -> float | None:
 
 
 def _figure(matrices: Mapping[str, tuple[tuple[str, ...], Tensor]]) -> Figure:
-    """A matrix per checkpoint, and the conflict over K."""
+    """A matrix per checkpoint, and a plot of the conflict over K."""
     columns = len(matrices) + 1
     figure = Figure(figsize=(3.6 * columns, 3.6), layout="constrained")
     *grids, curve = figure.subplots(1, columns)

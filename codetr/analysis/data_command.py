@@ -1,4 +1,4 @@
-"""From settings of data to a page about it: what ``scripts/inspect_data.py`` does."""
+"""The command behind ``scripts/inspect_data.py``: report on a data set."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ LOOKED_AT = (
 
 
 def inspect(cfg: DictConfig, given: Sequence[str] = ()) -> None:
-    """Look at the data of ``cfg`` (conf/inspect_data.yaml), print the report, and write the page.
+    """Inspect the data of ``cfg`` (conf/inspect_data.yaml): print the report and write the page.
 
-    ``given`` are the overrides that ``cfg`` was made with, so that none is ignored. Raises
-    UserError for whatever a user can correct.
+    ``given`` are the overrides that ``cfg`` was composed with: one without effect is an error.
+    Raises UserError for whatever a user can correct.
     """
     require_data(given)
     check_settings(cfg, given, nulls=True)
@@ -41,7 +41,7 @@ def inspect(cfg: DictConfig, given: Sequence[str] = ()) -> None:
 
 
 def require_data(given: Sequence[str]) -> None:
-    """Raise UserError for an override that says nothing of which data is looked at."""
+    """Raise UserError for an override that has no effect on what is inspected."""
     for override in given:
         key = key_of(override)
         if key != "data" and not is_within(key, LOOKED_AT):

@@ -1,4 +1,4 @@
-"""What there is in a split of a data set, and what is wrong with it."""
+"""Statistics of a split of a data set, and a list of its problems."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from codetr.data.annotations import CocoAnnotations
 from codetr.data.images import DEFAULT_RULES, ImageError, PixelRules, read_annotated
 
 TINY_PX = 2.0
-"""Boxes with a shorter side than this are hardly ever meant."""
+"""Boxes with a shorter side than this are reported: they are rarely intended."""
 
 _OUTSIDE_PX = 1.0
 
@@ -25,11 +25,11 @@ Advance = Callable[[], None]
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFacts:
-    """Numbers of one split, of its A usable boxes and I images.
+    """Statistics of one split with A usable boxes and I images.
 
     ``boxes_per_class`` by class name; ``boxes_per_image`` (I,); ``sides`` (A,) square root of the
     share of the image's area; ``aspects`` (A,) width over height; ``image_sizes`` (I, 2) width and
-    height in pixels; ``problems``, each with its file. ``pixels``: image by the hash of its pixels.
+    height in pixels; ``problems``, each with its file; ``pixels``: file name by hash of the pixels.
     """
 
     name: str
@@ -57,7 +57,7 @@ def gather_facts(
     advance: Advance = lambda: None,
     rules: PixelRules = DEFAULT_RULES,
 ) -> SplitFacts:
-    """Count, measure, and decode every image; ``advance`` is called after each."""
+    """Gather the statistics of a split and decode every image; ``advance`` is called after each."""
     usable = annotations.usable
     boxes, labels = annotations.clipped[usable].double(), annotations.labels[usable]
     image_of_box = annotations.image_of_box[usable]
@@ -82,9 +82,9 @@ def gather_facts(
 
 
 def shared_images(first: SplitFacts, second: SplitFacts) -> list[str]:
-    """A line for every image of which both splits have the same pixels."""
+    """A line for every image that is in both splits with the same pixels."""
     return [
-        f"{second.pixels[digest]}: the same picture as {first.pixels[digest]} in {first.name}: "
+        f"{second.pixels[digest]}: the same image as {first.pixels[digest]} in {first.name}: "
         f"results on {second.name} will be too good"
         for digest in first.pixels.keys() & second.pixels.keys()
     ]
@@ -102,7 +102,9 @@ def _check_images(
     advance: Advance,
     rules: PixelRules,
 ) -> Iterator[str]:
-    """A line for every file that cannot be decoded, has another size, or stands twice."""
+    """A line for every file that cannot be decoded, has another size than annotated, or has the
+    pixels of an earlier one.
+    """
     for name, (height, width) in zip(
         annotations.file_names, annotations.sizes.tolist(), strict=True
     ):
@@ -114,12 +116,12 @@ def _check_images(
             content = str(tuple(image.shape)).encode() + image.numpy().tobytes()
             first = pixels.setdefault(hashlib.sha1(content).hexdigest(), name)
             if first != name:
-                yield f"{name}: the same picture as {first}"
+                yield f"{name}: the same image as {first}"
         advance()
 
 
 def _check_boxes(annotations: CocoAnnotations) -> Iterator[str]:
-    """A line for every box without area, beyond its image, tiny, or drawn twice."""
+    """A line for every box without area, beyond its image, tiny, or duplicate."""
     boxes, crowd, degenerate = annotations.boxes, annotations.crowd, annotations.degenerate
     usable = annotations.usable
     beyond = (boxes - annotations.clipped).abs().amax(dim=1) > _OUTSIDE_PX
@@ -128,7 +130,7 @@ def _check_boxes(annotations: CocoAnnotations) -> Iterator[str]:
         "has no area within the image": degenerate & ~crowd,
         "reaches beyond the image": beyond & usable,
         f"is less than {TINY_PX:g} pixels wide or high": (shorter < TINY_PX) & usable,
-        "stands twice": _repeated(annotations) & usable,
+        "is a duplicate": _repeated(annotations) & usable,
     }
     image_of_box = annotations.image_of_box.tolist()
     for text, flawed in flaws.items():
@@ -139,7 +141,7 @@ def _check_boxes(annotations: CocoAnnotations) -> Iterator[str]:
 
 
 def _repeated(annotations: CocoAnnotations) -> Tensor:
-    """(A,) bool: an earlier box of the image has the same class and corners."""
+    """(A,) bool: whether an earlier box of the image has the same class and corners."""
     keys = torch.cat(
         [annotations.image_of_box[:, None], annotations.labels[:, None], annotations.boxes], dim=1
     )

@@ -1,4 +1,4 @@
-"""The figures of a data set's page, as PNG and JPEG files."""
+"""Figures for the page about a data set, as PNG and JPEG data."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from codetr.evaluation.figures import any_script, plain
 from codetr.inference.draw import draw_boxes, grid
 
 LONGEST_SIDE = 480
-"""Of a picture in the grid, in pixels."""
+"""Longer side of a picture in the grid, in pixels."""
 
-_MOST_CLASSES = 40  # bars that can still be read
+_MOST_CLASSES = 40  # more bars cannot be read
 
 
 def class_figure(splits: Sequence[SplitFacts]) -> bytes:
-    """Boxes per class, the most frequent on top; beyond forty classes, the ends of the list."""
+    """A bar chart of boxes per class, the most frequent on top; with more than forty classes, the
+    most and the least frequent ones.
+    """
     totals = {
         name: sum(split.boxes_per_class.get(name, 0) for split in splits)
         for split in splits
@@ -54,7 +56,9 @@ def class_figure(splits: Sequence[SplitFacts]) -> bytes:
 
 
 def box_figure(splits: Sequence[SplitFacts]) -> bytes:
-    """Boxes per image, sizes and aspect ratios of boxes, and sizes of images."""
+    """Histograms of boxes per image and of box sizes and aspect ratios; a scatter plot of image
+    sizes.
+    """
     figure = Figure(figsize=(10, 6.4), layout="constrained")
     per_image, size, aspect, image = figure.subplots(2, 2).flatten()
     most = max(int(split.boxes_per_image.max(initial=0)) for split in splits)
@@ -85,8 +89,8 @@ def picture_grid(
     columns: int = 4,
     rules: PixelRules = DEFAULT_RULES,
 ) -> bytes:
-    """``count`` images with their boxes, spread over those that have some (JPEG); those that
-    cannot be decoded are passed over. Empty where none is left.
+    """``count`` images with their boxes as one JPEG, evenly spaced among the images with boxes;
+    those that cannot be decoded are skipped. Empty if none is left.
     """
     pictures = []
     for index in annotations.images_with_objects(count):
@@ -94,7 +98,7 @@ def picture_grid(
             height, width = annotations.sizes[index].tolist()
             image = read_annotated(images / annotations.file_names[index], (height, width), rules)
         except ImageError:
-            continue  # it stands among the problems
+            continue  # reported among the problems
         pictures.append(_picture(image, annotations, index))
     if not pictures:
         return b""

@@ -1,10 +1,10 @@
-"""A page to try a checkpoint in a browser: what ``scripts/demo.py`` shows. Needs Gradio."""
+"""The web page behind ``scripts/demo.py``, to try a checkpoint in a browser. Needs Gradio."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from codetr.analysis.attention import look_from, picture_of
+from codetr.analysis.attention import attention_of_detection, attention_picture
 from codetr.analysis.branch_predictors import branch_predictors
 from codetr.errors import UserError
 from codetr.inference.command import ALWAYS, open_chosen, require_used
@@ -25,17 +25,18 @@ from codetr.settings import check_settings
 log = logging.getLogger(__name__)
 
 OF_DEMO = ALWAYS | {"threshold", "device", "max_megapixels", "host", "port", "share"}
-"""Keys and groups that count here."""
+"""Keys and groups that this command reads."""
 MODEL = "model"
-"""One visitor at a time uses the network."""
+"""Concurrency group of events that run the network: one at a time."""
 
 Found = Mapping[str, Prediction]
-"""Whatever every branch found in an image, by its name; the main branch comes first."""
+"""Predictions of every branch for one image, by name, the main branch first."""
 
 
 def demo(cfg: DictConfig, given: Sequence[str] = ()) -> None:
-    """Show the page for the checkpoint of ``cfg`` (conf/demo.yaml) until it is stopped. ``given``
-    are the overrides that ``cfg`` was made with, so that none is ignored. Raises UserError.
+    """Serve the page for the checkpoint of ``cfg`` (conf/demo.yaml) until it is stopped. ``given``
+    are the overrides that ``cfg`` was composed with: one without effect is an error. Raises
+    UserError.
     """
     check_settings(cfg, given, nulls=True)
     require_used(given, OF_DEMO, cfg.checkpoint)
@@ -63,7 +64,7 @@ def page(checkpoint: str | Path, *, device: str = "auto", trust: bool = False) -
 
 
 def find(predictors: Mapping[str, Predictor], file: str) -> Found:
-    """What every branch finds in an image file, whatever the score. Raises UserError."""
+    """Predictions of every branch for an image file, with any score. Raises UserError."""
     image = as_image(file, predictors[MAIN].rules)
     return {
         name: branch.predict(image)  # type: ignore[misc]
@@ -72,41 +73,44 @@ def find(predictors: Mapping[str, Predictor], file: str) -> Found:
 
 
 def pictures(found: Found, threshold: float) -> list[tuple[Image.Image, str]]:
-    """Every branch's picture with its caption."""
+    """The annotated image of every branch with its caption."""
     shown = {name: one.take(one.scores > threshold) for name, one in found.items()}
     return [(one.plot(), f"{name}: {len(one)} found") for name, one in shown.items()]
 
 
 def attention(predictor: Predictor, found: Found, place: int) -> tuple[Image.Image, str]:
-    """Where the query of the detection of the main branch at ``place`` (from 1, by score) looks,
-    and what is to be said of it. Raises UserError where there is no such detection.
+    """Picture and caption of the attention of one query: that behind the main branch's detection
+    number ``place`` (from 1, by score). Raises UserError if there is no such detection.
     """
     main = found[MAIN]
     if not 1 <= place <= len(main):
-        raise UserError(f"detection {place}: the main branch found {len(main)}: choose one of them")
+        raise UserError(
+            f"detection {place}: the main branch found {len(main)}: choose one of these"
+        )
     chosen = main.take(slice(place - 1, place))
-    seen = look_from(predictor, torch.from_numpy(main.pixels).permute(2, 0, 1), chosen)
-    said = (
-        f"{chosen.names[0]} {chosen.scores.item():.2f}: {seen.shares[-1]:.0%} of the last layer's "
-        "attention lies in its box; areas are in proportion to weights"
+    image = torch.from_numpy(main.pixels).permute(2, 0, 1)
+    attended = attention_of_detection(predictor, image, chosen)
+    caption = (
+        f"{chosen.names[0]} {chosen.scores.item():.2f}: {attended.shares[-1]:.0%} of the last "
+        "layer's attention lies in its box; areas are proportional to weights"
     )
-    return picture_of(seen), said
+    return attention_picture(attended), caption
 
 
 def build_page(
     gradio: Any, predictors: Mapping[str, Predictor], source: str, threshold: float
 ) -> Any:
-    """The page, from the module ``gradio`` and the branches of the checkpoint ``source``."""
+    """The page for the branches of the checkpoint ``source``; ``gradio`` is the module."""
 
-    def looked_at(file: str | None, least: float) -> tuple[Any, ...]:
+    def on_image(file: str | None, least: float) -> tuple[Any, ...]:
         found = None if file is None else find(predictors, file)
-        return (found, *shown(found, least))
+        return (found, *on_threshold(found, least))
 
-    def shown(found: Found | None, least: float) -> tuple[Any, ...]:
+    def on_threshold(found: Found | None, least: float) -> tuple[Any, ...]:
         return ([] if found is None else pictures(found, least), None, "")
 
-    def attended(found: Found | None, place: float | None) -> tuple[Any, ...]:
-        if found is None or place is None:  # both fields can be emptied
+    def on_detection(found: Found | None, place: float | None) -> tuple[Any, ...]:
+        if found is None or place is None:  # the user can clear both fields
             return None, ""
         return attention(predictors[MAIN], found, int(place))
 
@@ -118,7 +122,7 @@ def build_page(
                 image = gradio.Image(
                     type="filepath", image_mode=None, sources=["upload", "clipboard"], label="image"
                 )
-                least = gradio.Slider(0, 1, threshold, step=0.01, label="threshold of scores")
+                least = gradio.Slider(0, 1, threshold, step=0.01, label="score threshold")
             with gradio.Column(scale=2):
                 gallery = gradio.Gallery(
                     label="branches",
@@ -132,32 +136,31 @@ def build_page(
                     1, precision=0, minimum=1, label="detection of the main branch, by score"
                 )
                 button = gradio.Button("Where does its query look?")
-                said = gradio.Markdown()
+                caption = gradio.Markdown()
             with gradio.Column(scale=2):
                 looks = gradio.Image(label="attention", interactive=False, height=420)
-        results = [gallery, looks, said]
+        results = [gallery, looks, caption]
         alone = {"concurrency_id": MODEL, "concurrency_limit": 1}
-        told = _telling(gradio.Error)
-        image.change(told(looked_at), [image, least], [state, *results], api_name="find", **alone)
-        least.release(shown, [state, least], results, api_name=False)
-        button.click(told(attended), [state, place], [looks, said], api_name="attention", **alone)
+        run = partial(_showing_errors, gradio.Error)
+        image.change(run(on_image), [image, least], [state, *results], api_name="find", **alone)
+        least.release(on_threshold, [state, least], results, api_name=False)
+        button.click(
+            run(on_detection), [state, place], [looks, caption], api_name="attention", **alone
+        )
     return made
 
 
-def _telling(error: type[Exception]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """What makes a function tell visitors of a UserError."""
+def _showing_errors(error: type[Exception], function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, with a UserError raised as ``error``, which Gradio shows to the visitor."""
 
-    def told(function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def answer(*given: Any) -> Any:
-            try:
-                return function(*given)
-            except UserError as wrong:
-                raise error(str(wrong)) from wrong
+    @wraps(function)
+    def wrapped(*given: Any) -> Any:
+        try:
+            return function(*given)
+        except UserError as cause:
+            raise error(str(cause)) from cause
 
-        return answer
-
-    return told
+    return wrapped
 
 
 def _gradio() -> Any:

@@ -1,23 +1,23 @@
-"""How well maps tell objects from background: the analysis behind the paper's Figures 2 and 4.
+"""How well feature maps separate objects from background (Co-DETR, arXiv 2211.12860, Figures 2
+and 4).
 
-Encoder: of every level, the L2 norm of its channels, divided by its own largest value in the image,
-is resized bilinearly to the image; the mean over levels is the map D in [0, 1] (Co-DETR,
-arXiv 2211.12860, equation 7). Decoder: the same of its last cross-attention.
+Encoder: at every level, the L2 norm over channels is divided by its maximum in the image and
+resized bilinearly to the image; the mean over levels is the map D in [0, 1] (equation 7). Decoder:
+the same for its last cross-attention.
 
-What the paper leaves open, and how it is read here:
+The paper leaves some details open. Our choices:
 
 - IoF is the share of the foreground where D > S (equation 8). IoB, "computed in a similar way", is
-  the share of the background where D > S. Foreground are the pixels whose centre is in a true box.
-- S takes equal steps from 0 to 1, small ones: tokens that a layer norm leaves have nearly equal
-  norms, so that D lies within a few hundredths of 1, and what counts are small differences. Both
-  shares are means over images at equal S. An image that is all foreground or all background is left
-  out.
-- The area is that under IoF over IoB, with the point (1, 1) of S < 0: 1 for a map that is the
-  foreground itself, 0.5 for one that knows nothing of it.
-- The decoder's map: the weights of the queries matched with an object, given to the cells that they
-  are interpolated from, summed over heads and points, each level resized to the image, summed, and
-  divided by the largest value.
-- The image is the one that the network gets, without padding.
+  the share of the background where D > S. A pixel is foreground if its centre is in a true box.
+- S goes from 0 to 1 in small equal steps: tokens after a layer norm have nearly equal norms, so D
+  lies within a few hundredths of 1 and small differences matter. Both shares are means over images
+  at equal S. Images that are all foreground or all background are skipped.
+- The area is that under the curve of IoF over IoB, including the point (1, 1) for S < 0: 1 for a
+  map equal to the foreground, 0.5 for one that is independent of it.
+- The decoder's map: the weights of the queries matched with an object are distributed to the cells
+  that they are interpolated from and summed over heads and points; levels are resized to the image
+  and summed, and the result is divided by its maximum.
+- The image is the network's input without padding.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codetr.analysis.findings import Findings, colour, pictures
-from codetr.analysis.sampling import attention_map, require_samples, watched
+from codetr.analysis.sampling import attention_map, record_samples, require_samples
 from codetr.analysis.subject import Subject, boxes_px
 from codetr.errors import UserError
 from codetr.structures import Batch, Memory
@@ -43,10 +43,10 @@ PLACES = ("encoder", "decoder")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """Of one image: ``iof`` and ``iob`` (T,) by threshold, None where it lacks one of foreground
-    and background; ``picture`` uint8 (3, H, W), ``boxes`` (N, 4) xyxy in its pixels and ``map``
-    (H, W), where it is shown.
+class ImageResult:
+    """Result for one image: ``curve``, IoF and IoB (T,) by threshold, None if the image lacks
+    foreground or background. With a picture: ``picture`` uint8 (3, H, W), ``boxes`` (N, 4) xyxy in
+    its pixels, and ``map`` (H, W).
     """
 
     curve: tuple[Tensor, Tensor] | None
@@ -56,9 +56,8 @@ class Seen:
 
 
 class Discriminability:
-    """Maps ``of`` the ``encoder`` or of the ``decoder``'s cross-attention, in ``steps`` thresholds.
-
-    Raises UserError for another place.
+    """Analyses maps ``of`` the ``encoder``, or of the ``decoder``'s cross-attention, with ``steps``
+    thresholds. Raises UserError for another value of ``of``.
     """
 
     title = "discriminability"
@@ -70,34 +69,36 @@ class Discriminability:
             raise UserError(f"analysis.steps={steps}: give at least 2")
         self.of, self.steps = of, steps
 
-    def look(self, subject: Subject, batch: Batch, shown: bool) -> Seen:
-        """The curve of one image. Raises UserError where the decoder has no sampling points."""
+    def analyse_image(self, subject: Subject, batch: Batch, with_picture: bool) -> ImageResult:
+        """The curve of one image. Raises UserError if the decoder has no sampling points."""
         size: tuple[int, int] = tuple(batch.images.sizes[0].tolist())  # type: ignore[assignment]
         boxes = boxes_px(batch)
         found = self._map(subject, batch, size).float().cpu()
-        foreground = inside_any(boxes.cpu(), size)
+        foreground = foreground_mask(boxes.cpu(), size)
         seen = 0 < int(foreground.sum()) < foreground.numel()
         curve = threshold_curve(found, foreground, self.steps) if seen else None
-        if not shown:
-            return Seen(curve=curve)
-        return Seen(curve=curve, picture=subject.picture(batch), boxes=boxes.cpu(), map=found)
+        if not with_picture:
+            return ImageResult(curve=curve)
+        return ImageResult(
+            curve=curve, picture=subject.picture(batch), boxes=boxes.cpu(), map=found
+        )
 
     def _map(self, subject: Subject, batch: Batch, size: tuple[int, int]) -> Tensor:
         height, width = batch.images.pixels.shape[-2:]
         if self.of == "encoder":
             return energy_map(subject.model.encode(batch.images), (height, width), size)
         memory = subject.model.encode(batch.images)
-        with watched(subject.detector) as seen:
+        with record_samples(subject.detector) as seen:
             layers = subject.decode(memory).layers
         last = require_samples(seen, subject.source)[-1]
         (pairs,) = subject.match(layers[-1:], batch)
         return attention_map(last.of(pairs.query), (height, width), size)
 
-    def report(self, found: Mapping[str, Sequence[Seen]]) -> Findings:
+    def report(self, found: Mapping[str, Sequence[ImageResult]]) -> Findings:
         """A curve and its area per checkpoint, and the maps over the images."""
         curves = {name: mean_curve([s.curve for s in seen]) for name, seen in found.items()}
         if not any(len(iof) for iof, _, _ in curves.values()):
-            raise UserError("images: none of them has both objects and background: give more")
+            raise UserError("images: none has both objects and background: give more")
         rows = tuple((name, images, area(iof, iob)) for name, (iof, iob, images) in curves.items())
         thresholds = torch.linspace(0, 1, self.steps).tolist()
         return Findings(
@@ -105,8 +106,8 @@ class Discriminability:
             rows=rows,
             notes=(
                 f"IoF over IoB of the maps of the {self.of}, with thresholds from 0 to 1; the area "
-                "is 1 for maps that are the foreground, 0.5 for maps that know nothing of it.",
-                "Pictures show each map from its lowest (dark) to its highest value (bright).",
+                "is 1 for maps equal to the foreground, 0.5 for maps independent of it.",
+                "Pictures show each map from its minimum (dark) to its maximum (bright).",
             ),
             figures={"curves": self._curves(curves), **self._pictures(found)},
             series={
@@ -125,14 +126,14 @@ class Discriminability:
         axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
         for i, (name, (iof, iob, _)) in enumerate(curves.items()):
             label = f"{name}: {area(iof, iob):.3f}".replace("$", r"\$")
-            axes.plot(*closed(iob, iof), color=colour(i), label=label)
+            axes.plot(*with_corner(iob, iof), color=colour(i), label=label)
         axes.set(xlabel="IoB", ylabel="IoF", xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
         axes.set_title(f"discriminability of the {self.of}: area", fontsize="medium")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", loc="lower right")
         return figure
 
-    def _pictures(self, found: Mapping[str, Sequence[Seen]]) -> dict[str, Figure]:
+    def _pictures(self, found: Mapping[str, Sequence[ImageResult]]) -> dict[str, Figure]:
         rows = []
         for looks in zip(*found.values(), strict=True):
             if looks[0].picture is not None:
@@ -141,8 +142,8 @@ class Discriminability:
 
 
 def energy_map(memory: Memory, padded: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """D of the only image of a batch, (H, W) = ``size`` without padding, in [0, 1]; ``padded`` is
-    the (height, width) that the maps span.
+    """The map D in [0, 1] for a batch of one image, (H, W) = ``size`` without padding; ``padded``
+    is the (height, width) that the feature maps cover.
     """
     voids = memory.padding[0].split([h * w for h, w in memory.shapes])
     levels = []
@@ -155,7 +156,7 @@ def energy_map(memory: Memory, padded: tuple[int, int], size: tuple[int, int]) -
     return torch.stack(levels).mean(0)[0, 0, : size[0], : size[1]]
 
 
-def inside_any(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def foreground_mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """(H, W) bool: whether the centre of each pixel is in one of ``boxes`` (N, 4), xyxy pixels."""
     y, x = (torch.arange(n, dtype=boxes.dtype) + 0.5 for n in size)
     left, top, right, bottom = boxes.unbind(-1)
@@ -188,35 +189,35 @@ def mean_curve(
     return iof, iob, len(known)
 
 
-def closed(iob: Tensor, iof: Tensor) -> tuple[Tensor, Tensor]:
-    """A curve with the point (1, 1) of thresholds below 0 in front."""
+def with_corner(iob: Tensor, iof: Tensor) -> tuple[Tensor, Tensor]:
+    """The curve preceded by its corner (1, 1), the point for thresholds below 0."""
     one = iob.new_ones(1)
     return torch.cat([one, iob]), torch.cat([one, iof])
 
 
 def area(iof: Tensor, iob: Tensor) -> float:
-    """Under IoF over IoB, from (1, 1) to the last threshold, where both are 0."""
-    x, y = closed(iob, iof)
+    """Area under the curve of IoF over IoB, from (1, 1) to the last threshold, where both are 0."""
+    x, y = with_corner(iob, iof)
     return torch.trapezoid(y.flip(0), x.flip(0)).item()
 
 
-def draw_image(seen: Seen, axes: Axes) -> None:
-    """An image with its true boxes."""
+def draw_image(seen: ImageResult, axes: Axes) -> None:
+    """Draw an image with its true boxes."""
     assert seen.picture is not None
     axes.imshow(seen.picture.permute(1, 2, 0).numpy())
     _outline(seen, axes)
 
 
-def draw_map(seen: Seen, axes: Axes) -> None:
-    """The map over the image, with the true boxes."""
+def draw_map(seen: ImageResult, axes: Axes) -> None:
+    """Draw the map over the image, with the true boxes."""
     assert seen.picture is not None
     assert seen.map is not None
     axes.imshow(seen.picture.float().mean(0).numpy(), cmap="gray", vmin=0, vmax=255)
-    axes.imshow(seen.map.numpy(), cmap="inferno", alpha=0.75)  # from its lowest to its highest
+    axes.imshow(seen.map.numpy(), cmap="inferno", alpha=0.75)
     _outline(seen, axes)
 
 
-def _outline(seen: Seen, axes: Axes) -> None:
+def _outline(seen: ImageResult, axes: Axes) -> None:
     assert seen.boxes is not None
     for left, top, right, bottom in seen.boxes.tolist():
         place, extent = (left - 0.5, top - 0.5), (right - left, bottom - top)

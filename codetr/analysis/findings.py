@@ -1,4 +1,4 @@
-"""What an analysis found, as files: a table (JSON, Markdown) and figures; and for the loggers."""
+"""The findings of an analysis: written as a table (JSON, Markdown) and figures, and logged."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from matplotlib.figure import Figure
 from codetr.evaluation.figures import any_script
 
 Cell = str | int | float | None
-"""None: undefined, such as a mean of nothing."""
+"""None: undefined, such as the mean of no values."""
 Draw = Callable[[Axes], None]
-"""Draws a picture."""
+"""Draws one picture."""
 
 PICTURE_INCHES = 2.9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """``columns`` and ``rows`` of the table, the first cell of a row being a checkpoint's name;
-    ``figures`` by name; ``notes`` say how to read both; ``series`` are the numbers of the curves.
+    """``columns`` and ``rows`` of the table, whose first column is the checkpoint's name;
+    ``figures`` by name; ``notes`` explain both; ``series`` are the data of the curves.
     """
 
     columns: tuple[str, ...]
@@ -65,13 +65,17 @@ def write_findings(
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
-    """A table."""
-    lines = [columns, ["---"] * len(columns), *([shown(cell) for cell in row] for row in rows)]
+    """A Markdown table."""
+    lines = [
+        columns,
+        ["---"] * len(columns),
+        *([format_cell(cell) for cell in row] for row in rows),
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def shown(cell: Cell) -> str:
-    """Four decimals, a dash for what is undefined."""
+def format_cell(cell: Cell) -> str:
+    """A cell as text: numbers with four decimals, a dash for undefined values."""
     if cell is None:
         return "-"
     return f"{cell:.4f}" if isinstance(cell, float) else str(cell).replace("|", r"\|")
@@ -80,7 +84,7 @@ def shown(cell: Cell) -> str:
 def log_findings(
     findings: Findings, title: str, written: Sequence[Path], loggers: Sequence[Logger]
 ) -> None:
-    """Give every logger the numbers of the table, and W&B the table and the figures."""
+    """Log the numbers of the table, and in W&B also the table and the figures."""
     numbers = {
         "/".join([title, *words, column]): value
         for row in findings.rows
@@ -100,13 +104,13 @@ def log_findings(
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """Of those that are numbers; None where none is."""
+    """The mean without NaN values; None if there are no others."""
     found = [value for value in values if not math.isnan(value)]
     return sum(found) / len(found) if found else None
 
 
 def pictures(columns: Sequence[str], rows: Sequence[Sequence[Draw]]) -> Figure:
-    """Rows of pictures, each column under its title."""
+    """A figure with rows of pictures and a title above each column."""
     size = (PICTURE_INCHES * len(columns), PICTURE_INCHES * 0.9 * len(rows) + 0.3)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
@@ -120,13 +124,13 @@ def pictures(columns: Sequence[str], rows: Sequence[Sequence[Draw]]) -> Figure:
 
 
 def colour(place: int) -> tuple[float, float, float, float]:
-    """One per checkpoint, split or variant, in all figures."""
+    """The colour of a checkpoint, split or variant by its index, the same in all figures."""
     palette = colormaps["tab10" if place < 10 else "tab20b"]
     return palette(place % 10)
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a file's content."""
+    """The figure as PNG data."""
     target = BytesIO()
     figure.savefig(target, format="png", dpi=110)
     return target.getvalue()

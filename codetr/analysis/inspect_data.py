@@ -1,4 +1,4 @@
-"""Looking at a data set before training on it: one page with numbers, problems and pictures."""
+"""A page about a data set, to read before training on it: statistics, problems and pictures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STYLE = (
 
 @dataclass(frozen=True, kw_only=True)
 class DataPage:
-    """What is written. ``pictures``: a JPEG per split name; ``table`` begins with its heading."""
+    """Content of the page. ``pictures``: a JPEG by split; the first row of a table is its head."""
 
     title: str
     remarks: tuple[str, ...]
@@ -54,11 +54,11 @@ def inspect_data(
     derived: Path = Path("data/converted"),
     rules: PixelRules = DEFAULT_RULES,
 ) -> DataPage:
-    """Read both splits, decode every image, and put the page together.
+    """Read both splits, decode every image, and compile the page.
 
-    ``pictures`` images per split are drawn; ``boxes`` and ``derived`` are those of ``load_split``,
-    ``rules`` those of ``read_image``. Single annotations that cannot be used are among the
-    problems. Raises UserError where annotation files cannot be read.
+    ``pictures`` images per split are drawn; for ``boxes`` and ``derived`` see ``load_split``, for
+    ``rules`` see ``read_image``. Single annotations that cannot be used are listed as problems.
+    Raises UserError if annotation files cannot be read.
     """
     if pictures < 0:
         raise UserError(f"shown={pictures}: give at least 0")
@@ -107,7 +107,7 @@ def _gather(
 
 
 def table(facts: Sequence[SplitFacts]) -> tuple[tuple[str, ...], ...]:
-    """The numbers of every split."""
+    """Statistics with a column per split."""
     rows = {
         "images": [f"{f.images}" for f in facts],
         "images without boxes": [f"{f.images_without_boxes}" for f in facts],
@@ -124,7 +124,7 @@ def table(facts: Sequence[SplitFacts]) -> tuple[tuple[str, ...], ...]:
 
 
 def class_table(facts: Sequence[SplitFacts]) -> tuple[tuple[str, ...], ...]:
-    """Boxes of every class in every split."""
+    """Numbers of boxes by class, with a column per split."""
     names = dict.fromkeys(name for f in facts for name in f.boxes_per_class)
     rows = ((name, *(f"{f.boxes_per_class.get(name, 0)}" for f in facts)) for name in names)
     return (("class", *(f"boxes in {f.name}" for f in facts)), *rows)
@@ -135,7 +135,7 @@ def _mean_and_most(counts: np.ndarray) -> str:
 
 
 def _range(values: np.ndarray, form: str) -> str:
-    """Least, median and largest."""
+    """Minimum, median and maximum."""
     if not len(values):
         return "-"
     median = np.median(values).astype(values.dtype)
@@ -143,7 +143,7 @@ def _range(values: np.ndarray, form: str) -> str:
 
 
 def as_text(page: DataPage) -> str:
-    """The page without its pictures."""
+    """The page as text, without pictures."""
     lines = [page.title, *page.remarks, ""]
     for rows in (page.table, page.classes):
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -160,7 +160,7 @@ def _verdict(page: DataPage) -> str:
 
 
 def as_html(page: DataPage) -> str:
-    """The page as one file, its pictures inside."""
+    """The page as a single HTML file with embedded pictures."""
     title = html.escape(page.title)
     body = [f"<h1>{title}</h1>", _list(page.remarks), _table(page.table)]
     body += [f"<h2>{_verdict(page)}</h2>", _list(page.problems[:_MOST_PROBLEMS])]
@@ -177,7 +177,7 @@ def as_html(page: DataPage) -> str:
 
 
 def write_page(page: DataPage, path: Path) -> tuple[Path, Path]:
-    """Write ``path`` (HTML), and the text report beside it; returns both."""
+    """Write ``path`` (HTML) and the text report next to it; returns both paths."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = path.with_suffix(".txt")
     path.write_text(as_html(page), encoding="utf-8", errors="replace")

@@ -2,15 +2,15 @@
 Co-DETR, Figure 5).
 
 V_n is the object that query n of an image is matched with, -1 for none. The instability IS is the
-number of queries whose V_n differs between two checkpoints of a run, as a mean over images; twice
-the objects of an image is the most.
+number of queries whose V_n differs between two checkpoints of a run, averaged over images. Its
+maximum for an image is twice the number of objects.
 
-It is bound to the order of queries: where they are selected anew for every image, the same place
-may have another number. So there is a second number, free of it. What is read into "the same
-query" here: the anchors that an object's matched queries start from overlap with IoU ``min_iou`` or
-more, or, where anchors are points, are at most ``max_distance`` apart, in image widths and heights.
-An object whose query is another one counts twice, since so it does in IS: one query loses it and
-one gets it. Where all anchors are the same (YOLOS) there is no such number.
+IS depends on the order of queries: in models that select queries for every image, the same location
+may get another index. A second, order-free number avoids this by identifying queries by their
+anchors. Two queries count as the same if their anchors overlap with IoU ``min_iou`` or more or, for
+anchors that are points, are at most ``max_distance`` apart, in image widths and heights. An object
+that changes its query counts twice, as it does in IS: one query loses it and another one gets it.
+The number is undefined if all anchors are equal (YOLOS).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from codetr.supervision.assigners import HungarianMatcher
 
 @dataclass(frozen=True)
 class Matched:
-    """Of one image: ``objects`` (L, Q) int64, V_n of every decoder layer; ``anchors`` (Q, 4)
-    cxcywh or (Q, 2), relative to the image, what the queries start from.
+    """Matching in one image: ``objects`` (L, Q) int64, V_n at every decoder layer; ``anchors``
+    (Q, 4) cxcywh or (Q, 2), relative to the image, the initial anchors of the queries.
     """
 
     objects: Tensor
@@ -51,14 +51,14 @@ class Instability:
     def __init__(self, min_iou: float = 0.5, max_distance: float = 0.05) -> None:
         self.min_iou, self.max_distance = min_iou, max_distance
 
-    def look(self, subject: Subject, batch: Batch, shown: bool) -> Matched:
-        """Match the queries of every layer as the training does."""
-        (seen,) = match_queries(subject.model, subject.matcher, batch)
-        return seen
+    def analyse_image(self, subject: Subject, batch: Batch, with_picture: bool) -> Matched:
+        """Match the queries of every layer as in training."""
+        (matched,) = match_queries(subject.model, subject.matcher, batch)
+        return matched
 
     def report(self, found: Mapping[str, Sequence[Matched]]) -> Findings:
         """IS and its order-free variant per layer, from each checkpoint to the next. Raises
-        UserError where there is one checkpoint, or they have not the same queries.
+        UserError for a single checkpoint, and for checkpoints with different numbers of queries.
         """
         if len(found) < 2:
             raise UserError(
@@ -78,8 +78,8 @@ class Instability:
             columns=("from", "to", "layer", "IS", "order-free IS"),
             rows=tuple(rows),
             notes=(
-                "Queries that change the object that they are matched with, mean over images; "
-                "order-free: a query is known by its anchor, not by its number.",
+                "Queries that change the object they are matched with, mean over images; "
+                "order-free: queries are identified by their anchors, not by their indices.",
             ),
             figures={"curves": _figure([(after, values) for _, after, values in steps])},
         )
@@ -95,18 +95,20 @@ class Instability:
                 f"checkpoint={after}: has {layers} layers with {queries} queries, unlike {before}: "
                 "give checkpoints of one run"
             )
-        counts = torch.stack([both(a, b, self.min_iou, self.max_distance) for a, b in pairs])
+        counts = torch.stack([instability(a, b, self.min_iou, self.max_distance) for a, b in pairs])
         return [(mean(bound), mean(free)) for bound, free in counts.permute(2, 1, 0).tolist()]
 
 
 def match_queries(model: Detector, matcher: HungarianMatcher, batch: Batch) -> list[Matched]:
-    """Of every image of the batch, what the main queries of every layer are matched with."""
+    """For every image of the batch, the objects that the main queries of each layer are matched
+    with.
+    """
     memory = model.encode(batch.images)
     (main,) = model.queries(memory)
     decoded = model.decode(memory, [QueryGroup(name=MAIN, queries=main)])[MAIN]
     anchors = main.anchors.float()
     counts = torch.tensor([0, *(len(t) for t in batch.targets)], device=anchors.device)
-    before = counts.cumsum(0)  # targets of the images that come first
+    before = counts.cumsum(0)  # number of targets in preceding images
     rows = []
     for pairs in matcher(decoded.layers, batch.targets):
         row = pairs.query.new_full(anchors.shape[:2], -1)
@@ -116,19 +118,19 @@ def match_queries(model: Detector, matcher: HungarianMatcher, batch: Batch) -> l
     return [Matched(*both) for both in zip(objects, anchors.cpu(), strict=True)]
 
 
-def both(before: Matched, after: Matched, min_iou: float, max_distance: float) -> Tensor:
+def instability(before: Matched, after: Matched, min_iou: float, max_distance: float) -> Tensor:
     """(2, L): IS and its order-free variant."""
-    bound = changes(before.objects, after.objects)
-    return torch.stack([bound, moves(before, after, min_iou, max_distance)])
+    bound = changed_queries(before.objects, after.objects)
+    return torch.stack([bound, changed_anchors(before, after, min_iou, max_distance)])
 
 
-def changes(before: Tensor, after: Tensor) -> Tensor:
-    """IS (L,) of the objects (L, Q) that queries are matched with."""
+def changed_queries(before: Tensor, after: Tensor) -> Tensor:
+    """(L,) IS: the number of queries whose object changes, from the objects (L, Q) of queries."""
     return (before != after).sum(-1).double()
 
 
-def moves(before: Matched, after: Matched, min_iou: float, max_distance: float) -> Tensor:
-    """(L,) the order-free variant; NaN where all anchors of a checkpoint are the same."""
+def changed_anchors(before: Matched, after: Matched, min_iou: float, max_distance: float) -> Tensor:
+    """(L,) the order-free variant of IS; NaN if all anchors of a checkpoint are equal."""
     layers = before.objects.shape[0]
     if any(len(m.anchors) > 1 and (m.anchors == m.anchors[0]).all() for m in (before, after)):
         return torch.full((layers,), torch.nan, dtype=torch.float64)
@@ -140,10 +142,12 @@ def moves(before: Matched, after: Matched, min_iou: float, max_distance: float) 
 def _moved(
     old: Tensor, new: Tensor, before: Matched, after: Matched, min_iou: float, max_distance: float
 ) -> int:
-    """Of one layer, with the objects (Q,) of its queries before and after."""
+    """The order-free variant for one layer, with the objects (Q,) of its queries before and
+    after.
+    """
     was, now = _query_of(old), _query_of(new)
     both = sorted(was.keys() & now.keys())
-    one = len(was.keys() ^ now.keys())  # where there are more objects than queries
+    one = len(was.keys() ^ now.keys())  # objects may outnumber queries
     a = before.anchors[[was[n] for n in both]]
     b = after.anchors[[now[n] for n in both]]
     if a.shape[-1] == 4:
@@ -154,16 +158,16 @@ def _moved(
 
 
 def _query_of(objects: Tensor) -> dict[int, int]:
-    """The query of every object that has one."""
+    """The query of every matched object."""
     return {n: query for query, n in enumerate(objects.tolist()) if n >= 0}
 
 
 def _figure(steps: Sequence[tuple[str, Sequence[tuple[float | None, float | None]]]]) -> Figure:
-    """Both numbers over the checkpoints, a line per layer."""
+    """Plots of both numbers over the checkpoints, with a line per layer."""
     figure = Figure(figsize=(9.5, 4), layout="constrained")
     layers = len(steps[0][1])
     palette = colormaps["viridis"]
-    titles = ("IS: by the queries' numbers", "order-free: by their anchors")
+    titles = ("IS: queries by index", "order-free: queries by anchor")
     for which, (axes, title) in enumerate(
         zip(figure.subplots(1, 2, sharey=True), titles, strict=True)
     ):
@@ -175,7 +179,7 @@ def _figure(steps: Sequence[tuple[str, Sequence[tuple[float | None, float | None
         names = [after.replace("$", r"\$") for after, _ in steps]
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize="small")
         axes.set_title(title, fontsize="medium")
-        axes.set(ylim=(0, None), ylabel="queries of an image" if which == 0 else "")
+        axes.set(ylim=(0, None), ylabel="queries per image" if which == 0 else "")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     return figure

@@ -1,4 +1,4 @@
-"""Instability of matching, measured while a model is trained."""
+"""Instability of matching, measured during training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from codetr.analysis.instability import Matched, both, match_queries
+from codetr.analysis.instability import Matched, instability, match_queries
 from codetr.analysis.subject import matcher_of
 from codetr.errors import UserError
 from codetr.models.detectors.protocol import Detector
@@ -17,12 +17,12 @@ from codetr.training.log_interval import OF_FIRST_RANK
 
 class MatchingInstability(Callback):
     """Logs after every validation but the first how many queries of an image are matched with
-    another object than in the validation before: ``matching/layer0/IS``, and
-    ``matching/layer0/order_free_IS`` where anchors tell queries apart. What both are:
-    ``codetr.analysis.instability``, whose numbers from the checkpoints of all epochs these are.
+    another object than in the previous validation: ``matching/layer0/IS``, and
+    ``matching/layer0/order_free_IS`` for models with distinct anchors. The numbers are defined in
+    ``codetr.analysis.instability`` and equal those of its analysis of every epoch's checkpoint.
 
-    The weights are those that are validated, on the first ``images`` images (over all ranks, each
-    of which looks at its own): one more pass over them, and their matching.
+    Uses the validated weights on the first ``images`` images (in total over all ranks, each with
+    its own): one more forward pass over them, and their matching.
     """
 
     def __init__(self, images: int = 64, min_iou: float = 0.5, max_distance: float = 0.05) -> None:
@@ -31,7 +31,7 @@ class MatchingInstability(Callback):
         self._now: dict[int, Matched] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Raise UserError where nothing matches queries one to one."""
+        """Raise UserError if no scheme matches queries one to one."""
         if stage == "fit" and matcher_of(pl_module.schemes) is None:  # type: ignore[arg-type]
             raise UserError(
                 "callbacks.instability: no scheme of this training matches queries with objects "
@@ -58,15 +58,15 @@ class MatchingInstability(Callback):
         self._now |= dict(zip(ids, seen, strict=True))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare with the validation before, image by image, and log the means over ranks."""
+        """Compare with the previous validation, image by image, and log the means over ranks."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         detector: Detector = pl_module.detector  # type: ignore[assignment]
         layers = detector.num_layers
-        sums = torch.zeros(2, 2, layers)  # order-bound and order-free: sum, number of images
+        sums = torch.zeros(2, 2, layers)  # IS and order-free IS: sum, number of images
         for image in self._before.keys() & self._now.keys():
             pair = self._before[image], self._now[image]
-            found = both(*pair, self.min_iou, self.max_distance)
+            found = instability(*pair, self.min_iou, self.max_distance)
             sums += torch.stack([found.nan_to_num(), (~found.isnan()).double()], dim=1)
         self._before, self._now = self._now, {}
         on_device = sums.to(trainer.strategy.root_device)
@@ -81,8 +81,8 @@ class MatchingInstability(Callback):
         pl_module.log_dict(values, batch_size=1, **OF_FIRST_RANK)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next validation is compared with, in plain types. Small images may have fewer
-        queries than others.
+        """The matching that the next validation is compared with, in plain types. A list per key,
+        since small images may have fewer queries than others.
         """
         seen = self._before
         if not seen:
@@ -94,7 +94,7 @@ class MatchingInstability(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From a checkpoint; of several ranks' images it has those of the first."""
+        """Restore it from a checkpoint, which has the images of the first rank alone."""
         if not state_dict:
             return
         rows = zip(state_dict["objects"], state_dict["anchors"], strict=True)

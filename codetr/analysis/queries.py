@@ -1,17 +1,18 @@
 """How far the original queries are from the customised positive queries (Co-DETR, Figure 7).
 
-Original queries are those of inference; positive are those that the last layer's one-to-one
-matching gives an object, negative the others. Customised positive queries come from the positive
+Original queries are those used at inference. They are positive if the last layer's one-to-one
+matching assigns them an object, else negative. Customised positive queries come from the positive
 samples of the auxiliary heads.
 
-The paper does not say in which space distances are measured. Here:
+The paper does not say how distances are measured. We measure three:
 
-- between the centres of what queries start from (anchors), in percent of the image's diagonal;
-- from each original query to the nearest customised one, and, second, to all of them in the mean;
-- between contents, as 1 minus the cosine, to the nearest customised one.
+- between the centres of the initial anchors, in percent of the image's diagonal, from each original
+  query to the nearest customised one;
+- the same, to all customised queries on average;
+- between contents, as 1 minus the cosine, to the nearest customised query.
 
-All are means over the queries of an image, then over images with objects. Customised queries that
-only fill up a group with background do not count.
+All are averaged over the queries of an image, then over images with objects. Customised queries
+that pad a group with background are excluded.
 """
 
 from __future__ import annotations
@@ -38,17 +39,17 @@ from codetr.supervision.schemes.protocol import Start
 KINDS = ("positive", "negative")
 MEASURES = ("nearest %", "mean %", "content")
 EVERY = "all"
-"""The customised queries of all heads together."""
+"""Name of the customised queries of all heads together."""
 COLOURS = {"hungarian": "red", "atss": "orange", "rcnn": "blue"}
-"""As in the paper's figure; further heads have others."""
+"""As in the paper's figure; other heads take those in FURTHER."""
 FURTHER = ("green", "magenta", "cyan", "yellow", "white")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """Of one image: ``distances`` by head and kind of original query, in the order of MEASURES,
-    NaN where there is none; ``picture`` uint8 (3, H, W) and ``centres`` (n, 2) in its pixels by
-    what assigned them, where it is shown.
+class ImageResult:
+    """Result for one image: ``distances`` by head and kind of original query, in the order of
+    MEASURES, NaN if there are no such queries. With a picture: ``picture`` uint8 (3, H, W) and
+    ``centres`` (n, 2) in its pixels, by the assigner of the queries.
     """
 
     distances: Mapping[tuple[str, str], tuple[float, ...]]
@@ -61,9 +62,9 @@ class QueryDistance:
 
     title = "queries"
 
-    def look(self, subject: Subject, batch: Batch, shown: bool) -> Seen:
-        """The distances in one image. Raises UserError for a checkpoint without the heads."""
-        scheme = subject.trained(Collaborative)
+    def analyse_image(self, subject: Subject, batch: Batch, with_picture: bool) -> ImageResult:
+        """The distances in one image. Raises UserError for a checkpoint without such queries."""
+        scheme = subject.trained_scheme(Collaborative)
         memory = subject.model.encode(batch.images)
         (main,) = subject.model.queries(memory)
         start = Start(
@@ -95,19 +96,19 @@ class QueryDistance:
             for head, customised in heads.items()
             for kind in KINDS
         }
-        if not shown:
-            return Seen(distances=distances)
+        if not with_picture:
+            return ImageResult(distances=distances)
         centres = {"hungarian": own["positive"][0]} | {
             head: centres for head, (centres, _) in heads.items() if head != EVERY
         }
-        return Seen(
+        return ImageResult(
             distances=distances,
             picture=subject.picture(batch),
             centres={name: points.cpu() for name, points in centres.items()},
         )
 
-    def report(self, found: Mapping[str, Sequence[Seen]]) -> Findings:
-        """Mean distances by checkpoint and head, bars of them, and where the queries start."""
+    def report(self, found: Mapping[str, Sequence[ImageResult]]) -> Findings:
+        """Mean distances by checkpoint and head with a bar chart, and pictures of the anchors."""
         columns = ("checkpoint", "head", *(f"{k}: {m}" for m in MEASURES for k in KINDS))
         rows: list[tuple[Cell, ...]] = []
         for name, seen in found.items():
@@ -127,10 +128,10 @@ class QueryDistance:
             columns=columns,
             rows=tuple(rows),
             notes=(
-                "Distance of original queries, matched with an object (positive) or not (negative),"
-                " to the customised positive queries of each head: of the centres in percent of the"
-                " image's diagonal, to the nearest one and to all; of the contents, 1 minus the"
-                " cosine, to the nearest.",
+                "Distance from original queries, matched with an object (positive) or not"
+                " (negative), to the customised positive queries of each head: between centres, in"
+                " percent of the image's diagonal, to the nearest one and to all on average;"
+                " between contents, as 1 minus the cosine, to the nearest one.",
             ),
             figures={
                 "bars": _bars([row for row in rows if row[1] == EVERY]),
@@ -140,8 +141,8 @@ class QueryDistance:
 
 
 def with_masks(batch: Batch) -> Batch:
-    """With empty masks where there are none: heads that learn masks ask for some for their loss,
-    which nothing here looks at.
+    """A batch whose targets have masks, empty ones if need be: heads that learn masks need them
+    for their loss, which is not used here.
     """
     targets = tuple(
         t
@@ -162,7 +163,7 @@ def _chosen(starts: tuple[Tensor, Tensor], which: Tensor) -> tuple[Tensor, Tenso
 
 
 def _positives(group: QueryGroup, size: Tensor) -> tuple[Tensor, Tensor]:
-    """The same of a group's queries that have an object."""
+    """Centres and contents of a group's queries that are assigned an object."""
     assert group.assignment is not None
     return _chosen(_starts(group.queries, size), group.assignment.query)
 
@@ -170,8 +171,8 @@ def _positives(group: QueryGroup, size: Tensor) -> tuple[Tensor, Tensor]:
 def measure(
     original: tuple[Tensor, Tensor], customised: tuple[Tensor, Tensor], diagonal: Tensor
 ) -> tuple[float, ...]:
-    """MEASURES from original to customised queries, both centres (n, 2) and contents (n, C); NaN
-    where there are none of either. ``diagonal`` in the unit of the centres.
+    """The MEASURES between original and customised queries, each given by centres (n, 2) and
+    contents (n, C); NaN if either has no queries. ``diagonal`` in the unit of the centres.
     """
     if not (len(original[0]) and len(customised[0])):
         return (float("nan"),) * len(MEASURES)
@@ -185,13 +186,13 @@ def measure(
     return nearest.item(), everyone.item(), content.item()
 
 
-def draw_centres(seen: Seen, axes: Axes) -> None:
-    """The image in grey with the centres in the colours of what assigned them."""
+def draw_centres(seen: ImageResult, axes: Axes) -> None:
+    """Draw the image in grey and the centres in one colour per assigner."""
     assert seen.picture is not None
     assert seen.centres is not None
     axes.imshow(seen.picture.float().mean(0).numpy(), cmap="gray", vmin=0, vmax=400)
     further = iter(FURTHER)
-    # the few Hungarian ones on top of the many others
+    # Draw the few Hungarian ones on top of the many others.
     for name, points in reversed(list(seen.centres.items())):
         colour = COLOURS.get(name) or next(further, "white")
         x, y = points.unbind(-1)
@@ -201,7 +202,7 @@ def draw_centres(seen: Seen, axes: Axes) -> None:
 
 
 def _bars(rows: Sequence[tuple[Cell, ...]]) -> Figure:
-    """Positives and negatives beside each other, a pair per checkpoint."""
+    """Bar charts with a pair of bars, positive and negative, per checkpoint."""
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")
     places = np.arange(len(rows))
     names = [str(row[0]).replace("$", r"\$") for row in rows]

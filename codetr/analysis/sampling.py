@@ -1,4 +1,4 @@
-"""Where the queries of a deformable decoder look: sampling points and their weights."""
+"""Sampling points of deformable attention, and their weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from codetr.models.layers import DeformableAttention
 
 @dataclass(frozen=True)
 class Samples:
-    """``locations`` (B, Q, heads, L, P, 2) as (x, y), 0 to 1 spans each level's extent; ``weights``
+    """``locations`` (B, Q, heads, L, P, 2) as (x, y), where [0, 1] spans each level; ``weights``
     (B, Q, heads, L, P), which sum to 1 per query and head; ``shapes`` (H, W) of the levels.
     """
 
@@ -26,14 +26,14 @@ class Samples:
     shapes: tuple[tuple[int, int], ...]
 
     def of(self, queries: Tensor) -> Samples:
-        """Those of some queries (n,)."""
+        """The samples of the queries with indices ``queries`` (n,)."""
         return Samples(self.locations[:, queries], self.weights[:, queries], self.shapes)
 
 
 @contextmanager
-def watched(module: nn.Module) -> Iterator[list[Samples]]:
-    """The samples of every deformable attention within ``module`` that is called in the block, in
-    the order of the calls.
+def record_samples(module: nn.Module) -> Iterator[list[Samples]]:
+    """Record the samples of every deformable attention within ``module`` that is called in the
+    block, in the order of the calls.
     """
     seen: list[Samples] = []
 
@@ -55,8 +55,8 @@ def watched(module: nn.Module) -> Iterator[list[Samples]]:
 
 
 def require_samples(seen: list[Samples], source: str) -> list[Samples]:
-    """``seen`` by the decoder of the checkpoint ``source``, layer by layer. Raises UserError where
-    there is nothing.
+    """The samples ``seen`` in the decoder of the checkpoint ``source``, by layer. Raises UserError
+    if there are none.
     """
     if not seen:
         raise UserError(
@@ -67,9 +67,9 @@ def require_samples(seen: list[Samples], source: str) -> list[Samples]:
 
 
 def cell_weights(samples: Samples) -> list[Tensor]:
-    """(H, W) per level: the weight with which the cells of the only image of a batch are read, the
-    sum over queries, heads and points. Each point gives its weight to the four cells that it is
-    interpolated from; what falls beside the map is lost, as it is in the attention.
+    """(H, W) per level, for a batch of one image: the weight with which each cell is read, summed
+    over queries, heads and points. The weight of a point is distributed to the four cells that it
+    is interpolated from; what falls outside the map is lost, as in the attention itself.
     """
     maps = []
     for level, (height, width) in enumerate(samples.shapes):
@@ -92,8 +92,8 @@ def cell_weights(samples: Samples) -> list[Tensor]:
 
 
 def attention_map(samples: Samples, padded: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """``size`` (H, W) in [0, 1]: the cells' weights of every level, resized bilinearly to the
-    padded image and summed, without the padding, over their largest value.
+    """An attention map of ``size`` (H, W) in [0, 1]: the cell weights of every level are resized
+    bilinearly to the ``padded`` image, summed, cropped, and divided by their maximum.
     """
     resized = [
         F.interpolate(m[None, None], size=padded, mode="bilinear", align_corners=False)[0, 0]
@@ -104,8 +104,8 @@ def attention_map(samples: Samples, padded: tuple[int, int], size: tuple[int, in
 
 
 def share_inside(samples: Samples, boxes: Tensor) -> Tensor:
-    """(n,) of n queries of one image: the share of each one's weight that lies in its own of
-    ``boxes`` (n, 4), xyxy in the coordinates of the locations.
+    """(n,) for the n queries of one image: the share of each query's weight that lies in its box.
+    ``boxes`` (n, 4) are xyxy in the coordinates of the locations.
     """
     x, y = samples.locations[0].unbind(-1)  # each (n, heads, L, P)
     left, top, right, bottom = (side[:, None, None, None] for side in boxes.unbind(-1))

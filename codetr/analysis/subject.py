@@ -1,4 +1,4 @@
-"""A checkpoint that is looked into: its detector, its training schemes, and images to look at."""
+"""The subject of an analysis: a checkpoint's detector and training schemes, and images."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ T = TypeVar("T", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint, opened. ``name`` in tables and figures, ``source`` in messages; ``schemes`` are
-    those of its run by name, and ``held`` the names of their tensors that the file has;
-    ``config`` says how it is evaluated.
+    """An opened checkpoint. It is called ``name`` in tables and figures and ``source`` in messages;
+    ``schemes`` are the training schemes of its run by name, ``stored`` the names of their tensors
+    in the file; ``config`` is the configuration of its evaluation.
     """
 
     name: str
     source: str
     detector: nn.Module
     schemes: nn.ModuleDict
-    held: tuple[str, ...]
+    stored: tuple[str, ...]
     classes: ClassList
     data: CocoDataModule
     device: torch.device
@@ -51,51 +51,51 @@ class Subject:
 
     @cached_property
     def model(self) -> Detector:
-        """The detector, as its parts are called."""
+        """The detector, typed by its protocol."""
         return self.detector  # type: ignore[return-value]
 
     @cached_property
     def matcher(self) -> HungarianMatcher:
-        """What matches the main queries one to one in the checkpoint's training. Raises UserError
-        where nothing does.
+        """The matcher of the main queries in the checkpoint's training. Raises UserError if it had
+        none.
         """
         found = matcher_of(self.schemes)
         if found is None:
             raise UserError(
                 f"{self.source}: no scheme of its training matches queries with objects one to "
-                "one, which this analysis looks at: leave it out"
+                "one, which this analysis needs: leave it out"
             )
         return found
 
     def batches(self, images: int | None) -> Iterator[Batch]:
-        """The first ``images`` images of the split (None: all) one by one, on the device, with
-        labels of the model's classes.
+        """The first ``images`` images of the split (None: all) as batches of one on the device,
+        with the model's class indices as labels.
         """
         for batch in islice(self.data.test_dataloader(), images):
             targets = [relabelled(t, self.data.classes, self.classes) for t in batch.targets]
             yield replace(batch, targets=tuple(targets)).to(self.device)
 
     def decode(self, memory: Memory) -> Decoded:
-        """What the decoder makes of the main queries."""
+        """The decoded main queries."""
         (main,) = self.model.queries(memory)
         return self.model.decode(memory, [QueryGroup(name=MAIN, queries=main)])[MAIN]
 
     def match(self, layers: Sequence[Predictions], batch: Batch) -> tuple[Assignment, ...]:
-        """Every layer's queries with the objects of a batch."""
+        """Match the queries of every layer with the objects of a batch."""
         return self.matcher(layers, batch.targets)
 
-    def trained(self, kind: type[T]) -> T:
-        """The training scheme of that kind, with the checkpoint's weights. Raises UserError where
-        the training had none, or the file does not hold its weights.
+    def trained_scheme(self, kind: type[T]) -> T:
+        """The training scheme of class ``kind``, with the checkpoint's weights. Raises UserError if
+        the training had none, or the file lacks its weights.
         """
         found = {key: s for key, s in self.schemes.items() if isinstance(s, kind)}
         if not found:
             raise UserError(
                 f"{self.source}: its training had no scheme {kind.__name__.lower()}, which this "
-                "analysis looks at: leave it out"
+                "analysis needs: leave it out"
             )
         key, scheme = next(iter(found.items()))
-        if not {f"{key}.{name}" for name in scheme.state_dict()} <= set(self.held):
+        if not {f"{key}.{name}" for name in scheme.state_dict()} <= set(self.stored):
             raise UserError(
                 f"{self.source}: holds no weights of the scheme {key}: give the run's best.ckpt or "
                 "last.ckpt (model.safetensors has the detector alone)"
@@ -103,7 +103,7 @@ class Subject:
         return scheme
 
     def picture(self, batch: Batch) -> Tensor:
-        """The only image of a batch as the network gets it, uint8 (3, H, W), without padding."""
+        """The network's input for a batch of one image, uint8 (3, H, W), without padding."""
         height, width = batch.images.sizes[0].tolist()
         pixels = batch.images.pixels[0, :, :height, :width].float().cpu()
         mean, std = (values.flatten().tolist() for values in self._normalisation)
@@ -115,12 +115,12 @@ class Subject:
 
 
 def matcher_of(schemes: nn.Module) -> HungarianMatcher | None:
-    """What matches the main queries one to one in training by ``schemes``."""
+    """The one-to-one matcher of ``schemes``, if any."""
     return next((part for part in schemes.modules() if isinstance(part, HungarianMatcher)), None)
 
 
 def boxes_px(batch: Batch) -> Tensor:
-    """(N, 4) xyxy: the objects of the only image of a batch, in pixels of what the network gets."""
+    """(N, 4) xyxy true boxes of a batch of one image, in pixels of the network's input."""
     (targets,) = batch.targets
     return cxcywh_to_xyxy(targets.boxes) * targets.size_whwh
 
@@ -129,13 +129,12 @@ def open_subject(
     cfg: DictConfig, name: str, device: torch.device, given: Sequence[str] = ()
 ) -> Subject:
     """Open the checkpoint of ``cfg`` (conf/analyse.yaml, with one checkpoint). Data and
-    preprocessing are the checkpoint's where ``cfg`` has none. Raises UserError for whatever a user
-    can correct.
+    preprocessing default to the checkpoint's. Raises UserError for whatever a user can correct.
     """
     source = cfg.checkpoint
     content = open_chosen(cfg)
     full = as_built(with_run(cfg, content.record, given), cfg, given, schemes=True)
-    full.data.eval_batch_size = 1  # nothing of an image is padding, but for the size divisor
+    full.data.eval_batch_size = 1  # so that images are padded to the size divisor alone
     data = build_split(full, source)
     classes = content.record.classes
     if not content.record.ids_known:
@@ -149,7 +148,7 @@ def open_subject(
         source=source,
         detector=detector.to(device).eval(),
         schemes=schemes.to(device).eval(),
-        held=tuple(content.schemes),
+        stored=tuple(content.schemes),
         classes=classes,
         data=data,
         device=device,
@@ -158,12 +157,12 @@ def open_subject(
 
 
 def names_of(sources: Sequence[str]) -> list[str]:
-    """What tells checkpoints apart: the run's folder, the file's name, or both; the whole text
-    where that does not. Raises UserError where two are the same.
+    """Short distinct names of checkpoints: the run's folder, the file's name, or both; the full
+    text if these are ambiguous. Raises UserError if two are the same.
     """
     if len(set(sources)) < len(sources):
         twice = next(source for source in sources if sources.count(source) > 1)
-        raise UserError(f"checkpoint={twice}: is given twice: give it once")
+        raise UserError(f"checkpoint={twice}: given twice: give it once")
     paths = [Path(source) for source in sources]
     folders = [_run(path).name or path.stem for path in paths]
     stems = [path.stem for path in paths]
@@ -175,5 +174,5 @@ def names_of(sources: Sequence[str]) -> list[str]:
 
 
 def _run(path: Path) -> Path:
-    """The run's folder; checkpoints of all epochs lie one deeper (conf/checkpointing)."""
+    """The run's folder; checkpoints of single epochs are one level deeper (conf/checkpointing)."""
     return path.parent.parent if path.parent.name == "epochs" else path.parent

@@ -80,7 +80,7 @@ def opened(family: str, **changed: Any) -> Subject:
         "source": "a.ckpt",
         "detector": detector.eval(),
         "schemes": parts.eval(),
-        "held": tuple(parts.state_dict()),
+        "stored": tuple(parts.state_dict()),
         "classes": CLASSES,
         "data": None,
         "device": torch.device("cpu"),
@@ -102,7 +102,7 @@ def test_analysis(name: str, family: str) -> None:
     lacking = LACKS.get((family, name))
     if lacking is not None:
         with pytest.raises(UserError, match=rf"^a\.ckpt: .*{lacking}"):
-            analysis.look(subject, images[0], False)
+            analysis.analyse_image(subject, images[0], False)
         return
     found = _report(analysis, subject, images)
     assert found.rows
@@ -115,13 +115,13 @@ def _report(analysis: Analysis, subject: Subject, images: list) -> Any:
     for name in seen:
         for i, image in enumerate(images):
             torch.manual_seed(i)
-            seen[name].append(analysis.look(subject, image, False))
+            seen[name].append(analysis.analyse_image(subject, image, False))
     return analysis.report(seen)
 
 
 @pytest.mark.parametrize("heads", [["rcnn_mask"], ["paa", "retinanet", "fcos", "gfl"]])
 @torch.no_grad()
-def test_all_heads_can_be_looked_at(heads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_of_every_kind_are_analysed(heads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluated images come without masks."""
     chosen = (["one_to_one", "collaborative"], heads, ("model.dim=64",))
     monkeypatch.setitem(FAMILIES, "co_dino", chosen)
@@ -145,6 +145,6 @@ def test_checkpoints_are_one_several_or_a_pattern(tmp_path: Any) -> None:
 
 
 def test_heads_without_weights_are_an_error() -> None:
-    subject = opened("co_dino", held=())
+    subject = opened("co_dino", stored=())
     with pytest.raises(UserError, match=r"^a\.ckpt: holds no weights of the scheme collaborative"):
-        QueryDistance().look(subject, batch([1]), False)
+        QueryDistance().analyse_image(subject, batch([1]), False)

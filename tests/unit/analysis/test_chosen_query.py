@@ -10,8 +10,13 @@ import torch
 from tiny_checkpoint import save_checkpoint, save_tiny
 
 import codetr
-from codetr.analysis.attention import Seen, look_from, picture_of, query_of
-from codetr.analysis.sampling import watched
+from codetr.analysis.attention import (
+    ImageResult,
+    attention_of_detection,
+    attention_picture,
+    query_of,
+)
+from codetr.analysis.sampling import record_samples
 from codetr.data.sample import as_sample
 from codetr.errors import UserError
 from codetr.evaluation.postprocess import in_original_pixels
@@ -48,10 +53,10 @@ def test_each_detection_has_the_query_whose_box_and_score_it_has(predictor: Pred
 
 def test_points_are_those_of_the_query_and_the_share_is_of_its_box(predictor: Predictor) -> None:
     chosen = predictor.predict(NOISE).take(slice(0, 1))
-    with watched(predictor.detector) as all_seen:
+    with record_samples(predictor.detector) as all_seen:
         predictor.predict(NOISE)
     decoder = all_seen[-2:]  # of its two layers, after the encoder's one
-    seen = look_from(predictor, NOISE, chosen)
+    seen = attention_of_detection(predictor, NOISE, chosen)
     assert seen.points is not None
     assert seen.weights is not None
     weights = [one.weights[0].flatten(1) for one in decoder]
@@ -70,7 +75,8 @@ def test_points_grow_with_the_image(predictor: Predictor) -> None:
     grey = torch.full((3, 90, 120), 77, dtype=torch.uint8)
     small, large = grey, grey.repeat(1, 2, 2)
     looks = [
-        look_from(predictor, i, predictor.predict(i).take(slice(0, 1))) for i in (small, large)
+        attention_of_detection(predictor, i, predictor.predict(i).take(slice(0, 1)))
+        for i in (small, large)
     ]
     for part in ("points", "boxes"):
         a, b = (getattr(seen, part) for seen in looks)
@@ -79,14 +85,14 @@ def test_points_grow_with_the_image(predictor: Predictor) -> None:
 
 
 def test_the_picture_has_the_points_where_they_are() -> None:
-    seen = Seen(
+    seen = ImageResult(
         shares=(1.0,),
         picture=torch.full((3, 60, 120), 128, dtype=torch.uint8),
         boxes=torch.tensor([[60.0, 10.0, 110.0, 50.0]]),
         points=torch.tensor([[[90.0, 30.0], [20.0, 15.0]]]),
         weights=torch.tensor([[1.0, 0.5]]),
     )
-    drawn = picture_of(seen)
+    drawn = attention_picture(seen)
     assert drawn.size == (800, 400)
     pixels = np.asarray(drawn).astype(int)
     coloured = np.ptp(pixels, axis=2) > 30
@@ -111,4 +117,4 @@ def test_a_decoder_without_points_is_named(tmp_path: Path) -> None:
     predictor = codetr.load(path, device="cpu")
     chosen = predictor.predict(NOISE).take(slice(0, 1))
     with pytest.raises(UserError, match="no deformable attention"):
-        look_from(predictor, NOISE, chosen)
+        attention_of_detection(predictor, NOISE, chosen)

@@ -1,11 +1,11 @@
-"""Maps of heads, and their divergences worked out by hand."""
+"""Maps of heads, and their kl_divergences worked out by hand."""
 
 import math
 
 import pytest
 import torch
 
-from codetr.analysis.conflict import as_probabilities, conflict, divergences, grad_cam
+from codetr.analysis.conflict import conflict, grad_cam, kl_divergences, probabilities_of
 from codetr.structures import Memory
 
 SHAPES = ((2, 2), (1, 1))
@@ -22,24 +22,24 @@ def memory(tokens: torch.Tensor) -> Memory:
 
 
 def test_identical_heads_have_distance_0() -> None:
-    same = as_probabilities(torch.rand(3, 4))
-    found = divergences(torch.stack([same, same]))
+    same = probabilities_of(torch.rand(3, 4))
+    found = kl_divergences(torch.stack([same, same]))
     assert torch.equal(found, torch.zeros(2, 2, dtype=torch.float64))
     assert conflict(found) == 0
 
 
 def test_divergence_is_kullback_leibler() -> None:
     p, q = torch.tensor([0.5, 0.5]).double(), torch.tensor([0.25, 0.75]).double()
-    found = divergences(torch.stack([p, q]))
+    found = kl_divergences(torch.stack([p, q]))
     assert found[0, 1].item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
     assert found[1, 0].item() == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
 
 
 def test_maps_sum_to_1_whatever_their_scale() -> None:
-    found = as_probabilities(torch.tensor([[3.0, 0.0], [1.5, 0.0]]))
+    found = probabilities_of(torch.tensor([[3.0, 0.0], [1.5, 0.0]]))
     weights = [math.e, 1.0, math.e**0.5, 1.0]
     assert found.tolist() == pytest.approx([w / sum(weights) for w in weights])
-    assert as_probabilities(torch.zeros(2, 2)).tolist() == [0.25] * 4
+    assert probabilities_of(torch.zeros(2, 2)).tolist() == [0.25] * 4
 
 
 def test_channels_are_weighted_by_their_mean_gradient() -> None:

@@ -7,7 +7,7 @@ from codetr.analysis.discriminability import (
     Discriminability,
     area,
     energy_map,
-    inside_any,
+    foreground_mask,
     mean_curve,
     threshold_curve,
 )
@@ -18,7 +18,7 @@ STEPS = 11
 
 
 def foreground(height: int = 8, width: int = 10) -> torch.Tensor:
-    return inside_any(torch.tensor([[2.0, 1.0, 6.0, 5.0]]), (height, width))
+    return foreground_mask(torch.tensor([[2.0, 1.0, 6.0, 5.0]]), (height, width))
 
 
 def memory(*maps: torch.Tensor, padding: torch.Tensor | None = None) -> Memory:
@@ -32,9 +32,9 @@ def memory(*maps: torch.Tensor, padding: torch.Tensor | None = None) -> Memory:
 
 
 def test_pixels_are_inside_by_their_centres() -> None:
-    found = inside_any(torch.tensor([[0.6, 0.0, 2.4, 1.0], [3.0, 1.0, 4.0, 2.0]]), (2, 4))
+    found = foreground_mask(torch.tensor([[0.6, 0.0, 2.4, 1.0], [3.0, 1.0, 4.0, 2.0]]), (2, 4))
     assert found.tolist() == [[False, True, False, False], [False, False, False, True]]
-    assert not inside_any(torch.zeros(0, 4), (2, 4)).any()
+    assert not foreground_mask(torch.zeros(0, 4), (2, 4)).any()
 
 
 def test_the_mask_itself_has_iof_1_and_iob_0() -> None:

@@ -84,5 +84,5 @@ def test_names_tell_checkpoints_apart(sources: list[str], names: list[str]) -> N
 
 
 def test_a_checkpoint_given_twice_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"checkpoint=a\.ckpt: is given twice"):
+    with pytest.raises(UserError, match=r"checkpoint=a\.ckpt: given twice"):
         names_of(["a.ckpt", "a.ckpt"])

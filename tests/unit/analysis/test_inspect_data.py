@@ -67,7 +67,7 @@ def test_problems_have_their_files(splits: Splits, tmp_path: Path) -> None:
         "no area": [5, 5, 0, 4],
         "beyond": [50, 5, 30, 4],
         "less than 2": [5, 5, 1, 9],
-        "twice": [2, 3, 10, 12],
+        "duplicate": [2, 3, 10, 12],
     }
     for text, box in flaws.items():
         content["annotations"].append(
@@ -83,7 +83,7 @@ def test_problems_have_their_files(splits: Splits, tmp_path: Path) -> None:
         "a.xml": "too long",
         "train1.png": "cannot decode",
         "train2.png": "61x40 pixels, the annotations say 60x40",
-        "val2.png": "same picture as train0.png in train",
+        "val2.png": "same image as train0.png in train",
         **{f"train0.png {text}": text for text in flaws},
     }
     assert len(problems) == len(expected)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from codetr.analysis.instability import Instability, Matched, changes, moves
+from codetr.analysis.instability import Instability, Matched, changed_anchors, changed_queries
 from codetr.errors import UserError
 
 ANCHORS = torch.tensor(
@@ -17,15 +17,15 @@ LIMITS = (0.5, 0.05)
 
 def test_nothing_changes_from_a_matching_to_itself() -> None:
     same = Matched(OBJECTS, ANCHORS)
-    assert changes(OBJECTS, OBJECTS).tolist() == [0, 0]
-    assert moves(same, same, *LIMITS).tolist() == [0, 0]
+    assert changed_queries(OBJECTS, OBJECTS).tolist() == [0, 0]
+    assert changed_anchors(same, same, *LIMITS).tolist() == [0, 0]
 
 
 def test_another_query_of_one_object_counts_twice_in_both() -> None:
     after = OBJECTS.clone()
     after[1] = torch.tensor([0, -1, -1, 1])
-    assert changes(OBJECTS, after).tolist() == [0, 2]
-    found = moves(Matched(OBJECTS, ANCHORS), Matched(after, ANCHORS), *LIMITS)
+    assert changed_queries(OBJECTS, after).tolist() == [0, 2]
+    found = changed_anchors(Matched(OBJECTS, ANCHORS), Matched(after, ANCHORS), *LIMITS)
     assert found.tolist() == [0, 2]
 
 
@@ -34,22 +34,22 @@ def test_permuted_queries_change_the_order_alone(width: int) -> None:
     order = torch.tensor([1, 2, 3, 0])
     before = Matched(OBJECTS, ANCHORS[:, :width])
     after = Matched(OBJECTS[:, order], ANCHORS[order, :width])
-    assert changes(before.objects, after.objects).min() > 0
-    assert moves(before, after, *LIMITS).tolist() == [0, 0]
+    assert changed_queries(before.objects, after.objects).min() > 0
+    assert changed_anchors(before, after, *LIMITS).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("width", [4, 2])
 def test_anchors_may_move_a_little(width: int) -> None:
     before = Matched(OBJECTS, ANCHORS[:, :width])
     near, far = (Matched(OBJECTS, ANCHORS[:, :width] + shift) for shift in (0.01, 0.15))
-    assert moves(before, near, *LIMITS).tolist() == [0, 0]
-    assert moves(before, far, *LIMITS).tolist() == [4, 4]
-    assert changes(before.objects, far.objects).tolist() == [0, 0]
+    assert changed_anchors(before, near, *LIMITS).tolist() == [0, 0]
+    assert changed_anchors(before, far, *LIMITS).tolist() == [4, 4]
+    assert changed_queries(before.objects, far.objects).tolist() == [0, 0]
 
 
 def test_equal_anchors_tell_no_queries_apart() -> None:
     same = Matched(OBJECTS, torch.full((4, 2), 0.5))
-    assert all(map(math.isnan, moves(same, same, *LIMITS).tolist()))
+    assert all(map(math.isnan, changed_anchors(same, same, *LIMITS).tolist()))
 
 
 def test_the_report_averages_over_images_layer_by_layer() -> None:

@@ -8,9 +8,9 @@ from codetr.analysis.sampling import (
     Samples,
     attention_map,
     cell_weights,
+    record_samples,
     require_samples,
     share_inside,
-    watched,
 )
 from codetr.errors import UserError
 from codetr.models.layers import DeformableAttention
@@ -89,7 +89,7 @@ def test_layers_are_watched_in_their_order_and_only_for_a_while() -> None:
     with torch.no_grad():
         for number, layer in enumerate(module.layers):
             layer.sampling_offsets.bias.fill_(number)
-        with watched(module) as seen:
+        with record_samples(module) as seen:
             module(x, references)
         module(x, references)
     first, second = require_samples(seen, "a.ckpt")
@@ -100,7 +100,7 @@ def test_layers_are_watched_in_their_order_and_only_for_a_while() -> None:
 
 
 def test_a_decoder_that_does_not_look_so_is_named() -> None:
-    with watched(nn.Linear(2, 2)) as seen:
+    with record_samples(nn.Linear(2, 2)) as seen:
         pass
     with pytest.raises(UserError, match=r"^a\.ckpt: .*no deformable attention"):
         require_samples(seen, "a.ckpt")

@@ -279,7 +279,7 @@ def test_reported_data_is_read_by_all(name: str, data: str, shared: Path, tmp_pa
     assert sum((truth.crowd == 0).sum() for truth in evaluator.truth.values()) == REPORTS[name]
     assert [infos.image_id for infos in trained] == list(range(1, REPORTS[name] + 1))
     page = inspect_data(name, source(root))
-    assert all("the same picture as" in problem for problem in page.problems)
+    assert all("the same image as" in problem for problem in page.problems)
     assert {row[0]: row[1] for row in page.table}["boxes"] == str(REPORTS[name])
 
 

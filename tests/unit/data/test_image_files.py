@@ -280,7 +280,7 @@ def test_reported_data_is_found_by_all(name: str, data: str, shared: Path, tmp_p
         assert len(seen) == (8 if data == "coco" else 4)
         assert len(set(seen)) == 4
     page = inspect_data(name, source(root))
-    assert all("the same picture as" in problem for problem in page.problems)
+    assert all("the same image as" in problem for problem in page.problems)
     found = sum(int(n) for n in {row[0]: row[1:] for row in page.table}["boxes"])
     assert found == len(seen)
     assert len(open_source(str(root))) == len(list(root.rglob("*.[jp]*"))) - len(

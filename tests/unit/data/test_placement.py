@@ -215,7 +215,7 @@ def test_reported_photographs(kind: str, shared: Path, tmp_path: Path) -> None:
     module.setup("fit")
     assert module.train_dataset[0].targets.boxes.tolist() == [[40, 80, 70, 110]]
     page = inspect_data("reported", chosen(root), derived=tmp_path / "d")
-    assert all("the same picture" in problem for problem in page.problems)
+    assert all("the same image" in problem for problem in page.problems)
     assert sum("boxes are those of the stored picture" in r for r in page.remarks) >= 1
 
 
