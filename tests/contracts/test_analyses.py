@@ -121,7 +121,7 @@ def _report(analysis: Analysis, subject: Subject, images: list) -> Any:
 
 @pytest.mark.parametrize("heads", [["rcnn_mask"], ["paa", "retinanet", "fcos", "gfl"]])
 @torch.no_grad()
-def test_heads_of_every_kind_are_analysed(heads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_of_every_kind(heads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluated images come without masks."""
     chosen = (["one_to_one", "collaborative"], heads, ("model.dim=64",))
     monkeypatch.setitem(FAMILIES, "co_dino", chosen)
