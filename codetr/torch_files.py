@@ -21,7 +21,7 @@ from codetr.errors import UserError
 MOST_HEADER = 2**24
 """Bytes of names and shapes at the beginning of a .safetensors file; ours have 0.3 million."""
 MOST_TEXT = 2**22
-"""Characters of what a file says beside its weights; ours have 0.1 million."""
+"""Limit of characters of a file's metadata; ours have 0.1 million."""
 _LENGTH = 8
 
 

@@ -338,7 +338,7 @@ ROWS: dict[str, Row] = {
     "has changed since its first use": Row(
         make=published, commands=(("scripts/zoo.py", "checkpoint=zoo:mine"),), differs={"~": ".*"}
     ),
-    "names of no repository": Row(
+    "names are not those of a supported repository": Row(
         make=tensors("some.weight"),
         commands=(CONVERT,),
     ),

@@ -1,4 +1,4 @@
-"""What earlier versions called the classes that a file's configuration names."""
+"""Present names of classes that were renamed since a file's configuration was written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOVED = {
         for part in ("assigners", "criteria", "aux_heads", "schemes")
     },
 }
-"""Beginnings of names before version 0.1.0, and what stands there now."""
+"""Present prefixes of names, by their prefixes before version 0.1.0."""
 
 RENAMED = {
     "codetr.models.detectors.DeformableDetr": "codetr.models.detectors.Detr",
@@ -39,7 +39,7 @@ RENAMED = {
         )
     },
 }
-"""Whole names, once their beginnings have moved, and what they are now."""
+"""Present names by earlier ones, to be looked up after ``MOVED`` has been applied."""
 
 
 def current_names(config: Any) -> Any:
@@ -53,7 +53,7 @@ def current_names(config: Any) -> Any:
 
 
 def current_name(target: Any) -> Any:
-    """The present name of one class; what was never renamed stays as it is."""
+    """The present name of a class; names that never changed are returned as they are."""
     if not isinstance(target, str):
         return target
     old = next((name for name in MOVED if target.startswith(name)), "")

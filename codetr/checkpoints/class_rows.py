@@ -1,11 +1,11 @@
-"""Bringing weights to another class list: which rows of which tensors belong to a class.
+"""Adapting weights to another class list: which rows of which tensors belong to a class.
 
-Classes are the same where their names are: first exactly, then without regard to case, surrounding
-blanks, and the difference of ``_``, ``-`` and blank (``Traffic_Light`` is ``traffic light``); a
-name that two classes of the old list share in that reading stands for neither of them.
+Classes are matched by name: first exactly, then ignoring case, surrounding whitespace, and the
+difference between ``_``, ``-`` and space (``Traffic_Light`` is ``traffic light``). If two classes
+of the old list have the same name after this normalisation, neither is matched by it.
 
-Every tensor with rows per class is in ``CLASS_ROWS``. (A contract test builds all experiments with
-one class more and finds what is not.)
+Every tensor with rows per class is in ``CLASS_ROWS``; a contract test builds all experiments with
+one class more and checks that none is missing.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ import torch
 from torch import Tensor
 
 RowLayout = Callable[[int, int], Tensor | None]
-"""(number of classes K, number of rows) -> (K, r) indices of each class's rows; None where no rows
-of that number can be such. Rows of no class (background) are the same in every list.
+"""(number of classes K, number of rows) -> (K, r) indices of each class's rows; None if the number
+of rows does not fit the layout. Rows of no class (background) are kept for every class list.
 """
 
 
 def per_anchor(classes: int, rows: int) -> Tensor | None:
-    """A x K rows, anchor by anchor: also one row per class."""
+    """A x K rows, anchor by anchor; with A = 1 one row per class."""
     if rows % classes:
         return None
     return torch.arange(rows).view(-1, classes).T
 
 
 def before_background(classes: int, rows: int) -> Tensor | None:
-    """K rows, and the background's at the end."""
+    """K rows, followed by that of the background."""
     return torch.arange(classes)[:, None] if rows == classes + 1 else None
 
 
 def per_score(classes: int, rows: int) -> Tensor | None:
-    """One row per class; after a softmax, the background's at the end. Any other number is that of
-    a layer before it, whose rows belong to no class.
+    """One row per class, and for softmax one of the background at the end. Another number of rows
+    means a hidden layer, whose rows belong to no class.
     """
     if rows == classes:
         return torch.arange(rows)[:, None]
@@ -51,7 +51,7 @@ def per_coordinate(classes: int, rows: int) -> Tensor | None:
 
 
 def objectness(classes: int, rows: int) -> Tensor | None:
-    """Row 0 says "an object" whatever its class, and stays; the others are never read."""
+    """Row 0 is the score of an object of any class and is kept; the others are never read."""
     return torch.arange(1, rows).expand(classes, -1) if rows == classes else None
 
 
@@ -65,15 +65,15 @@ CLASS_ROWS: tuple[tuple[str, RowLayout], ...] = (
     (_HEADS + r"box_head\.cls\.(weight|bias)", before_background),
     (_HEADS + r"box_head\.reg\.(weight|bias)", per_coordinate),
     (_HEADS + r"mask_head\.classify\.(weight|bias)", per_anchor),
-    (_MASKS + r"head\.classify\.[0-2]\.(weight|bias)", per_anchor),  # the last is of all classes
+    (_MASKS + r"head\.classify\.[0-2]\.(weight|bias)", per_anchor),  # the last is class-agnostic
     (_MASKS + r"scoring\.iou\.(weight|bias)", per_anchor),
 )
-"""Layout of the tensors that a pattern matches as a whole, by their names in a .ckpt."""
+"""Layouts of tensors by patterns that match their full names in a .ckpt."""
 
 
 def class_layout(name: str, objectness_layer: str | None = None) -> RowLayout | None:
     """The layout of the tensor ``name``; None if it has no rows per class. ``objectness_layer`` is
-    the name of the class embedding of encoder proposals that are ranked by objectness.
+    the name of the class embedding of encoder proposals if these are ranked by objectness.
     """
     if objectness_layer is not None and name.startswith(objectness_layer + "."):
         return objectness
@@ -82,8 +82,8 @@ def class_layout(name: str, objectness_layer: str | None = None) -> RowLayout | 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMatch:
-    """``source[i]`` is the place in the ``old`` names of what ``new[i]`` is called, None where the
-    old list has no such class.
+    """``source[i]`` is the index in the ``old`` names of the class ``new[i]``, None if the old list
+    lacks it.
     """
 
     old: tuple[str, ...]
@@ -92,42 +92,42 @@ class ClassMatch:
 
     @property
     def identical(self) -> bool:
-        """Whether every class stays in its place."""
+        """Whether both lists have the same classes in the same order."""
         return len(self.old) == len(self.new) and self.source == tuple(range(len(self.new)))
 
     @property
     def copied(self) -> tuple[str, ...]:
-        """New names that the old list has."""
+        """New names that are in the old list."""
         return tuple(n for n, i in zip(self.new, self.source, strict=True) if i is not None)
 
     @property
     def added(self) -> tuple[str, ...]:
-        """New names that the old list lacks."""
+        """New names that are not in the old list."""
         return tuple(n for n, i in zip(self.new, self.source, strict=True) if i is None)
 
     @property
     def dropped(self) -> tuple[str, ...]:
-        """Old names that the new list lacks."""
+        """Old names that are not in the new list."""
         return tuple(n for i, n in enumerate(self.old) if i not in self.source)
 
 
 def match_classes(old: Sequence[str], new: Sequence[str]) -> ClassMatch:
-    """Find each of the ``new`` names among the ``old`` ones; see the module for what is equal."""
+    """Match the ``new`` names with the ``old`` ones as described in the module."""
     if tuple(old) == tuple(new):
         source: tuple[int | None, ...] = tuple(range(len(new)))
     else:
-        exact, loose = _places(old), _places([_reading(name) for name in old])
-        source = tuple(exact.get(name, loose.get(_reading(name))) for name in new)
+        exact, loose = _unique_places(old), _unique_places([_normalised(name) for name in old])
+        source = tuple(exact.get(name, loose.get(_normalised(name))) for name in new)
     return ClassMatch(old=tuple(old), new=tuple(new), source=source)
 
 
-def _reading(name: str) -> str:
-    """The name without what does not count."""
+def _normalised(name: str) -> str:
+    """The name in the form that is compared."""
     return re.sub(r"[\s_-]+", " ", name.strip()).casefold()
 
 
-def _places(names: Sequence[str]) -> dict[str, int]:
-    """Index by name, of the names that occur once."""
+def _unique_places(names: Sequence[str]) -> dict[str, int]:
+    """Index by name, for names that occur once."""
     count = Counter(names)
     return {name: i for i, name in enumerate(names) if count[name] == 1}
 
@@ -135,8 +135,8 @@ def _places(names: Sequence[str]) -> dict[str, int]:
 def copy_class_rows(
     old: Tensor, new: Tensor, layout: RowLayout, match: ClassMatch
 ) -> Tensor | None:
-    """``new`` with the rows of ``old`` for the classes that both have, and for what belongs to no
-    class. Both (rows, ...). None where their shapes do not allow it.
+    """``new`` with the rows of ``old`` for the classes that both have, and for rows of no class.
+    Both are (rows, ...). None if their shapes are incompatible.
     """
     if old.shape[1:] != new.shape[1:]:
         return None
@@ -159,7 +159,7 @@ def copy_class_rows(
 
 
 def _rest(rows: Tensor, count: int) -> Tensor:
-    """Of ``count`` rows, those of no class."""
+    """The indices among ``count`` rows that belong to no class."""
     free = torch.ones(count, dtype=torch.bool)
     free[rows.flatten()] = False
     return free.nonzero().flatten()

@@ -1,5 +1,5 @@
-"""The classes of COCO, which official files mean where they name none. Rows of some official class
-embeddings are its category ids, of which some name no class.
+"""The classes of COCO, which official files without class names are assumed to have. In some of
+them, rows of class embeddings are COCO's category ids, of which some are unused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NAMES = (
 )
 
 UNUSED_IDS = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
-"""Of 1 to 90, those that no category of the annotation files has."""
+"""Ids from 1 to 90 that no category of the annotation files has."""
 
 COCO = ClassList(
     names=tuple(_NAMES.split(", ")),
@@ -32,12 +32,12 @@ COCO = ClassList(
 )
 
 CATEGORY_ROWS = 91
-"""Rows of such embeddings, without background: ids 0 to 90."""
+"""Number of rows of such embeddings without background, one for each id from 0 to 90."""
 
 
 def coco_rows(official: Mapping[str, Tensor], pattern: str) -> dict[str, Tensor]:
-    """The same with 80 rows in the tensors that ``pattern`` matches: those of COCO's classes, in
-    their order. What follows the ids, background, stays at the end.
+    """The state dict with the rows of COCO's 80 classes in the tensors whose names ``pattern``
+    matches. Rows of background, which follow those of the ids, are kept at the end.
     """
     classes = torch.tensor(COCO.category_ids)
     return {

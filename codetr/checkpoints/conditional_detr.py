@@ -1,5 +1,5 @@
-"""Names of the official checkpoints of Conditional DETR (Atten4Vis), DAB-DETR and DN-DETR
-(IDEA-Research), and ours.
+"""Conversion of official checkpoints of Conditional DETR (Atten4Vis), DAB-DETR and DN-DETR
+(IDEA-Research).
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from codetr.checkpoints.renaming import DROPPED, Conversion, Rules, convert_by, 
 
 CLASS_EMBEDDING = "class_embed.weight"
 CLASS_ROWS = r"class_embed\.(weight|bias)|label_enc\.weight"
-"""Tensors with a row per class; the table of labels has one more, which stays the last."""
+"""Tensors with a row per class; the table of labels has a further row at the end."""
 _LABELS = "label_enc.weight"
 _ENCODER = r"transformer\.encoder\.(layers\.\d+)\."
 _DECODER = r"transformer\.decoder\.(layers\.\d+)\."
 _EMBED = r"transformer\.decoder\.ref_point_head"
 
 RULES: Rules = (
-    (r"transformer\.decoder\.bbox_embed\..*", DROPPED),  # the same tensors once more
+    (r"transformer\.decoder\.bbox_embed\..*", DROPPED),  # duplicates
     (r".*\.num_batches_tracked", DROPPED),
     (r"backbone\.0\.(body\..*)", r"detector.backbone.\1"),
     (r"input_proj\.(.*)", r"detector.neck.project.\1"),
@@ -69,7 +69,7 @@ RULES: Rules = (
 )
 
 POINTS: Rules = perceptron(_EMBED, "detector.query_init.reference_points", 2)
-"""Conditional DETR's own."""
+"""Rules for Conditional DETR only."""
 
 BOXES: Rules = (
     *perceptron(_EMBED, "detector.decoder.spatial.embed.mlp", 2),
@@ -78,7 +78,7 @@ BOXES: Rules = (
     ),
     *perceptron(r"transformer\.encoder\.query_scale", "detector.encoder.position_scale", 2),
 )
-"""DAB-DETR's and DN-DETR's own."""
+"""Rules for DAB-DETR and DN-DETR only."""
 
 _PATTERNS = r"transformer\.patterns\.weight"
 PATTERNS: Rules = ((_PATTERNS, r"detector.query_init.content.patterns"),)
@@ -86,16 +86,16 @@ PATTERNS_OF_LABELLED: Rules = ((_PATTERNS, r"detector.query_init.content.pattern
 
 
 def is_conditional_detr(official: Mapping[str, Tensor]) -> bool:
-    """Whether names are those of Conditional DETR, DAB-DETR or DN-DETR."""
+    """Whether the names are those of Conditional DETR, DAB-DETR or DN-DETR."""
     needed = (CLASS_EMBEDDING, "transformer.decoder.layers.0.ca_qpos_sine_proj.weight")
     return all(name in official for name in needed)
 
 
 def convert_conditional_detr(official: Mapping[str, Tensor]) -> Conversion:
-    """Rename an official state dict of one of the three.
+    """Convert an official state dict of one of the three.
 
-    DN-DETR's table of labels becomes two: its last row, that of no known label, is part of the
-    detector; the others serve training.
+    DN-DETR's table of labels is split: its last row, for an unknown label, belongs to the detector,
+    the others to the training scheme.
     """
     own = BOXES if "refpoint_embed.weight" in official else POINTS
     labelled = _LABELS in official

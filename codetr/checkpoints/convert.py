@@ -1,4 +1,4 @@
-"""From an official checkpoint to one of ours, with an account of every key."""
+"""Conversion of an official checkpoint to ours, with a report on every key."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ from codetr.checkpoints.huggingface import HUGGINGFACE, read_huggingface
 from codetr.checkpoints.mmdet_swin import is_mmdet_swin
 from codetr.checkpoints.official_file import OfficialFile, read_official_file
 from codetr.checkpoints.renaming import Conversion
-from codetr.checkpoints.transfer import short, transfer
+from codetr.checkpoints.transfer import abbreviated, transfer
 from codetr.checkpoints.zoo import ZOO, find_entry
-from codetr.checkpoints.zoo_files import local_file
+from codetr.checkpoints.zoo_files import fetched_file
 from codetr.errors import UserError
 from codetr.overrides import key_of
 
 log = logging.getLogger(__name__)
 
 OFFICIAL = "official:"
-"""What stands before the name of an official file, where ours could be meant."""
+"""Prefix of the name of an official file, which tells it from ours."""
 FOREIGN = (OFFICIAL, HUGGINGFACE)
-"""Sources that describe no model of ours: the experiment does."""
+"""Prefixes of sources without a configuration of ours: the experiment provides it."""
 OF_CONVERSION = ("out", "strict", "weights")
-"""Keys of conf/convert.yaml that say nothing of the model."""
+"""Keys of conf/convert.yaml that do not describe the model."""
 
 
-_SWIN = "a Swin Transformer of mmdetection: its keys are told under the original Swin's names"
+_SWIN = "a Swin Transformer of mmdetection: its keys are listed under the original Swin's names"
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeyReport:
-    """Of the official keys: ``used`` ones with our names, those ``dropped`` on purpose (counters,
-    tables that are computed, a second set of weights), ``unused`` ones; ``missing`` names of ours
-    that the file does not fill, ``misfits`` of other shapes. ``remarks`` on how the file was read.
+    """What became of the official keys: ``used`` ones with our names, those ``dropped`` on purpose
+    (counters, computed tables, a second set of weights), and ``unused`` ones; ``missing``: our
+    names that the file does not provide; ``misfits``: names whose shapes differ. ``remarks`` say
+    how the file was read.
     """
 
     used: Mapping[str, str]
@@ -64,9 +65,11 @@ class KeyReport:
         return [*self.remarks, *counts, *listed]
 
     def require_complete(self, path: str | Path) -> None:
-        """Raise UserError, with the keys, where one is unused, missing or of another shape."""
+        """Raise UserError with the keys that are unused, missing or of another shape, if any."""
         kinds = {"unused": self.unused, "missing": self.missing, "of another shape": self.misfits}
-        problems = [f"{len(k)} {kind} ({short(list(k), 10)})" for kind, k in kinds.items() if k]
+        problems = [
+            f"{len(k)} {kind} ({abbreviated(list(k), 10)})" for kind, k in kinds.items() if k
+        ]
         if problems:
             raise UserError(
                 f"{path}: does not fit the model key by key: {'; '.join(problems)}. Choose the "
@@ -75,10 +78,10 @@ class KeyReport:
 
 
 def convert(cfg: DictConfig, given: Sequence[str]) -> tuple[DetectorFile, KeyReport]:
-    """The official file of ``cfg`` (conf/convert.yaml) as a checkpoint of the experiment that is
-    among ``given``, the overrides that ``cfg`` was made with; see ``as_checkpoint``.
+    """Convert the official file of ``cfg`` (conf/convert.yaml) to a checkpoint of the experiment
+    in ``given``, the overrides that ``cfg`` was composed with; see ``as_checkpoint``.
 
-    Raises UserError for an unusable file, and where no experiment is given.
+    Raises UserError for an unusable file, and if no experiment is given.
     """
     if not cfg.checkpoint.startswith(OFFICIAL):
         raise UserError(f"checkpoint={cfg.checkpoint}: give an official file: {OFFICIAL}FILE")
@@ -86,17 +89,17 @@ def convert(cfg: DictConfig, given: Sequence[str]) -> tuple[DetectorFile, KeyRep
     if not any(key_of(override) == "experiment" for override in given):
         raise _no_experiment(cfg.checkpoint, file)
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in OF_CONVERSION])
-    own.checkpoint = None  # the experiment's record does not begin with a file
+    own.checkpoint = None  # the record is that of the experiment, which starts from no file
     return as_checkpoint(file, own)
 
 
 def as_checkpoint(file: OfficialFile, cfg: DictConfig) -> tuple[DetectorFile, KeyReport]:
-    """The official file as a checkpoint of ``cfg``, with the number of classes that the file has:
-    the weights that fit, and a report on the rest.
+    """The official file as a checkpoint of ``cfg`` with the file's number of classes: the weights
+    that fit, and a report on all keys.
     """
     cfg = deepcopy(cfg)
     cfg.num_classes = len(file.classes)
-    content, conversion = _as_ours(file, cfg)
+    content, conversion = _converted(file, cfg)
     names = file.classes.names
     fit = transfer(content.state, build_empty(cfg).state_dict(), match_classes(names, names))
     fitting = {
@@ -104,12 +107,12 @@ def as_checkpoint(file: OfficialFile, cfg: DictConfig) -> tuple[DetectorFile, Ke
         for name, value in content.state.items()
         if name not in fit.unknown and name not in fit.misfits
     }
-    homeless = set(fit.unknown)
+    unplaced = set(fit.unknown)
     report = KeyReport(
-        used={k: ours for k, ours in conversion.used.items() if not homeless & {*ours.split(", ")}},
+        used={k: ours for k, ours in conversion.used.items() if not unplaced & {*ours.split(", ")}},
         dropped=conversion.dropped + file.other,
         unused=conversion.unused
-        + tuple(k for k, ours in conversion.used.items() if homeless & {*ours.split(", ")}),
+        + tuple(k for k, ours in conversion.used.items() if unplaced & {*ours.split(", ")}),
         missing=fit.missing,
         misfits=fit.misfits,
         remarks=(*file.remarks, _SWIN) if is_mmdet_swin(file.weights) else file.remarks,
@@ -120,27 +123,29 @@ def as_checkpoint(file: OfficialFile, cfg: DictConfig) -> tuple[DetectorFile, Ke
 def open_checkpoint(
     source: str, cfg: DictConfig | None = None, trust: bool = False
 ) -> DetectorFile:
-    """Read a file of a run of ours; an ``official:FILE`` or a ``huggingface:FOLDER``, which become
-    checkpoints of the configuration ``cfg`` with their own classes; or ``zoo:NAME``, published
-    weights of that name, which bring their own configuration. ``trust``: see ``local_file``.
+    """Open a checkpoint: a file of one of our runs; an ``official:FILE`` or ``huggingface:FOLDER``,
+    which become checkpoints of the configuration ``cfg`` with their own classes; or ``zoo:NAME``,
+    published weights with a configuration of their own. ``trust``: see ``fetched_file``.
 
-    Raises UserError for an unusable file, an official one without a model in ``cfg``, one with
-    keys that are not known, and published weights that cannot be had.
+    Raises UserError for an unusable file, an official one without a model in ``cfg`` or with
+    unknown keys, and published weights that are not available.
     """
     if source.startswith(ZOO):
         entry = find_entry(source)
-        file = read_official_file(local_file(entry, trust))
-        return _completely(source, file, entry.config(len(file.classes)))
+        file = read_official_file(fetched_file(entry, trust))
+        return _converted_completely(source, file, entry.config(len(file.classes)))
     if source.startswith(HUGGINGFACE):
         if cfg is None or cfg.get("model") is None:
             raise UserError(f"{source}: give the experiment it belongs to: experiment=NAME")
-        return _completely(source, read_huggingface(source.removeprefix(HUGGINGFACE), cfg), cfg)
+        return _converted_completely(
+            source, read_huggingface(source.removeprefix(HUGGINGFACE), cfg), cfg
+        )
     if not source.startswith(OFFICIAL):
         return read_detector_file(source)
     file = read_official_file(source.removeprefix(OFFICIAL))
     if cfg is None or cfg.get("model") is None:
         raise _no_experiment(source, file)
-    return _completely(source, file, cfg)
+    return _converted_completely(source, file, cfg)
 
 
 def _no_experiment(source: str, file: OfficialFile) -> UserError:
@@ -148,13 +153,13 @@ def _no_experiment(source: str, file: OfficialFile) -> UserError:
     return UserError(f"{source}: give the experiment it belongs to{said}: experiment=NAME")
 
 
-def _completely(source: str, file: OfficialFile, cfg: DictConfig) -> DetectorFile:
-    """The file as a checkpoint of ``cfg``. Raises UserError where our rules know not all of it."""
-    content, conversion = _as_ours(file, cfg)
+def _converted_completely(source: str, file: OfficialFile, cfg: DictConfig) -> DetectorFile:
+    """The file as a checkpoint of ``cfg``. Raises UserError for keys that no rule matches."""
+    content, conversion = _converted(file, cfg)
     if conversion.unused:
         raise UserError(
-            f"{source}: {len(conversion.unused)} unknown keys ({short(conversion.unused)}): "
-            "convert what is known: python scripts/convert.py checkpoint=official:FILE "
+            f"{source}: {len(conversion.unused)} unknown keys ({abbreviated(conversion.unused)}): "
+            "convert the others: python scripts/convert.py checkpoint=official:FILE "
             "experiment=NAME out=FILE strict=false"
         )
     for remark in file.remarks:
@@ -162,8 +167,8 @@ def _completely(source: str, file: OfficialFile, cfg: DictConfig) -> DetectorFil
     return content
 
 
-def _as_ours(file: OfficialFile, cfg: DictConfig) -> tuple[DetectorFile, Conversion]:
-    """All of the file that our rules know, as a checkpoint of ``cfg``."""
+def _converted(file: OfficialFile, cfg: DictConfig) -> tuple[DetectorFile, Conversion]:
+    """The file as a checkpoint of ``cfg``, and what became of its keys."""
     cfg = deepcopy(cfg)
     cfg.num_classes = len(file.classes)
     record = replace(build_record(cfg, file.classes), ids_known=file.ids_known)

@@ -1,7 +1,7 @@
-"""Names of the original Deformable DETR's one-stage checkpoints (fundamentalvision) and ours.
+"""Conversion of one-stage checkpoints of the original Deformable DETR (fundamentalvision).
 
-They are those of two-stage models (``h_detr``) but for the queries. Without box refinement, class
-and box embeddings of the decoder layers are the same tensors, saved under every layer's name.
+Their names are those of two-stage models (``h_detr``) except for the queries. Without box
+refinement, all decoder layers share one class and one box embedding, saved under each layer's name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LAYER = re.compile(r"((?:class|bbox)_embed)\.\d+\.(.*)")
 
 
 def is_deformable_detr(official: Mapping[str, Tensor]) -> bool:
-    """Whether names are those of a one-stage Deformable DETR."""
+    """Whether the names are those of a one-stage Deformable DETR."""
     needed = (
         CLASS_EMBEDDING,
         "transformer.reference_points.weight",
@@ -36,10 +36,11 @@ def is_deformable_detr(official: Mapping[str, Tensor]) -> bool:
 
 
 def convert_deformable_detr(official: Mapping[str, Tensor], tied: bool) -> Conversion:
-    """Rename an official state dict.
+    """Convert an official state dict.
 
-    The table of queries becomes two, positions and contents. ``tied``: our head has one pair of
-    embeddings for all layers; what equals the first layer's is dropped, anything else not used.
+    The table of queries is split into positions and contents. With ``tied``, our head has one pair
+    of embeddings for all layers: those of further layers are dropped if they equal the first
+    layer's, otherwise unused.
     """
     names = ((key, _first(key)) for key in official) if tied else ()
     first = {key: name for key, name in names if name is not None and name != key}
@@ -63,7 +64,7 @@ def convert_deformable_detr(official: Mapping[str, Tensor], tied: bool) -> Conve
 
 
 def _first(key: str) -> str | None:
-    """The name in the first layer of what ``key`` names in one; None if it is of no head."""
+    """The name of the first layer's counterpart of ``key``; None if it belongs to no head."""
     match = _LAYER.fullmatch(key)
     return f"{match[1]}.0.{match[2]}" if match else None
 

@@ -1,4 +1,4 @@
-"""The repositories whose checkpoints we read, told apart by the names of their tensors."""
+"""The repositories whose checkpoints we can read, recognised by the names of their tensors."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """``speaks``: whether a state dict has these names; ``class_embedding``: a tensor of it with a
-    row per class, and ``background`` further ones; ``only_coco``: the same without rows that belong
-    to none of COCO's 80 classes, where rows are category ids (None: they are classes in any case);
-    ``convert``: to our names, for a configuration.
+    """The tensor names of a repository. ``matches``: whether a state dict has them;
+    ``class_embedding``: a tensor with a row per class and ``background`` further ones;
+    ``select_coco``: a state dict whose rows are category ids, reduced to COCO's 80 classes (None:
+    rows are always classes); ``convert``: to our names, for a configuration.
     """
 
     repository: str
-    speaks: Callable[[State], bool]
+    matches: Callable[[State], bool]
     class_embedding: str
     convert: Callable[[State, DictConfig], Conversion]
     background: int = 0
-    only_coco: Callable[[State], dict[str, Tensor]] | None = None
+    select_coco: Callable[[State], dict[str, Tensor]] | None = None
 
     def classes(self, state: State) -> int:
         """Number of classes, or of category ids."""
@@ -48,66 +48,66 @@ class Dialect:
 DIALECTS = (
     Dialect(
         repository="MS-DETR",
-        speaks=is_ms_detr,
+        matches=is_ms_detr,
         class_embedding=h_detr.CLASS_EMBEDDING,
-        only_coco=h_detr.only_coco_rows,
+        select_coco=h_detr.only_coco_rows,
         convert=lambda state, cfg: convert_ms_detr(state),
     ),
     Dialect(
         repository="DINO",
-        speaks=dino.is_dino,
+        matches=dino.is_dino,
         class_embedding=dino.CLASS_EMBEDDING,
-        only_coco=lambda state: coco_rows(state, dino.CLASS_ROWS),
+        select_coco=lambda state: coco_rows(state, dino.CLASS_ROWS),
         convert=lambda state, cfg: dino.convert_dino(state),
     ),
     Dialect(
         repository="H-DETR and Teach-DETR",
-        speaks=h_detr.is_h_detr,
+        matches=h_detr.is_h_detr,
         class_embedding=h_detr.CLASS_EMBEDDING,
-        only_coco=h_detr.only_coco_rows,
+        select_coco=h_detr.only_coco_rows,
         convert=lambda state, cfg: h_detr.convert_h_detr(state, cfg.model.num_queries),
     ),
     Dialect(
-        repository="Deformable DETR of one stage",
-        speaks=deformable_detr.is_deformable_detr,
+        repository="one-stage Deformable DETR",
+        matches=deformable_detr.is_deformable_detr,
         class_embedding=deformable_detr.CLASS_EMBEDDING,
-        only_coco=lambda state: coco_rows(state, deformable_detr.CLASS_ROWS),
+        select_coco=lambda state: coco_rows(state, deformable_detr.CLASS_ROWS),
         convert=lambda state, cfg: deformable_detr.convert_deformable_detr(
             state, tied=not cfg.model.decoder.get("refine", True)
         ),
     ),
     Dialect(
         repository="Conditional DETR, DAB-DETR and DN-DETR",
-        speaks=conditional_detr.is_conditional_detr,
+        matches=conditional_detr.is_conditional_detr,
         class_embedding=conditional_detr.CLASS_EMBEDDING,
-        only_coco=lambda state: coco_rows(state, conditional_detr.CLASS_ROWS),
+        select_coco=lambda state: coco_rows(state, conditional_detr.CLASS_ROWS),
         convert=lambda state, cfg: conditional_detr.convert_conditional_detr(state),
     ),
     Dialect(
         repository="YOLOS",
-        speaks=yolos.is_yolos,
+        matches=yolos.is_yolos,
         class_embedding=yolos.CLASS_EMBEDDING,
         background=1,
-        only_coco=lambda state: coco_rows(state, r"class_embed\.layers\.2\..*"),
+        select_coco=lambda state: coco_rows(state, r"class_embed\.layers\.2\..*"),
         convert=lambda state, cfg: yolos.convert_yolos(state),
     ),
     Dialect(
         repository="ViDT",
-        speaks=vidt.is_vidt,
+        matches=vidt.is_vidt,
         class_embedding=vidt.CLASS_EMBEDDING,
-        only_coco=lambda state: coco_rows(state, r"class_embed\.\d+\..*"),
+        select_coco=lambda state: coco_rows(state, r"class_embed\.\d+\..*"),
         convert=lambda state, cfg: vidt.convert_vidt(state),
     ),
     Dialect(
         repository="Co-DETR and its port in mmdetection 3",
-        speaks=lambda state: official.CLASS_EMBEDDING in state,
+        matches=lambda state: official.CLASS_EMBEDDING in state,
         class_embedding=official.CLASS_EMBEDDING,
         convert=lambda state, cfg: convert_official(state),
     ),
 )
-"""Tried in order."""
+"""In the order in which they are tried."""
 
 
 def dialect_of(state: State) -> Dialect | None:
-    """The first that ``state`` speaks; None if it is none of ours."""
-    return next((dialect for dialect in DIALECTS if dialect.speaks(state)), None)
+    """The first dialect that matches ``state``, if any."""
+    return next((dialect for dialect in DIALECTS if dialect.matches(state)), None)

@@ -1,7 +1,7 @@
-"""Names of the official DINO checkpoints (IDEA-Research) and ours.
+"""Conversion of official DINO checkpoints (IDEA-Research).
 
-They are mostly those of two-stage Deformable DETR (``h_detr``); class and box embeddings of the
-decoder layers are the same tensors, saved under every layer's name.
+Their names are mostly those of two-stage Deformable DETR (``h_detr``). All decoder layers share one
+class and one box embedding, saved under each layer's name.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ CLASS_ROWS = (
     r"(transformer\.decoder\.)?class_embed\.\d+\..*|transformer\.enc_out_class_embed\..*"
     r"|label_enc\.weight"
 )
-"""Tensors with a row per class, or more."""
+"""Tensors with at least one row per class."""
 _LABELS = "label_enc.weight"
 _MARK = "transformer.enc_out_class_embed.weight"
 
 RULES: Rules = (
-    (r"(class|bbox)_embed\.[1-9]\d*\..*", DROPPED),  # the first layer's once more
+    (r"(class|bbox)_embed\.[1-9]\d*\..*", DROPPED),  # duplicates of the first layer's
     (r"transformer\.tgt_embed\.weight", r"detector.query_init.content"),
     *perceptron(r"transformer\.decoder\.ref_point_head", "detector.decoder.anchor_position.mlp", 2),
     (r"transformer\.decoder\.norm\.(.*)", r"detector.decoder.norm.\1"),
@@ -35,13 +35,13 @@ RULES: Rules = (
 
 
 def is_dino(official: Mapping[str, Tensor]) -> bool:
-    """Whether names are those of DINO."""
+    """Whether the names are those of DINO."""
     return CLASS_EMBEDDING in official and _MARK in official
 
 
 def convert_dino(official: Mapping[str, Tensor]) -> Conversion:
-    """Rename an official state dict. Its table of labels has rows beyond the classes, which nothing
-    reads: they are left out.
+    """Convert an official state dict. Its table of labels has unused rows beyond the classes, which
+    are removed.
     """
     classes = len(official[CLASS_EMBEDDING])
     labels = {_LABELS: official[_LABELS][:classes]} if _LABELS in official else {}
@@ -50,7 +50,7 @@ def convert_dino(official: Mapping[str, Tensor]) -> Conversion:
 
 
 def _neck(levels: int) -> Rules:
-    """The last of so many levels is made from the one before."""
+    """Rules for a neck with that many levels, of which the last is computed from the one before."""
     last = levels - 1
     maps = [(rf"input_proj\.{i}\.(.*)", rf"detector.neck.maps.{i}.\1") for i in range(last)]
     return (*maps, (rf"input_proj\.{last}\.(.*)", r"detector.neck.extra.0.\1"))

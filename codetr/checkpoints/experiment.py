@@ -1,4 +1,4 @@
-"""The configuration and the model that a checkpoint is for."""
+"""The configuration and the model that a checkpoint belongs to."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONF = conf_folder()
 def compose_experiment(name: str, num_classes: int, overrides: Sequence[str] = ()) -> DictConfig:
     """The configuration of ``train.py experiment=NAME OVERRIDES``.
 
-    Raises UserError where there is no such experiment, or an override does not fit.
+    Raises UserError for an unknown experiment or an invalid override.
     """
     if not (CONF / "experiment" / f"{name}.yaml").is_file():
         known = ", ".join(sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
@@ -39,10 +39,10 @@ def compose_experiment(name: str, num_classes: int, overrides: Sequence[str] = (
 def compose_train(overrides: Sequence[str]) -> DictConfig:
     """The configuration of ``train.py OVERRIDES``, with the working folder as its run folder.
 
-    Raises UserError where an override does not fit.
+    Raises UserError for an invalid override.
     """
     require_present_keys(overrides)
-    running = GlobalHydra.instance().hydra  # of the command that this may be a part of
+    running = GlobalHydra.instance().hydra  # of a surrounding command, if any
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -55,9 +55,9 @@ def compose_train(overrides: Sequence[str]) -> DictConfig:
 
 
 def build_record(cfg: DictConfig, classes: ClassList) -> RunRecord:
-    """What every checkpoint of a run of ``cfg`` says about itself.
+    """The record that is stored in every checkpoint of a run of ``cfg``.
 
-    Raises UserError for values that could not be read again: see ``plain``.
+    Raises UserError for values that could not be read back: see ``plain``.
     """
     config: Any = plain(OmegaConf.to_container(cfg, resolve=True), "this run", "configuration")
     data = config["data"]
@@ -71,8 +71,8 @@ def build_record(cfg: DictConfig, classes: ClassList) -> RunRecord:
 
 
 def without_initial_weights(detector: DictConfig) -> DictConfig:
-    """A detector's configuration with a backbone that fetches no weights: the checkpoint has
-    them all.
+    """A detector's configuration whose backbone does not load pretrained weights, for a model whose
+    weights all come from a checkpoint.
     """
     changes: dict[str, Any] = {"pretrained": False, "weights": None}
     known = {key: value for key, value in changes.items() if key in detector.backbone}
@@ -80,7 +80,7 @@ def without_initial_weights(detector: DictConfig) -> DictConfig:
 
 
 def build_empty(cfg: DictConfig) -> nn.ModuleDict:
-    """``detector`` and ``schemes`` of ``cfg`` on the meta device: names and shapes alone."""
+    """``detector`` and ``schemes`` of ``cfg`` on the meta device, for names and shapes."""
     with torch.device("meta"):
         detector = instantiate(without_initial_weights(cfg.model.detector))
         schemes = {name: instantiate(part) for name, part in cfg.scheme.items()}

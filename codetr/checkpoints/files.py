@@ -1,9 +1,9 @@
-"""Our own checkpoint files: what is in them besides weights, writing and reading them.
+"""Reading and writing our own checkpoint files, and the record that they contain.
 
-A ``.ckpt`` (Lightning's format, plain types only, so that it loads with ``weights_only=True``)
-continues training. A ``.safetensors`` holds the detector under its own names: a run writes the
-deployable detector alone, a converted official checkpoint has the training schemes' weights too,
-under ``schemes.``.
+A ``.ckpt`` is for resuming training (Lightning's format, with plain types only, so that it loads
+with ``weights_only=True``). A ``.safetensors`` contains the detector under its own parameter names.
+A run writes the deployable detector alone; a converted official checkpoint also has the weights of
+training schemes, under ``schemes.``.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ SCHEMES = "schemes."
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What a model needs to be used again: its classes, the preprocessing (plain values), and the
-    resolved configuration of its run. ``ids_known`` is false where the category ids of the classes
-    are made up, since an official file named the classes alone.
+    """The metadata that a model needs to be used: its classes, its preprocessing (plain values),
+    and the resolved configuration of its run. ``ids_known`` is false if the category ids of the
+    classes are placeholders, since an official file gave class names only.
     """
 
     KEY: ClassVar[str] = "codetr"
-    """Where a .ckpt and a .safetensors' metadata keep it."""
+    """Key of the record in a .ckpt and in the metadata of a .safetensors."""
 
     classes: ClassList
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
@@ -66,9 +66,9 @@ class RunRecord:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], source: Path) -> RunRecord:
-        """The inverse of ``as_dict``, as plain values; classes have their present names, whatever
-        earlier versions called them. Raises UserError where something is missing, is of another
-        kind, or would have to be resolved (see ``plain``).
+        """The inverse of ``as_dict``, as plain values and with the present names of renamed
+        classes. Raises UserError for missing entries, wrong types, and interpolations (see
+        ``plain``).
         """
         name = str(source)
         content = plain_text(content, name, "record")
@@ -84,8 +84,8 @@ class RunRecord:
             )
         except KeyError as error:
             raise UserError(
-                f"{source}: has no {error} beside its weights: give a file written by this "
-                "program's training"
+                f"{source}: has no {error} in its metadata: give a file written by this program's "
+                "training"
             ) from error
         except (TypeError, AttributeError):
             raise _damaged(name, "record") from None
@@ -106,7 +106,7 @@ class RunRecord:
                 raise _damaged(source, name)
 
     def require_preprocessing(self, source: str) -> None:
-        """Raise UserError where it cannot tell how to make images into the model's input."""
+        """Raise UserError if the preprocessing of images is missing or damaged."""
         given = self.preprocessing
         colours = [given.get(key) for key in ("mean", "std")]
         divisor = given.get("size_divisor")
@@ -119,7 +119,7 @@ class RunRecord:
             raise _damaged(source, "preprocessing.resize")
 
     def part(self, source: str, *keys: str) -> dict[str, Any]:
-        """What its configuration says of ``keys``. Raises UserError where it says nothing."""
+        """The part of the configuration at ``keys``. Raises UserError if there is none."""
         found: Any = self.config
         for key in keys:
             found = found.get(key) if isinstance(found, dict) else None
@@ -133,15 +133,14 @@ class RunRecord:
 
 def _damaged(source: str, what: str) -> UserError:
     return UserError(
-        f"{source}: the metadata beside its weights is damaged ({what}): export it again, or "
-        "download the file again"
+        f"{source}: its metadata is damaged ({what}): export it again, or download the file again"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorFile:
-    """The detector's ``weights`` (the averaged ones if the run averaged), those of the training
-    ``schemes`` where the file has them, and the ``record``.
+    """The detector's ``weights`` (the moving average if the run had one), those of the training
+    ``schemes`` if the file has them, and the ``record``.
     """
 
     weights: dict[str, Tensor]
@@ -150,19 +149,19 @@ class DetectorFile:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], record: RunRecord) -> DetectorFile:
-        """From names that begin with ``detector.`` and ``schemes.``."""
+        """From a state dict whose names begin with ``detector.`` and ``schemes.``."""
         return cls(weights=_under(state, DETECTOR), schemes=_under(state, SCHEMES), record=record)
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """All weights, the detector's as ``detector.*``, the schemes' as ``schemes.*``."""
+        """All weights: the detector's as ``detector.*``, the schemes' as ``schemes.*``."""
         return {DETECTOR + name: value for name, value in self.weights.items()} | {
             SCHEMES + name: value for name, value in self.schemes.items()
         }
 
 
 def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """What begins with ``prefix``, without it."""
+    """The tensors whose names begin with ``prefix``, which is removed."""
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
@@ -178,7 +177,7 @@ def read_detector_file(path: str | Path) -> DetectorFile:
         return _read_safetensors(path)
     if path.suffix == ".ckpt":
         return _read_ckpt(path)
-    raise UserError(f"{path}: unknown ending '{path.suffix}': give a .ckpt or .safetensors file")
+    raise UserError(f"{path}: unknown suffix '{path.suffix}': give a .ckpt or .safetensors file")
 
 
 def _read_safetensors(path: Path) -> DetectorFile:
@@ -199,7 +198,7 @@ def _read_safetensors(path: Path) -> DetectorFile:
 
 
 def _parsed(metadata: Mapping[str, str], path: Path) -> Any:
-    """The record in a file's metadata."""
+    """The record in a file's metadata as JSON values."""
     text = metadata.get(RunRecord.KEY)
     if text is None:
         raise UserError(
@@ -221,10 +220,10 @@ def _read_ckpt(path: Path) -> DetectorFile:
     try:
         require_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's unpickler raises all kinds of errors on foreign bytes
+    except Exception as error:  # torch's unpickler raises any exception for foreign bytes
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{path}: not a readable checkpoint ({reason}): it may be cut off; use another one"
+            f"{path}: not a readable checkpoint ({reason}): it may be truncated; use another one"
         ) from error
     if not isinstance(content, dict) or not {"state_dict", RunRecord.KEY} <= content.keys():
         raise UserError(
@@ -242,7 +241,7 @@ def _read_ckpt(path: Path) -> DetectorFile:
 
 
 def write_detector_file(path: str | Path, content: DetectorFile) -> None:
-    """Write ``.safetensors``, the record as JSON in the metadata."""
+    """Write a ``.safetensors`` file with the record as JSON in the metadata."""
     named = content.weights | {SCHEMES + name: value for name, value in content.schemes.items()}
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in named.items()}
     metadata = {RunRecord.KEY: json.dumps(content.record.as_dict())}
@@ -251,5 +250,5 @@ def write_detector_file(path: str | Path, content: DetectorFile) -> None:
 
 
 def export_detector(checkpoint: str | Path, target: str | Path) -> None:
-    """Write the detector inside a ``.ckpt`` as ``.safetensors``, without the schemes."""
+    """Write the detector of a ``.ckpt`` as ``.safetensors``, without the schemes."""
     write_detector_file(target, replace(read_detector_file(checkpoint), schemes={}))

@@ -1,4 +1,4 @@
-"""Names of the checkpoints of the original Deformable DETR, H-DETR and Teach-DETR, and ours."""
+"""Conversion of checkpoints of H-DETR, Teach-DETR and the original two-stage Deformable DETR."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _ENCODER = r"transformer\.encoder\.(layers\.\d+)\."
 _DECODER = r"transformer\.decoder\.(layers\.\d+)\."
 
 RULES: Rules = (
-    (r"transformer\.decoder\.(bbox|class)_embed\..*", DROPPED),  # the same tensors once more
+    (r"transformer\.decoder\.(bbox|class)_embed\..*", DROPPED),  # duplicates
     (r".*\.num_batches_tracked", DROPPED),
-    (r"backbone\..*\.(relative_position_index|attn_mask)", DROPPED),  # tables that are computed
+    (r"backbone\..*\.(relative_position_index|attn_mask)", DROPPED),  # computed tables
     (r"backbone\.0\.body\.(.*)", r"detector.backbone.body.\1"),
     (r"input_proj\.([0-2])\.(.*)", r"detector.neck.maps.\1.\2"),
     (r"input_proj\.3\.(.*)", r"detector.neck.extra.0.\1"),
@@ -52,14 +52,14 @@ RULES: Rules = (
 
 
 def is_h_detr(official: Mapping[str, Tensor]) -> bool:
-    """Whether names are those of the original Deformable DETR with two stages."""
+    """Whether the names are those of the original two-stage Deformable DETR."""
     return CLASS_EMBEDDING in official and "transformer.enc_output.weight" in official
 
 
 def convert_h_detr(official: Mapping[str, Tensor], num_queries: int) -> Conversion:
-    """Rename an official state dict of a two-stage model.
+    """Convert an official state dict of a two-stage model.
 
-    The first ``num_queries`` learned queries are the detector's, further ones those of the hybrid
+    The first ``num_queries`` learned queries belong to the detector, further ones to the hybrid
     scheme.
     """
     parts = {_QUERIES: _queries(official[_QUERIES], num_queries)} if _QUERIES in official else {}
@@ -74,8 +74,8 @@ def _queries(table: Tensor, num_queries: int) -> dict[str, Tensor]:
 
 
 def neck_rules(official: Mapping[str, Tensor]) -> Rules:
-    """Of the neck's convolutions, those of 1x1 project the backbone's maps, and the others make
-    extra levels.
+    """Rules for the neck, whose 1x1 convolutions project the backbone's maps, while the others
+    compute extra levels.
     """
     levels = sorted({int(k.split(".")[1]) for k in official if re.match(r"input_proj\.\d+\.", k)})
     weights = {i: official.get(f"input_proj.{i}.0.weight") for i in levels}
@@ -85,9 +85,9 @@ def neck_rules(official: Mapping[str, Tensor]) -> Rules:
 
 
 def only_coco_rows(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same with 80 rows in class embeddings of 91: those of COCO's classes, in their order.
+    """The state dict with the rows of COCO's 80 classes in class embeddings of 91 rows.
 
-    In the encoder's, row 0 comes first: by it proposals are ranked, whatever their class.
+    In the encoder's embedding the first of these is row 0, which ranks proposals of any class.
     """
     numbers = {int(key.split(".")[1]) for key in official if key.startswith("class_embed.")}
     encoder = f"class_embed.{max(numbers)}."

@@ -1,7 +1,7 @@
-"""Folders of the transformers library: ``config.json`` and ``model.safetensors``, under its names.
+"""Models of the transformers library: folders with ``config.json`` and ``model.safetensors``.
 
-They are renamed to those of the official repository, from where our rules know the way. Nothing in
-a folder is run: weights are read from safetensors alone, settings from JSON.
+Tensors are renamed to those of the official repository, which our rules then convert. No code from
+a folder is run: weights are read from safetensors only, settings from JSON.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from codetr.checkpoints.huggingface_layouts import LAYOUTS, Layout, Setting
-from codetr.checkpoints.official_file import OfficialFile, as_official, read_tensors
+from codetr.checkpoints.official_file import OfficialFile, identified, read_tensors
 from codetr.checkpoints.renaming import Rules, rename
 from codetr.errors import UserError
 from codetr.json_text import parse_json
 
 HUGGINGFACE = "huggingface:"
-"""What stands before the name of such a folder."""
+"""Prefix of the name of such a folder."""
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _PART = re.compile(r"(.*)#(\d)")
@@ -31,10 +31,10 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 def read_huggingface(folder: str | Path, cfg: DictConfig) -> OfficialFile:
-    """Read a ``folder`` as what it would be officially, for the model of ``cfg``.
+    """Read a ``folder`` as the equivalent official file, for the model of ``cfg``.
 
-    Raises UserError for a folder that is none, a model that we do not know, and settings that are
-    not those of ``cfg``.
+    Raises UserError for a folder without a model, an unsupported model, and settings that differ
+    from those of ``cfg``.
     """
     folder = Path(folder)
     config = _config(folder)
@@ -47,11 +47,11 @@ def read_huggingface(folder: str | Path, cfg: DictConfig) -> OfficialFile:
             "writes one (other files of weights could run code)"
         )
     weights = layout.complete(to_official(read_tensors(path), layout.rules), path)
-    return as_official(path, dict(weights), names=_names(config))
+    return identified(path, dict(weights), names=_names(config))
 
 
 def to_official(state: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
-    """Under official names; keys that no rule knows stay, to be told."""
+    """The state dict under official names. Keys that no rule matches are kept, to be reported."""
     found: dict[str, Tensor] = {}
     parts: dict[str, dict[int, Tensor]] = {}
     for key, value in state.items():
@@ -71,12 +71,12 @@ def _config(folder: Path) -> Mapping[str, Any]:
         raise UserError(f"{folder} has no {CONFIG}: give a folder of a model of transformers")
     config = parse_json(path.read_bytes(), str(path))
     if not isinstance(config, Mapping):
-        raise UserError(f"{path} is no table of settings: give a folder of a model of transformers")
+        raise UserError(f"{path} is no JSON object: give a folder of a model of transformers")
     return config
 
 
 def _layout(path: Path, config: Mapping[str, Any]) -> Layout:
-    """Raises UserError where ``config``, read from ``path``, is of no model that we know."""
+    """The layout for ``config``, read from ``path``. Raises UserError for an unsupported model."""
     kind = str(config.get("model_type"))
     if kind not in LAYOUTS:
         raise UserError(
@@ -87,14 +87,14 @@ def _layout(path: Path, config: Mapping[str, Any]) -> Layout:
         if all(config.get(key, False) is value for key, value in layout.flags.items()):
             return layout
     given = (f"{k}={reprlib.repr(config.get(k, False))}" for k in LAYOUTS[kind][0].flags)
-    raise UserError(f"{path}: {', '.join(given)} is a model that we do not have")
+    raise UserError(f"{path}: models with {', '.join(given)} are not supported")
 
 
 def _require_settings(
     path: Path, config: Mapping[str, Any], layout: Layout, cfg: DictConfig
 ) -> None:
-    """Raises UserError, with what to add on the command line, where ``cfg`` has other settings than
-    ``config``, read from ``path``.
+    """Raise UserError if ``cfg`` has other settings than ``config``, read from ``path``. The
+    message says which overrides to add.
     """
     wrong = [
         f"{key}={reprlib.repr(config[key])}"
@@ -102,7 +102,7 @@ def _require_settings(
         if config.get(key, value) != value
     ]
     if wrong:
-        raise UserError(f"{path}: {', '.join(wrong)} is a model that we do not have")
+        raise UserError(f"{path}: models with {', '.join(wrong)} are not supported")
     if any(layout.flags[s.theirs] != _selected(cfg, s) for s in layout.kind):
         raise UserError(f"{path}: is another model: add model={layout.page}")
     settings = [setting for setting in layout.settings if setting.theirs in config]
@@ -118,8 +118,8 @@ def _require_settings(
         value = setting.read(config[setting.theirs])
         if given.setdefault(setting.ours, value) != value:
             raise UserError(
-                f"{path}: {setting.theirs} is {config[setting.theirs]}, but ours has "
-                f"{given[setting.ours]} there, too: it is a model that we do not have"
+                f"{path}: {setting.theirs} is {config[setting.theirs]}, but the same setting of "
+                f"ours has to be {given[setting.ours]}: such models are not supported"
             )
         if _selected(cfg, setting) != value:
             other[setting.ours] = value
@@ -129,7 +129,7 @@ def _require_settings(
 
 
 def _is_setting(value: Any) -> bool:
-    """What is safe to show as part of a command."""
+    """Whether ``value`` is safe to show as part of a command."""
     return all(isinstance(v, int) for v in (value if isinstance(value, list) else [value]))
 
 
@@ -139,7 +139,7 @@ def _selected(cfg: DictConfig, setting: Setting) -> Any:
 
 
 def _key(cfg: DictConfig, key: str) -> str:
-    """``key`` as it is overridden: with ``++`` where ``cfg`` does not have it."""
+    """``key`` as written in an override: with ``++`` if ``cfg`` does not have it."""
     absent = object()
     return f"++{key}" if OmegaConf.select(cfg, key, default=absent) is absent else key
 
@@ -149,7 +149,7 @@ def _written(value: Any) -> str:
 
 
 def _names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Class names in their order; None where they are the library's placeholders, or none."""
+    """Class names in order; None if there are none, or only the library's placeholders."""
     table = config.get("id2label")
     if not isinstance(table, Mapping) or not all(_NUMBER.fullmatch(key) for key in table):
         return None

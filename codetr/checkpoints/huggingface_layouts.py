@@ -1,4 +1,4 @@
-"""Names and settings of the transformers library's models, and the official ones."""
+"""How tensor names and settings of the transformers library correspond to the official ones."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def _as_they_are(state: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor
 
 @dataclass(frozen=True)
 class Setting:
-    """Our key ``ours`` must have the value of ``theirs`` in config.json, which ``read`` may turn
-    into ours. Where we have no such key, our value is ``absent``.
+    """Our key ``ours`` must have the value of ``theirs`` in config.json, converted by ``read``.
+    If our configuration lacks the key, its value is ``absent``.
     """
 
     theirs: str
@@ -37,12 +37,12 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """``rules`` from the library's names to the official ones; ``NAME#0``, ``NAME#1`` ... are parts
-    that are joined along their rows, and ``complete`` adds what the file, whose path it is given,
-    holds once for several names.
-    ``settings``: what must be as in config.json; ``fixed``: its values that there is no key for.
-    It is the layout of a config.json whose flags are as in ``flags`` (those it lacks are false):
-    that of our ``page``, which has the values ``kind``, and of no other.
+    """``rules`` map the library's names to the official ones; ``NAME#0``, ``NAME#1`` ... are parts
+    that are concatenated along their rows; ``complete`` (state dict, path of the file) adds further
+    names of tensors that the file has only once.
+    ``settings`` must agree with config.json; ``fixed`` are values of config.json that we have no
+    key for. The layout applies to a config.json with the values ``flags`` (missing ones are false)
+    and to our model ``page``, which is recognised by the settings ``kind``.
     """
 
     rules: Rules
@@ -118,7 +118,7 @@ DENSE: Rules = (
     (r"(?:class_labels_classifier|class_embed)\.(.*)", r"class_embed.\1"),
     (r"bbox_predictor\.(.*)", r"bbox_embed.\1"),
 )
-"""What Conditional DETR and DAB-DETR have in common."""
+"""Rules that Conditional DETR and DAB-DETR share."""
 
 
 def _stride(dilated: bool) -> int:
@@ -126,7 +126,9 @@ def _stride(dilated: bool) -> int:
 
 
 def _same_size(width: str, queries: str = "num_queries") -> tuple[Setting, ...]:
-    """``width``: the key of that of tokens; ``queries``: that of their number."""
+    """Settings of sizes; ``width`` is the key of the dimension of tokens, ``queries`` that of the
+    number of queries.
+    """
     return (
         Setting(width, "model.dim"),
         Setting("encoder_layers", "model.encoder_layers"),
@@ -200,8 +202,8 @@ _COPY = "transformer.decoder."
 
 
 def _every_head(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """With a class and a box embedding of each layer that has either: tied ones are written once,
-    as the decoder's, or as the first layer's.
+    """The state dict with the class and box embedding of every layer. The library stores tied ones
+    once, as the decoder's or as the first layer's.
     """
     copies = {
         key.removeprefix(_COPY): value
@@ -211,8 +213,8 @@ def _every_head(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     other = [key for key, value in copies.items() if not torch.equal(value, state.get(key, value))]
     if other:
         raise UserError(
-            f"{path}: {other[0]} and model.decoder.{other[0]} differ: the model would refine boxes "
-            "with another head than it predicts with, which ours does not"
+            f"{path}: {other[0]} and model.decoder.{other[0]} differ: models that refine boxes "
+            "with another head than they predict with are not supported"
         )
     heads = copies | {k: v for k, v in state.items() if re.match(r"(bbox|class)_embed\.\d+\.", k)}
     layers = sorted({int(key.split(".")[1]) for key in heads})
@@ -222,7 +224,7 @@ def _every_head(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 
 def _deformable(page: str, refine: bool, two_stage: bool) -> Layout:
-    """Deformable DETR as on our ``page``."""
+    """The layout of the Deformable DETR variant of our model ``page``."""
     return Layout(
         rules=(
             (r"model\.query_position_embeddings\.(.*)", r"query_embed.\1"),

@@ -1,7 +1,7 @@
-"""The Swin Transformer of mmdetection (2.x and 3.x), and the original one that Sense-X has.
+"""Conversion of mmdetection's Swin Transformer (2.x and 3.x) to the original, which Sense-X uses.
 
-mmdetection renamed the parameters and merges patches by ``nn.Unfold``, which orders the 4 C
-channels of a merged cell as (channel, row, column) where the original concatenates the four cells:
+mmdetection renamed the parameters. It also merges patches by ``nn.Unfold``, which orders the 4 C
+channels of a merged cell as (channel, row, column), while the original concatenates the four cells:
 (column, row, channel). Weights over these channels are permuted; nothing else differs.
 """
 
@@ -38,10 +38,10 @@ def is_mmdet_swin(state: Mapping[str, Tensor]) -> bool:
 
 
 def to_official_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """mmdetection's Swin to the original names and order of channels.
+    """Convert mmdetection's Swin to the original names and order of channels.
 
-    ``state`` is a detector's (``backbone.stages...``, other parts stay as they are) or a
-    backbone's alone (``stages...``); a mapping without such names comes back equal.
+    ``state`` is a detector's (``backbone.stages...``) or a backbone's (``stages...``); other names
+    are kept.
     """
     converted = {}
     for name, value in state.items():
@@ -55,5 +55,5 @@ def to_official_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_unfold_order(weight: Tensor) -> Tensor:
-    """(..., 4 C) over (channel, row, column) to (column, row, channel)."""
+    """Permute (..., 4 C) from the order (channel, row, column) to (column, row, channel)."""
     return weight.unflatten(-1, (-1, 2, 2)).transpose(-3, -1).flatten(-3)

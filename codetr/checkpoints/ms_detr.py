@@ -1,7 +1,7 @@
-"""Names of the official MS-DETR checkpoints (Atten4Vis) and ours.
+"""Conversion of official MS-DETR checkpoints (Atten4Vis).
 
-They are those of two-stage Deformable DETR, with ``linear3``, ``linear4`` and ``norm4`` in every
-decoder layer: the one-to-many branch, which only trains.
+Their names are those of two-stage Deformable DETR, with ``linear3``, ``linear4`` and ``norm4`` in
+every decoder layer: the one-to-many branch, which is used in training only.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ RULES: Rules = (
 
 
 def is_ms_detr(official: Mapping[str, Tensor]) -> bool:
-    """Whether this is a two-stage Deformable DETR with MS-DETR's branches."""
+    """Whether the names are those of MS-DETR: a two-stage Deformable DETR with its branches."""
     return h_detr.is_h_detr(official) and "transformer.decoder.layers.0.linear3.weight" in official
 
 
 def convert_ms_detr(official: Mapping[str, Tensor]) -> Conversion:
-    """Rename an official state dict."""
+    """Convert an official state dict."""
     return convert_by(official, RULES)

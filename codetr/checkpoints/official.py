@@ -1,6 +1,6 @@
-"""Names of the official Co-DETR checkpoints (Sense-X, and its port in mmdetection 3) and ours.
+"""Conversion of official Co-DETR checkpoints (Sense-X, and its port in mmdetection 3).
 
-``{head0}`` and ``{head1}`` are our names of the official auxiliary heads 0 and 1.
+``{head0}`` and ``{head1}`` stand for our names of the official auxiliary heads 0 and 1.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from codetr.checkpoints.mmdet_swin import is_mmdet_swin, to_official_swin
-from codetr.checkpoints.renaming import DROPPED, Conversion, Rules, convert, rename, under
+from codetr.checkpoints.renaming import DROPPED, Conversion, Rules, convert, named, rename
 
 CLASS_EMBEDDING = "query_head.cls_branches.0.weight"
 
@@ -23,14 +23,14 @@ _COLLABORATIVE = "schemes.collaborative."
 _BOX_HEAD = "schemes.collaborative.heads.{head0}.box_head."
 
 SFP_RULES: Rules = (
-    # Branches number their layers as ours do.
+    # Layers of branches have the same numbers.
     (r"neck\.(p[2-6])\.(.*)", r"detector.neck.levels.\1.\2"),
 )
 
 VIT_RULES: Rules = (
-    # Training with averaged weights keeps the others under such names; the plain ones are averaged.
+    # The weights that were being trained; the plain names have the moving average.
     (r"ema_.*", ""),
-    # Tables of rotations, once for all and again in every block: ours are computed.
+    # Tables of rotations, which we compute.
     (r"backbone\.(?:.*\.)?rope(?:_\w+)?\.freqs_(?:cos|sin)", ""),
     (
         r"roi_head\.0\.bbox_head\.shared_convs\.(\d+)\.conv\.(.*)",
@@ -41,7 +41,7 @@ VIT_RULES: Rules = (
         _BOX_HEAD + r"convs.\1.norm.\2",
     ),
 )
-"""Of the ViT recipes."""
+"""Rules for the ViT recipes."""
 
 _REGIONS = "schemes.collaborative.heads.{head0}.mask_head."
 _HEAD = "detector.mask_branch.head."
@@ -49,10 +49,10 @@ _SCORING = "detector.mask_branch.scoring."
 _STAGE = r"mask_head\.(stages\.\d+)\."
 
 MASK_RULES: Rules = (
-    # of the region head, which only trains
+    # the region head, used in training only
     (r"roi_head\.0\.mask_head\.(convs\.\d+\.conv|upsample)\.(.*)", _REGIONS + r"\1.\2"),
     (r"roi_head\.0\.mask_head\.conv_logits\.(.*)", _REGIONS + r"classify.\1"),
-    # of the detector
+    # the detector
     (r"mask_head\.((?:instance|semantic)_convs\.\d+)\.conv\.(.*)", _HEAD + r"\1.conv.\2"),
     (r"mask_head\.((?:instance|semantic)_convs\.\d+)\.norm_layer\.(.*)", _HEAD + r"\1.norm.\2"),
     (_STAGE + r"semantic_transform_in\.(.*)", _HEAD + r"\1.reduce.\2"),
@@ -78,8 +78,8 @@ RULES: Rules = (
     *SFP_RULES,
     *MASK_RULES,
     (r".*\.num_batches_tracked", DROPPED),
-    (r"backbone\..*\.(relative_position_index|attn_mask)", DROPPED),  # tables that are computed
-    (r"data_preprocessor\..*", DROPPED),  # mean and std, which conf/ has
+    (r"backbone\..*\.(relative_position_index|attn_mask)", DROPPED),  # computed tables
+    (r"data_preprocessor\..*", DROPPED),  # mean and std, which are in conf/
     (r"backbone\.(.*)", r"detector.backbone.body.\1"),
     (r"neck\.convs\.(\d+)\.conv\.(.*)", r"detector.neck.maps.\1.0.\2"),
     (r"neck\.convs\.(\d+)\.gn\.(.*)", r"detector.neck.maps.\1.1.\2"),
@@ -194,7 +194,7 @@ _HEAD_POSITION = "query_head.transformer.head_pos_embed.weight"
 def convert_official(
     official: Mapping[str, Tensor], heads: Sequence[str] = OFFICIAL_HEADS
 ) -> Conversion:
-    """Rename an official state dict, of either dialect.
+    """Convert an official state dict of either repository.
 
     ``heads`` are our names of its auxiliary heads 0 and 1.
     """
@@ -205,13 +205,15 @@ def convert_official(
         if key == _HEAD_POSITION and heads:  # one scalar per head
             names = [f"{_COLLABORATIVE}embeddings.{name}.head_position" for name in heads]
             return dict(zip(names, value, strict=True))
-        return under(_of_heads(rename(key, RULES), heads), value)
+        return named(_of_heads(rename(key, RULES), heads), value)
 
     return convert(official, place)
 
 
 def _of_heads(name: str | None, heads: Sequence[str]) -> str | None:
-    """With our name of the head it belongs to, if any; None where that is not among ours."""
+    """``name`` with our name of the head that it belongs to; None if that head is not in
+    ``heads``.
+    """
     for number in range(len(OFFICIAL_HEADS)):
         place = f"{{head{number}}}"
         if name is not None and place in name:

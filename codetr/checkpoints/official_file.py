@@ -1,11 +1,11 @@
-"""What an official checkpoint file holds: weights, perhaps two sets of them, and class names.
+"""Reading official checkpoint files: one or two sets of weights, and class names.
 
-Where a model was trained with a moving average, its file has two sets. mmdetection's hooks (2.x:
-``ExpMomentumEMAHook``; 3.x: mmengine's ``EMAHook``) exchange them before validation and saving, so
-the plain names hold the *average*, which the official evaluation loads, and the names that say EMA
-hold the weights that were being trained: ``ema_backbone_conv1_weight`` within ``state_dict`` in
-2.x, ``module.backbone.conv1.weight`` in ``ema_state_dict`` in 3.x. (Only a 2.x file saved within an
-epoch, before the exchange, has them the other way round.)
+The file of a model trained with a moving average has two sets. mmdetection's hooks (2.x:
+``ExpMomentumEMAHook``; 3.x: mmengine's ``EMAHook``) swap them before validation and saving. So the
+plain names hold the *average*, which the official evaluation loads, and the EMA names hold the
+weights that were being trained: ``ema_backbone_conv1_weight`` within ``state_dict`` in 2.x,
+``module.backbone.conv1.weight`` in ``ema_state_dict`` in 3.x. (Only in a 2.x file saved within an
+epoch, before the swap, is it the other way round.)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from codetr.errors import UserError
 from codetr.torch_files import require_header
 
 WeightSet = Literal["plain", "ema"]
-"""Under which names to look for the weights, where a file has two sets."""
+"""Which names to take the weights from if a file has two sets."""
 
 _EMA = "ema_"
 _PARALLEL = "module."
@@ -36,10 +36,10 @@ _PARALLEL = "module."
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialFile:
-    """``weights`` under official names of a ``dialect`` (``other``: keys of the set that was not
-    chosen), the class list (its category ids are made up unless ``ids_known``), the ``config`` that
-    it says it was trained with (``co_dino_5scale_r50_1x_coco``, or empty), and ``remarks``: what a
-    user should know about how it was read.
+    """``weights`` under the official names of a ``dialect`` (``other``: keys of the set that was
+    not chosen), the class list (with placeholder category ids unless ``ids_known``), the name of
+    the ``config`` it was trained with according to the file (``co_dino_5scale_r50_1x_coco``, or
+    empty), and ``remarks`` for the user on how it was read.
     """
 
     path: Path
@@ -55,17 +55,17 @@ class OfficialFile:
 def read_official_file(path: str | Path, weight_set: WeightSet = "plain") -> OfficialFile:
     """Read a ``.pth`` (without running code, see ``pickled``) or ``.safetensors`` file.
 
-    Raises UserError for a file that is missing, broken or unsafe, has the weights of no model that
-    we know, or lacks the ``weight_set``.
+    Raises UserError for a file that is missing, damaged or unsafe, contains no supported model, or
+    lacks the ``weight_set``.
     """
     path = Path(path)
     content = _content(path)
     plain, averages = _weight_sets(path, content)
     meta = _mapping(content, "meta")
-    return as_official(path, plain, averages, _names(meta), _config_name(meta), weight_set)
+    return identified(path, plain, averages, _names(meta), _config_name(meta), weight_set)
 
 
-def as_official(
+def identified(
     path: Path,
     plain: dict[str, Tensor],
     averages: Mapping[str, Tensor] | None = None,
@@ -73,8 +73,9 @@ def as_official(
     config: str = "",
     weight_set: WeightSet = "plain",
 ) -> OfficialFile:
-    """What a file with these weights under official names is; ``averages`` are its second set,
-    ``names`` those of its classes, where it says them. Raises UserError as ``read_official_file``.
+    """The official file with these ``plain`` weights under official names, its dialect and classes
+    identified; ``averages`` is its second set, ``names`` are those of its classes, if known. Raises
+    UserError as ``read_official_file``.
     """
     averages = dict(averages or {})
     remarks = []
@@ -82,18 +83,18 @@ def as_official(
     if dialect is None:
         known = "; ".join(d.repository for d in DIALECTS)
         raise UserError(
-            f"{path}: its tensors have the names of no repository that is known ({known}): give "
+            f"{path}: its tensor names are not those of a supported repository ({known}): give "
             "an official checkpoint of one of them (for a run of this program, leave out "
             "'official:')"
         )
     ids = dialect.classes(plain) == CATEGORY_ROWS and _by_category_id(names)
-    if dialect.only_coco is not None and ids:
+    if dialect.select_coco is not None and ids:
         names = None
-        plain = dialect.only_coco(plain)
-        averages = dialect.only_coco(averages) if averages else {}
-        remarks.append("rows of the classes are COCO's category ids: took those of its 80 classes")
+        plain = dialect.select_coco(plain)
+        averages = dialect.select_coco(averages) if averages else {}
+        remarks.append("class rows are COCO's category ids: took those of its 80 classes")
     if weight_set == "ema" and not averages:
-        raise UserError(f"{path}: has one set of weights only: leave out the choice of 'ema'")
+        raise UserError(f"{path}: has a single set of weights: leave out weights=ema")
     if averages:
         remarks.append(
             "two sets of weights: took "
@@ -116,14 +117,14 @@ def as_official(
 
 
 def _by_category_id(names: tuple[str, ...] | None) -> bool:
-    """Whether so many names are COCO's by category id; names that are not said may be."""
+    """Whether ``names`` may be COCO's, indexed by category id; unknown names may be."""
     if names is None or len(names) != CATEGORY_ROWS:
         return True
     return tuple(names[i] for i in COCO.category_ids) == COCO.names
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` file. Raises UserError where it is missing or broken."""
+    """The tensors of a ``.safetensors`` file. Raises UserError if it is missing or damaged."""
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such checkpoint file")
     require_header(path)
@@ -140,14 +141,14 @@ def _content(path: Path) -> Mapping[Any, Any]:
         return read_tensors(path)
     content = read_pickled(path)
     if not isinstance(content, Mapping):
-        raise UserError(f"{path}: holds no mapping of weights: give an official checkpoint")
+        raise UserError(f"{path}: contains no mapping of weights: give an official checkpoint")
     return content
 
 
 def _weight_sets(
     path: Path, content: Mapping[Any, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights of the plain and of the EMA names, both under plain names."""
+    """The weights with plain and with EMA names, both under plain names."""
     inside = next((k for k in ("state_dict", "model") if isinstance(content.get(k), Mapping)), None)
     state = _tensors(path, content if inside is None else content[inside])
     flat = {_EMA + name.replace(".", "_"): name for name in state if not name.startswith(_EMA)}
@@ -160,7 +161,7 @@ def _weight_sets(
 
 
 def _tensors(path: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The mapping without the prefix of parallel training."""
+    """The state dict without the prefix of parallel training."""
     wrong = next((k for k, v in state.items() if not isinstance(v, Tensor) and k != "steps"), None)
     if wrong is not None:
         raise UserError(
@@ -175,7 +176,7 @@ def _mapping(content: Mapping[Any, Any], key: str) -> Mapping[Any, Any]:
 
 
 def _names(meta: Mapping[Any, Any]) -> tuple[str, ...] | None:
-    """Class names: mmdetection 2 has ``CLASSES``, 3 has ``dataset_meta``."""
+    """Class names, in ``CLASSES`` of mmdetection 2 or ``dataset_meta`` of mmdetection 3."""
     data = _mapping(meta, "dataset_meta")
     found = next((m[k] for m in (data, meta) for k in ("classes", "CLASSES") if m.get(k)), None)
     if isinstance(found, str):
@@ -186,7 +187,7 @@ def _names(meta: Mapping[Any, Any]) -> tuple[str, ...] | None:
 
 
 def _classes(names: tuple[str, ...] | None, count: int) -> tuple[ClassList, str]:
-    """The class list of ``count`` classes, and what to say about it."""
+    """The class list of ``count`` classes, and a remark about it (may be empty)."""
     numbers = tuple(range(1, count + 1))
     if names is not None and len(names) == count:
         ids = COCO.category_ids if names == COCO.names else numbers
@@ -199,7 +200,8 @@ def _classes(names: tuple[str, ...] | None, count: int) -> tuple[ClassList, str]
 
 
 def _config_name(meta: Mapping[Any, Any]) -> str:
-    """``co_dino_5scale_r50_1x_coco`` from ``exp_name`` (2.x) or ``experiment_name`` (3.x, which
-    adds the time)."""
+    """The configuration's name from ``exp_name`` (2.x) or ``experiment_name`` (3.x, with a
+    time).
+    """
     name = next((meta[k] for k in ("exp_name", "experiment_name") if k in meta), "")
     return Path(name).stem if isinstance(name, str) else ""

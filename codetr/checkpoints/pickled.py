@@ -1,14 +1,15 @@
-"""Reading a ``.pth`` file of someone else without running anything that it asks for.
+"""Reading an untrusted ``.pth`` file without running any code that it refers to.
 
-A ``.pth`` file is a pickle, which is a program: it may name any function and have it called.
-``torch.load(weights_only=True)`` refuses everything but tensors, and with it the official
-checkpoints, whose bookkeeping holds NumPy numbers and classes of mmcv and mmengine. Here the pickle
-gets tensors, plain containers and ``Inert`` objects, which stand for everything else: no name in
-the file is ever imported or called. A name that is neither a tensor's nor known from bookkeeping
-(``os.system``, ``builtins.eval``) is refused with the whole file, since no checkpoint needs it.
+A ``.pth`` file is a pickle, which is a program: it can name any function and have it called.
+``torch.load(weights_only=True)`` allows little more than tensors and thereby rejects the official
+checkpoints, whose bookkeeping contains NumPy numbers and classes of mmcv and mmengine. This reader
+builds tensors, plain containers, and ``Inert`` objects in place of everything else; no name in the
+file is ever imported or called. A name that belongs neither to tensors nor to known bookkeeping
+(``os.system``, ``builtins.eval``) causes the whole file to be rejected, since no checkpoint needs
+it.
 
-Both layouts of ``torch.save`` are read: the zip archive, and the one before it, which mmdetection's
-publishing script writes.
+Both layouts of ``torch.save`` are supported: the zip archive, and the legacy one, which
+mmdetection's publishing script writes.
 """
 
 from __future__ import annotations
@@ -41,26 +42,26 @@ DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-"""What ``torch.save`` calls the element types."""
+"""Element types by their names in files of ``torch.save``."""
 
 BOOKKEEPING = frozenset(
     {"mmcv", "mmengine", "mmdet", "projects", "numpy", "torch", "argparse", "addict", "datetime"}
     | {"collections", "copyreg", "copy_reg", "pathlib", "_codecs"}
 )
-"""Packages whose objects may lie beside the weights: they become ``Inert``."""
+"""Packages whose objects may accompany the weights: they become ``Inert``."""
 
 BUILTINS = frozenset(
     {"bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "getattr", "int"}
     | {"list", "object", "range", "set", "slice", "str", "tuple", "xrange"}
 )
-"""As ``BOOKKEEPING``, of Python itself. (``getattr`` is how methods are pickled.)"""
+"""The same for built-in names. (Methods are pickled by ``getattr``.)"""
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 
 
 class Inert:
-    """Stands for any object that is no weight: accepts what a pickle does to it, keeps nothing."""
+    """A placeholder for any object other than weights: accepts all that a pickle does to it."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Inert:  # noqa: D102
         return super().__new__(cls)
@@ -76,15 +77,15 @@ class _Refused(pickle.UnpicklingError):
 
 
 class _Reader(pickle.Unpickler):
-    """``storage(key, dtype, count)`` gives the (1-d) numbers that tensors are views of."""
+    """``storage(key, dtype, count)`` returns the 1-d storage that tensors are views of."""
 
     def __init__(self, file: IO[bytes], storage: Callable[[str, torch.dtype, int], Tensor]) -> None:
         super().__init__(file, encoding="utf-8")
         self.storage = storage
 
     def find_class(self, module: str, name: str) -> Any:
-        """Ours in place of what the file names. Functions are made again each time, so that a
-        pickle which sets attributes of what it was given changes nothing that outlives it.
+        """Our replacement for what the file names. Functions are created on every call, so that a
+        pickle which sets attributes on them changes nothing that outlives it.
         """
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
@@ -111,11 +112,11 @@ class _Reader(pickle.Unpickler):
 
 
 def read_pickled(path: Path) -> Any:
-    """The content of a file that ``torch.save`` wrote, on the CPU: tensors, strings, numbers,
+    """The content of a file written by ``torch.save``, on the CPU: tensors, strings, numbers,
     tuples, lists, dicts, and ``Inert`` in place of all other objects.
 
-    Raises UserError for a file that is missing, broken or of another format, and for one that
-    names what no checkpoint needs.
+    Raises UserError for a file that is missing, damaged, in another format, or refers to names that
+    no checkpoint needs.
     """
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such checkpoint file")
@@ -127,16 +128,16 @@ def read_pickled(path: Path) -> Any:
             f"{path}: refers to '{error}', which no checkpoint needs: it may have been made to "
             "run code, and was not read further. Get it from its publisher, or as .safetensors"
         ) from None
-    except Exception as error:  # foreign bytes lead to all kinds of errors
+    except Exception as error:  # foreign bytes may raise any exception
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{path}: not readable as a checkpoint ({reason}): it may be cut off or of another "
+            f"{path}: not readable as a checkpoint ({reason}): it may be truncated or in another "
             "format; download it again, or as .safetensors"
         ) from error
 
 
 def _read_zip(file: IO[bytes]) -> Any:
-    """``NAME/data.pkl`` and one member ``NAME/data/KEY`` per storage."""
+    """Read a zip archive of ``NAME/data.pkl`` and one member ``NAME/data/KEY`` per storage."""
     with zipfile.ZipFile(file) as archive:
         require_stored(archive, _size(file))
         members = set(archive.namelist())
@@ -161,7 +162,9 @@ def _read_zip(file: IO[bytes]) -> Any:
 
 
 def _read_legacy(file: IO[bytes]) -> Any:
-    """Five pickles (magic number, version, system, content, keys), then the storages by key."""
+    """Read five pickles (magic number, version, system, content, keys), then the storages
+    by key.
+    """
 
     def none_yet(key: str, dtype: torch.dtype, count: int) -> Tensor:
         raise pickle.UnpicklingError("a tensor in the header")
@@ -187,12 +190,12 @@ def _read_legacy(file: IO[bytes]) -> Any:
     content = _Reader(file, storage).load()
     keys = _Reader(file, none_yet).load()
     if set(keys) != storages.keys():
-        raise pickle.UnpicklingError("cut off")
+        raise pickle.UnpicklingError("truncated")
     for key in keys:
         target = storages[key]
         count = int.from_bytes(file.read(8), sys.byteorder)
         if count != len(target):
-            raise pickle.UnpicklingError("cut off")
+            raise pickle.UnpicklingError("truncated")
         target.copy_(_numbers(file.read(count * target.element_size()), target.dtype, count))
     return content
 
@@ -202,7 +205,7 @@ def _size(file: IO[bytes]) -> int:
 
 
 def _view(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """The part of a storage that a tensor is, which repeats no number."""
+    """The tensor as a view of its storage, without repeated elements."""
     if math.prod(size) > len(storage):
         raise Inflated(f"a tensor of {math.prod(size)} numbers, of which {len(storage)} are there")
     return torch.as_strided(storage, size, stride, offset)
@@ -210,10 +213,10 @@ def _view(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int
 
 def _require_bytes(found: int, dtype: torch.dtype, count: int) -> None:
     if found != count * dtype.itemsize:
-        raise pickle.UnpicklingError("cut off")
+        raise pickle.UnpicklingError("truncated")
 
 
 def _numbers(data: bytes, dtype: torch.dtype, count: int) -> Tensor:
-    """(count,) of ``dtype``."""
+    """A tensor (count,) of ``dtype`` from raw bytes."""
     _require_bytes(len(data), dtype, count)
     return torch.frombuffer(bytearray(data), dtype=dtype) if count else torch.empty(0, dtype=dtype)

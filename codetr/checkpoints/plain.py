@@ -1,4 +1,4 @@
-"""What a file says of itself, as plain values: nothing in it is resolved, called or imported."""
+"""Metadata of a file as plain values: nothing in it is resolved, called or imported."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from codetr.errors import UserError
 
 MAX_DEPTH = 40
 MAX_VALUES = 200_000
-"""Of what a record may hold; ours are less than 10 levels deep and have a thousand values."""
+"""Limits for a record; ours are less than 10 levels deep and have about a thousand values."""
 INTERPOLATION = "${"
 _LEAVES = (str, int, float, bool, type(None))
 
 
 def plain(value: Any, source: str, what: str) -> Any:
-    """A copy in dictionaries, lists, texts, numbers, true, false and null alone, without a text
-    that OmegaConf would resolve: an interpolation can hide what is to be built, and its resolvers
-    are functions.
+    """A copy made of dicts, lists, strings, numbers, booleans and None only, without strings that
+    OmegaConf would resolve: an interpolation can hide what is going to be built, and calls
+    functions to resolve it.
 
-    ``source`` names the file in messages, ``what`` the part of it. Raises UserError for anything
-    else, and for what is too deep or too large for a record.
+    ``source`` is the file's name in messages, ``what`` that of the part. Raises UserError for other
+    types, interpolations, and values that are too deep or too large for a record.
     """
     copied = plain_text(value, source, what)
     for path, leaf in _leaves(copied, what):
@@ -34,7 +34,7 @@ def plain(value: Any, source: str, what: str) -> Any:
 
 
 def plain_text(value: Any, source: str, what: str) -> Any:
-    """As ``plain``, of what is never given to OmegaConf: texts may be anything."""
+    """As ``plain``, for values that are never passed to OmegaConf: strings may be anything."""
     count = 0
 
     def copied(part: Any, depth: int) -> Any:
@@ -58,7 +58,7 @@ def plain_text(value: Any, source: str, what: str) -> Any:
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every value that is no container, and every key, with where it is."""
+    """Every key and every value that is not a container, each with its path."""
     if isinstance(value, dict):
         for key, part in value.items():
             yield f"{path}, a key of it", key

@@ -1,4 +1,4 @@
-"""Putting a checkpoint's weights into a model, also where the model has other classes."""
+"""Loading a checkpoint's weights into a model, which may have other classes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from codetr.classes import ClassList
 from codetr.errors import UserError
 
 COUNTER = ".num_batches_tracked"
-"""Batch norm's step counter is no weight: a file may lack it."""
+"""Suffix of batch norm's step counters, which a file may lack."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """What became of a checkpoint's tensors: ``state`` is the whole of what the model holds now,
-    under ``detector.*`` and ``schemes.*``.
+    """What became of a checkpoint's tensors. ``state`` is the model's complete new state, under
+    ``detector.*`` and ``schemes.*``.
 
-    ``rows`` are the names of tensors whose rows were copied by class; ``missing`` are names of the
-    model that the file lacks (they keep their initial values), ``unknown`` names of the file that
-    the model lacks, ``misfits`` names of other shapes with both of them.
+    ``rows``: names of tensors whose rows were copied by class; ``missing``: names of the model that
+    the file lacks (they keep their initial values); ``unknown``: names of the file that the model
+    lacks; ``misfits``: names whose shapes differ, with both shapes.
     """
 
     state: dict[str, Tensor]
@@ -36,8 +36,8 @@ class Transfer:
     misfits: Mapping[str, str] = field(default_factory=dict)
 
     def tables(self) -> list[Table]:
-        """For the terminal: what became of each class, and in which modules; only what became of
-        the scaffolding where the classes are the same.
+        """Tables for the terminal: classes and modules with class rows, unless the classes are the
+        same, and tensors of training schemes that were not loaded.
         """
         found = [] if self.classes.identical else [self._class_table(), self._module_table()]
         return found + ([self._scheme_table()] if self._new_modules() else [])
@@ -58,7 +58,7 @@ class Transfer:
         return table
 
     def _new_modules(self) -> dict[str, list[str]]:
-        """Parts of the training schemes that do not come from the file, with the reason."""
+        """Names of tensors of training schemes that were not loaded, by reason."""
         reasons = dict.fromkeys(self.missing, "new: not in the checkpoint") | {
             name: f"new: {shapes}" for name, shapes in self.misfits.items()
         }
@@ -72,7 +72,7 @@ class Transfer:
     def _scheme_table(self) -> Table:
         table = Table("", "tensors", "such as", title="training schemes")
         for reason, names in self._new_modules().items():
-            table.add_row(reason, str(len(names)), short(names))
+            table.add_row(reason, str(len(names)), abbreviated(names))
         return table
 
 
@@ -120,10 +120,10 @@ def load_weights(
 ) -> Transfer:
     """Load a checkpoint into ``detector``, and into the training ``schemes`` if given.
 
-    ``detector`` was built for ``classes``. Where the checkpoint has others, rows are copied by
-    class name and those of new classes keep their initial values. The detector must be covered
-    exactly; schemes are scaffolding: what does not fit there keeps its initial values, and is
-    reported. ``source`` names the file in messages. Raises UserError.
+    ``detector`` was built for ``classes``. If the checkpoint has others, rows are copied by class
+    name, and those of new classes keep their initial values. All tensors of the detector must be
+    loaded; tensors of schemes that do not fit keep their initial values and are reported.
+    ``source`` is the file's name in messages. Raises UserError.
     """
     model = nn.ModuleDict({"detector": detector})
     weights = content.state
@@ -145,7 +145,9 @@ def load_weights(
 
 
 def objectness_layer(detector: nn.Module) -> str | None:
-    """Name of the class embedding that encoder proposals are ranked with, if by objectness."""
+    """Name of the class embedding that ranks encoder proposals, if these are ranked by
+    objectness.
+    """
     stage = getattr(getattr(detector, "query_init", None), "stage", None)
     if getattr(stage, "rank_by", None) != "objectness":
         return None
@@ -154,7 +156,7 @@ def objectness_layer(detector: nn.Module) -> str | None:
 
 
 def _detector_problems(done: Transfer) -> list[str]:
-    """One phrase per kind of difference between the file's detector and the model's."""
+    """A phrase for each kind of difference between the detectors of the file and of the model."""
     kinds = {
         "missing": done.missing,
         "unknown": done.unknown,
@@ -164,9 +166,9 @@ def _detector_problems(done: Transfer) -> list[str]:
         kind: [n.removeprefix(DETECTOR) for n in names if n.startswith(DETECTOR)]
         for kind, names in kinds.items()
     }
-    return [f"{len(names)} {kind} ({short(names)})" for kind, names in own.items() if names]
+    return [f"{len(names)} {kind} ({abbreviated(names)})" for kind, names in own.items() if names]
 
 
-def short(names: Sequence[str], limit: int = 3) -> str:
-    """The first few of a list."""
+def abbreviated(names: Sequence[str], limit: int = 3) -> str:
+    """The first ``limit`` names of a list."""
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

@@ -1,4 +1,4 @@
-"""Building objects from a configuration that came inside a file."""
+"""Building objects from the configuration in a file, which may not be trustworthy."""
 
 from __future__ import annotations
 
@@ -150,20 +150,20 @@ PARTS: Mapping[str, tuple[str, ...]] = {
         "RandomVerticalFlip",
     ),
 }
-"""What a file may build: the parts of a model, its data and its evaluation, by module. None of them
-calls, imports or builds what its arguments name.
+"""Classes that a file may instantiate, by module: parts of a model, its data and its evaluation.
+None of them calls, imports or builds what its arguments name.
 """
 NAMES = frozenset(f"{module}.{name}" for module, names in PARTS.items() for name in names)
 
 Path = tuple[str | int, ...]
-"""Keys and indices from the top of a configuration."""
+"""Keys and indices from the root of a configuration."""
 
 
 def build_trusted(config: Any, source: str, trust: bool = False) -> Any:
-    """Build what a part of a file's configuration says: exactly what ``require_trusted``, which
-    ``trust`` leaves out, was shown. Interpolation is refused in any case.
+    """Instantiate a part of a file's configuration: exactly the values that ``require_trusted`` has
+    checked, which ``trust`` skips. Interpolations are rejected in any case.
 
-    ``source`` names the file in messages. Raises UserError.
+    ``source`` is the file's name in messages. Raises UserError.
     """
     checked = plain(config, source, "configuration")
     if not trust:
@@ -172,10 +172,12 @@ def build_trusted(config: Any, source: str, trust: bool = False) -> Any:
 
 
 def build_part(checked: Any, source: str) -> Any:
-    """Build what was checked. Whatever constructors raise is one line, a UserError."""
+    """Instantiate a configuration that was checked. Any exception of a constructor becomes a
+    UserError of one line.
+    """
     try:
         return instantiate(checked)
-    except Exception as error:  # from arguments of a file, anything
+    except Exception as error:  # arguments from a file may cause any exception
         found = user_error(error)
         if found is not None:
             raise found from error
@@ -189,10 +191,10 @@ def build_part(checked: Any, source: str) -> Any:
 def require_trusted(config: Any, source: str, chosen: DictConfig | None = None) -> None:
     """Check every class that a ``plain`` configuration names, at any depth.
 
-    A checkpoint names classes to build its model from. One that comes from a stranger could name
-    any function of Python. ``source`` names the file in messages; what the user's own
-    configuration ``chosen`` names at the same place is not the file's. Raises UserError for any
-    other name that is not of ``PARTS``.
+    A checkpoint names the classes to build its model from; one from a stranger could name any
+    Python function. Allowed are the names of ``PARTS`` and those that the user's own configuration
+    ``chosen`` has at the same place. ``source`` is the file's name in messages. Raises UserError
+    for other names.
     """
     for path, target in targets(config):
         if isinstance(target, str) and target in NAMES:
@@ -206,7 +208,7 @@ def require_trusted(config: Any, source: str, chosen: DictConfig | None = None) 
 
 
 def targets(config: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Every ``_target_`` at any depth of dictionaries and lists, with where it is."""
+    """Every ``_target_`` at any depth of dicts and lists, with its path."""
     if isinstance(config, dict):
         if "_target_" in config:
             yield path, config["_target_"]
@@ -218,7 +220,7 @@ def targets(config: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def _named_at(config: Any, path: Path) -> Any:
-    """The ``_target_`` at a place of the user's configuration; None where it has none."""
+    """The ``_target_`` at a path of the user's configuration; None if it has none."""
     try:
         for key in (*path, "_target_"):
             if not isinstance(config, DictConfig | ListConfig):

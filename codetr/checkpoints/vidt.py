@@ -1,4 +1,4 @@
-"""Names of the official ViDT checkpoints (naver-ai/vidt, without the parts of ViDT+) and ours."""
+"""Conversion of official ViDT checkpoints (naver-ai/vidt, without the parts of ViDT+)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNREAD = (
     r"backbone\.norm[1-3]\.(weight|bias)",
     r"backbone\.layers\.\d\.downsample\.(expansion|norm2)\..*",
 )
-"""Parameters that the official code holds but never reads: they have no gradient there."""
+"""Parameters that the official code never uses: they get no gradient there."""
 
 _LAYER = r"transformer\.decoder\.(layers\.\d+)\."
 _OURS = r"detector.decoder.decoder.\1."
@@ -25,7 +25,7 @@ _BLOCK = r"backbone\.layers\.(\d)\.blocks\.(\d+)\."
 
 RULES: Rules = (
     *((pattern, DROPPED) for pattern in UNREAD),
-    (r"backbone\..*\.relative_position_index", DROPPED),  # a table that is computed
+    (r"backbone\..*\.relative_position_index", DROPPED),  # a computed table
     (r"backbone\.det_token", r"detector.backbone.tokens"),
     (r"backbone\.det_pos_embed", r"detector.backbone.positions"),
     (_BLOCK + r"det_pos_linear\.(.*)", r"detector.backbone.attention.\1.\2.position.\3"),
@@ -41,13 +41,13 @@ RULES: Rules = (
 
 
 def is_vidt(official: Mapping[str, Tensor]) -> bool:
-    """Whether names are those of ViDT."""
+    """Whether the names are those of ViDT."""
     return "backbone.det_pos_embed" in official and CLASS_EMBEDDING in official
 
 
 def convert_vidt(official: Mapping[str, Tensor]) -> Conversion:
-    """Rename an official state dict. Tokens lose the dimension of images, and the projections of
-    tokens, convolutions there, those of a kernel.
+    """Convert an official state dict. The batch dimension of tokens is removed, and the projections
+    of tokens, which are 1x1 convolutions there, become linear layers.
     """
     shaped = {key: _shaped(key, value) for key, value in official.items()}
     return convert_by(shaped, (*RULES, *_DECODER_RULES))
@@ -66,4 +66,4 @@ def _within(pattern: str, name: str) -> tuple[str, str]:
 
 
 _DECODER_RULES: Rules = tuple(_within(*rule) for rule in h_detr.RULES)
-"""The rest is as in Deformable DETR, one decoder further inside."""
+"""Rules of Deformable DETR, whose decoder is nested in ours."""

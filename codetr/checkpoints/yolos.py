@@ -1,4 +1,4 @@
-"""Names of the official YOLOS checkpoints (hustvl/YOLOS) and ours."""
+"""Conversion of official YOLOS checkpoints (hustvl/YOLOS)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from codetr.checkpoints.renaming import Conversion, Rules, convert_by, perceptron
 
 CLASS_EMBEDDING = "class_embed.layers.2.weight"
-"""Its rows are COCO's category ids, and background at the end."""
+"""Its rows are COCO's category ids, followed by background."""
 
 RULES: Rules = (
     (r"backbone\.(.*)", r"detector.backbone.body.\1"),
@@ -19,10 +19,10 @@ RULES: Rules = (
 
 
 def is_yolos(official: Mapping[str, Tensor]) -> bool:
-    """Whether names are those of YOLOS."""
+    """Whether the names are those of YOLOS."""
     return "backbone.det_token" in official and CLASS_EMBEDDING in official
 
 
 def convert_yolos(official: Mapping[str, Tensor]) -> Conversion:
-    """Rename an official state dict."""
+    """Convert an official state dict."""
     return convert_by(official, RULES)

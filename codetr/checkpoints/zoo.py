@@ -1,5 +1,5 @@
-"""Published weights by name: ``zoo:NAME``. The tables are conf/zoo, and ``$CODETR_HOME/zoo/*.yaml``
-for weights of one's own; what fetches a file is ``zoo_files``.
+"""Published weights by name: ``zoo:NAME``. Tables are in conf/zoo, and in
+``$CODETR_HOME/zoo/*.yaml`` for a user's own weights; ``zoo_files`` fetches the files.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from codetr.checkpoints.experiment import CONF, compose_experiment
 from codetr.errors import UserError
 
 ZOO = "zoo:"
-"""What stands before the name of published weights, where a file is expected."""
+"""Prefix of the name of published weights."""
 HOME = "CODETR_HOME"
-"""The environment variable that names the folder of files that are kept between runs."""
+"""Environment variable for the folder of files that are kept between runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Url:
-    """A file with an address of its own."""
+    """A file at a URL."""
 
     url: str
 
@@ -44,7 +44,7 @@ class HubFile:
 
 @dataclass(frozen=True, kw_only=True)
 class ByHand:
-    """A file without a stable address, which a person can get from ``page``."""
+    """A file without a stable URL, to be downloaded by hand from ``page``."""
 
     page: str
 
@@ -52,8 +52,8 @@ class ByHand:
 @dataclass(frozen=True, kw_only=True)
 class ZooEntry:
     """One published file: the ``experiment`` (with ``overrides``) that it belongs to, the published
-    box ``ap`` in percent, where it is, and what is known of its content: the first digits of its
-    ``sha256`` or all 64, and its size in ``bytes``. ``source`` says who published it.
+    box ``ap`` in percent, where it is available, and what is known of its content: its ``sha256``
+    or the first digits of it, and its size in ``bytes``. ``source`` is the publisher.
     """
 
     name: str
@@ -68,15 +68,15 @@ class ZooEntry:
 
     @property
     def file(self) -> str:
-        """Its name in our folder, whatever it is called elsewhere: no two entries share it."""
+        """Its file name in our folder, unique among entries."""
         place = self.place
-        told = place.url if isinstance(place, Url) else getattr(place, "file", "")
-        return f"{self.name}{'.safetensors' if told.endswith('.safetensors') else '.pth'}"
+        original = place.url if isinstance(place, Url) else getattr(place, "file", "")
+        return f"{self.name}{'.safetensors' if original.endswith('.safetensors') else '.pth'}"
 
     @property
     def pinned(self) -> bool:
-        """Whether its content is known, or at least its address is that of this very file: what
-        the branch of a hub's model holds may change any day.
+        """Whether its content cannot change unnoticed: its hash is known, or its address is not a
+        branch or tag on the Hub.
         """
         fixed = not isinstance(self.place, HubFile) or bool(
             re.fullmatch("[0-9a-f]{40}", self.place.revision or "")
@@ -84,12 +84,12 @@ class ZooEntry:
         return fixed or self.sha256 is not None
 
     def config(self, num_classes: int) -> DictConfig:
-        """The configuration of train.py that the file's model is of, evaluated as published."""
+        """The configuration of train.py for the file's model."""
         return compose_experiment(self.experiment, num_classes, self.overrides)
 
 
 PLACES = ("url", "hub", "page")
-"""The keys that say where a file is: an entry has one of them."""
+"""Keys for the location of a file: an entry has exactly one of them."""
 KEYS: Mapping[str, tuple[type, ...]] = {
     "experiment": (str,),
     "overrides": (list,),
@@ -97,7 +97,7 @@ KEYS: Mapping[str, tuple[type, ...]] = {
     "sha256": (str,),
     "bytes": (int,),
 }
-"""The other keys of an entry, and their types."""
+"""Other keys of an entry, with their types."""
 
 
 def home() -> Path:
@@ -106,26 +106,26 @@ def home() -> Path:
 
 
 def zoo_folder() -> Path:
-    """Where files of published weights lie, and tables of one's own."""
+    """The folder of downloaded weights and of the user's own tables."""
     return home() / "zoo"
 
 
 def read_zoo() -> dict[str, ZooEntry]:
-    """All entries by name, table by table. Raises UserError for a broken table, and a name that
-    stands in two.
+    """All entries by name, table by table. Raises UserError for an invalid table, and for a name
+    that is in two tables.
     """
     found: dict[str, ZooEntry] = {}
     for folder in (CONF / "zoo", zoo_folder()):
         for path in sorted(folder.glob("*.yaml")):
             for entry in read_table(path):
                 if entry.name in found:
-                    raise UserError(f"{path}: {entry.name} stands in another table: rename it")
+                    raise UserError(f"{path}: {entry.name} is also in another table: rename it")
                 found[entry.name] = entry
     return found
 
 
 def find_entry(source: str) -> ZooEntry:
-    """The entry of ``zoo:NAME``. Raises UserError, with names that are like it, if none has it."""
+    """The entry of ``zoo:NAME``. Raises UserError, with similar names, if there is none."""
     entries, name = read_zoo(), source.removeprefix(ZOO)
     if name not in entries:
         like = " or ".join(difflib.get_close_matches(name, entries, n=3, cutoff=0.5))
@@ -139,12 +139,12 @@ def find_entry(source: str) -> ZooEntry:
 
 
 def read_table(path: Path) -> Iterator[ZooEntry]:
-    """The entries of one table. Raises UserError for whatever is missing, unknown or misspelt."""
+    """The entries of one table. Raises UserError for missing, unknown and misspelt keys."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: is not valid YAML ({reason}): repair it") from None
+        raise UserError(f"{path}: not valid YAML ({reason}): repair it") from None
     if not isinstance(content, Mapping) or not isinstance(content.get("models"), Mapping):
         raise UserError(f"{path}: has no table 'models' of entries by name: see conf/zoo")
     common = {key: str(content.get(key, "")) for key in ("source", "license")}
@@ -163,26 +163,26 @@ def _entry(where: str, name: str, value: Any, common: Mapping[str, Any]) -> ZooE
             raise UserError(f"{where}.{key} is {part!r}: give a {KEYS[key][-1].__name__}")
     if not re.fullmatch("[0-9a-f]{0,64}", own.get("sha256", "")):
         raise UserError(f"{where}.sha256 is '{own['sha256']}': give its first digits, or all 64")
-    settled: dict[str, Any] = {
+    values: dict[str, Any] = {
         "experiment": name,
         **own,
         "overrides": tuple(own.get("overrides", ())),
     }
-    return ZooEntry(name=name, place=_place(where, value), **settled, **common)
+    return ZooEntry(name=name, place=_place(where, value), **values, **common)
 
 
 def _place(where: str, value: Mapping[str, Any]) -> Url | HubFile | ByHand:
     found = [key for key in PLACES if key in value]
     if len(found) != 1:
         raise UserError(f"{where}: give one of url, hub and page, not {found}")
-    told = value[found[0]]
+    place = value[found[0]]
     if found == ["hub"]:
         try:
-            return HubFile(**told)
+            return HubFile(**place)
         except TypeError:
             raise UserError(
-                f"{where}.hub is {told!r}: give repo, file and perhaps revision"
+                f"{where}.hub is {place!r}: give repo, file and optionally revision"
             ) from None
-    if not re.match("https?://", str(told)):
-        raise UserError(f"{where}.{found[0]} is '{told}': give an address of http or https")
-    return Url(url=told) if found == ["url"] else ByHand(page=told)
+    if not re.match("https?://", str(place)):
+        raise UserError(f"{where}.{found[0]} is '{place}': give an http or https URL")
+    return Url(url=place) if found == ["url"] else ByHand(page=place)

@@ -1,7 +1,7 @@
-"""The file of a zoo entry on this machine: fetched once, and the same ever after.
+"""Local files of zoo entries: downloaded once and verified on every use.
 
-Files lie in ``$CODETR_HOME/zoo`` (those of the Hub in its own cache); each has a record of its
-SHA-256 in that folder, ``FILE.sha256``.
+Files are in ``$CODETR_HOME/zoo`` (those of the Hub in its own cache). The SHA-256 of each is
+recorded in that folder as ``FILE.sha256``.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ from codetr.checkpoints.zoo import ZOO, ByHand, HubFile, Url, ZooEntry, zoo_fold
 from codetr.errors import UserError
 
 TIMEOUT = 10.0
-"""Seconds without an answer after which a server is given up."""
+"""Timeout of servers in seconds."""
 
 
-def local_file(entry: ZooEntry, trust: bool = False) -> Path:
-    """The file of ``entry``, downloaded with a progress bar if it is not here yet. Several
+def fetched_file(entry: ZooEntry, trust: bool = False) -> Path:
+    """The local file of ``entry``, downloaded with a progress bar if it is missing; concurrent
     processes download it once.
 
-    Raises UserError if it cannot be downloaded, is not the published one, or has changed since
-    its first use; and for an entry that neither a revision nor a hash pins, unless ``trust``.
+    Raises UserError if it cannot be downloaded, is not the published one, or has changed since its
+    first use; and for an entry that is pinned neither by a revision nor by a hash, unless
+    ``trust``.
     """
     folder = zoo_folder()
     path, record = folder / entry.file, folder / f"{entry.file}.sha256"
@@ -55,14 +56,14 @@ def local_file(entry: ZooEntry, trust: bool = False) -> Path:
                 part.replace(record)
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be used for published weights ({error}): name another folder by "
-            "the environment variable CODETR_HOME"
+            f"{folder}: cannot be used for published weights ({error}): set the environment "
+            "variable CODETR_HOME to another folder"
         ) from None
     return found
 
 
-def present(entry: ZooEntry) -> Path | None:
-    """The file of ``entry`` if it is on this machine; it is not looked into."""
+def local_path(entry: ZooEntry) -> Path | None:
+    """The path of ``entry``'s file if it exists on this machine; its content is not verified."""
     path = zoo_folder() / entry.file
     if path.is_file():
         return path
@@ -70,7 +71,7 @@ def present(entry: ZooEntry) -> Path | None:
 
 
 def _verify(entry: ZooEntry, path: Path, record: Path) -> str:
-    """The SHA-256 of a file. Raises UserError where it is not the published one, or not the one of
+    """The SHA-256 of a file. Raises UserError if it differs from the published one, or from that of
     the file's first use.
     """
     digest = _digest(path)
@@ -90,7 +91,7 @@ def _digest(path: Path) -> str:
 
 
 def _difference(entry: ZooEntry, digest: str) -> str:
-    """How a SHA-256 differs from what is known of the published file's; empty if it does not."""
+    """How a SHA-256 differs from the known digits of the published file's; empty if it does not."""
     known = entry.sha256 or ""
     if digest.startswith(known):
         return ""
@@ -98,11 +99,11 @@ def _difference(entry: ZooEntry, digest: str) -> str:
 
 
 def _fetch(entry: ZooEntry, path: Path, trust: bool) -> Path:
-    """Get the file from where it was published; ``path`` is for one without a place of its own."""
+    """Download the file, to ``path`` unless it goes to the Hub's cache."""
     place = entry.place
     if isinstance(place, ByHand):
         raise UserError(
-            f"{ZOO}{entry.name}: cannot be downloaded by a program: get it from {place.page} and "
+            f"{ZOO}{entry.name}: cannot be downloaded automatically: get it from {place.page} and "
             f"save it as {path}"
         )
     if isinstance(place, HubFile):
@@ -120,7 +121,9 @@ def _fetch(entry: ZooEntry, path: Path, trust: bool) -> Path:
 
 
 def _in_hub_cache(place: HubFile) -> Path | None:
-    """The file in the Hub's own cache, which other programs fill as well."""
+    """The path of the file in the Hub's own cache, which other programs share; None if it is not
+    there.
+    """
     try:
         found = try_to_load_from_cache(place.repo, place.file, revision=place.revision)
     except HFValidationError:
@@ -131,18 +134,18 @@ def _in_hub_cache(place: HubFile) -> Path | None:
 def _from_hub(name: str, place: HubFile, path: Path) -> Path:
     url = hf_hub_url(place.repo, place.file, revision=place.revision)
     try:
-        get_hf_file_metadata(url, timeout=TIMEOUT)  # the download itself tries for half a minute
+        get_hf_file_metadata(url, timeout=TIMEOUT)  # the download itself retries for half a minute
         return Path(hf_hub_download(place.repo, place.file, revision=place.revision))
-    except Exception as error:  # also those of the HTTP client, which differs between releases
+    except Exception as error:  # includes those of the HTTP client, which depends on the release
         raise _download_failed(name, url, error, path) from None
 
 
 def _download(entry: ZooEntry, place: Url, path: Path) -> None:
-    """Download to ``path``, which is there only if all of it came."""
+    """Download to ``path``, which exists only if the download was complete."""
     part = path.with_name(f"{path.name}.part")
     try:
         with _timeout(TIMEOUT):
-            with urlopen(place.url) as answer:  # quick where there is no network; tells the size
+            with urlopen(place.url) as answer:  # fails fast without a network; has the size
                 size = answer.headers.get("Content-Length")
             download_url_to_file(place.url, str(part))
         got = part.stat().st_size
@@ -153,7 +156,7 @@ def _download(entry: ZooEntry, place: Url, path: Path) -> None:
         part.replace(path)
     except (OSError, HTTPException) as error:
         if isinstance(error, HTTPError):
-            error.close()  # it is the server's answer, with its connection
+            error.close()  # it owns the connection to the server
         raise _download_failed(entry.name, place.url, error, path) from None
     finally:
         part.unlink(missing_ok=True)
@@ -172,7 +175,7 @@ def _download_failed(name: str, where: str, error: Exception, path: Path) -> Use
 
 @contextmanager
 def _timeout(seconds: float) -> Iterator[None]:
-    """Let sockets that are opened here give up; without it they wait for minutes."""
+    """Set the timeout of sockets opened in the block; by default they wait for minutes."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

@@ -1,4 +1,4 @@
-"""What there is in the zoo, as tables for the terminal."""
+"""The entries of the zoo as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rich import box
 from rich.table import Table
 
 from codetr.checkpoints.zoo import ByHand, HubFile, ZooEntry
-from codetr.checkpoints.zoo_files import present
+from codetr.checkpoints.zoo_files import local_path
 
 
 def zoo_tables(entries: Iterable[ZooEntry]) -> Iterator[Table]:
-    """A table per publisher, with a row per entry, the best AP last: name, published box AP in
-    percent, size in MB (blank where it is unknown before the file is here), how the file is got.
+    """A table per publisher with a row per entry, sorted by AP: name, published box AP in percent,
+    size in MB (blank if unknown), and whether the file is here or how it is obtained.
     """
     ordered = sorted(entries, key=lambda entry: (entry.source, entry.ap or 0.0, entry.name))
     for source, group in groupby(ordered, key=lambda entry: entry.source):
@@ -30,13 +30,13 @@ def zoo_tables(entries: Iterable[ZooEntry]) -> Iterator[Table]:
 
 
 def _size(entry: ZooEntry) -> str:
-    path = present(entry)
+    path = local_path(entry)
     size = entry.bytes if path is None else path.stat().st_size
     return "" if size is None else f"{size / 1e6:.0f}"
 
 
 def _state(entry: ZooEntry) -> str:
-    if present(entry) is not None:
+    if local_path(entry) is not None:
         return "here"
     if isinstance(entry.place, ByHand):
         return "by hand"

@@ -15,13 +15,13 @@ def _zoo(cfg: DictConfig, given: Sequence[str]) -> None:
     from rich.console import Console  # after hydra has answered --help and typos
 
     from codetr.checkpoints.zoo import find_entry, read_zoo, zoo_folder
-    from codetr.checkpoints.zoo_files import local_file
+    from codetr.checkpoints.zoo_files import fetched_file
     from codetr.checkpoints.zoo_table import zoo_tables
     from codetr.settings import check_settings
 
     check_settings(cfg, given, nulls=True)
     if cfg.checkpoint is not None:
-        print(local_file(find_entry(cfg.checkpoint), cfg.trust))
+        print(fetched_file(find_entry(cfg.checkpoint), cfg.trust))
         return
     Console().print(*zoo_tables(read_zoo().values()))
     print(f"files and tables of your own: {zoo_folder()} (set by CODETR_HOME)")

@@ -105,7 +105,7 @@ def test_other_settings_are_an_error_that_says_what_to_add(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"add model\.dim=48 model\.backbone\.middle=false$"):
         open_checkpoint(source, config())
     folder(tmp_path, patch_size=8)
-    with pytest.raises(UserError, match="patch_size=8 is a model that we do not have"):
+    with pytest.raises(UserError, match="models with patch_size=8 are not supported"):
         open_checkpoint(source, config())
 
 
@@ -146,7 +146,7 @@ def test_what_is_no_such_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="model_type is 'bert': give a folder of one of yolos, "):
         open_checkpoint(source, config())
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(UserError, match="is no table of settings"):
+    with pytest.raises(UserError, match="is no JSON object"):
         open_checkpoint(source, config())
     with pytest.raises(UserError, match="give the experiment it belongs to"):
         open_checkpoint(source)

@@ -12,7 +12,7 @@ from tiny_zoo import Server, served
 
 from codetr.checkpoints import zoo_files
 from codetr.checkpoints.zoo import ByHand, HubFile, Url, ZooEntry
-from codetr.checkpoints.zoo_files import local_file
+from codetr.checkpoints.zoo_files import fetched_file
 from codetr.errors import UserError
 
 CONTENT = bytes(range(256)) * 1000
@@ -40,7 +40,7 @@ def entry(place: Url | HubFile | ByHand, sha256: str | None = None) -> ZooEntry:
 
 def refused(entry: ZooEntry, trust: bool = False) -> str:
     with pytest.raises(UserError) as caught:
-        local_file(entry, trust)
+        fetched_file(entry, trust)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -55,14 +55,14 @@ def test_downloaded_once_and_its_hash_recorded(
     server: Server, folder: Path, known: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     published = entry(Url(url=server.url("dir/b.pth")), known)
-    path = local_file(published)
+    path = fetched_file(published)
     assert path == folder / "a.pth"
     assert path.read_bytes() == CONTENT
     assert "100%" in capsys.readouterr().err
     assert (folder / "a.pth.sha256").read_text() == f"{DIGEST}  a.pth\n"
     asked = len(server.asked)
     server.files.clear()
-    assert local_file(published) == path
+    assert fetched_file(published) == path
     assert len(server.asked) == asked
     assert capsys.readouterr().err == ""
     assert left_over(folder) == ["a.pth", "a.pth.sha256"]
@@ -71,7 +71,7 @@ def test_downloaded_once_and_its_hash_recorded(
 def test_several_processes_download_it_once(server: Server, folder: Path) -> None:
     published = entry(Url(url=server.url("dir/b.pth")))
     found: list[Path] = []
-    threads = [Thread(target=lambda: found.append(local_file(published))) for _ in range(4)]
+    threads = [Thread(target=lambda: found.append(fetched_file(published))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -94,7 +94,7 @@ def test_half_a_file_is_not_kept(server: Server, folder: Path, known: str | None
     assert f"the connection ended after {len(CONTENT) // 2} of {len(CONTENT)} bytes" in message
     assert left_over(folder) == []
     server.cut = None
-    assert local_file(entry(Url(url=server.url("dir/b.pth")), known)).read_bytes() == CONTENT
+    assert fetched_file(entry(Url(url=server.url("dir/b.pth")), known)).read_bytes() == CONTENT
 
 
 def test_what_is_not_there_is_one_line(server: Server, folder: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_file_put_there_by_hand_counts(folder: Path) -> None:
     assert "is not the published file" in refused(by_hand)
     assert left_over(folder) == ["a.pth"]
     (folder / "a.pth").write_bytes(CONTENT)
-    assert local_file(by_hand) == folder / "a.pth"
+    assert fetched_file(by_hand) == folder / "a.pth"
     assert (folder / "a.pth.sha256").is_file()
 
 
@@ -144,7 +144,7 @@ def test_a_file_that_changed_is_refused(folder: Path, known: str | None) -> None
     folder.mkdir(parents=True)
     by_hand = entry(ByHand(page="https://example.org/files"), known)
     (folder / "a.pth").write_bytes(CONTENT)
-    local_file(by_hand)
+    fetched_file(by_hand)
     (folder / "a.pth").write_bytes(CONTENT[:-1])
     message = refused(by_hand)
     assert message.startswith(f"{folder / 'a.pth'}: ")
@@ -166,7 +166,7 @@ def hub_cache(tmp_path: Path, revision: str = "c" * 40, content: bytes = CONTENT
 def test_a_folder_of_the_hub(tmp_path: Path, folder: Path, revision: str | None) -> None:
     path = hub_cache(tmp_path)
     place = HubFile(repo="user/model", file="weights.pth", revision=revision)
-    assert local_file(entry(place, DIGEST)) == path
+    assert fetched_file(entry(place, DIGEST)) == path
     assert (folder / "a.pth.sha256").read_text() == f"{DIGEST}  weights.pth\n"
     assert "is not the published file" in refused(entry(place, "00"))
     path.write_bytes(b"another")
@@ -201,7 +201,7 @@ def test_a_file_by_hand_stands_for_that_of_the_hub(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "a.pth").write_bytes(CONTENT)
     place = HubFile(repo="user/model", file="weights.pth")
-    assert local_file(entry(place)) == folder / "a.pth"
+    assert fetched_file(entry(place)) == folder / "a.pth"
 
 
 def test_a_folder_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,12 +216,12 @@ def test_a_shared_folder_may_be_read_only(folder: Path, monkeypatch: pytest.Monk
     folder.mkdir(parents=True)
     (folder / "a.pth").write_bytes(CONTENT)
     by_hand = entry(ByHand(page="https://example.org/files"))
-    local_file(by_hand)
+    fetched_file(by_hand)
 
     def read_only(path: Path) -> None:
         raise PermissionError(path)
 
     monkeypatch.setattr(zoo_files, "FileLock", read_only)
-    assert local_file(by_hand) == folder / "a.pth"
+    assert fetched_file(by_hand) == folder / "a.pth"
     (folder / "a.pth.sha256").unlink()
     assert "cannot be used" in refused(by_hand)
