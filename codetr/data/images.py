@@ -51,13 +51,16 @@ class PixelRules:
     """How files become pixels of 8 bits: images of more than ``max_megapixels`` are refused;
     ``grey_bits`` is how many bits grey values of deeper files have, such as 12 of a microscope's
     (None: as few of 8, 10, 12, 14 and 16 as the brightest pixel of the image needs). The upper 8
-    are kept. ``remedy`` is how messages call the setting of the limit, up to its value.
+    are kept. ``in_regions``: large files may be left undecoded until parts of them are looked at,
+    and the limit is one of parts; see ``codetr.data.regions``. ``remedy`` is how messages call the
+    setting of the limit, up to its value.
 
     Raises UserError where a number is out of range.
     """
 
     max_megapixels: float = 180.0
     grey_bits: int | None = None
+    in_regions: bool = False
     remedy: str = "set data.max_megapixels="
 
     def __post_init__(self) -> None:
@@ -111,17 +114,26 @@ def read_scaled(
     of pixels.
     """
     register_plugins()  # in every worker
+    with naming(path), unlimited(), Image.open(path) as file:
+        size, orientation = geometry(file)
+        require_smaller(path, size, rules)
+        accept(size)
+        turned = orientation in ON_THEIR_SIDE
+        if turned and isinstance(file, TiffImageFile):
+            file.filename = ""  # else Pillow may map it into memory as if it were upright already
+        if least:
+            file.draft(None, least if turned else least[::-1])  # heeded by JPEG alone
+        # Pillow would copy an image that is upright already.
+        upright = file if orientation == 1 else ImageOps.exif_transpose(file)
+        pixels = as_array(as_rgb(upright, rules.grey_bits))
+    return torch.from_numpy(pixels).permute(2, 0, 1), size
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turns what goes wrong with an image file into an ImageError that names it."""
     try:
-        with unlimited(), Image.open(path) as file:
-            size, orientation = _geometry(file)
-            require_smaller(path, size, rules)
-            accept(size)
-            if least:
-                turned = orientation in ON_THEIR_SIDE
-                file.draft(None, least if turned else least[::-1])  # heeded by JPEG alone
-            # Pillow would copy an image that is upright already.
-            upright = file if orientation == 1 else ImageOps.exif_transpose(file)
-            pixels = as_array(as_rgb(upright, rules.grey_bits))
+        yield
     except FileNotFoundError:
         raise ImageError(f"image {path} does not exist: restore the file or name another") from None
     except ImageError:
@@ -131,7 +143,6 @@ def read_scaled(
             f"cannot decode image {path} ({_reason(error)}): "
             f"{missing_plugin(path.name) or 'replace the file or leave it out'}"
         ) from None
-    return torch.from_numpy(pixels).permute(2, 0, 1), size
 
 
 def require_smaller(path: Path, size: tuple[int, int], rules: PixelRules) -> None:
@@ -141,8 +152,7 @@ def require_smaller(path: Path, size: tuple[int, int], rules: PixelRules) -> Non
         raise ImageError(
             f"image {path} has {size[1]}x{size[0]} pixels, which is more than "
             f"{rules.max_megapixels:g} million and takes {_PEAK_BYTES * megapixels:.0f} MB to "
-            f"read, also where it is looked at in tiles: {rules.remedy}{megapixels + 1:.0f}, or "
-            "cut the image into smaller files"
+            f"read: {rules.remedy}{megapixels + 1:.0f}, or cut the image into smaller files"
         )
 
 
@@ -164,7 +174,7 @@ def read_geometry(path: Path) -> Geometry:
     register_plugins()
     try:
         with unlimited(), Image.open(path) as file:
-            return _geometry(file)
+            return geometry(file)
     except Exception as error:  # Pillow's readers of headers raise many kinds, too
         raise ImageError(
             f"cannot read image {path} ({_reason(error)}): "
@@ -177,8 +187,8 @@ def read_size(path: Path) -> tuple[int, int]:
     return read_geometry(path).size
 
 
-def _geometry(file: Image.Image) -> Geometry:
-    """Of a file that is only opened."""
+def geometry(file: Image.Image) -> Geometry:
+    """As ``read_geometry``, of a file that is only opened."""
     width, height = file.size
     if isinstance(file, TiffImageFile):  # Pillow may have exchanged its sides already
         width, height = (file.tag_v2[key] for key in (IMAGEWIDTH, IMAGELENGTH))
@@ -199,7 +209,7 @@ def as_rgb(image: Image.Image, grey_bits: int | None = None) -> Image.Image:
         raise ValueError("floating-point pixels have no fixed range")
     if image.mode.startswith("I"):
         values = np.asarray(image)
-        bits = grey_bits or _depth(int(values.max(initial=0)))
+        bits = grey_bits or depth(int(values.max(initial=0)))
         image = Image.fromarray((values >> (bits - 8)).clip(0, 255).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
 
@@ -219,6 +229,6 @@ def as_array(image: Image.Image) -> NDArray[np.uint8]:
     return pixels
 
 
-def _depth(brightest: int) -> int:
+def depth(brightest: int) -> int:
     """The fewest bits of the usual depths that hold a value."""
     return next((bits for bits in (8, 10, 12, 14, 16) if brightest < 2**bits), 32)

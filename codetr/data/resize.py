@@ -15,9 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from codetr.data.regions import Regions
+
 Window = tuple[int, int, int, int]
 """Top, left, height and width of a part of an image, pixels."""
 
+_BAND_PIXELS = 2**20
+"""Of what ``resize_regions`` looks at at a time."""
 _WEIGHT_ONE = 2048  # OpenCV's 11-bit interpolation weights
 
 
@@ -72,18 +76,45 @@ def resize_bilinear_opencv(
     lies channels-last in memory, which is also the fastest to be given. Raises TypeError for other
     dtypes.
     """
-    from codetr.data.resize_loops import interpolate  # numba takes half a second to import
-
     if image.dtype != torch.uint8:
         raise TypeError(f"resize_bilinear_opencv takes uint8 images, not {image.dtype}")
+    return _opencv(image, size, window or (0, 0, *size), step=size[0])
+
+
+def _opencv(image: Regions, size: tuple[int, int], window: Window, step: int) -> Tensor:
+    """``resize_bilinear_opencv``, of which ``step`` rows are made at a time."""
+    from codetr.data.resize_loops import interpolate  # numba takes half a second to import
+
     channels, height, width = image.shape
-    top, left, shown_height, shown_width = window or (0, 0, *size)
+    top, left, shown_height, shown_width = window
     rows = _neighbours(height, size[0], clamp_position=False)[:, top : top + shown_height]
     columns = _neighbours(width, size[1], clamp_position=True)[:, left : left + shown_width]
-    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy()).reshape(height, width * channels)
     out = np.empty((shown_height, shown_width * channels), np.uint8)
-    interpolate(pixels, channels, rows, columns, out)
+    for start in range(0, shown_height, step):
+        part = rows[:, start : start + step].copy()
+        first, last = int(part[0, 0]), int(part[1, -1])
+        part[:2] -= first
+        pixels = image[:, first : last + 1, :].permute(1, 2, 0).numpy()
+        flat = np.ascontiguousarray(pixels).reshape(last + 1 - first, width * channels)
+        interpolate(flat, channels, part, columns, out[start : start + step])
     return torch.from_numpy(out).view(shown_height, shown_width, channels).permute(2, 0, 1)
+
+
+def resize_regions(image: Regions, size: tuple[int, int], antialias: bool) -> Tensor:
+    """What ``resize_bilinear`` makes of ``image``, looked at in bands: to the bit or, where torch
+    does not compute in uint8 (Intel processors without AVX2), to one grey level.
+    """
+    channels, height, width = image.shape
+    step = max(1, _BAND_PIXELS // width)
+    if not antialias:
+        return _opencv(image, size, (0, 0, *size), max(1, step * size[0] // height))
+    # torch resizes across, rounds, and then resizes down
+    narrow = torch.empty(height, size[1], channels, dtype=torch.uint8)
+    for top in range(0, height, step):
+        band = image[:, top : top + step, :]
+        across = resize_bilinear(band, (band.shape[1], size[1]), antialias)
+        narrow[top : top + step] = across.permute(1, 2, 0)
+    return resize_bilinear(narrow.permute(2, 0, 1), size, antialias)
 
 
 def _neighbours(source: int, target: int, clamp_position: bool) -> NDArray[np.int32]:

@@ -14,8 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from codetr.checkpoints.convert import FOREIGN, OFFICIAL, open_checkpoint
 from codetr.checkpoints.files import DetectorFile
 from codetr.checkpoints.trusted import build_trusted
+from codetr.data.images import ImageError
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess
+from codetr.inference.prediction import Prediction
 from codetr.inference.predictor import Predictor, build_predictor
 from codetr.inference.results import Writer, writers
 from codetr.inference.sources import Broken, Frame, Source, open_source
@@ -158,8 +160,7 @@ def run(
         with Progress(*columns, TimeRemainingColumn()) as progress:
             task = progress.add_task("predicting", total=len(source) or None)
             for frames in chunks(counted(source, progress, task, broken), batch):
-                found = predictor.predict([frame.image for frame in frames], threshold)
-                for frame, seen in zip(frames, found, strict=True):  # type: ignore[arg-type]
+                for frame, seen in found_in(predictor, frames, threshold, broken):
                     for output in outputs:
                         output.add(frame, seen)
                     images, boxes = images + 1, boxes + len(seen)
@@ -167,6 +168,25 @@ def run(
         for output in outputs:
             output.close()
     return Summary(images=images, boxes=boxes, broken=tuple(broken))
+
+
+def found_in(
+    predictor: Predictor, frames: Sequence[Frame], threshold: float, broken: list[Broken]
+) -> Iterator[tuple[Frame, Prediction]]:
+    """The frames with what is found in them. Those of large files may turn out to be damaged only
+    here: they are reported and noted in ``broken``.
+    """
+    try:
+        found = predictor.predict([frame.image for frame in frames], threshold)
+    except ImageError as error:
+        if len(frames) == 1:
+            log.warning("skipped: %s", error)
+            broken.append(Broken(name=frames[0].name, reason=str(error)))
+            return
+        for frame in frames:
+            yield from found_in(predictor, [frame], threshold, broken)
+    else:
+        yield from zip(frames, found, strict=True)  # type: ignore[arg-type]
 
 
 def counted(

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from codetr.data.augment import Augmentation
 from codetr.data.collate import Collate
-from codetr.data.sample import as_sample
+from codetr.data.prepare import prepared
+from codetr.data.regions import Regions
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess
 from codetr.evaluation.detect import detect
@@ -36,7 +37,7 @@ class DetectorFinder:
     autocast: torch.dtype | None = None
     batch: int = 1
 
-    def __call__(self, images: Sequence[Tensor]) -> tuple[Detections, ...]:
+    def __call__(self, images: Sequence[Regions]) -> tuple[Detections, ...]:
         """One ``Detections`` per uint8 image (3, H, W), on the CPU."""
         found: list[Detections] = []
         for start in range(0, len(images), self.batch):
@@ -44,8 +45,8 @@ class DetectorFinder:
         return tuple(found)
 
     @torch.inference_mode()
-    def _together(self, images: Sequence[Tensor]) -> list[Detections]:
-        batch = self.collate([self.resize(as_sample(image)) for image in images])
+    def _together(self, images: Sequence[Regions]) -> list[Detections]:
+        batch = self.collate([prepared(image, self.resize) for image in images])
         on_device = batch.images.to(self.device)
         with torch.autocast(
             self.device.type, dtype=self.autocast, enabled=self.autocast is not None

@@ -16,10 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from codetr.data.images import DEFAULT_RULES, PixelRules, as_array, as_rgb, read_image
+from codetr.data.regions import Regions, TiffImage, open_image
 from codetr.errors import UserError
 
-ImageLike = str | Path | Image.Image | np.ndarray | Tensor
-"""A file; an http(s) address; a Pillow image; a uint8 array (H, W, 3) or tensor (3, H, W), RGB."""
+ImageLike = str | Path | Image.Image | np.ndarray | Regions
+"""A file; an http(s) address; a Pillow image; a uint8 array (H, W, 3) or tensor (3, H, W), RGB;
+what ``open_image`` returns.
+"""
 
 MOST_BYTES = 256 * 2**20
 """Of an image behind an address."""
@@ -27,17 +30,18 @@ PATIENCE = 30.0
 """Seconds without an answer."""
 
 
-def as_image(value: ImageLike, rules: PixelRules = DEFAULT_RULES) -> Tensor:
-    """Any of them as a uint8 RGB tensor (3, H, W) on the CPU.
+def as_image(value: ImageLike, rules: PixelRules = DEFAULT_RULES) -> Regions:
+    """Any of them as a uint8 RGB tensor (3, H, W) on the CPU or, where ``rules`` say so, as a large
+    file that is read in regions.
 
     Files are turned upright by their EXIF orientation; Pillow images, arrays and tensors are taken
-    as they are. ``rules`` are those of ``read_image``. Raises UserError for anything else, and for
+    as they are. ``rules`` are those of ``open_image``. Raises UserError for anything else, and for
     a file that cannot be read.
     """
     if isinstance(value, str) and value.startswith(("http://", "https://")):
         return _fetch(value, rules)
     if isinstance(value, str | Path):
-        return read_image(Path(value), rules)
+        return open_image(Path(value), rules)
     if isinstance(value, Image.Image):
         try:
             return torch.from_numpy(as_array(as_rgb(value, rules.grey_bits))).permute(2, 0, 1)
@@ -45,6 +49,8 @@ def as_image(value: ImageLike, rules: PixelRules = DEFAULT_RULES) -> Tensor:
             raise UserError(
                 f"a Pillow image of mode {value.mode} ({error}): give one of 8 bits, mode RGB or L"
             ) from None
+    if isinstance(value, TiffImage):
+        return value
     if isinstance(value, np.ndarray):
         if value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3 and value.size:
             return _channels_first(value)
@@ -100,7 +106,7 @@ class _Limited:
 def is_one_image(value: ImageLike | Sequence[ImageLike]) -> bool:
     """Whether it is a single image rather than several; what is neither is one, refused later."""
     several = isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | Mapping)
-    return isinstance(value, str | Path | Image.Image | np.ndarray | Tensor) or not several
+    return isinstance(value, ImageLike) or not several
 
 
 def _channels_first(pixels: np.ndarray) -> Tensor:

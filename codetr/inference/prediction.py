@@ -18,6 +18,7 @@ from codetr.errors import UserError
 from codetr.evaluation.encoding import encode
 from codetr.evaluation.report import prediction_records
 from codetr.inference.draw import draw_boxes
+from codetr.masks import paste
 from codetr.structures import Detections
 
 T = TypeVar("T", bound="Prediction")
@@ -29,10 +30,12 @@ class Prediction(Detections):
     ``scores`` (n,), ``labels`` (n,) class indices, and ``names``; ``masks`` of models that find
     such.
 
-    ``class_list``: all classes of the model; ``pixels``: the image, uint8 (H, W, 3) RGB.
+    ``class_list``: all classes of the model; ``size``: (height, width) of the image; ``pixels``:
+    the image, uint8 (H, W, 3) RGB, or a smaller picture of one that was read in regions.
     """
 
     class_list: ClassList
+    size: tuple[int, int]
     pixels: np.ndarray
 
     @property
@@ -59,24 +62,25 @@ class Prediction(Detections):
         """
         return None if self.cells is None else self.cells.scores
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the image."""
-        return self.pixels.shape[0], self.pixels.shape[1]
-
     def take(self: T, index: Tensor | slice) -> T:
         """The detections that ``index`` picks, of the same image."""
         return super().take(index)  # the image is an array, which is no tensor to pick from
 
-    def plot(self) -> Image.Image:
-        """The image with boxes, class names, scores and masks; a small one is enlarged for its
-        labels.
+    def drawn(self) -> Tensor:
+        """The picture (3, h, w) with boxes, class names, scores and masks; a small one is enlarged
+        for its labels.
         """
         image = torch.from_numpy(self.pixels).permute(2, 0, 1)
-        boxes, scores = self.boxes_xyxy_px, self.scores.float()
-        drawn: Image.Image = to_pil_image(
-            draw_boxes(image, boxes, self.labels, self.classes, scores, masks=self.masks)
-        )
+        shown = image.shape[1], image.shape[2]
+        y, x = (part / whole for part, whole in zip(shown, self.size, strict=True))
+        boxes = self.boxes_xyxy_px * self.boxes_xyxy_px.new_tensor([x, y, x, y])
+        scores = self.scores.float()
+        masks = None if self.cells is None else paste(self.cells.probabilities, boxes, shown)
+        return draw_boxes(image, boxes, self.labels, self.classes, scores, masks=masks)
+
+    def plot(self) -> Image.Image:
+        """``drawn`` as a Pillow image."""
+        drawn: Image.Image = to_pil_image(self.drawn())
         return drawn
 
     def save(self, path: str | Path) -> Path:
@@ -157,7 +161,7 @@ class Prediction(Detections):
         )
 
     def __repr__(self) -> str:
-        height, width = self.pixels.shape[:2]
+        height, width = self.size
         best = [f"{n} {s:.2f}" for n, s in zip(self.names[:3], self.scores.tolist(), strict=False)]
         shown = ", ".join(best) + (", ..." if len(self) > len(best) else "")
         return f"Prediction({len(self)} in {width} x {height} pixels: {shown})"

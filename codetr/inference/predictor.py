@@ -18,6 +18,8 @@ from codetr.checkpoints.transfer import load_weights
 from codetr.checkpoints.trusted import build_trusted
 from codetr.data.collate import Collate
 from codetr.data.images import DEFAULT_RULES, PixelRules
+from codetr.data.regions import Regions
+from codetr.data.resize import fitted_size, resize_regions
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess
 from codetr.inference import hub
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 
 THRESHOLD = 0.3
 """Of scores, where a predictor is called; as conf/predict.yaml."""
+PICTURE_SIDE = 2048
+"""Pixels of what is shown of an image that is read in regions."""
 
 
 class Predictor(ModelHubMixin):
@@ -72,7 +76,8 @@ class Predictor(ModelHubMixin):
                 labels=seen.labels,
                 cells=seen.cells,
                 class_list=self.record.classes,
-                pixels=image.permute(1, 2, 0).numpy(),
+                pixels=picture(image).permute(1, 2, 0).numpy(),
+                size=(image.shape[-2], image.shape[-1]),
             ).take(seen.scores > threshold)
             for image, seen in zip(looked_at, self.finder(looked_at), strict=True)
         ]
@@ -179,7 +184,8 @@ def load(
         trust: build whatever classes the file names, not only those of ``codetr``: classes of your
             own. Never for files of strangers, which could run any code. Also: download published
             weights that neither a revision nor a hash pins.
-        max_megapixels: larger image files are refused.
+        max_megapixels: larger image files are refused; with ``views.tile``, of TIFF files that can
+            be read in regions larger regions.
 
     Raises UserError for whatever a user can correct.
     """
@@ -243,9 +249,10 @@ def build_predictor(
     rules = PixelRules(
         max_megapixels=max_megapixels,
         grey_bits=data.get("grey_bits") if isinstance(data, Mapping) else None,
+        in_regions=views.tile is not None,
         remedy="give max_megapixels=",
     )
-    finder = views.compose(finders, postprocess.max_detections)
+    finder = views.compose(finders, postprocess.max_detections, batch)
     return Predictor(finder, detector, record, rules, results_of(source))
 
 
@@ -286,3 +293,14 @@ def build_detector(content: DetectorFile, source: str, trust: bool = False) -> n
         )
     load_weights(content, source, detector, content.record.classes)
     return detector.eval().requires_grad_(False)
+
+
+def picture(image: Regions) -> Tensor:
+    """``image`` or, of one that is read in regions, a picture (3, h, w) that fits into
+    ``PICTURE_SIDE``.
+    """
+    if isinstance(image, Tensor):
+        return image
+    size = image.shape[-2], image.shape[-1]
+    side = min(PICTURE_SIDE, max(size))
+    return resize_regions(image, fitted_size(size, side, side), antialias=True)

@@ -9,14 +9,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 
 from codetr.classes import ClassList
 from codetr.csv_text import as_cell
 from codetr.evaluation.detection_metric import EncodedMasks
 from codetr.evaluation.encoding import encode
 from codetr.evaluation.report import prediction_records, write_json
-from codetr.inference.draw import draw_boxes
 from codetr.inference.prediction import Prediction
 from codetr.inference.sources import Frame, Source, Video
 
@@ -112,7 +110,7 @@ class Pictures:
         if path.suffix.lower() not in WRITABLE:
             path = path.with_name(f"{path.name}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
-        to_pil_image(annotated(frame, found)).save(path)
+        found.plot().save(path)
 
     def close(self) -> None:
         """See ``Writer``."""
@@ -135,7 +133,7 @@ class AnnotatedVideo:
         """See ``Writer``."""
         import av
 
-        picture = annotated(frame, found)
+        picture = found.drawn()
         height, width = (side // 2 * 2 for side in picture.shape[-2:])  # H.264 halves the colours
         if not self._started:
             self._stream.height, self._stream.width, self._started = height, width, True
@@ -149,18 +147,6 @@ class AnnotatedVideo:
             for packet in self._stream.encode():
                 self._container.mux(packet)
         self._container.close()
-
-
-def annotated(frame: Frame, found: Prediction) -> Tensor:
-    """The image with its boxes and masks; small ones are enlarged so that labels can be read."""
-    return draw_boxes(
-        frame.image,
-        found.boxes_xyxy_px,
-        found.labels,
-        found.classes,
-        found.scores.float(),
-        masks=found.masks,
-    )
 
 
 def writers(folder: Path, source: Source, classes: ClassList, pictures: bool) -> list[Writer]:

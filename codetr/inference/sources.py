@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from codetr.data.files import FileIndex, counted_suffixes, is_image, missing_plugin
-from codetr.data.images import DEFAULT_RULES, ImageError, PixelRules, read_image, require_smaller
+from codetr.data.images import DEFAULT_RULES, ImageError, PixelRules, require_smaller
+from codetr.data.regions import Regions, open_image
 from codetr.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class Frame:
     """An image to look at: ``name`` relative to what was asked for; ``number`` in a video."""
 
     name: str
-    image: Tensor
+    image: Regions
     number: int | None = None
 
 
@@ -54,7 +54,7 @@ class ImageFiles:
         for path in self.paths:
             name = path.relative_to(self.root).as_posix()
             try:
-                yield Frame(name=name, image=read_image(path, self.rules))
+                yield Frame(name=name, image=open_image(path, self.rules))
             except ImageError as error:
                 yield Broken(name=name, reason=str(error))
 

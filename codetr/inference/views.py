@@ -1,22 +1,25 @@
 """Test-time augmentation: a finder that looks at an image in several ways.
 
 A finder is a callable from uint8 RGB images (3, H, W) to their detections, in pixels of those
-images. What stands here takes finders and is one.
+images; large ones may be files that are read in regions. What stands here takes finders and is one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from codetr.data.regions import Regions
 from codetr.errors import UserError
 from codetr.masks import joined_masks
 from codetr.nms import Nms, Suppress
 from codetr.structures import Detections
+
+T = TypeVar("T")
 
 SIDES = ("short", "long", "canvas")
 """What an evaluation's resize calls the pixels that it aims at."""
@@ -25,7 +28,7 @@ SIDES = ("short", "long", "canvas")
 class Finder(Protocol):
     """Finds objects in images."""
 
-    def __call__(self, images: Sequence[Tensor]) -> tuple[Detections, ...]:
+    def __call__(self, images: Sequence[Regions]) -> tuple[Detections, ...]:
         """One ``Detections`` per uint8 image (3, H, W), on the CPU, best score first."""
         ...
 
@@ -36,7 +39,7 @@ class Mirrored:
 
     finder: Finder
 
-    def __call__(self, images: Sequence[Tensor]) -> tuple[Detections, ...]:
+    def __call__(self, images: Sequence[Regions]) -> tuple[Detections, ...]:
         """See ``Finder``."""
         found = self.finder([image.flip(-1) for image in images])
         return tuple(
@@ -57,7 +60,7 @@ class Several:
     suppress: Suppress
     limit: int
 
-    def __call__(self, images: Sequence[Tensor]) -> tuple[Detections, ...]:
+    def __call__(self, images: Sequence[Regions]) -> tuple[Detections, ...]:
         """See ``Finder``."""
         views = [finder(images) for finder in self.finders]
         return tuple(merged(view, self.suppress, self.limit) for view in zip(*views, strict=True))
@@ -70,8 +73,9 @@ class Tiled:
     Neighbouring tiles share at least ``overlap`` of a tile. A box that ends within ``border``
     pixels of a tile's edge, where the image goes on, is a cut object: it is dropped, since another
     tile has the whole of it, or the view of the whole image where it is larger than the overlap.
-    Images that fit into one tile are looked at once. Akyol et al., "Slicing Aided Hyper Inference"
-    (arXiv 2202.06934), section 3, with that rule for cut objects.
+    Images that fit into one tile are looked at once; of others ``batch`` views are made at a time.
+    Akyol et al., "Slicing Aided Hyper Inference" (arXiv 2202.06934), section 3, with that rule for
+    cut objects.
 
     Raises UserError where a number is out of range.
     """
@@ -82,6 +86,7 @@ class Tiled:
     tile: int
     overlap: float = 0.25
     border: float = 4.0
+    batch: int = 1
 
     def __post_init__(self) -> None:
         if self.tile < 32:
@@ -89,11 +94,11 @@ class Tiled:
         if not 0 <= self.overlap < 1:
             raise UserError(f"views.overlap={self.overlap}: give a share in [0, 1)")
 
-    def __call__(self, images: Sequence[Tensor]) -> tuple[Detections, ...]:
+    def __call__(self, images: Sequence[Regions]) -> tuple[Detections, ...]:
         """See ``Finder``."""
         return tuple(self._one(image) for image in images)
 
-    def _one(self, image: Tensor) -> Detections:
+    def _one(self, image: Regions) -> Detections:
         height, width = image.shape[-2:]
         if max(height, width) <= self.tile:
             return self.finder([image])[0]
@@ -102,13 +107,21 @@ class Tiled:
             for y in tile_starts(height, self.tile, self.overlap)
             for x in tile_starts(width, self.tile, self.overlap)
         ]
-        tiles = [image[:, y : y + self.tile, x : x + self.tile] for x, y in corners]
-        found = self.finder([*tiles, image])
+        found: list[Detections] = []
+        for group in grouped([*corners, None], self.batch):
+            found += self.finder([self._view(image, corner) for corner in group])
         views = [
             self._whole_objects(one, corner, (width, height))
             for one, corner in zip(found, corners, strict=False)  # the last is the whole image
         ]
         return merged([*views, found[-1]], self.suppress, self.limit)
+
+    def _view(self, image: Regions, corner: tuple[int, int] | None) -> Regions:
+        """The tile whose top left is at ``corner`` (x, y), or the image."""
+        if corner is None:
+            return image
+        x, y = corner
+        return image[:, y : y + self.tile, x : x + self.tile]
 
     def _whole_objects(
         self, found: Detections, corner: tuple[int, int], image_wh: tuple[int, int]
@@ -154,13 +167,20 @@ class Views:
         """
         return tuple(scaled(resize, factor, source) for factor in self.scales)
 
-    def compose(self, finders: Sequence[Finder], limit: int) -> Finder:
-        """One finder from those of each scale; ``limit`` detections per image come out."""
+    def compose(self, finders: Sequence[Finder], limit: int, batch: int = 1) -> Finder:
+        """One finder from those of each scale; ``limit`` detections per image come out. ``batch``
+        is how many images they take at a time.
+        """
         seen = [*finders, *(Mirrored(finder) for finder in finders if self.flip)]
         finder = seen[0] if len(seen) == 1 else Several(seen, self.merge, limit)
         if self.tile is None:
             return finder
-        return Tiled(finder, self.merge, limit, self.tile, self.overlap)
+        return Tiled(finder, self.merge, limit, self.tile, self.overlap, batch=batch)
+
+
+def grouped(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """``size`` at a time; the last ones may be fewer."""
+    return (values[start : start + size] for start in range(0, len(values), size))
 
 
 def tile_starts(size: int, tile: int, overlap: float) -> list[int]:

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
 from codetr.conf_folder import conf_folder
+from codetr.data.regions import Regions
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess
 from codetr.evaluation.detect import detect
@@ -64,7 +65,7 @@ class MainBranch(nn.Module):
 class Finder(Protocol):
     """Finds objects in uint8 RGB images (3, H, W), as ``codetr.inference.views`` has it."""
 
-    def __call__(self, images: Sequence[Tensor]) -> tuple[Detections, ...]:
+    def __call__(self, images: Sequence[Regions]) -> tuple[Detections, ...]:
         """Detections of every image, on the CPU."""
         ...
 
@@ -76,10 +77,10 @@ class BranchFinder:
     """
 
     branch: Branch
-    prepare: Callable[[Tensor], Batch]
+    prepare: Callable[[Regions], Batch]
     device: torch.device
 
-    def __call__(self, images: Sequence[Tensor]) -> tuple[Detections, ...]:
+    def __call__(self, images: Sequence[Regions]) -> tuple[Detections, ...]:
         """See ``Finder``."""
         return tuple(
             self.branch(self.prepare(image).to(self.device))[0].to("cpu") for image in images
@@ -95,7 +96,7 @@ class ViewedBranch(nn.Module):
     def __init__(
         self,
         branch: Branch,
-        prepare: Sequence[Callable[[Tensor], Batch]],
+        prepare: Sequence[Callable[[Regions], Batch]],
         compose: Callable[[Sequence[Finder]], Finder],
     ) -> None:
         super().__init__()

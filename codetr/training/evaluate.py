@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
 from codetr.checkpoints.convert import FOREIGN, OFFICIAL, open_checkpoint
 from codetr.checkpoints.experiment import without_initial_weights
@@ -22,7 +22,8 @@ from codetr.classes import ClassList, require_known_classes, with_ids_of
 from codetr.data.augment import Augmentation
 from codetr.data.collate import Collate
 from codetr.data.datamodule import CocoDataModule
-from codetr.data.sample import as_sample
+from codetr.data.prepare import prepared
+from codetr.data.regions import Regions
 from codetr.errors import UserError
 from codetr.models.detectors.protocol import MAIN
 from codetr.run_folder import RunFolder
@@ -171,9 +172,9 @@ def choose_views(chosen: DictConfig, cfg: DictConfig, source: str) -> Callable[[
     return lambda branch: ViewedBranch(branch, prepare, compose)
 
 
-def batch_of_one(resize: Augmentation, collate: Collate, image: Tensor) -> Batch:
+def batch_of_one(resize: Augmentation, collate: Collate, image: Regions) -> Batch:
     """A uint8 image (3, H, W) as the network gets it."""
-    return collate([resize(as_sample(image))])
+    return collate([prepared(image, resize)])
 
 
 def build_branch(cfg: DictConfig, content: DetectorFile, source: str) -> Branch:

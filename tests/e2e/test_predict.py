@@ -3,20 +3,25 @@
 import csv
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from commands import Command
+from commands import Command, environment
 from hydra import compose, initialize_config_dir
 from PIL import Image
 from pycocotools.coco import COCO
+from tiff_files import Layout, encoded, write_image, write_parts
 from tiny_checkpoint import CLASSES, save_tiny
 from tiny_official import TINY, save_official, tiny_model, to_official
 
 from codetr.conf_folder import conf_folder
+from codetr.data import regions
 from codetr.errors import UserError
+from codetr.inference import predictor
 from codetr.inference.command import OF_EXPORT, OF_PREDICTION, Summary, predict, require_used
 
 CONF = conf_folder()
@@ -147,6 +152,98 @@ def test_pattern_and_views(tiny: Path, photos: Path, tmp_path: Path) -> None:
     )
     assert plain.boxes < several.boxes <= 300
     assert not (tmp_path / "b/images").exists()
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    """A folder with the same image as a TIFF in tiles, which counts as large, and as a PNG."""
+    folder = tmp_path / "scan"
+    folder.mkdir()
+    random = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    image = Image.fromarray(random).resize((360, 240))
+    image.save(folder / "a.png")
+    write_image(folder / "b.tif", image, Layout(chunk=(64, 80)), "tiff_lzw")
+    return folder
+
+
+def test_tiles_of_a_large_file_are_read_alone(
+    tmp_path: Path, scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(regions, "LARGE", 0)
+    monkeypatch.setattr(predictor, "PICTURE_SIDE", 120)
+    monkeypatch.setattr("codetr.data.resize._BAND_PIXELS", 4000)
+    shrinking = save_tiny(tmp_path / "a.safetensors", "augmentation=small")
+    told = [f"checkpoint={shrinking}", f"source={scan}", "threshold=0", "views.tile=128"]
+    with monkeypatch.context() as patched:
+        patched.setattr(predictor, "fitted_size", pytest.fail)  # in what is not read in regions
+        patched.setattr(regions, "LARGE", 2**20)
+        predicted(tmp_path / "whole", *told)
+    told.append("max_megapixels=0.05")  # fewer than the image has, which is not decoded whole
+    summary = predicted(tmp_path / "out", *told, "views.flip=true", "batch=3")
+    assert (summary.images, len(summary.broken)) == (1, 1)
+    assert "a.png has 360x240 pixels" in summary.broken[0].reason
+    predicted(tmp_path / "same", *told, "pictures=true")
+    rows = [table(tmp_path / name) for name in ("whole", "same")]
+    of_png, of_tiff = (
+        [{k: v for k, v in row.items() if k != "file"} for row in rows[0] if row["file"] == name]
+        for name in ("a.png", "b.tif")
+    )
+    assert of_png == of_tiff
+    assert [{k: v for k, v in row.items() if k != "file"} for row in rows[1]] == of_png
+    assert len(of_png) > 5
+    (entry,) = json.loads((tmp_path / "same/images.json").read_text())["images"]
+    assert (entry["width"], entry["height"]) == (360, 240)
+    with Image.open(tmp_path / "same/images/b.tif") as shown:
+        assert shown.size == (480, 320), "a small picture, four times as large"
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_damaged_tile_is_skipped_with_its_image(
+    tmp_path: Path, tiny: Path, scan: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr(regions, "LARGE", 0)
+    with Image.open(scan / "b.tif") as file:
+        start = file.tag_v2[324][5]
+    content = bytearray((scan / "b.tif").read_bytes())
+    content[start : start + 200] = b"\xff" * 200
+    (scan / "b.tif").write_bytes(content)
+    told = (f"checkpoint={tiny}", f"source={scan}", "views.tile=128", f"batch={batch}")
+    summary = predicted(tmp_path / "out", *told)
+    assert summary.images == 1
+    assert [(one.name, "cannot decode" in one.reason) for one in summary.broken] == [
+        ("b.tif", True)
+    ]
+    assert [path.name for path in (tmp_path / "out/images").iterdir()] == ["a.png"]
+
+
+MEASURE = """
+import resource, sys
+import codetr
+from codetr.inference.views import Views
+from PIL import Image
+predictor = codetr.load(sys.argv[1], device="cpu", views=Views(tile=3000, overlap=0.0))
+Image.new("RGB", (3100, 3100)).save(sys.argv[2] + ".png")
+predictor.predict(sys.argv[2] + ".png")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = predictor.predict(sys.argv[2])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_memory_of_a_large_file(tmp_path: Path) -> None:
+    """Decoded whole it takes 7 bytes for a pixel, and 3 as a tensor."""
+    shrinking = save_tiny(tmp_path / "a.safetensors", "augmentation=small")
+    part, coding, _ = encoded(Image.new("RGB", (512, 512), (90, 200, 30)), "tiff_adobe_deflate")
+    path = tmp_path / "a.tif"
+    write_parts(path, (6000, 6000), Layout(chunk=(512, 512)), [part] * 12**2, coding)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(shrinking), str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment(),
+    )
+    assert int(done.stdout) * 1024 < 2 * 6000**2
 
 
 def test_video(tiny: Path, tmp_path: Path) -> None:

@@ -68,6 +68,17 @@ def test_exif_orientation_is_applied(tmp_path: Path, mode: str, suffix: str) -> 
     assert (image.float() - upright).abs().mean() < 3
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_grey_tiff_files_are_turned(tmp_path: Path, orientation: int) -> None:
+    """Pillow maps uncompressed ones into memory, and turned ones with their sides exchanged."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    grey = Image.fromarray(_gradient()).convert("L")
+    grey.save(tmp_path / "a.png", exif=exif)
+    grey.save(tmp_path / "a.tif", exif=exif)
+    assert torch.equal(read_image(tmp_path / "a.tif"), read_image(tmp_path / "a.png"))
+
+
 def test_bad_files_are_named_in_one_line(tmp_path: Path) -> None:
     text, cut = tmp_path / "text.jpg", tmp_path / "cut.jpg"
     text.write_text("no image")

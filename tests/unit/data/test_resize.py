@@ -1,6 +1,7 @@
 import json
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ from torch.testing import assert_close
 from codetr.data.augment import EvalResize, LsjEval
 from codetr.data.collate import Collate
 from codetr.data.images import read_image
-from codetr.data.resize import resize_bilinear, resize_bilinear_opencv
+from codetr.data.resize import resize_bilinear, resize_bilinear_opencv, resize_regions
 from codetr.data.sample import BoxSet, Sample
 
 CASES = {
@@ -115,3 +116,21 @@ def test_is_bilinear_within_one_grey_level(size: tuple[int, int]) -> None:
 def test_refuses_float_images() -> None:
     with pytest.raises(TypeError, match="uint8"):
         resize_bilinear_opencv(torch.rand(3, 4, 4), (2, 2))
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@settings(deadline=None, max_examples=60)
+@given(
+    source=st.tuples(SIDE, SIDE),
+    target=st.tuples(SIDE, SIDE),
+    band=st.integers(1, 4000),
+    seed=st.integers(0, 99),
+)
+def test_bands_make_the_whole(
+    antialias: bool, source: tuple[int, int], target: tuple[int, int], band: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(0, 256, (3, *source), dtype=torch.uint8, generator=generator)
+    whole = resize_bilinear(image, target, antialias)
+    with mock.patch("codetr.data.resize._BAND_PIXELS", band):
+        assert torch.equal(resize_regions(image, target, antialias), whole)

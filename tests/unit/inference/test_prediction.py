@@ -41,6 +41,7 @@ def found() -> Prediction:
         scores=torch.tensor([0.9, 0.4]),
         labels=torch.tensor([1, 0]),
         class_list=CLASSES,
+        size=(40, 60),
         pixels=PIXELS,
     )
 
@@ -93,6 +94,17 @@ def test_picture_tints_masks(found: Prediction, masked: Prediction) -> None:
     assert changed[20 * factor, 14 * factor]  # within the mask
     assert not changed[20 * factor, 26 * factor]  # within the box, outside the mask
     assert not changed[35 * factor, 50 * factor]
+
+
+def test_a_smaller_picture_shows_the_same(found: Prediction, masked: Prediction) -> None:
+    """Of an image of 400 x 600 pixels, which is read in regions, there is one of 40 x 60."""
+    for one in (found, masked):
+        large = replace(one, size=(400, 600), boxes_xyxy_px=one.boxes_xyxy_px * 10)
+        assert np.array_equal(np.asarray(large.plot()), np.asarray(one.plot()))
+        assert repr(large) == repr(one).replace("60 x 40", "600 x 400")
+    large = replace(masked, size=(400, 600), boxes_xyxy_px=masked.boxes_xyxy_px * 10)
+    assert large.masks is not None
+    assert large.masks.shape == (2, 400, 600)
 
 
 def test_some_of_it_is_still_of_the_same_image(found: Prediction) -> None:

@@ -12,9 +12,10 @@ from tiny_checkpoint import CLASSES, save_tiny
 import codetr
 from codetr.checkpoints.files import read_detector_file, write_detector_file
 from codetr.data.collate import Collate
+from codetr.data.sample import as_sample
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess
-from codetr.inference.finder import as_sample, choose_device
+from codetr.inference.finder import choose_device
 from codetr.inference.predictor import Prediction, Predictor, build_detector
 from codetr.inference.views import Views
 from codetr.nms import SoftNms

@@ -19,6 +19,7 @@ def test_no_name_is_a_formula(tmp_path: Path) -> None:
         scores=torch.tensor([0.5]),
         labels=torch.tensor([0]),
         class_list=ClassList(names=("@class",), category_ids=(1,)),
+        size=(8, 8),
         pixels=np.zeros((8, 8, 3), np.uint8),
     )
     file = CsvFile(tmp_path)

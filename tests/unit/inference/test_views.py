@@ -2,11 +2,17 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from tiff_files import Layout, write_image
 from torch import Tensor
 
+from codetr.data import regions
+from codetr.data.images import PixelRules
+from codetr.data.regions import Regions, open_image
 from codetr.errors import UserError
 from codetr.inference.views import Mirrored, Several, Tiled, Views, merged, tile_starts
 from codetr.nms import Nms, SoftNms
@@ -19,9 +25,9 @@ class Exact:
     def __init__(self) -> None:
         self.sizes: list[tuple[int, ...]] = []
 
-    def __call__(self, images: Sequence[Tensor]) -> tuple[Detections, ...]:
+    def __call__(self, images: Sequence[Regions]) -> tuple[Detections, ...]:
         self.sizes += [tuple(image.shape[-2:]) for image in images]
-        return tuple(self._one(image[0]) for image in images)
+        return tuple(self._one(image[:, :, :][0]) for image in images)
 
     def _one(self, image: Tensor) -> Detections:
         boxes, labels = [], []
@@ -108,7 +114,7 @@ def test_cut_objects_are_dropped() -> None:
     """A finder that sees nothing in the whole image: what is left is what tiles have whole."""
 
     class TilesOnly(Exact):
-        def __call__(self, images: Sequence[Tensor]) -> tuple[Detections, ...]:
+        def __call__(self, images: Sequence[Regions]) -> tuple[Detections, ...]:
             found = super().__call__(images)
             return tuple(
                 one if image.shape[-1] == 64 else detections([], [])
@@ -152,3 +158,36 @@ def test_composition() -> None:
 def test_numbers_out_of_range_are_refused(make: object) -> None:
     with pytest.raises(UserError, match=r"give|choose"):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 100])
+def test_tiles_are_made_a_batch_at_a_time(batch: int) -> None:
+    groups: list[int] = []
+    finder = Exact()
+
+    def noting(images: Sequence[Regions]) -> tuple[Detections, ...]:
+        groups.append(len(images))
+        return finder(images)
+
+    image = scene(64, 160, [(10, 10, 30, 30), (100, 5, 120, 20)])
+    found = Tiled(noting, Nms(), 10, tile=64, batch=batch)([image])[0]
+    assert by_label(found) == [[10, 10, 30, 30], [100, 5, 120, 20]]
+    assert sum(groups) == 4
+    assert max(groups) == min(batch, 4)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_file_read_in_regions_is_seen_as_its_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orientation: int
+) -> None:
+    monkeypatch.setattr(regions, "LARGE", 0)
+    seen = scene(120, 200, [(10, 10, 30, 30), (100, 50, 140, 90), (2, 95, 190, 119)])
+    picture = Image.fromarray(seen.permute(1, 2, 0).numpy())
+    if orientation == 6:  # turned by 90 degrees clockwise where it is shown
+        picture = picture.transpose(Image.Transpose.ROTATE_90)
+    layout = Layout(chunk=(32, 48), orientation=orientation)
+    path = write_image(tmp_path / "a.tif", picture, layout, "tiff_lzw")
+    file = open_image(path, PixelRules(in_regions=True))
+    assert not isinstance(file, Tensor)
+    finder = Views(flip=True, tile=64).compose([Exact()], 10)
+    assert by_label(finder([file])[0]) == by_label(finder([seen])[0])

@@ -1,0 +1,275 @@
+"""Large TIFF files of which only regions are decoded: of the tiles or strips that the file is cut
+into, those that are looked at.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from itertools import accumulate, product
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from PIL import TiffImagePlugin as Tiff
+from torch import Tensor
+
+from codetr.data.files import register_plugins
+from codetr.data.images import (
+    ON_THEIR_SIDE,
+    PixelRules,
+    as_rgb,
+    depth,
+    geometry,
+    naming,
+    read_image,
+    require_smaller,
+    unlimited,
+)
+
+log = logging.getLogger(__name__)
+
+LARGE = 2**25
+"""Pixels of an image: up to here files are decoded whole."""
+MOST_PIXELS, MOST_CHUNKS, CHUNK_PIXELS = 2**34, 2**20, 2**24
+"""Pixels of an image; its tiles or strips; pixels of one of these. What has more is decoded whole,
+if its size is allowed: a small file can claim any.
+"""
+
+COMPRESSION, COLOURS, SAMPLES, PLANES = 259, 262, 277, 284
+CODING = (258, COMPRESSION, COLOURS, 266, SAMPLES, PLANES, 292, 293, 317, 320, 332, 338, 339, 347)
+"""Tags that say how pixels are stored (TIFF 6.0, part 2; 347 are JPEG's tables)."""
+OLD_JPEG, JPEG = 6, 7
+"""Of COMPRESSION."""
+YCBCR, SEPARATE = 6, 2
+"""Of COLOURS and PLANES."""
+
+
+def open_image(path: Path, rules: PixelRules) -> Regions:
+    """What ``read_image`` gives or, with ``rules.in_regions`` and for a large TIFF that allows it,
+    what has the same pixels and decodes them when a region is asked for.
+
+    Raises ImageError as ``read_image`` does, whose limit of size then is that of a region.
+    """
+    return (rules.in_regions and _open_tiff(path, rules)) or read_image(path, rules)
+
+
+class TiffImage:
+    """A TIFF file in place of a tensor (3, H, W), uint8 RGB: what a ``Finder`` and a resize need of
+    one. ``image[:, top:bottom, left:right]`` is decoded each time; only the tiles and strips of the
+    last region are kept.
+
+    Asking for a region raises ImageError where its part of the file is damaged, and where it has
+    more pixels than ``rules`` allow.
+    """
+
+    def __init__(self, file: _Chunks, orientation: int, rules: PixelRules) -> None:
+        self._file, self._orientation, self._rules = file, orientation, rules
+        self._kept: dict[tuple[int, int], NDArray[np.uint8]] = {}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(3, H, W)."""
+        turned = self._orientation in ON_THEIR_SIDE
+        return (3, *(self._file.size[::-1] if turned else self._file.size))
+
+    def flip(self, dim: int) -> TiffImage:
+        """The mirror image: ``dim`` is -1."""
+        assert dim == -1, dim
+        return TiffImage(self._file, (self._orientation - 1 ^ 1) + 1, self._rules)
+
+    def __getitem__(self, window: tuple[slice, slice, slice]) -> Tensor:
+        """Pixels of the upright image: ``image[:, top:bottom, left:right]``."""
+        _, height, width = self.shape
+        top, bottom, _ = window[1].indices(height)
+        left, right, _ = window[2].indices(width)
+        require_smaller(self._file.path, (bottom - top, right - left), self._rules)
+        # the axes of the upright image are those of the file, exchanged for the last four
+        # orientations, and then reversed or not
+        down, across = self._orientation in (3, 4, 7, 8), self._orientation in (2, 3, 6, 7)
+        rows = (height - bottom, height - top) if down else (top, bottom)
+        columns = (width - right, width - left) if across else (left, right)
+        with naming(self._file.path):
+            if self._orientation in ON_THEIR_SIDE:
+                pixels = self._stored(columns, rows).permute(2, 1, 0)
+            else:
+                pixels = self._stored(rows, columns).permute(2, 0, 1)
+        reversed_axes = [axis for axis, back in ((1, down), (2, across)) if back]
+        return pixels.flip(reversed_axes) if reversed_axes else pixels
+
+    def _stored(self, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+        """(h, w, 3) of a window of the file as it is stored."""
+        height, width = self._file.chunk
+        across = range(columns[0] // width, -(-columns[1] // width))
+        needed = list(product(range(rows[0] // height, -(-rows[1] // height)), across))
+        self._kept = {place: self._kept[place] for place in needed if place in self._kept}
+        out = np.empty((rows[1] - rows[0], columns[1] - columns[0], 3), np.uint8)
+        for place in needed:
+            if place not in self._kept:
+                image = as_rgb(self._file.decoded(*place), self._rules.grey_bits)
+                self._kept[place] = np.asarray(image)
+            (y, ys), (x, xs) = _shared(rows, place[0] * height), _shared(columns, place[1] * width)
+            part = self._kept[place][ys, xs]
+            out[y : y + part.shape[0], x : x + part.shape[1]] = part
+        return torch.from_numpy(out)
+
+
+def _shared(wanted: tuple[int, int], start: int) -> tuple[int, slice]:
+    """Where the chunk that begins at ``start`` comes in an interval, and what of it."""
+    return max(start - wanted[0], 0), slice(max(wanted[0] - start, 0), wanted[1] - start)
+
+
+Regions = Tensor | TiffImage
+"""An image (3, H, W), uint8 RGB, of which parts can be looked at."""
+
+
+class _Whole(Exception):
+    """Why a file has to be decoded as a whole."""
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """The tiles or strips of a TIFF file of ``size`` (height, width) as stored, row by row, each of
+    size ``chunk``. Of separate planes, all of one come before those of the next. ``coding`` are the
+    tags that say how they are to be decoded, ``order`` is that of the bytes.
+    """
+
+    path: Path
+    order: bytes
+    size: tuple[int, int]
+    chunk: tuple[int, int]
+    tiled: bool
+    offsets: Sequence[int]
+    lengths: Sequence[int]
+    coding: Mapping[int, bytes | tuple[int, ...]]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of chunks."""
+        return -(-self.size[0] // self.chunk[0]), -(-self.size[1] // self.chunk[1])
+
+    def decoded(self, row: int, column: int) -> Image.Image:
+        """What of the image is in a chunk: the last ones of a row and a column may reach beyond it.
+
+        For damaged parts of a file Pillow and this raise many kinds of exceptions.
+        """
+        rows, columns = self.grid
+        height = min(self.chunk[0], self.size[0] - row * self.chunk[0])
+        width = min(self.chunk[1], self.size[1] - column * self.chunk[1])
+        stored = (self.chunk[0] if self.tiled else height, self.chunk[1])
+        planes = range(row * columns + column, len(self.offsets), rows * columns)
+        with self.path.open("rb") as file:
+            parts = [_read(file, self.offsets[i], self.lengths[i]) for i in planes]
+        alone = BytesIO(_tiff(self.order, self.coding, stored, parts))
+        with unlimited(), Image.open(alone, formats=["TIFF"]) as image:
+            return image.crop((0, 0, width, height))
+
+
+def _read(file: BinaryIO, offset: int, length: int) -> bytes:
+    file.seek(offset)
+    found = file.read(length)
+    if len(found) < length:
+        raise OSError("the file ends too early")
+    return found
+
+
+def _tiff(
+    order: bytes,
+    coding: Mapping[int, bytes | tuple[int, ...]],
+    size: tuple[int, int],
+    parts: Sequence[bytes],
+) -> bytes:
+    """A TIFF file of one strip of ``size`` (height, width), in as many ``parts`` as it has planes:
+    header, pixels, directory of tags, and the values of those that have more than four bytes.
+    """
+    endian = "<" if order == b"II" else ">"
+    starts = accumulate((len(part) for part in parts[:-1]), initial=8)
+    tags = {
+        **coding,
+        Tiff.IMAGELENGTH: size[:1],
+        Tiff.IMAGEWIDTH: size[1:],
+        Tiff.ROWSPERSTRIP: size[:1],
+        Tiff.STRIPOFFSETS: tuple(starts),
+        Tiff.STRIPBYTECOUNTS: tuple(map(len, parts)),
+    }
+    pixels = b"".join(parts)
+    pixels += bytes(len(pixels) % 2)  # whatever an offset names is at an even one
+    directory = 8 + len(pixels)
+    values_at = directory + 2 + 12 * len(tags) + 4
+    entries, values = b"", b""
+    for tag, value in sorted(tags.items()):
+        count = len(value)
+        kind, data = (7, value) if isinstance(value, bytes) else (4, _longs(endian, value))
+        if len(data) > 4:
+            values += bytes(len(values) % 2)
+            data, values = _longs(endian, [values_at + len(values)]), values + data
+        entries += struct.pack(f"{endian}HHL4s", tag, kind, count, data)
+    header = order + struct.pack(f"{endian}HL", 42, directory)
+    return b"".join(
+        (header, pixels, struct.pack(f"{endian}H", len(tags)), entries, bytes(4), values)
+    )
+
+
+def _longs(endian: str, numbers: Sequence[int]) -> bytes:
+    return struct.pack(f"{endian}{len(numbers)}L", *numbers)
+
+
+def _open_tiff(path: Path, rules: PixelRules) -> TiffImage | None:
+    """None where the file is to be decoded as a whole."""
+    register_plugins()
+    try:
+        with unlimited(), Image.open(path) as file:
+            size, orientation = geometry(file)
+            if not isinstance(file, Tiff.TiffImageFile) or size[0] * size[1] <= LARGE:
+                return None
+            chunks = _chunks(path, file, orientation)
+            deep = file.mode.startswith("I")
+    except _Whole as why:
+        log.info("%s is decoded as a whole, tiles of it too: %s", path, why)
+        return None
+    except Exception:  # ``read_image`` says what is wrong with it
+        return None
+    if deep and rules.grey_bits is None:
+        with naming(path):
+            decoded = (chunks.decoded(*place) for place in product(*map(range, chunks.grid)))
+            brightest = max(int(np.asarray(image).max(initial=0)) for image in decoded)
+        rules = replace(rules, grey_bits=depth(brightest))
+    return TiffImage(chunks, orientation, rules)
+
+
+def _chunks(path: Path, file: Tiff.TiffImageFile, orientation: int) -> _Chunks:
+    """Raises _Whole."""
+    tags = file.tag_v2
+    height, width = tags[Tiff.IMAGELENGTH], tags[Tiff.IMAGEWIDTH]
+    tiled = Tiff.TILEOFFSETS in tags
+    if tiled:
+        chunk = tags.get(Tiff.TILELENGTH, 0), tags.get(Tiff.TILEWIDTH, 0)
+        places = tags[Tiff.TILEOFFSETS], tags.get(Tiff.TILEBYTECOUNTS, ())
+    else:
+        chunk = min(tags.get(Tiff.ROWSPERSTRIP, height), height), width
+        places = tags.get(Tiff.STRIPOFFSETS, ()), tags.get(Tiff.STRIPBYTECOUNTS, ())
+    if not 0 < chunk[0] * chunk[1] <= CHUNK_PIXELS:
+        raise _Whole(f"it is stored in parts of {chunk[1]}x{chunk[0]} pixels")
+    coding = {tag: tags[tag] for tag in CODING if tag in tags}
+    coding = {tag: (value,) if isinstance(value, int) else value for tag, value in coding.items()}
+    found = _Chunks(path, tags.prefix, (height, width), chunk, tiled, *places, coding)
+
+    separate = tags.get(PLANES) == SEPARATE
+    rows, columns = found.grid
+    expected = rows * columns * (tags.get(SAMPLES, 1) if separate else 1)
+    if not len(found.offsets) == len(found.lengths) == expected or 0 in found.lengths:
+        raise _Whole("its list of tiles or strips does not fit its size")
+    if height * width > MOST_PIXELS or expected > MOST_CHUNKS:
+        raise _Whole(f"it has {height * width} pixels in {expected} parts")
+    compression, jpeg = tags.get(COMPRESSION), tags.get(COMPRESSION) == JPEG and not separate
+    if compression == OLD_JPEG or (tags.get(COLOURS) == YCBCR and not jpeg):
+        raise _Whole(f"it stores YCbCr colours with compression {compression}")
+    if not tiled and orientation in ON_THEIR_SIDE:
+        raise _Whole("EXIF turns its strips by 90 degrees")
+    return found
