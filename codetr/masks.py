@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -57,13 +57,22 @@ def paste(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor
     """
     height, width = size
     bitmaps = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=boxes.device)
-    for bitmap, cells, box, window in zip(
-        bitmaps, probabilities, boxes, _windows(boxes, size), strict=True
+    for bitmap, (found, window) in zip(
+        bitmaps, cropped_masks(probabilities, boxes, size), strict=True
     ):
         top, bottom, left, right = window
-        found = probability(cells, box, window) >= THRESHOLD
         bitmap[top:bottom, left:right] = found
     return bitmaps
+
+
+def cropped_masks(
+    probabilities: Tensor, boxes: Tensor, size: tuple[int, int]
+) -> Iterator[tuple[Tensor, tuple[int, int, int, int]]]:
+    """What ``paste`` makes, of each mask only the window (top, bottom, left, right) of the image
+    that its box can reach: (rows, columns) bool, and where that is.
+    """
+    for cells, box, window in zip(probabilities, boxes, _windows(boxes, size), strict=True):
+        yield probability(cells, box, window) >= THRESHOLD, window
 
 
 def probability(cells: Tensor, box: Tensor, window: tuple[int, int, int, int]) -> Tensor:

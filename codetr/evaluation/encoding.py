@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from faster_coco_eval.core import mask as rle
+from numpy.typing import NDArray
 from torch import Tensor
 
 from codetr.evaluation.detection_metric import EncodedMasks
-from codetr.masks import paste
+from codetr.masks import cropped_masks
 from codetr.structures import Detections
-
-AT_ONCE = 2**25
-"""Pixels of bitmaps that are made before they are encoded."""
 
 RunLengths = Mapping[str, Any]
 """``size``: [height, width]; ``counts``: compressed, as bytes. What pycocotools calls an RLE."""
@@ -27,17 +25,30 @@ def encode(found: Detections, size: tuple[int, int]) -> EncodedMasks:
     """
     if found.cells is None:
         raise ValueError("these detections have no masks")
-    counts: list[bytes] = []
-    block = max(1, AT_ONCE // max(size[0] * size[1], 1))
-    parts = zip(
-        found.cells.probabilities.split(block), found.boxes_xyxy_px.split(block), strict=True
-    )
-    for probabilities, boxes in parts:
-        bitmaps = paste(probabilities, boxes, size).to("cpu").numpy().view(np.uint8)
-        # (n, W, H) in memory, which run lengths go down the columns of
-        columns = np.ascontiguousarray(bitmaps.transpose(0, 2, 1))
-        counts += [one["counts"] for one in rle.encode(columns.transpose(2, 1, 0))]
+    parts = cropped_masks(found.cells.probabilities, found.boxes_xyxy_px, size)
+    plain = [
+        {"size": size, "counts": _runs(part.cpu().numpy(), window, size)} for part, window in parts
+    ]
+    counts = [rle.frPyObjects(one, *size)["counts"] for one in plain]
     return EncodedMasks(counts=counts, scores=found.cells.scores, size=size)
+
+
+def _runs(
+    part: NDArray[np.bool_], window: tuple[int, int, int, int], size: tuple[int, int]
+) -> list[int]:
+    """How many pixels are not in the mask, how many then are and so on, down the columns of an
+    image of ``size``: outside of its ``window`` (top, bottom, left, right) it is empty.
+    """
+    top, _, left, _ = window
+    (rows, columns), pixels = part.shape, size[0] * size[1]
+    closed = np.zeros((columns, rows + 1), np.int8)  # below its last row a column is empty
+    closed[:, :rows] = part.T
+    column, row = np.divmod(np.flatnonzero(np.diff(closed.ravel(), prepend=0)), rows + 1)
+    changes, times = np.unique((left + column) * size[0] + top + row, return_counts=True)
+    # twice: where a run that ends with the image's last row goes on at the top of the next column
+    changes = changes[(times == 1) & (changes < pixels)]
+    lengths: list[int] = np.diff(changes, prepend=0, append=pixels).tolist()
+    return lengths
 
 
 def run_lengths(masks: EncodedMasks) -> list[RunLengths]:

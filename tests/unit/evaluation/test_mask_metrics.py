@@ -11,6 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from faster_coco_eval.core import mask as rle
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -224,3 +227,25 @@ def test_detections_may_be_none(tmp_path: Path) -> None:
         evaluator.update([replace(one).take(slice(0))], [info])
     numbers = evaluator.compute()
     assert numbers["mask_AP"] == numbers["AP"] == 0.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.tuples(st.integers(1, 40), st.integers(1, 40)), seed=st.integers(0, 999))
+def test_run_lengths_are_those_of_the_bitmaps(size: tuple[int, int], seed: int) -> None:
+    """Of boxes in the image, beyond its edges, over all of it, and of none."""
+    generator = torch.Generator().manual_seed(seed)
+    sides = torch.tensor([size[1], size[0]] * 2)
+    one, other = (torch.rand(2, 8, 2, generator=generator) * 1.6 - 0.3).unbind()
+    boxes = torch.cat([one.minimum(other), one.maximum(other)], dim=1) * sides
+    boxes[0], boxes[1] = sides * torch.tensor([-0.5, -0.5, 1.5, 1.5]), torch.tensor(torch.nan)
+    cells = torch.rand(8, 1, 4, 4, generator=generator)
+    probabilities = torch.nn.functional.interpolate(cells, (14, 14), mode="bicubic")[:, 0]
+    probabilities[0] = 1.0
+    found = Detections(
+        boxes_xyxy_px=boxes,
+        scores=torch.ones(8),
+        labels=torch.zeros(8, dtype=torch.int64),
+        cells=Masks(probabilities=probabilities, scores=torch.ones(8)),
+    )
+    columns = np.asfortranarray(found.bitmaps(size).permute(1, 2, 0).numpy().view(np.uint8))
+    assert encode(found, size).counts == [one["counts"] for one in rle.encode(columns)]
