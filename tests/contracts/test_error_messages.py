@@ -19,17 +19,14 @@ from omegaconf import OmegaConf
 
 from codetr.conf_folder import conf_folder
 from tools.docs.config_files import read_option_files
-from tools.docs.config_reference import LISTS, UNLISTED
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = conf_folder()
 COMMANDS = ("train", "tune", "eval", "teacher_boxes", "analyse", "inspect_data", "convert")
 INFERENCE = ("predict", "export", "info", "zoo")
 """Commands whose own keys are known to ``codetr/inference`` and the scripts alone."""
-READ = ("experiment", "zoo")
-"""Groups that are read, not composed: experiments choose options of the other groups, and add the
-keys that their files write; the zoo's tables are no options.
-"""
+ZOO = "zoo"
+"""The group whose files are tables, not options."""
 
 VALUE = "{}"
 """Stands for a value in a message."""
@@ -41,8 +38,8 @@ FILES = re.compile(r"\.(csv|ckpt|json|md|onnx|pt2?|pth|py|safetensors|txt|xml|ya
 
 @cache
 def known_keys(commands: Sequence[str]) -> frozenset[str]:
-    """Dotted names of all nodes and leaves, over the commands and over the options of each group;
-    and the groups themselves.
+    """Dotted names of all nodes and leaves of what the commands compose, and of what the options of
+    each group write; and the groups themselves.
     """
     if commands != COMMANDS:
         return known_keys(COMMANDS).union(*map(_composed, commands))
@@ -50,13 +47,8 @@ def known_keys(commands: Sequence[str]) -> frozenset[str]:
     keys |= {group.replace("/", ".") for group in keys}
     keys = keys.union(*map(_composed, commands))
     for file in read_option_files(CONF):
-        if file.group == "experiment":
+        if file.group not in ("", ZOO):  # the first are the commands
             keys |= {setting.name for setting in file.settings}
-        elif file.group == "analysis":
-            keys |= _composed("analyse", f"analysis={file.name}")
-        elif file.group and file.group not in READ:
-            option = f"[{file.name}]" if file.group in LISTS else file.name
-            keys |= _composed("train", f"{'+' * (file.group in UNLISTED)}{file.group}={option}")
     return frozenset(keys)
 
 
