@@ -59,9 +59,11 @@ def draw_boxes(
     *,
     masks: Tensor | None = None,
     min_side: int = 480,
+    least_named: float = 0.0,
 ) -> Tensor:
     """The image with boxes (n, 4), each with its class name and score; best scores on top. Masks
-    (n, H, W) bool are tinted in the colour of their class, with an edge.
+    (n, H, W) bool are tinted in the colour of their class, with an edge. Boxes whose longer side is
+    below ``least_named`` pixels have a thin outline alone.
 
     Where the longer side is below ``min_side`` the result is enlarged by the smallest integer
     factor that reaches it, so that labels can be read; otherwise the size stays.
@@ -77,10 +79,13 @@ def draw_boxes(
     corners = (boxes_xyxy_px.detach().cpu().double() * factor).tolist()
     classes = labels.tolist()
     certainty = [None] * len(classes) if scores is None else scores.tolist()
+    named = [max(x1 - x0, y1 - y0) >= least_named * factor for x0, y0, x1, y1 in corners]
     for i in order:
         colour = class_colour(classes[i])
-        pen.rectangle(_ordered(corners[i]), outline=colour, width=width)
+        pen.rectangle(_ordered(corners[i]), outline=colour, width=width if named[i] else 1)
     for i in order:  # after all outlines, so that none crosses a text
+        if not named[i]:
+            continue
         text = names[classes[i]]
         text = text if certainty[i] is None else f"{text} {certainty[i]:.2f}"
         _label(pen, corners[i], text, class_colour(classes[i]), font, canvas.size)

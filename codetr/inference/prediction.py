@@ -23,6 +23,9 @@ from codetr.structures import Detections
 
 T = TypeVar("T", bound="Prediction")
 
+LEAST_NAMED = 64.0
+"""Pixels of a box that has a label, in a picture that is smaller than its image."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction(Detections):
@@ -68,7 +71,7 @@ class Prediction(Detections):
 
     def drawn(self) -> Tensor:
         """The picture (3, h, w) with boxes, class names, scores and masks; a small one is enlarged
-        for its labels.
+        for its labels. Where the picture is smaller than the image, small boxes have none.
         """
         image = torch.from_numpy(self.pixels).permute(2, 0, 1)
         shown = image.shape[1], image.shape[2]
@@ -76,7 +79,10 @@ class Prediction(Detections):
         boxes = self.boxes_xyxy_px * self.boxes_xyxy_px.new_tensor([x, y, x, y])
         scores = self.scores.float()
         masks = None if self.cells is None else paste(self.cells.probabilities, boxes, shown)
-        return draw_boxes(image, boxes, self.labels, self.classes, scores, masks=masks)
+        least_named = 0.0 if shown == self.size else LEAST_NAMED
+        return draw_boxes(
+            image, boxes, self.labels, self.classes, scores, masks=masks, least_named=least_named
+        )
 
     def plot(self) -> Image.Image:
         """``drawn`` as a Pillow image."""

@@ -126,3 +126,17 @@ def test_save_png_is_lossless_and_makes_the_folder(tmp_path):
     save_png(tmp_path / "new" / "a.png", image)
     with Image.open(tmp_path / "new" / "a.png") as file:
         assert torch.equal(torch.from_numpy(np.array(file)).permute(2, 0, 1), image)
+
+
+def test_small_boxes_may_have_no_label() -> None:
+    image = torch.zeros(3, 480, 480, dtype=torch.uint8)
+    small, large = torch.tensor([[200.0, 200, 220, 219]]), torch.tensor([[200.0, 200, 260, 280]])
+    label = torch.tensor([0])
+    for boxes in (small, large):
+        plain, sparse = (
+            draw_boxes(image, boxes, label, ["ant"], least_named=least) for least in (0.0, 32.0)
+        )
+        assert torch.equal(plain, sparse) == (boxes is large)
+    assert sparse.any()
+    outline = draw_boxes(image, small, label, ["ant"], least_named=32.0).any(dim=0)
+    assert outline.sum() == 2 * (21 + 20) - 4, "one pixel wide"
