@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from codetr.errors import UserError
 
@@ -29,3 +30,14 @@ def options_given(hydra: DictConfig) -> list[str]:
     sources = hydra.runtime.config_sources if "runtime" in hydra else []
     folders = [f"--config-dir={s.path}" for s in sources if s.provider == "command-line"]
     return [f"--config-name={hydra.job.config_name}", *folders]
+
+
+def about(command: str) -> str:
+    """What a command's file of conf/ begins with, for its ``--help``."""
+    file = conf_folder() / f"{command}.yaml"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    comment = takewhile(lambda line: line.startswith("#"), lines)
+    return "\n".join(line.lstrip("# ") for line in comment) or command
+
+
+OmegaConf.register_new_resolver("codetr.about", about, replace=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -34,11 +35,17 @@ def explain(error: HydraException, overrides: Sequence[str], command: str = "tra
 
 def _option(file: str) -> str:
     group, _, name = file.removesuffix(".yaml").rpartition("/")
-    options = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
+    folder = conf_folder() / group
+    options = sorted(path.stem for path in folder.glob("*.yaml"))
     near = get_close_matches(name, options, 3, 0.4)
     meant = f"did you mean {' or '.join(f'{group}={one}' for one in near)}? " if near else ""
-    listed = ", ".join(options) if len(options) <= _MOST else f"{len(options)}, in conf/{group}"
+    listed = ", ".join(options) if len(options) <= _MOST else f"{len(options)}, in {_shown(folder)}"
     return f"Could not find '{group}/{name}': {meant}Options of {group}: {listed}"
+
+
+def _shown(folder: Path) -> Path:
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def _key(key: str, overrides: Sequence[str], command: str) -> str:

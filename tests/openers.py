@@ -166,13 +166,13 @@ CHECKPOINT: Mapping[str, Opener] = {
     "codetr-info": entry_info,
     "codetr-analyse": entry_analyse,
     "codetr-demo": entry_demo,
-    "scripts/teacher_boxes.py": entry_teacher_boxes,
+    "codetr-teacher-boxes": entry_teacher_boxes,
     "codetr.load": entry_load,
     "codetr.Predictor.from_pretrained": entry_from_pretrained,
 }
 """What opens a checkpoint of ours, by the command or function."""
 OFFICIAL: Mapping[str, Opener] = {
-    "scripts/convert.py": entry_convert,
+    "codetr-convert": entry_convert,
     "codetr-predict official:": entry_official,
 }
 """What opens an official one."""

@@ -159,7 +159,7 @@ def _converted_completely(source: str, file: OfficialFile, cfg: DictConfig) -> D
     if conversion.unused:
         raise UserError(
             f"{source}: {len(conversion.unused)} unknown keys ({abbreviated(conversion.unused)}): "
-            "convert the others: python scripts/convert.py checkpoint=official:FILE "
+            "convert the others: codetr-convert checkpoint=official:FILE "
             "experiment=NAME out=FILE strict=false"
         )
     for remark in file.remarks:

@@ -126,7 +126,7 @@ class RunRecord:
         if not isinstance(found, dict):
             raise UserError(
                 f"{source}: has no configuration of its {'.'.join(keys)}: give a file of a run or "
-                "of scripts/convert.py"
+                "of codetr-convert"
             )
         return found
 

@@ -130,10 +130,10 @@ def find_entry(source: str) -> ZooEntry:
     if name not in entries:
         like = " or ".join(difflib.get_close_matches(name, entries, n=3, cutoff=0.5))
         if not like:
-            raise UserError(f"{source}: no published weights of that name: see scripts/zoo.py")
+            raise UserError(f"{source}: no published weights of that name: codetr-zoo lists them")
         raise UserError(
-            f"{source}: no published weights of that name: did you mean {like}? python "
-            "scripts/zoo.py lists them all"
+            f"{source}: no published weights of that name: did you mean {like}? "
+            "codetr-zoo lists them all"
         )
     return entries[name]
 

@@ -1,6 +1,6 @@
 """Look into trained models, and compare them: see conf/analyse.yaml.
 
-``python scripts/analyse.py analysis=discriminability checkpoint=[A.ckpt,B.ckpt]``
+``codetr-analyse analysis=discriminability checkpoint=[A.ckpt,B.ckpt]``
 """
 
 from collections.abc import Sequence

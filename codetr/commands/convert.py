@@ -1,7 +1,7 @@
 """Convert an official checkpoint (Sense-X/Co-DETR, or mmdetection 3's port) to one of ours: see
 conf/convert.yaml.
 
-``python scripts/convert.py checkpoint=official:FILE experiment=NAME out=FILE.safetensors``
+``codetr-convert checkpoint=official:FILE experiment=NAME out=FILE.safetensors``
 """
 
 from collections.abc import Sequence

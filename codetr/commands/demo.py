@@ -1,6 +1,6 @@
 """Try a checkpoint in a browser: see conf/demo.yaml.
 
-``python scripts/demo.py checkpoint=runs/NAME/best.ckpt``
+``codetr-demo checkpoint=runs/NAME/best.ckpt``
 """
 
 from collections.abc import Sequence

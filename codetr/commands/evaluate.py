@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: ``python eval.py checkpoint=runs/NAME/best.ckpt``; see conf/eval.yaml."""
+"""Evaluate a checkpoint: ``codetr-eval checkpoint=runs/NAME/best.ckpt``; see conf/eval.yaml."""
 
 from collections.abc import Sequence
 

@@ -1,6 +1,6 @@
 """Write a detector as a torch.export (.pt2) or ONNX file, and check it: see conf/export.yaml.
 
-``python scripts/export.py checkpoint=runs/NAME/best.ckpt format=onnx out=model.onnx``
+``codetr-export checkpoint=runs/NAME/best.ckpt format=onnx out=model.onnx``
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """What a model costs: see conf/info.yaml.
 
-``python scripts/info.py experiment=NAME`` or ``checkpoint=FILE``
+``codetr-info experiment=NAME`` or ``checkpoint=FILE``
 """
 
 from collections.abc import Sequence

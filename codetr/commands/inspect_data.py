@@ -1,6 +1,6 @@
 """Look at a data set: see conf/inspect_data.yaml.
 
-``python scripts/inspect_data.py data=custom data.root=FOLDER``
+``codetr-inspect data=custom data.root=FOLDER``
 """
 
 from collections.abc import Sequence

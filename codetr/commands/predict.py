@@ -1,6 +1,6 @@
 """Find objects in images or a video: see conf/predict.yaml.
 
-``python scripts/predict.py checkpoint=runs/NAME/best.ckpt source=FOLDER``
+``codetr-predict checkpoint=runs/NAME/best.ckpt source=FOLDER``
 """
 
 from collections.abc import Sequence

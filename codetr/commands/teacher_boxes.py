@@ -1,6 +1,6 @@
 """Write a detector's boxes on a data set, to teach another: see conf/teacher_boxes.yaml.
 
-``python scripts/teacher_boxes.py checkpoint=runs/NAME/best.ckpt data=coco data.root=FOLDER``
+``codetr-teacher-boxes checkpoint=runs/NAME/best.ckpt data=coco data.root=FOLDER``
 """
 
 from collections.abc import Sequence

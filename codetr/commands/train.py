@@ -1,4 +1,4 @@
-"""Train a detector: ``python train.py [group=option ...] [key=value ...]``; see conf/train.yaml."""
+"""Train a detector: ``codetr-train [group=option ...] [key=value ...]``; see conf/train.yaml."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Find a learning rate or a batch size: ``python scripts/tune.py tune=lr``; see conf/tune.yaml."""
+"""Find a learning rate or a batch size: ``codetr-tune tune=lr``; see conf/tune.yaml."""
 
 from collections.abc import Sequence
 

@@ -1,6 +1,6 @@
 """List published weights, or fetch some: see conf/zoo.yaml.
 
-``python scripts/zoo.py [checkpoint=zoo:NAME]``
+``codetr-zoo [checkpoint=zoo:NAME]``
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ def _zoo(cfg: DictConfig, given: Sequence[str]) -> None:
 
     from codetr.checkpoints.zoo import find_entry, read_zoo, zoo_folder
     from codetr.checkpoints.zoo_files import fetched_file
-    from codetr.checkpoints.zoo_table import zoo_tables
+    from codetr.checkpoints.zoo_table import LEGEND, zoo_tables
     from codetr.settings import check_settings
 
     check_settings(cfg, given, nulls=True)
@@ -24,6 +24,7 @@ def _zoo(cfg: DictConfig, given: Sequence[str]) -> None:
         print(fetched_file(find_entry(cfg.checkpoint), cfg.trust))
         return
     Console().print(*zoo_tables(read_zoo().values()))
+    print(LEGEND)
     print(f"files and tables of your own: {zoo_folder()} (set by CODETR_HOME)")
 
 

@@ -190,7 +190,7 @@ def _entries(path: Path) -> tuple[set[int], Iterable[Entry]]:
     except OSError as error:
         raise UserError(
             f"cannot read the teacher's boxes {path} ({error.strerror}): give result files in "
-            "data.teachers; scripts/teacher_boxes.py writes them"
+            "data.teachers; codetr-teacher-boxes writes them"
         ) from None
     content = parse_json(text, str(path))
     try:

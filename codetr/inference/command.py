@@ -70,7 +70,7 @@ def predict(cfg: DictConfig, given: Sequence[str] = ()) -> Summary:
     if cfg.evaluation.branch != MAIN:
         raise UserError(
             f"evaluation.branch={cfg.evaluation.branch}: auxiliary heads can be evaluated, by "
-            "eval.py, but not predict: leave it out"
+            "codetr-eval, but not codetr-predict: leave it out"
         )
     require_used(given, OF_PREDICTION, cfg.checkpoint)
     opened = open_source(str(cfg.source))

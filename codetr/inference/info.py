@@ -50,10 +50,11 @@ class Cost:
     def lines(self) -> list[str]:
         """One per fact."""
         parts = ", ".join(f"{name} {n / 1e6:.2f}" for name, n in self.parameters.items())
+        billions = self.multiply_adds / 1e9
         lines = [
             f"parameters: {sum(self.parameters.values()):,} (millions: {parts})",
-            f"one image of {self.height} x {self.width}: {self.multiply_adds / 1e9:.3g} billion "
-            f"multiply-adds ({2 * self.multiply_adds / 1e9:.3g} GFLOP), without sampling and "
+            f"one image of {self.height} x {self.width}: {_rounded(billions)} billion "
+            f"multiply-adds ({_rounded(2 * billions)} GFLOP), without sampling and "
             "elementwise work",
             f"time on {self.device}: {self.seconds:.3g} s, {1 / self.seconds:.3g} images/s",
         ]
@@ -83,7 +84,7 @@ def build(cfg: DictConfig) -> tuple[nn.Module, Mapping[str, Any]]:
         return detector, content.record.preprocessing["resize"]
     if cfg.model is None:
         raise UserError("no model is chosen: give experiment=NAME, model=NAME or checkpoint=FILE")
-    resize = {} if cfg.augmentation is None else cfg.augmentation.eval
+    resize = cfg.augmentation.eval if cfg.get("augmentation") else {}
     return instantiate(without_initial_weights(cfg.model.detector)), resize
 
 
@@ -119,6 +120,10 @@ def measure(detector: nn.Module, height: int, width: int, repeats: int = 3) -> C
         seconds=statistics.median(seconds),
         memory=torch.cuda.max_memory_allocated(device) if on_gpu else None,
     )
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _size(part: nn.Module) -> int:

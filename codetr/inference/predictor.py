@@ -173,7 +173,7 @@ def load(
 
     Args:
         checkpoint: a run's best.ckpt, last.ckpt or model.safetensors; ``official:FILE``; or
-            ``zoo:NAME``, published weights (``python scripts/zoo.py`` lists them).
+            ``zoo:NAME``, published weights (``codetr-zoo`` lists them).
         experiment: of conf/experiment, which an official file belongs to.
         overrides: to that experiment, as for train.py.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ...

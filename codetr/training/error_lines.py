@@ -12,7 +12,7 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from codetr.errors import user_error
@@ -98,12 +98,19 @@ def _joined(text: str) -> str:
     return " ".join(text.split())
 
 
-class RequireName(Callback):
-    """Refuses a run's ``name`` that is no name of a folder, before Hydra makes one of it."""
+class RequireFolder(Callback):
+    """Refuses, before Hydra makes the folder of a run, a ``name`` that names none, and a run that
+    lacks a required key.
+    """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before a run."""
         with one_line_errors():
             require_setting("name", config.name)
+            for key in _GIVEN:
+                OmegaConf.select(config, key, throw_on_missing=True)
 
-    on_multirun_start = on_run_start
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Before a sweep, which may give each job its own value of such a key."""
+        with one_line_errors():
+            require_setting("name", config.name)

@@ -51,8 +51,8 @@ def kept(folder: Path) -> set[str]:
         ("finder.steps=2", "finder.steps=2: give a whole number from 10"),
         ("finder.lr_min=1", "finder.lr_min=1 is not below finder.lr_max=0.1"),
         ("finder.divergence=1", "finder.divergence=1: give a number above 1"),
-        ("trainer.devices=2", "tune.py uses one device"),
-        ("ckpt_path=last", "tune.py continues no run"),
+        ("trainer.devices=2", "codetr-tune uses one device"),
+        ("ckpt_path=last", "codetr-tune continues no run"),
         ("optimizer.lr=0", "optimizer.lr=0: "),
     ],
 )

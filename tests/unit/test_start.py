@@ -1,6 +1,7 @@
 """What a command answers before Hydra reads its words."""
 
 import sys
+import tomllib
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from codetr.commands.start import start
+from codetr.conf_folder import about, conf_folder
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,18 @@ def test_hydras_own_flags_are_taken(
     monkeypatch.setattr(sys, "argv", ["info.py", *words])
     with suppress(SystemExit):
         start("info", lambda cfg, given: None, sweeps=False)
-    assert "model" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "model" in told
+    assert told.startswith(about("info") if words == ["--help"] else "checkpoint:")
+
+
+def test_help_names_each_console_command() -> None:
+    """A page of conf/ begins with its command, in an environment without a clone."""
+    pages = sorted(path.stem for path in conf_folder().glob("*.yaml"))
+    named = {page: about(page).removeprefix("Settings of `").split("`")[0] for page in pages}
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert sorted(told.split()[0] for told in named.values()) == sorted(project["scripts"])
+    assert about("of-my-own") == "of-my-own"
 
 
 def test_flags_may_stand_between_settings(

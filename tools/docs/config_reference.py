@@ -41,7 +41,7 @@ ABOUT = {
     "scheme": "What supervises the detector in training. A list: schemes combine.",
     "supervision": "What trains a model beside its schemes; `model` chooses it.",
     "sweep": "Sets of runs, with `-m`.",
-    "zoo": "Published weights, `checkpoint=zoo:NAME`: tables that `python scripts/zoo.py` lists.",
+    "zoo": "Published weights, `checkpoint=zoo:NAME`: tables that `codetr-zoo` lists.",
     "trainer": "Devices, precision, clipping, validation: Lightning's `Trainer`.",
 }
 LISTS = ("aux_heads", "logger", "scheme")

@@ -55,13 +55,13 @@ def _require_one_new_run(cfg: DictConfig) -> None:
     if str(cfg.trainer.devices) != "1" or cfg.trainer.num_nodes != 1:
         raise UserError(
             f"trainer.devices={cfg.trainer.devices} trainer.num_nodes={cfg.trainer.num_nodes}: "
-            "tune.py uses one device: set both to 1; trainer.effective_batch accumulates what "
+            "codetr-tune uses one device: set both to 1; trainer.effective_batch accumulates what "
             "several devices would see"
         )
     if cfg.ckpt_path is not None:
         raise UserError(
-            f"ckpt_path={cfg.ckpt_path}: tune.py continues no run: give checkpoint=FILE to start "
-            "from weights"
+            f"ckpt_path={cfg.ckpt_path}: codetr-tune continues no run: give checkpoint=FILE to "
+            "start from weights"
         )
 
 
@@ -95,7 +95,7 @@ def _learning_rate(cfg: DictConfig, folder: RunFolder) -> tuple[dict[str, Any], 
     }
     return found, (
         f"optimizer.lr={suggestion:g}: the loss falls most steeply there, with "
-        f"{module.effective_batch} images per step; add it to the command of train.py; "
+        f"{module.effective_batch} images per step; add it to the command codetr-train; "
         f"{folder.tuning_curve} is the curve"
     )
 

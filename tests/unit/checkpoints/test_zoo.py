@@ -15,7 +15,7 @@ from codetr.checkpoints.zoo import (
     read_zoo,
 )
 from codetr.checkpoints.zoo_files import local_path
-from codetr.checkpoints.zoo_table import zoo_tables
+from codetr.checkpoints.zoo_table import LEGEND, zoo_tables
 from codetr.errors import UserError
 
 URL = "https://example.org/a/file-0123abcd.pth"
@@ -116,7 +116,7 @@ def test_a_name_stands_once(own_home: Path) -> None:
 def test_wrong_names_get_the_nearest_right_ones() -> None:
     with pytest.raises(UserError, match=r"did you mean co_dino_5scale_r50_1x_coco\b"):
         find_entry("zoo:co_dino_5scale_r50_1x")
-    with pytest.raises(UserError, match=r"^zoo:\?: no published weights of that name: see"):
+    with pytest.raises(UserError, match=r"^zoo:\?: no published weights of that name: codetr-zoo"):
         find_entry("zoo:?")
 
 
@@ -139,6 +139,14 @@ def test_listing_says_ap_size_and_how_each_is_got(own_home: Path) -> None:
     assert local_path(entries["b"]) == own_home / "zoo/b.pth"
     (table,) = zoo_tables([entries["b"]])
     assert [list(column.cells) for column in table.columns] == [["b"], ["51.0"], ["3"], ["here"]]
+    told = {line.split("  ")[0] for line in LEGEND.splitlines()}
+    assert told == {*rows.values(), "here"}
+
+
+def test_listing_names_publisher_and_license() -> None:
+    titles = [table.title for table in zoo_tables(read_zoo().values())]
+    assert "HDETR/H-Deformable-DETR, README\nthe repository is under MIT" in titles
+    assert len(set(titles)) == len(titles)
 
 
 def test_a_table_is_plain_yaml(own_home: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,7 +47,15 @@ def composed(*overrides: str) -> DictConfig:
         return compose("info", [*overrides])
 
 
+def test_large_numbers_are_whole() -> None:
+    cost = measure(Pointwise().eval(), 20, 30, repeats=1)
+    cost = replace(cost, multiply_adds=849 * 10**9)
+    assert "849 billion multiply-adds (1,698 GFLOP)" in cost.lines()[1]
+
+
 def test_size_is_the_one_of_the_recipe() -> None:
+    _, resize = build(composed("model=co_dino_tiny"))
+    assert landscape(resize) == (800, 1333), "without a recipe"
     _, resize = build(composed("model=co_dino_tiny", "augmentation=detr"))
     assert landscape(resize) == (800, 1333)
     assert landscape({"canvas": 1024}) == (1024, 1024)

@@ -22,7 +22,7 @@ from codetr.inference.sources import open_source
 from codetr.models.backbones.weights import read_weights
 from codetr.training.checkpoint_files import AtomicCheckpointIO
 from codetr.training.error_lines import (
-    RequireName,
+    RequireFolder,
     one_line,
     one_line_errors,
     print_any_name,
@@ -98,12 +98,25 @@ def test_a_name_that_would_leave_the_runs_folder(
     name: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = OmegaConf.create({"name": name})
-    for start in (RequireName().on_run_start, RequireName().on_multirun_start):
+    for start in (RequireFolder().on_run_start, RequireFolder().on_multirun_start):
         with pytest.raises(SystemExit) as caught:
             start(config=config)
         assert caught.value.code == 2
         assert capsys.readouterr().err.startswith("error: name=")
-    RequireName().on_run_start(config=OmegaConf.create({"name": "mine"}))
+    RequireFolder().on_run_start(config=OmegaConf.create({"name": "mine"}))
+
+
+def test_a_run_without_a_required_key_makes_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    config = OmegaConf.create(
+        {"name": "mine", "data": {"root": "???"}, "sweep": {"weights": "???"}}
+    )
+    with pytest.raises(SystemExit) as caught:
+        RequireFolder().on_run_start(config=config)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: data.root is not set: give data.root=FOLDER\n"
+    RequireFolder().on_multirun_start(config=config)  # jobs may have values of their own
+    config.data.root = "x"
+    RequireFolder().on_run_start(config=config)
 
 
 @pytest.mark.parametrize(
