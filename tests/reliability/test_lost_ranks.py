@@ -31,11 +31,16 @@ class Fails(Callback):
 LIMIT_MINUTES = 1.5
 
 
+def waiting(place: Place, *ranks: str) -> Place:
+    """With two processes that wait a minute and a half for each other."""
+    wait = f"trainer.strategy.timeout.minutes={LIMIT_MINUTES}"
+    return replace(place, options=(*place.options, *ranks, wait))
+
+
 @pytest.fixture
 def ranks(place: Place) -> Place:
-    """Of two processes that wait a minute and a half for each other."""
-    wait = f"trainer.strategy.timeout.minutes={LIMIT_MINUTES}"
-    return replace(place, options=(*place.options, *RANKS, wait))
+    """Of two processes of DDP."""
+    return waiting(place, *RANKS)
 
 
 def processes(run: Path) -> dict[int, int]:
@@ -100,6 +105,24 @@ def test_a_rank_that_is_lost_is_named_and_the_run_resumes(
     assert ranks.train().returncode == 0
     assert not (ranks.run / "ranks").exists()
     assert differences(outcome(ranks.run), whole(*RANKS)) == []
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_is_lost_with_its_part_of_the_weights(
+    place: Place, whole: Callable[..., dict[str, Any]], signum: int
+) -> None:
+    """The checkpoint holds all of them, and the state of the optimiser."""
+    divided = ("trainer=fsdp", *RANKS[1:])
+    place = waiting(place, *divided)
+    status, _, stderr = lose(place, 1, signum)
+    assert status == 1
+    line = told(stderr)
+    lost = "rank 1 was killed by SIGKILL" if signum == signal.SIGKILL else "rank 1 is stopped"
+    assert lost in line
+    assert line.endswith("name=run ckpt_path=last`")
+    assert damage(place.run / "last.ckpt") is None
+    assert place.train().returncode == 0
+    assert differences(outcome(place.run), whole(*divided)) == []
 
 
 @pytest.mark.parametrize("rank", [0, 1, "all"])
