@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from codetr.evaluation import Postprocess
 from codetr.models.detectors.protocol import MAIN
 from codetr.models.transformers.queries import grid_proposals
-from codetr.structures import Memory, Predictions, Pyramid, QueryGroup
+from codetr.structures import Detections, Memory, Predictions, Pyramid, QueryGroup
 from codetr.supervision.aux_heads.matched import boxes_xyxy_px
 from tools.parity.branch_values import evaluated_branch
 from tools.parity.case import Case
@@ -32,10 +33,7 @@ def evaluation_values(case: Case) -> Values:
         values |= evaluated_branch(case, memory, main)
     if case.heads:
         pyramid = case.schemes["collaborative"].auxiliary_pyramid(memory)
-        values |= _auxiliary(case, pyramid)
-        head = case.heads.get("rcnn")
-        if getattr(head, "mask_head", None) is not None:
-            values |= evaluated_masks(case, head, pyramid, main)
+        values |= _auxiliary(case, pyramid, main)
     return {f"eval/{name}": value for name, value in values.items()}
 
 
@@ -117,7 +115,7 @@ def _detections(case: Case, last: Predictions) -> Values:
     return values | detections("det{}_nonms", plain(last, sizes, infos))
 
 
-def _auxiliary(case: Case, pyramid: Pyramid) -> Values:
+def _auxiliary(case: Case, pyramid: Pyramid, main: Sequence[Detections]) -> Values:
     values = numbered("enc_map{}", pyramid.maps)
     heads: dict[str, Any] = case.heads
     images = case.batch.images
@@ -125,7 +123,10 @@ def _auxiliary(case: Case, pyramid: Pyramid) -> Values:
         values |= atss_outputs(heads["atss"], pyramid)
         values |= detections("atss_det{}", heads["atss"].predict(pyramid, images))
     if "rcnn" in heads:
-        values |= _rcnn(case, heads["rcnn"], pyramid)
+        found = heads["rcnn"].predict(pyramid, images)
+        values |= _rcnn(case, heads["rcnn"], pyramid) | detections("roi_det{}", found)
+        if heads["rcnn"].mask_head is not None:
+            values |= evaluated_masks(case, heads["rcnn"], pyramid, found, main)
     return values
 
 
@@ -155,5 +156,4 @@ def _rcnn(case: Case, head: Any, pyramid: Pyramid) -> Values:
         "gt_roi_feats": features,
         "gt_roi_cls": logits,
         "gt_roi_reg": deltas.flatten(1),
-        **detections("roi_det{}", head.predict(pyramid, images)),
     }

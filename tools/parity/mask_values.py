@@ -45,11 +45,16 @@ def _evaluation(recorded: Recorded) -> dict[str, Any]:
     return {name: [image[name] for image in said] for name in said[0]} if said else {}
 
 
-def evaluated_masks(case: Case, head: Any, pyramid: Pyramid, main: Sequence[Detections]) -> Values:
-    """Masks of the head's own detections, of the query head's (``main``, in pixels of the network's
-    input), of the true boxes, and of any recorded regions.
+def evaluated_masks(
+    case: Case,
+    head: Any,
+    pyramid: Pyramid,
+    found: tuple[Detections, ...],
+    main: Sequence[Detections],
+) -> Values:
+    """Masks of the head's own detections, ``found``, of the query head's, ``main``, of the true
+    boxes and of any recorded regions; boxes are in pixels of the network's input.
     """
-    found = head.predict(pyramid, case.batch.images)
     rescaled = in_original(found, original_infos(case))
     values = detections("roi_rescaled_det{}", rescaled)
     for b, (one, whole, info) in enumerate(zip(found, rescaled, case.batch.infos, strict=True)):
