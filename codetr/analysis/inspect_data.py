@@ -16,7 +16,7 @@ from codetr.analysis.data_facts import SplitFacts, gather_facts, shared_images
 from codetr.analysis.data_plots import box_figure, class_figure, picture_grid
 from codetr.data.annotations import CocoAnnotations
 from codetr.data.box_formats import similar_names
-from codetr.data.check import conventions
+from codetr.data.check import convention_errors
 from codetr.data.images import DEFAULT_RULES, PixelRules
 from codetr.data.loading import load_split
 from codetr.data.placement import AUTO
@@ -69,9 +69,9 @@ def inspect_data(
         flaws: list[str] = []
         classes = loaded["train"].classes if loaded else None
         loaded[name] = load_split(
-            splits, name, boxes, derived, classes=classes, flaws=flaws, say=remarks.append
+            splits, name, boxes, derived, classes=classes, flaws=flaws, notify=remarks.append
         )
-        wrong = conventions(loaded[name]) if splits.box_format == AUTO else []
+        wrong = convention_errors(loaded[name]) if splits.box_format == AUTO else []
         problems += [f"{name}: {line}" for line in (*flaws, *wrong)]
     problems += similar_names(loaded["train"].classes.names)
     facts = _gather(named, loaded, rules)

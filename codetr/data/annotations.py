@@ -33,10 +33,9 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
-    """What A annotations say beside their boxes: ``sides`` (A, 2) float64, width and height in
-    pixels before they were added to a corner; ``area`` (A,) float64 in pixels, the product of both
-    where there is none; ``ignore`` (A,) bool.
+class OtherFields:
+    """Other fields of A annotations: ``sides`` (A, 2) float64, width and height in pixels as in the
+    file; ``area`` (A,) float64 in square pixels, by default their product; ``ignore`` (A,) bool.
     """
 
     sides: Tensor
@@ -48,12 +47,12 @@ class Written:
 class CocoAnnotations:
     """The content of one annotation file: I images and their A boxes, sorted by image.
 
-    ``sizes`` (I, 2) int64 (height, width); ``boxes`` (A, 4) float32 xyxy pixels as written, not
-    yet clipped or filtered; ``labels`` (A,) int64 class indices; ``crowd`` (A,) bool; ``written``
-    what else the file says; ``dropped`` (A,) bool: left out of the targets by a rule of the
-    training (None: none); ``annotation_ids`` as in the file; ``written_ids`` those of the images,
-    which are texts where ``image_ids`` are made of names; image i owns the rows ``offsets[i]`` to
-    ``offsets[i + 1]``; ``segmentations`` of all rows, where they were asked for.
+    ``sizes`` (I, 2) int64 (height, width); ``boxes`` (A, 4) float32 xyxy pixels as in the file, not
+    yet clipped or filtered; ``labels`` (A,) int64 class indices; ``crowd`` (A,) bool; ``fields``:
+    further values; ``dropped`` (A,) bool: excluded from the targets by a training recipe (None: no
+    box is); ``annotation_ids`` as in the file; ``written_ids`` of the images as in the file,
+    strings where ``image_ids`` are hashes of them; image i owns the rows ``offsets[i]`` to
+    ``offsets[i + 1]``; ``segmentations`` of all rows, if requested.
     """
 
     path: Path
@@ -65,7 +64,7 @@ class CocoAnnotations:
     boxes: Tensor
     labels: Tensor
     crowd: Tensor
-    written: Written
+    fields: OtherFields
     annotation_ids: tuple[Any, ...]
     offsets: Tensor
     segmentations: Segmentations | None = None
@@ -76,44 +75,42 @@ class CocoAnnotations:
 
     @property
     def image_of_box(self) -> Tensor:
-        """(A,) the image index of every box."""
+        """(A,) image index of every box."""
         return torch.repeat_interleave(torch.arange(len(self)), self.offsets.diff())
 
     @property
     def boxes_xywh_px(self) -> NDArray[np.float64]:
-        """(A, 4) corner and size in pixels, as written."""
-        sides = self.written.sides
+        """(A, 4) corner and size in pixels, as in the file."""
+        sides = self.fields.sides
         return torch.cat([self.boxes[:, :2].to(sides.dtype), sides], dim=1).double().numpy()
 
     @cached_property
     def clipped(self) -> Tensor:
-        """(A, 4) ``boxes``, each clipped to its image."""
+        """(A, 4) ``boxes`` clipped to their images."""
         size_whwh = self.sizes.flip(1)[self.image_of_box].repeat(1, 2)
         return torch.minimum(self.boxes.clamp(min=0), size_whwh.to(self.boxes.dtype))
 
     @cached_property
     def degenerate(self) -> Tensor:
-        """(A,) bool: not finite as written, or without area within the image."""
+        """(A,) bool: not finite, or without area within the image."""
         area = (self.clipped[:, 2:] > self.clipped[:, :2]).all(dim=1)
         return ~(area & self.boxes.isfinite().all(dim=1))
 
     @cached_property
     def usable(self) -> Tensor:
-        """(A,) bool: neither a crowd region nor degenerate nor dropped, so a target."""
+        """(A,) bool: a target, that is neither a crowd region nor degenerate nor dropped."""
         left_out = self.crowd | self.degenerate
         return ~(left_out if self.dropped is None else left_out | self.dropped)
 
     def images_with_objects(self, count: int) -> list[int]:
-        """``count`` of the images that have usable boxes, the first to the last of them evenly
-        spaced; all if there are fewer.
-        """
+        """``count`` evenly spaced images among those with usable boxes; all if there are fewer."""
         found = self.image_of_box[self.usable].unique().tolist()
         count = min(count, len(found))
         return [found[i * (len(found) - 1) // max(count - 1, 1)] for i in range(count)]
 
     def targets(self, index: int) -> BoxSet:
-        """The boxes that supervise an image: the usable ones, clipped to it, with masks where the
-        segmentations were asked for.
+        """The targets of an image: the usable boxes, clipped to it, with masks if segmentations
+        were loaded.
         """
         rows = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         keep = self.usable[rows]
@@ -133,30 +130,30 @@ def load_annotations(
     num_images: int | None = None,
     flaws: list[str] | None = None,
 ) -> CocoAnnotations:
-    """Parse a COCO- or LVIS-format file; ``segmentations`` too if they are wanted. With
-    ``num_images`` only so many images with usable boxes, spread evenly over the file (all images
-    where none has one).
+    """Parse a COCO- or LVIS-format file, including ``segmentations`` if requested. ``num_images``
+    selects that many images with usable boxes, evenly spaced in the file (all images if none has
+    boxes).
 
-    A file's name is ``file_name``, or ``coco_url`` where there is none (LVIS v1); with
-    ``name_parts`` only so many of its last parts.
-    Classes are its categories, sorted by id. A category without annotations that others name as
-    their ``supercategory`` (the root that Roboflow exports add) is no class, unless ``classes``
-    (those of the training split) has it. Raises UserError for a missing folder or file, broken
-    JSON, and values that cannot be meant (``codetr.data.json_columns``). With ``flaws``, to look
-    at data, images and annotations that cannot be used are left out, and said there.
+    The name of an image file is ``file_name``, or ``coco_url`` if there is none (LVIS v1);
+    ``name_parts`` keeps only that many of its last path components.
+    Classes are the categories sorted by id. A category without annotations that others have as
+    their ``supercategory`` (the root that Roboflow exports add) is not a class, unless it is in
+    ``classes`` (those of the training split). Raises UserError for a missing folder or file,
+    invalid JSON, and invalid values (``codetr.data.json_columns``). With ``flaws``, images and
+    annotations that cannot be used are skipped and described in that list instead.
     """
     content = require_lists(read_content(path), path)
 
     def note(flaw: Flaw) -> None:
         assert flaws is not None
-        flaws.append(f"{flaw}; it was left out")
+        flaws.append(f"{flaw}; it was skipped")
 
     report = refuse if flaws is None else note
     names = read_categories(content, path)
     images = read_images(content, path, report, needed=("file_name", "height", "width"))
     objects = read_objects(content, path, images, names, report)
     if objects.outlined:
-        log.info("%s: %d objects have no box but that of their outline", path, objects.outlined)
+        log.info("%s: %d objects without bbox got that of their outline", path, objects.outlined)
     found = _class_list(content, names, objects, classes, path)
     if num_images is not None:
         everything = _arranged(path, found, name_parts, images, objects)
@@ -176,7 +173,7 @@ def _class_list(
     used = {*objects.categories.tolist(), *(required.category_ids if required else ())}
     parents = unused_parents([content], names, used)
     for i in parents:
-        log.info("%s: category %d '%s' is only a parent of others, no class", path, i, names[i])
+        log.info("%s: category %d '%s' is a mere supercategory, not a class", path, i, names[i])
     ids = sorted(set(names) - set(parents))
     return ClassList(names=tuple(names[i] for i in ids), category_ids=tuple(ids))
 
@@ -184,7 +181,7 @@ def _class_list(
 def _only(
     images: CocoImages, objects: CocoObjects, chosen: Sequence[int]
 ) -> tuple[CocoImages, CocoObjects]:
-    """The images ``chosen`` (ascending), and what is on them."""
+    """The images ``chosen`` (in ascending order) and their objects."""
     place = np.full(len(images.ids), -1)
     place[chosen] = np.arange(len(chosen))
     kept = objects.take(np.flatnonzero(place[objects.images] >= 0))
@@ -220,7 +217,7 @@ def _arranged(
         boxes=torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1).float(),
         labels=torch.tensor([index[i] for i in objects.categories.tolist()], dtype=torch.int64),
         crowd=crowd,
-        written=Written(
+        fields=OtherFields(
             sides=xywh[:, 2:],
             area=torch.from_numpy(objects.area),
             ignore=torch.from_numpy(objects.ignore),

@@ -1,7 +1,7 @@
 """Augmentation: callables Sample -> Sample, composed of the steps below.
 
-Every step runs torchvision's v2 transforms on the image and on *all* box sets (ground truth and
-teachers) with their masks at once, so that no box can be forgotten. Pixels stay uint8; collating
+Every step applies torchvision's v2 transforms to the image and to *all* box sets (ground truth and
+teachers) with their masks at once, so that they stay consistent. Pixels stay uint8; collating
 normalises. Random numbers come from torch's global generator, which the dataset seeds per sample.
 """
 
@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from codetr.data.coco import GREY
-from codetr.data.mask_bounds import bounded_by_masks
+from codetr.data.mask_bounds import fitted_to_masks
 from codetr.data.resize import (
     Window,
     detr_size,
@@ -32,30 +32,28 @@ Augmentation = Callable[[Sample], Sample]
 
 
 class DrawAnother(Exception):
-    """Raised by an augmentation that refuses a sample: another image is to take its place."""
+    """Raised by an augmentation that rejects a sample: the dataset then draws another image."""
 
 
 @runtime_checkable
 class KnownSize(Protocol):
-    """An augmentation that says beforehand how large an image becomes. Evaluation puts only images
-    of equal size into a batch; where the size is not known, an image is a batch of its own.
+    """An augmentation whose output size is known in advance. Evaluation puts only images of equal
+    size into a batch; images of unknown output size are evaluated one by one.
     """
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """The (height, width) in pixels that an image of ``size`` has afterwards; None where that
-        is not known.
-        """
+        """The (height, width) in pixels of the result for an image of ``size``; None if unknown."""
         ...
 
 
 def output_size(augmentation: Augmentation, size: tuple[int, int]) -> tuple[int, int] | None:
-    """The (height, width) that an image of ``size`` has after ``augmentation``, or None."""
+    """The (height, width) of an image of ``size`` after ``augmentation``; None if unknown."""
     return augmentation.output_size(size) if isinstance(augmentation, KnownSize) else None
 
 
 def transform(sample: Sample, operation: Callable[..., Any]) -> Sample:
-    """``operation``, a torchvision v2 transform, applied once to the image and all box sets with
-    their masks (which are resized to the nearest pixel).
+    """Apply ``operation``, a torchvision v2 transform, once to the image and all box sets with
+    their masks (which are resized by nearest neighbour).
     """
     size = sample.size
     boxes = [
@@ -73,8 +71,8 @@ def transform(sample: Sample, operation: Callable[..., Any]) -> Sample:
 def resize(
     sample: Sample, size: tuple[int, int], antialias: bool = False, window: Window | None = None
 ) -> Sample:
-    """Resize to ``size`` (height, width) and record the scale per axis; of the result only
-    ``window`` is left, where it is given. ``antialias`` is that of ``resize_bilinear``.
+    """Resize to ``size`` (height, width) and record the scale per axis; if given, crop the result
+    to ``window``. ``antialias``: see ``resize_bilinear``.
     """
     height, width = sample.size
     moved = transform(sample, _Resize(size, antialias, window))
@@ -108,7 +106,7 @@ def without_tiny_boxes(sample: Sample, min_size_px: float = 0.0) -> Sample:
 
 @dataclass(frozen=True)
 class Chain:
-    """Steps one after the other; none leaves the sample as it is."""
+    """Runs steps in sequence; without steps, the sample is unchanged."""
 
     steps: Sequence[Augmentation] = ()
 
@@ -119,7 +117,7 @@ class Chain:
         return sample
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """See ``KnownSize``: known where every step knows it."""
+        """See ``KnownSize``: known if it is known for every step."""
         known: tuple[int, int] | None = size
         for step in self.steps:
             known = None if known is None else output_size(step, known)
@@ -135,11 +133,11 @@ class Choice:
     probability: float
 
     def choose(self) -> Augmentation:
-        """Toss once."""
+        """Draw one of the two at random."""
         return self.first if torch.rand(()).item() < self.probability else self.second
 
     def __call__(self, sample: Sample) -> Sample:
-        """Toss once, run one of the two."""
+        """Run one of the two, drawn at random."""
         return self.choose()(sample)
 
 
@@ -156,8 +154,8 @@ class Apply:
 
 @dataclass(frozen=True)
 class RandomShortSide:
-    """Resize to one of ``shorts`` at random, the long side within ``long`` (pixels); ``antialias``
-    as in ``resize``, with DETR's rounding of the size (``detr_size``).
+    """Resize the short side to a random one of ``shorts``, limiting the long side to ``long``
+    (pixels). ``antialias`` as in ``resize``; it also selects DETR's rounding (``detr_size``).
     """
 
     shorts: Sequence[int]
@@ -165,7 +163,7 @@ class RandomShortSide:
     antialias: bool = False
 
     def target(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Pick a short side: the new (height, width) of an image of ``size``."""
+        """A random new (height, width) for an image of ``size``."""
         short = self.shorts[_randint(0, len(self.shorts) - 1)]
         return (detr_size if self.antialias else fitted_size)(size, short, self.long)
 
@@ -184,7 +182,7 @@ class RandomCrop:
     high: int
 
     def window(self, size: tuple[int, int]) -> Window | None:
-        """Pick a window of an image of ``size`` (height, width); None for all of it."""
+        """A random window of an image of ``size`` (height, width); None for the whole image."""
         height, width = (_randint(min(s, self.low), min(s, self.high)) for s in size)
         # torchvision draws a position only where there is more than one.
         top = _randint(0, size[0] - height) if size[0] > height else 0
@@ -198,7 +196,7 @@ class RandomCrop:
 
 
 def cropped(sample: Sample, window: Window) -> Sample:
-    """What lies in ``window``; boxes that are left without area are dropped."""
+    """The sample cropped to ``window``, without boxes that have no area there."""
     return without_tiny_boxes(transform(sample, _Crop(window)))
 
 
@@ -213,11 +211,11 @@ class _Crop(v2.Transform):
 
 @dataclass(frozen=True)
 class KeepVisible:
-    """Keep the boxes whose width and height are above ``min_size_px``. Where they have masks, they
-    become the bounds of what is visible of these, and go where nothing is.
+    """Keep the boxes whose width and height are above ``min_size_px``. Boxes with masks become the
+    bounds of the visible part of these, and are removed if nothing is visible.
 
-    A sample without targets stays as it is. Raises DrawAnother where there were targets and none
-    is left (mmdet ``FilterAnnotations``).
+    A sample without targets is unchanged. Raises DrawAnother if there were targets and none is left
+    (mmdet ``FilterAnnotations``).
     """
 
     min_size_px: float
@@ -226,7 +224,7 @@ class KeepVisible:
         """Filter every box set."""
         kept = without_tiny_boxes(sample, self.min_size_px)
         if kept.targets.masks is not None:
-            kept = bounded_by_masks(kept)
+            kept = fitted_to_masks(kept)
         if len(sample.targets) and not len(kept.targets):
             raise DrawAnother
         return kept
@@ -244,7 +242,7 @@ class ScaleJitter:
     antialias: bool = False
 
     def target(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Pick a ratio: the new (height, width) of an image of ``size``."""
+        """A random new (height, width) for an image of ``size``."""
         ratio = self.low + (self.high - self.low) * torch.rand(()).item()
         side = max(int(self.canvas * ratio), 1)  # whole pixels, as mmdet
         return fitted_size(size, side, side)
@@ -256,13 +254,15 @@ class ScaleJitter:
 
 @dataclass(frozen=True)
 class ResizeAndCrop:
-    """``resize``, then ``crop``: as one after the other, but masks are only made of what stays."""
+    """``resize``, then ``crop``, equivalent to both in sequence, but masks are resized within the
+    window only.
+    """
 
     resize: RandomShortSide | ScaleJitter
     crop: RandomCrop
 
     def __call__(self, sample: Sample) -> Sample:
-        """Pick a size and a window of it."""
+        """Resize and crop with a random size and window."""
         size = self.resize.target(sample.size)
         window = self.crop.window(size)
         return without_tiny_boxes(resize(sample, size, self.resize.antialias, window))
@@ -270,12 +270,12 @@ class ResizeAndCrop:
 
 @dataclass(frozen=True)
 class PadToCanvas:
-    """Pad bottom and right with grey to a square canvas (pixels): all of it counts as image."""
+    """Pad with grey at the bottom and right to a square canvas (pixels), all of it valid area."""
 
     canvas: int
 
     def __call__(self, sample: Sample) -> Sample:
-        """Pad to the canvas; the image must fit into it."""
+        """Pad to the canvas, which must be at least as large as the image."""
         height, width = sample.size
         padding = [0, 0, self.canvas - width, self.canvas - height]
         return transform(sample, v2.Pad(padding, fill={tv_tensors.Image: GREY, "others": 0}))
@@ -287,8 +287,8 @@ class PadToCanvas:
 
 @dataclass(frozen=True)
 class EvalResize:
-    """Fit into ``short`` and ``long`` sides (pixels), without chance; enlarges too. ``antialias``
-    as in ``resize``, with DETR's rounding of the size (``detr_size``).
+    """Resize to fit ``short`` and ``long`` sides (pixels), enlarging if need be. ``antialias`` as
+    in ``resize``; it also selects DETR's rounding (``detr_size``).
     """
 
     short: int
@@ -305,12 +305,13 @@ class EvalResize:
 
 
 class DetrAugmentation(Chain):
-    """DETR's recipe: flip, then with ``crop_probability`` resize, crop, resize, else resize.
+    """DETR's recipe: flip, then with ``crop_probability`` resize, crop and resize, else resize
+    only.
 
-    ``shorts`` and ``long`` bound the final resize; ``crop_shorts`` and ``crop_long`` the one
-    before the crop, whose sides are in ``crop_range`` (all pixels). ``antialias`` is that of
-    ``resize``. ``extra`` is a torchvision v2 transform put last, such as ColorJitter.
-    Source: DETR (arXiv 2005.12872) appendix A.4.
+    ``shorts`` and ``long`` are those of the final resize; ``crop_shorts`` and ``crop_long`` those
+    of the resize before the crop, whose sides are in ``crop_range`` (all in pixels). ``antialias``:
+    see ``resize``. ``extra`` is a final torchvision v2 transform, such as ColorJitter. Source: DETR
+    (arXiv 2005.12872) appendix A.4.
     """
 
     def __init__(
@@ -339,7 +340,7 @@ class DetrAugmentation(Chain):
 
 
 class FlipOnly(Chain):
-    """Mirror left and right with probability ``flip``."""
+    """Flip horizontally with probability ``flip``."""
 
     def __init__(self, flip: float = 0.5) -> None:
         super().__init__((Apply(v2.RandomHorizontalFlip(flip)),))
@@ -348,11 +349,11 @@ class FlipOnly(Chain):
 class LsjAugmentation(Chain):
     """Large-scale jitter: resize by ``ratio`` of the canvas, crop to it, flip, pad to it.
 
-    ``canvas`` is the side of the square in pixels. Of the boxes that the crop reaches, those not
-    larger than ``min_box_px`` are dropped, and those of which no pixel of their mask is left. A
-    crop that no box reaches is used; where boxes are reached but none is left, another image is
-    drawn (mmdet: ``allow_negative_crop``, ``FilterAnnotations``). Source: Simple Copy-Paste (arXiv
-    2012.07177) section 3; the pasting is ``codetr.data.copy_paste``.
+    ``canvas`` is the side of the square in pixels. Boxes in the crop are dropped if a side is not
+    larger than ``min_box_px``, or if no pixel of their mask is left. A crop without boxes is used;
+    if there are boxes but all are dropped, another image is drawn (mmdet: ``allow_negative_crop``,
+    ``FilterAnnotations``). Source: Simple Copy-Paste (arXiv 2012.07177) section 3; for the pasting
+    see ``codetr.data.copy_paste``.
     """
 
     def __init__(
@@ -373,7 +374,7 @@ class LsjAugmentation(Chain):
 
 
 class LsjEval(Chain):
-    """Fit into the square canvas (pixels) and pad it with grey."""
+    """Resize to fit a square canvas (pixels) and pad it with grey."""
 
     def __init__(self, canvas: int) -> None:
         super().__init__((EvalResize(canvas, canvas), PadToCanvas(canvas)))

@@ -1,4 +1,4 @@
-"""Looking at a data set before training on it: errors now are cheaper than zero AP tomorrow."""
+"""Checks of a data set before training on it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from rich.table import Table
 from torch import Tensor
 
 from codetr.data.annotations import CocoAnnotations
-from codetr.data.box_formats import AUTO, other_convention, similar_names
-from codetr.data.sources import MAX_LOST, share_above
+from codetr.data.box_formats import AUTO, convention_error, similar_names
+from codetr.data.sources import MAX_LOST, rounded_up_share
 from codetr.errors import UserError
 
 log = logging.getLogger(__name__)
 
 _EXAMPLES = 3
-_OUTSIDE_PX = 1.0  # annotation tools round: less than this beyond the border is not worth a line
+_OUTSIDE_PX = 1.0  # tolerance beyond the border: annotation tools round
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """How many boxes have a flaw, and the first of them as text."""
+    """Number of boxes with a flaw, and descriptions of the first ones."""
 
     count: int
     examples: tuple[str, ...]
@@ -33,9 +33,9 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitReport:
-    """What was found in one annotation file.
+    """Statistics of one annotation file.
 
-    ``boxes`` counts the usable targets; ``degenerate`` boxes (no area within the image) are
+    ``boxes``: number of usable targets; ``degenerate`` boxes (no area within the image) are
     dropped, ``outside`` ones clipped.
     """
 
@@ -52,7 +52,7 @@ class SplitReport:
 
 @dataclass(frozen=True, kw_only=True)
 class DataReport:
-    """The reports of all splits; prints as a table with rich."""
+    """The reports of all splits, printed as a table by rich."""
 
     splits: tuple[SplitReport, ...]
 
@@ -93,10 +93,10 @@ def check_split(
     max_lost: float = MAX_LOST,
     box_format: str = AUTO,
 ) -> SplitReport:
-    """Count what is in a split. Raises UserError for no boxes, for more than the share ``max_lost``
-    without area in their images, and for missing image files, which are only named in the log with
-    ``tolerate_broken``; with the ``box_format`` ``auto`` also where boxes can only be of another
-    format.
+    """Check a split and gather its statistics. Raises UserError if there are no boxes, if more than
+    the share ``max_lost`` of them have no area in their images, and for missing image files, which
+    with ``tolerate_broken`` are only logged; with the ``box_format`` ``auto`` also if boxes must be
+    in another format.
     """
     _require_files(annotations, images, tolerate_broken)
     if box_format == AUTO:
@@ -130,9 +130,8 @@ def check_dataset(
     max_lost: float = MAX_LOST,
     box_format: str = AUTO,
 ) -> DataReport:
-    """Check both splits, each given as annotations and image folder, as ``check_split`` does.
-
-    Raises UserError for missing image files, splits without boxes, and differing class lists.
+    """Check both splits, given as annotations and image folder. Raises UserError as ``check_split``
+    does, and for differing class lists.
     """
     require_same_classes(train[0], val[0])
     for line in similar_names(train[0].classes.names):
@@ -144,7 +143,7 @@ def check_dataset(
 
 
 def require_class_count(annotations: CocoAnnotations, expected: int | None) -> None:
-    """Raises UserError where the class list has not the length that the data set should have."""
+    """Raise UserError if the number of classes is not the expected one."""
     found = len(annotations.classes)
     if expected is not None and found != expected:
         raise UserError(
@@ -154,7 +153,7 @@ def require_class_count(annotations: CocoAnnotations, expected: int | None) -> N
 
 
 def require_same_classes(train: CocoAnnotations, val: CocoAnnotations) -> None:
-    """Raises UserError with the first difference of the two class lists."""
+    """Raise UserError with the first difference between the two class lists, if any."""
     ours = dict(zip(train.classes.category_ids, train.classes.names, strict=True))
     theirs = dict(zip(val.classes.category_ids, val.classes.names, strict=True))
     for i in sorted(ours.keys() | theirs.keys()):
@@ -166,14 +165,14 @@ def require_same_classes(train: CocoAnnotations, val: CocoAnnotations) -> None:
 
 
 def _require_own_format(annotations: CocoAnnotations) -> None:
-    for wrong in conventions(annotations):
+    for wrong in convention_errors(annotations):
         raise UserError(f"annotation file {annotations.path}: {wrong}")
 
 
-def conventions(annotations: CocoAnnotations) -> list[str]:
-    """A line where all boxes of a split are written in another way than COCO's."""
+def convention_errors(annotations: CocoAnnotations) -> list[str]:
+    """Error messages if the boxes of a split are not in COCO's format."""
     sizes = annotations.sizes.flip(1)[annotations.image_of_box].numpy()
-    wrong = other_convention(annotations.boxes_xywh_px, sizes)
+    wrong = convention_error(annotations.boxes_xywh_px, sizes)
     return [wrong] if wrong else []
 
 
@@ -185,7 +184,7 @@ def _require_boxes(annotations: CocoAnnotations, max_lost: float) -> None:
         if count:
             reason = f"{crowd} are crowd regions, {flaws.count} have no area within their image"
             reason += f", such as {flaws.examples[0]}" if flaws.count else ""
-            reason += ": correct them, nothing can be learned or measured"
+            reason += ": correct them"
         raise UserError(
             f"annotation file {annotations.path} has no usable box among {count} annotations of "
             f"{len(annotations)} images: {reason}"
@@ -194,7 +193,7 @@ def _require_boxes(annotations: CocoAnnotations, max_lost: float) -> None:
         raise UserError(
             f"{flaws.count} of {count - crowd} boxes of {annotations.path} have no area within "
             f"their image, such as {flaws.examples[0]}: correct them, or accept the loss with "
-            f"data.source.max_lost={share_above(flaws.count, count - crowd)}"
+            f"data.source.max_lost={rounded_up_share(flaws.count, count - crowd)}"
         )
 
 

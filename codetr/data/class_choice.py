@@ -1,4 +1,4 @@
-"""Other classes than those of the annotation files: fewer, several as one, or by other names."""
+"""Changing the classes of annotation files: selecting, merging and renaming them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 
 from codetr.data.coco_json import read_categories, require_lists, unused_parents
 from codetr.data.derived import read_content, write_derived
-from codetr.data.formats.content import one_line, shown
+from codetr.data.formats.content import one_line, short_repr
 from codetr.data.json_columns import as_integer, as_label
 from codetr.data.sources import Splits
 from codetr.errors import UserError
 
 _OF_IMAGES = ("neg_category_ids", "not_exhaustive_category_ids")
-"""Lists of categories in the images of LVIS."""
+"""Keys of LVIS images with lists of categories."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassChoice:
-    """``rename``: new names by those of the data; ``merge``: lists of names of the data by the name
-    of the class that they become together; ``keep``: the classes that stay, by either name (None:
-    all). Objects of the others are no objects.
+    """``rename``: new names by names in the data; ``merge``: lists of names in the data by the name
+    of the merged class; ``keep``: the classes to keep, by either name (None: all). Objects of other
+    classes are dropped.
     """
 
     keep: Sequence[Any] | None = None
@@ -32,12 +32,12 @@ class ClassChoice:
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether the classes are those of the data."""
+        """Whether the classes stay those of the data."""
         return self.keep is None and not self.merge and not self.rename
 
     def of(self, names: Sequence[str]) -> dict[str, str]:
-        """The new name of each name of the data that stays. Raises UserError for names that the
-        data does not have, and for two classes of one new name that are not merged.
+        """New names of the kept classes by their names in the data. Raises UserError for names that
+        are not in the data, and for classes that get the same name without being merged.
         """
         known = list(dict.fromkeys(names))
         new = {name: name for name in known}
@@ -47,12 +47,12 @@ class ClassChoice:
         if len(taken) < len(new):
             twice = next(n for old, n in new.items() if taken[n] != old)
             raise UserError(
-                f"data.classes.rename gives the name {shown(twice)} to several classes: make them "
-                f"one with data.classes.merge={{{twice}: [NAME, NAME]}}"
+                f"data.classes.rename gives the name {short_repr(twice)} to several classes: "
+                f"make them one with data.classes.merge={{{twice}: [NAME, NAME]}}"
             )
         for name, members in (self.merge or {}).items():
             if isinstance(members, str):
-                raise UserError(f"data.classes.merge: {shown(name)} needs a list of names")
+                raise UserError(f"data.classes.merge: {short_repr(name)} needs a list of names")
             for old in members:
                 new[_known(old, known, "merge")] = _written(name)
         if self.keep is None:
@@ -64,12 +64,12 @@ class ClassChoice:
         return {old: name for old, name in new.items() if kept & {old, name}}
 
     def merged(self) -> set[str]:
-        """Names of classes that stand for several of the data."""
+        """Names of merged classes."""
         return {_written(name) for name in self.merge or {}}
 
 
 def _written(value: Any) -> str:
-    """What a user wrote as a name, whatever the command line made of it."""
+    """The name that a user gave, which the command line may have parsed as another type."""
     return "null" if value is None else one_line(as_label(value) or "")
 
 
@@ -78,16 +78,16 @@ def _known(value: Any, names: Sequence[str], key: str) -> str:
     if name not in names:
         near = get_close_matches(name, names, 1, 0.0)
         raise UserError(
-            f"data.classes.{key}: the data has no class {shown(name)}: did you mean "
-            f"{shown(near[0]) if near else 'none'}? It has {len(names)}: {', '.join(names[:12])}"
-            f"{', ...' if len(names) > 12 else ''}"
+            f"data.classes.{key}: the data has no class {short_repr(name)}: did you mean "
+            f"{short_repr(near[0]) if near else 'none'}? It has {len(names)}: "
+            f"{', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
         )
     return name
 
 
 def with_classes(splits: Splits, choice: ClassChoice, folder: Path) -> Splits:
-    """The splits with annotation files of the chosen classes, written below ``folder``; the same
-    where nothing changes. Ids stay; a merged class has the least of its own.
+    """The splits with annotation files of the chosen classes, written below ``folder``; unchanged
+    splits if there is no choice. Ids are kept; a merged class has the smallest id of its members.
     """
     if choice.changes_nothing:
         return splits
@@ -137,7 +137,7 @@ def _edited(
         elif number in names:
             dropped += 1
         else:
-            annotations.append(entry)  # flawed: said by who reads it
+            annotations.append(entry)  # invalid: reported when it is read
     images = [
         {**image, **{k: _mapped(image[k], ids) for k in _OF_IMAGES if k in image}}
         if isinstance(image, dict)
@@ -151,7 +151,7 @@ def _edited(
         for i, n in sorted(categories.items())
     ]
     remarks.append(
-        f"{path.name}: {len(kept)} classes by data.classes, {dropped} objects of others left out"
+        f"{path.name}: {len(kept)} classes by data.classes, {dropped} objects of others dropped"
     )
     return {**content, "images": images, "annotations": annotations, "categories": kept}
 

@@ -1,4 +1,4 @@
-"""A COCO-format folder as a map from index to Sample."""
+"""A COCO-format folder as a dataset of samples."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from codetr.data.teachers import TeacherBoxes
 log = logging.getLogger(__name__)
 
 GREY = 114
-"""The value of pixels that show nothing: of padding before normalisation, and of broken images."""
+"""Value of the pixels of padding before normalisation, and of placeholders for broken images."""
 
 
 class CocoDetection(Dataset[Sample]):
-    """The images of an annotation file, with boxes or without, in the order of the file.
+    """The images of an annotation file, with or without boxes, in the order of the file.
 
     ``images`` is the folder that ``file_name`` is relative to. ``cache`` keeps every decoded image
-    in the memory of its process: for small data only. Raises ImageError for files that are
-    missing, damaged or of another size than annotated; with ``tolerate_broken`` such a file is
-    named in the log instead, and a grey image without boxes stands in for it. ``teachers`` says
-    what teacher detectors found on an image; ``rules`` how files become pixels.
+    in the memory of its process: for small data only. Raises ImageError for files that are missing,
+    damaged or of another size than annotated; with ``tolerate_broken`` such files are logged and
+    replaced by a grey image without boxes. ``teachers`` provides the boxes of teacher detectors;
+    ``rules`` say how files are decoded.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class CocoDetection(Dataset[Sample]):
         return self.sample(index)
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of an image as annotated."""
+        """(height, width) of an image according to its annotation."""
         height, width = self.annotations.sizes[index].tolist()
         return height, width
 
     def sample(self, index: int, least: tuple[int, int] | None = None) -> Sample:
-        """An image with its boxes. With ``least`` (height, width) a JPEG may be decoded at 1/2,
-        1/4 or 1/8 of its size, not below ``least``, with boxes and masks to match (not from a
-        cache).
+        """An image with its boxes. With ``least`` (height, width) a JPEG may be decoded at 1/2, 1/4
+        or 1/8 of its size, but not smaller than ``least``; boxes and masks are scaled alike. Cached
+        images are always decoded at full size.
         """
         broken = False
         try:
@@ -71,10 +71,10 @@ class CocoDetection(Dataset[Sample]):
             if not self.tolerate_broken:
                 raise
             require_smaller(self._path(index), self.size(index), self.rules)
-            log.warning("%s; a grey image without boxes stands in for it", error)
+            log.warning("%s; it is replaced by a grey image without boxes", error)
             image = torch.full((3, *self.size(index)), GREY, dtype=torch.uint8)
             broken = True
-        targets = self.annotations.targets(index)  # with masks: not before the size is known
+        targets = self.annotations.targets(index)  # draws masks, so the size is checked before
         teachers = () if self.teachers is None else self.teachers(index)
         if broken:
             targets = _none_of(targets)
@@ -109,8 +109,8 @@ class CocoDetection(Dataset[Sample]):
                 raise ImageError(
                     f"image {self._path(index)} is {found[1]}x{found[0]} pixels (width x height, "
                     f"upright by EXIF) but {self.annotations.path} says {width}x{height}: correct "
-                    "the annotation file or the image, or say what its boxes are by data.boxes="
-                    "upright, stored or scaled"
+                    "the annotation file or the image, or set data.boxes to upright, stored or "
+                    "scaled"
                 )
 
         return read_scaled(self._path(index), least, self.rules, accept)[0]

@@ -1,5 +1,5 @@
-"""COCO JSON, read in one way for training, evaluation and inspection: what its keys are, and which
-entries can be used. How values are taken is said in ``json_columns``.
+"""Reading COCO JSON, in the same way for training, evaluation and inspection: the keys, and which
+entries are usable. ``json_columns`` defines how values are interpreted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codetr.data.formats.content import one_line, shown
+from codetr.data.formats.content import one_line, short_repr
 from codetr.data.json_columns import (
     Entry,
     Field,
@@ -40,10 +40,10 @@ from codetr.data.outlines import area_of, box_of
 from codetr.errors import UserError
 
 LISTS = ("images", "annotations", "categories")
-"""The keys of a COCO file."""
+"""Lists in a COCO file."""
 
 _OTHER_KINDS = {"segments_info": "COCO's panoptic segments", "caption": "COCO's captions"}
-"""Keys of annotations that others of COCO's own files have."""
+"""Keys of annotations in COCO's files of other tasks, and what these contain."""
 
 _ID = Field(key="id", read=as_identifier, pack=pack_integers, needs="an integer or a name", blank=0)
 _IMAGE_ID = replace(_ID, key="image_id")
@@ -91,9 +91,9 @@ _IGNORE = replace(_CROWD, key="ignore")
 
 @dataclass(frozen=True, kw_only=True)
 class CocoImages:
-    """``ids`` of I images, and ``written_ids``, which are texts where the file has texts;
-    ``file_names`` as written, ``coco_url`` where there is none (LVIS v1), empty where neither is
-    given; ``sizes`` (I, 2) int64 (height, width), 0 where not given.
+    """``ids`` of I images, and ``written_ids`` as in the file, which may be strings; ``file_names``
+    as in the file, or ``coco_url`` (LVIS v1), empty if there is neither; ``sizes`` (I, 2) int64
+    (height, width), 0 if missing.
     """
 
     ids: tuple[int, ...]
@@ -113,12 +113,12 @@ class CocoImages:
 
 @dataclass(frozen=True, kw_only=True)
 class CocoObjects:
-    """A annotations: the ``entries`` themselves, and what is validated of them.
+    """A annotations: the raw ``entries``, and their validated values.
 
     ``images`` (A,) int64 indices of images; ``categories`` (A,) int64 ids; ``boxes_xywh_px`` (A, 4)
-    float64, corner and size, finite, around the segmentation where no box is given; ``area`` (A,)
-    float64 in px^2, that of the segmentation or else of the box where none is given; ``crowd`` and
-    ``ignore`` (A,) bool.
+    float64, corner and size, finite, by default the bounds of the segmentation; ``area`` (A,)
+    float64 in px^2, by default that of the box, or of the segmentation if there is no box;
+    ``crowd`` and ``ignore`` (A,) bool.
     """
 
     entries: Sequence[Entry]
@@ -131,7 +131,7 @@ class CocoObjects:
 
     @property
     def outlined(self) -> int:
-        """How many have no box but that of their segmentation."""
+        """Number of annotations whose box is that of their segmentation."""
         return sum(not entry.get("bbox") for entry in self.entries)
 
     def take(self, rows: NDArray[np.int64]) -> CocoObjects:
@@ -148,7 +148,7 @@ class CocoObjects:
 
 
 def require_lists(content: Any, path: Path, keys: Sequence[str] = LISTS) -> Mapping[str, list[Any]]:
-    """``content``, where it is an object with the lists ``keys``. Raises UserError otherwise."""
+    """``content`` if it is an object with the lists ``keys``. Raises UserError otherwise."""
     advice = None
     if not isinstance(content, dict) or any(key not in content for key in keys):
         advice = advice_for_json(content)
@@ -156,7 +156,7 @@ def require_lists(content: Any, path: Path, keys: Sequence[str] = LISTS) -> Mapp
         raise UserError(f"annotation file {path} cannot be read: {advice}")
     if not isinstance(content, dict):
         raise UserError(
-            f"annotation file {path} holds a JSON {type(content).__name__}, not the object with "
+            f"annotation file {path} contains a JSON {type(content).__name__}, not the object with "
             "images, annotations and categories of the COCO format: export it as COCO"
         )
     for key in keys:
@@ -168,7 +168,7 @@ def require_lists(content: Any, path: Path, keys: Sequence[str] = LISTS) -> Mapp
     for key, kind in _OTHER_KINDS.items():
         if any(isinstance(a, dict) and key in a for a in content["annotations"]):
             raise UserError(
-                f"annotation file {path} holds {kind} ('{key}'), no boxes of objects: give the "
+                f"annotation file {path} contains {kind} ('{key}'), no boxes of objects: give the "
                 "file of the instances, such as instances_train2017.json"
             )
     return content
@@ -180,8 +180,8 @@ def read_images(
     report: Report = refuse,
     needed: Container[str] = (),
 ) -> CocoImages:
-    """The images that nothing is wrong with: an id that stands once, and a file name and a size
-    where they are ``needed`` (``file_name``, ``height``, ``width``) or given.
+    """The valid images: with a unique id, and a valid file name and size if these are ``needed``
+    (``file_name``, ``height``, ``width``) or present.
     """
     table = Table(content["images"], "image")
     ids = table.column(_ID).tolist()
@@ -212,7 +212,7 @@ def _flaw_repeated(table: Table, ids: Sequence[int]) -> None:
     for row, number in enumerate(ids):
         if row not in table.flaws:
             if number in seen:
-                table.flaw(row, "has an id that stands twice: make the ids unique")
+                table.flaw(row, "has a duplicate id: make the ids unique")
             seen.add(number)
 
 
@@ -225,9 +225,9 @@ def read_objects(
     unknown: str = "'categories' does not have: add it there or remove the annotation",
     lost: Mapping[int, str] | None = None,
 ) -> CocoObjects:
-    """The annotations that nothing is wrong with, of ``images`` and ``categories``; ``unknown``
-    says what to do about another category, ``lost`` by id why the file's other images are none.
-    Annotation ids may be anything: they only name.
+    """The valid annotations of ``images`` and ``categories``. ``unknown`` ends the message for
+    other categories; ``lost`` has the reasons, by id, why images of the file are not among
+    ``images``. Annotation ids may be anything, since they are labels only.
     """
     lost = lost or {}
     table = Table(content["annotations"], "annotation")
@@ -239,10 +239,10 @@ def read_objects(
     if -1 in indices:
         for row, index in enumerate(indices):
             if index == -1:
-                written = shown(table.entries[row].get("image_id"))
+                written = short_repr(table.entries[row].get("image_id"))
                 why = lost.get(
                     image_ids[row],
-                    "which is no usable image of the file: add it to 'images' or remove the "
+                    "which is not a usable image of the file: add it to 'images' or remove the "
                     "annotation",
                 )
                 table.flaw(row, f"has image_id {written}, {why}")
@@ -254,7 +254,7 @@ def read_objects(
     without_area = np.array(
         [entry.get("area") is None and bool(entry.get("bbox")) for entry in table.entries], bool
     )
-    with np.errstate(over="ignore"):  # of absurd boxes, which have no area within an image
+    with np.errstate(over="ignore"):  # huge boxes have no area within an image
         area = np.where(without_area, boxes[:, 2] * boxes[:, 3], area)
     found = CocoObjects(
         entries=table.entries,
@@ -270,8 +270,8 @@ def read_objects(
 
 
 def read_categories(content: Mapping[str, list[Any]], path: Path) -> dict[int, str]:
-    """Names by id, each in one line, in the order of the file. Raises UserError for a category
-    without an integer id or a name, for two names of one id, and where there are none.
+    """Names by id, without line breaks, in the order of the file. Raises UserError for a category
+    without an integer id or a name, for two names of one id, and if there are no categories.
     """
     found: dict[int, str] = {}
     for entry in content["categories"]:
@@ -279,13 +279,13 @@ def read_categories(content: Mapping[str, list[Any]], path: Path) -> dict[int, s
         name = as_label(entry.get("name")) if isinstance(entry, dict) else None
         if number is None or name is None:
             raise UserError(
-                f"category {shown(entry)} in {path} needs an integer id and a name: correct it"
+                f"category {short_repr(entry)} in {path} needs an integer id and a name: correct it"
             )
         name = one_line(name)
         if found.setdefault(number, name) != name:
             raise UserError(
-                f"category {number} in {path} is called {shown(found[number])} and {shown(name)}: "
-                "give every id one name"
+                f"category {number} in {path} is called {short_repr(found[number])} and "
+                f"{short_repr(name)}: give every id one name"
             )
     if not found:
         raise UserError(f"annotation file {path} has no categories: add at least one class")
@@ -295,8 +295,8 @@ def read_categories(content: Mapping[str, list[Any]], path: Path) -> dict[int, s
 def unused_parents(
     contents: Sequence[Mapping[str, list[Any]]], names: Mapping[int, str], used: Container[int]
 ) -> list[int]:
-    """The categories that are not ``used`` and that others name as their ``supercategory`` (the
-    root that Roboflow's exports add): no classes, unless none would be left.
+    """The categories that are not ``used`` and that others have as their ``supercategory`` (the
+    root that Roboflow's exports add). They are not classes, unless no class would be left.
     """
     children: dict[Any, set[int | None]] = {}
     for entry in chain.from_iterable(content["categories"] for content in contents):

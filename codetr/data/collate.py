@@ -1,4 +1,4 @@
-"""From samples to one padded, normalised batch."""
+"""Collating samples into a padded, normalised batch."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from codetr.structures import Batch, ImageInfo, Images, Targets
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
-"""Of RGB values from 0 to 255."""
+"""For RGB values from 0 to 255."""
 
 
 class Collate:
     """Callable that normalises by ``mean`` and ``std`` (RGB, 0 to 255) and pads with zeros.
 
     Each image is padded at the bottom and right to a multiple of ``size_divisor``, then to the
-    largest of the batch. The whole image of a sample is its valid area: one that large-scale
-    jitter has padded to a canvas has boxes relative to the canvas and no padding.
+    largest size in the batch. The valid area is the whole image of a sample: for one that
+    large-scale jitter padded to a canvas, boxes are relative to the canvas and there is no padding.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Collate:
         self.size_divisor = size_divisor
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """A batch of one image per sample; all samples must have equally many teachers."""
+        """The batch of the samples, which must have equally many teachers."""
         teachers = zip(*(s.teachers for s in samples), strict=True)
         return Batch(
             images=self._images(samples),
@@ -91,8 +91,8 @@ class Collate:
 
 
 def _targets(boxes: BoxSet, size: tuple[int, int], divisor: int = 1) -> Targets:
-    """Clipped to the valid area of ``size`` (height, width) and made relative to it; masks are
-    padded to multiples of ``divisor``, not to the size of the batch.
+    """Targets from boxes, clipped to the valid area of ``size`` (height, width) and relative to it;
+    masks are padded to multiples of ``divisor``, not to the size of the batch.
     """
     size_wh = torch.tensor([size[1], size[0]], dtype=torch.float32)
     boxes_xyxy_px = clip_xyxy(boxes.boxes, size_wh)

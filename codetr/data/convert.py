@@ -1,4 +1,4 @@
-"""From what was found in a folder to COCO annotations that nothing is wrong with."""
+"""Conversion of labelled images to valid COCO annotations."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from codetr.errors import UserError
 Content = dict[str, Any]
 Advance = Callable[[], None]
 
-_OUTSIDE_PX = 1.0  # annotation tools round: less than this beyond the border is not worth a line
+_OUTSIDE_PX = 1.0  # tolerance beyond the border: annotation tools round
 
 
 def divide(
     images: Sequence[LabelledImage], val_share: float, seed: int
 ) -> dict[str, list[LabelledImage]]:
-    """``train`` and ``val`` of images that nobody has divided: at random by ``seed``, whatever
-    their order. Raises UserError for fewer than two.
+    """Split images at random into ``train`` and ``val``, depending on ``seed`` but not on their
+    order. Raises UserError for fewer than two images.
     """
     if len(images) < 2:
         raise UserError(
-            f"{len(images)} annotated images cannot be divided into train and val: add images, or "
+            f"{len(images)} annotated images cannot be split into train and val: add images, or "
             "a folder or list for each split, or validate on them too with data.source.val=train"
         )
     shuffled = sorted(images, key=lambda image: image.file)
@@ -43,12 +43,12 @@ def divide(
 
 @dataclass(frozen=True, kw_only=True)
 class CocoWriter:
-    """Turns labelled images below ``root`` into the content of a COCO file.
+    """Converts labelled images below ``root`` to the content of a COCO file.
 
-    Image sizes are those of the files; ``boxes`` says how boxes are placed where the annotations
-    say another (``codetr.data.placement``). Boxes are clipped to their image; those without area in
-    it are left out, as are images whose files cannot be read. All of that goes to ``problems``, and
-    to ``remarks`` how boxes were placed.
+    Image sizes are those of the files; ``boxes`` says how boxes are interpreted if the annotations
+    declare other sizes (``codetr.data.placement``). Boxes are clipped to their image; those without
+    area in it are skipped, as are images whose files cannot be read. Each of these is added to
+    ``problems``; ``remarks`` say how boxes were interpreted.
     """
 
     root: Path
@@ -58,23 +58,23 @@ class CocoWriter:
     remarks: list[str] = field(default_factory=list)
 
     def content(self, images: Sequence[LabelledImage]) -> Content:
-        """See ``contents``, of a single part."""
+        """``contents`` of a single part."""
         return self.contents([images])[0]
 
     def contents(
         self, parts: Sequence[Sequence[LabelledImage]], advance: Advance = lambda: None
     ) -> list[Content]:
-        """A COCO file for each part. Images keep their ids, or get ``image_number``; annotations
-        are numbered from 1. ``advance`` is called after every image that is looked at.
+        """The content of a COCO file for each part. Images keep their ids, or get ``image_number``;
+        annotations are numbered from 1. ``advance`` is called after every image.
 
-        Raises UserError where it is not clear how boxes are to be placed.
+        Raises UserError if the interpretation of boxes is ambiguous.
         """
         geometries: dict[str, Geometry] = {}
         for file in dict.fromkeys(image.file for images in parts for image in images):
             try:
                 geometries[file] = read_geometry(self.root / file)
             except ImageError as error:
-                self._report(file, f"{error}; it was left out")
+                self._report(file, f"{error}; it was skipped")
             advance()
         usable = [[image for image in images if image.file in geometries] for images in parts]
         flat = [image for images in usable for image in images]
@@ -122,7 +122,7 @@ class CocoWriter:
         box: Box,
         image: LabelledImage,
     ) -> tuple[float, float, float, float] | None:
-        """The part of the box within the image; None where there is no such part."""
+        """The part of the box within the image; None if there is none."""
         written = "(" + ", ".join(f"{v:.6g}" for v in corners) + ")"
         width, height = size_wh
         x0, x1 = (min(max(x, 0.0), float(width)) for x in corners[::2])
@@ -135,7 +135,7 @@ class CocoWriter:
         elif x1 <= x0 or y1 <= y0:
             reason = f"lies outside the image of {width}x{height}"
         if reason:
-            self._report(image.source, f"{box.where} with xyxy {written} {reason}; it was left out")
+            self._report(image.source, f"{box.where} with xyxy {written} {reason}; it was skipped")
             return None
         beyond = max(abs(c - k) for c, k in zip(corners, (x0, y0, x1, y1), strict=True))
         if beyond > _OUTSIDE_PX:
@@ -162,20 +162,21 @@ def _claim(image: LabelledImage, geometry: Geometry) -> Claim:
 
 
 def image_number(file: str) -> int:
-    """An id for an image file (relative to the root) of data that has none: of its name alone, so
-    that results by id (teachers' boxes) stay right when images are added or divided differently.
+    """An id for an image file (relative to the root) in data without ids. It depends on the name
+    alone, so that results by id (teachers' boxes) stay valid when images are added or split
+    differently.
     """
     return number_of(file)
 
 
 def _entry(box: Box, corners: tuple[float, float, float, float], placement: Placement) -> Content:
-    """An annotation without its ids; ``area`` is that of the mask where the data tells it."""
+    """An annotation without its ids; ``area`` is that of the mask if the data has it."""
     x0, y0, x1, y1 = corners
     bbox = [round(v, 4) for v in (x0, y0, x1 - x0, y1 - y0)]
     area, extra = box.extra.get("area"), dict(box.extra)
     if area is None or not finite([area]) or area <= 0:
         area = round((x1 - x0) * (y1 - y0), 4)
-    elif not placement.as_it_is:
+    elif not placement.is_identity:
         area = round(area * placement.area, 4)
     if "segmentation" in extra:
         outline = placement.segmentation(extra.pop("segmentation"))

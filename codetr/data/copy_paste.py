@@ -1,4 +1,4 @@
-"""Copy-paste: objects of one image, cut out by their masks, are laid onto another.
+"""Copy-paste: objects of one image, cut out by their masks, are pasted onto another.
 
 Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation",
 CVPR 2021, section 3, with the rules of the official LSJ recipes (mmdet ``CopyPaste``).
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from codetr.boxes import pairwise_iou
-from codetr.data.mask_bounds import bounded_by_masks, mask_bounds
+from codetr.data.mask_bounds import fitted_to_masks, mask_bounds
 from codetr.data.sample import BoxSet, Sample
 from codetr.errors import UserError
 
@@ -26,18 +26,17 @@ _MAX_COVERED = 0.5
 class CopyPaste:
     """Callable that pastes a random number of random objects of one sample onto another.
 
-    Both samples are of one size, with masks of their targets (both have been through large-scale
+    Both samples have the same size and targets with masks (both have been through large-scale
     jitter). Between 0 and min(N, ``max_pasted`` - 1) of the source's N objects are pasted, without
-    blending or scaling. Every box becomes the bound of what is visible of its object. A
-    destination's object stays if no side of its box moved by more than ``max_shift_px``, or if
-    more than ``min_visible_px`` pixels of it remain; never if nothing remains.
+    blending or scaling. Every box becomes the bounds of the visible part of its object. An object
+    of the destination is kept if no side of its box moved by more than ``max_shift_px`` or if more
+    than ``min_visible_px`` of its pixels remain, but never if it is hidden completely.
 
-    Teachers have boxes without masks: one of the destination goes where more than half of its area
-    is pasted over; one of the source comes along where it overlaps the box of a pasted object with
+    Teachers have boxes without masks: one of the destination is removed if more than half of its
+    area is pasted over; one of the source is added if it overlaps the box of a pasted object with
     an IoU of at least 0.5.
 
-    With ``masks`` the result has the masks of what is visible of its objects, which otherwise
-    nothing reads.
+    With ``masks`` the result has the masks of the visible parts of objects.
     """
 
     max_pasted: int = 100
@@ -58,14 +57,14 @@ class CopyPaste:
         return 1
 
     def __call__(self, sample: Sample, *others: Sample) -> Sample:
-        """The destination ``sample`` with objects of one source."""
+        """The destination ``sample`` with objects of one source pasted onto it."""
         destination, (source,) = sample, others
         if destination.size != source.size:
             raise UserError(
                 f"copy-paste got images of {destination.size} and {source.size} pixels: it needs a "
                 "training augmentation that ends on a canvas (lsj_1024), or augmentation.mix=null"
             )
-        destination, source = bounded_by_masks(destination), bounded_by_masks(source)
+        destination, source = fitted_to_masks(destination), fitted_to_masks(source)
         chosen = self._choose(len(source.targets))
         if not len(chosen):
             return replace(destination, targets=self._kept(destination.targets))
@@ -92,8 +91,8 @@ class CopyPaste:
         return torch.randperm(num_objects)[:count]
 
     def _visible(self, targets: BoxSet, covered: Tensor) -> BoxSet:
-        """What remains of ``targets``, bounded by their masks, beneath the pasted pixels
-        ``covered`` (H, W).
+        """The ``targets`` that stay visible, with the bounds of their visible parts; the pixels
+        ``covered`` (H, W) are pasted over.
         """
         assert targets.masks is not None
         touched = (targets.masks & covered).flatten(1).amax(dim=1).nonzero().flatten()
@@ -115,13 +114,13 @@ class CopyPaste:
 
 
 def _areas(masks: Tensor) -> Tensor:
-    """(N,) number of pixels that are not 0; numpy counts bytes many times as fast as torch."""
+    """(N,) number of nonzero pixels; numpy counts bytes many times faster than torch."""
     return torch.tensor([np.count_nonzero(mask) for mask in masks.numpy()], dtype=torch.int64)
 
 
 def _pasted(above: Tensor, below: Tensor, covered: Tensor, bounds: Tensor) -> Tensor:
-    """(3, H, W) of ``above`` where ``covered`` (H, W), which ``bounds`` (M, 4) enclose, else of
-    ``below``. Only what lies within the bounds is looked at.
+    """(3, H, W) with the pixels of ``above`` where ``covered`` (H, W), else of ``below``. The boxes
+    ``bounds`` (M, 4) enclose the covered pixels, so only the window around them is processed.
     """
     x0, y0 = bounds[:, :2].amin(dim=0).long().tolist()
     x1, y1 = bounds[:, 2:].amax(dim=0).long().tolist()
@@ -132,7 +131,7 @@ def _pasted(above: Tensor, below: Tensor, covered: Tensor, bounds: Tensor) -> Te
 
 
 def _uncovered(boxes: BoxSet, covered: Tensor) -> BoxSet:
-    """The boxes of which at most half of the area is ``covered`` (H, W)."""
+    """The boxes with at most half of their area ``covered`` (H, W)."""
     height, width = covered.shape
     total = torch.nn.functional.pad(covered.int().cumsum(0).cumsum(1), (1, 0, 1, 0))
     x0, y0, x1, y1 = boxes.boxes.round().long().T
@@ -144,7 +143,7 @@ def _uncovered(boxes: BoxSet, covered: Tensor) -> BoxSet:
 
 
 def _belonging(boxes: BoxSet, pasted: Tensor) -> BoxSet:
-    """The boxes that overlap one of the ``pasted`` boxes (M, 4) enough."""
+    """The boxes that sufficiently overlap one of the ``pasted`` boxes (M, 4)."""
     return boxes.select((pairwise_iou(boxes.boxes, pasted) >= _MATCH_IOU).any(dim=1))
 
 

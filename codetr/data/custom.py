@@ -1,4 +1,4 @@
-"""Data in whatever format it came: recognised, and converted once to COCO JSON beside it all."""
+"""Data in any supported format, which is recognised and converted once to COCO JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from codetr.data.formats.content import UNSPLIT, FolderContent, LabelledImage, P
 from codetr.data.formats.tree import SPARE, Tree, list_files
 from codetr.data.other_tools import advice_for_json, advice_for_text
 from codetr.data.placement import AUTO, require_reading
-from codetr.data.sources import MAX_LOST, Split, Splits, require_share, share_above
+from codetr.data.sources import MAX_LOST, Split, Splits, require_share, rounded_up_share
 from codetr.errors import UserError
 from codetr.json_text import parse_json
 
@@ -34,16 +34,16 @@ log = logging.getLogger(__name__)
 FORMATS = {"coco": coco, "voc": voc, "yolo": yolo, "labelme": labelme}
 """Modules with FORMAT (its name), ``recognise(tree)`` and ``read(tree, box_format)``."""
 
-_VERSION = 6  # raise it when conversion changes: other annotations must not share a folder
-_SHOWN = 5  # problems in the log; the rest is in the file
-_NAMED = 12  # classes
-_LOOKED_AT = 20  # files of each kind, for formats of other tools
+_VERSION = 6  # increment when the conversion changes, so that earlier results are not reused
+_SHOWN = 5  # problems in the log; all are in the file
+_NAMED = 12  # classes in the log
+_LOOKED_AT = 20  # files of each type that are searched for formats of other tools
 _ABOUT = "about.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the conversion depends on beside the data; see ``CustomFolder``."""
+    """The parameters of a conversion; see ``CustomFolder``."""
 
     format: str
     train: str
@@ -58,15 +58,16 @@ class Options:
 class CustomFolder:
     """A folder in COCO JSON, VOC XML, YOLO text or LabelMe JSON, converted to COCO below ``cache``.
 
-    ``format`` is coco, voc, yolo, labelme, or auto: what is there. Splits are those of the data;
-    where it has none, ``val_share`` of the images become val, at random by ``seed``. ``train`` and
-    ``val`` name the splits to use; ``box_format`` is how boxes are written (``auto``: as the format
-    says, where that can be). Where more than the share ``max_lost`` of the images of a split,
-    or of its boxes, cannot be used, it is an error.
+    ``format`` is coco, voc, yolo, labelme, or auto (recognised by the files). Splits are those of
+    the data; if there are none, ``val_share`` of the images become val, at random by ``seed``.
+    ``train`` and ``val`` name the splits to use; ``box_format`` is that of the boxes (``auto``:
+    that of the format, unless boxes contradict it). It is an error if more than the share
+    ``max_lost`` of the images of a split, or of its boxes, cannot be used.
 
     The root is only read. The folder below ``cache`` is named by a hash of the names, sizes and
-    times of all files, so that a change converts anew; it is written beside its place and moved
-    there at the end, so that it is whole or absent. What cannot be used is left out and reported.
+    modification times of all files, so that data is converted again when it changes. It is written
+    to a temporary folder and renamed at the end, so that it is always complete. Entries that cannot
+    be used are skipped and reported.
     """
 
     def __init__(
@@ -103,11 +104,11 @@ class CustomFolder:
         self._done: dict[tuple[Path, str], Splits] = {}
 
     def __call__(self, root: Path, boxes: str = AUTO) -> Splits:
-        """The two splits, boxes placed; converts them where that is not done yet, and says what it
-        found.
+        """The two splits, with boxes in pixels of the upright images. Converts them on the first
+        call and logs a summary.
 
-        Raises UserError where no format, or more than one, is recognised, and where a split is
-        missing or has nothing to learn from.
+        Raises UserError if no format or more than one is recognised, and if a split is missing or
+        has no usable annotations.
         """
         require_reading(boxes)
         if (root, boxes) not in self._done:
@@ -160,31 +161,33 @@ class CustomFolder:
         _write(folder, {"train.json": contents[0], "val.json": contents[1], _ABOUT: about})
 
     def _choose(self, tree: Tree, found: FolderContent) -> tuple[tuple[_Part, _Part], list[str]]:
-        """Training and validation images, and what to say about them."""
+        """Training and validation images, and remarks about them."""
         options, splits, lost = self.options, dict(found.splits), dict(found.lost)
         flawed = dict(found.flawed)
         share, remarks = options.val_share, []
         spare = next((name for name in SPARE if name in splits), None)
         if spare and "val" not in splits and options.val == "val" and options.train != spare:
-            alone = not splits.keys() & {options.train, UNSPLIT}  # then it names no part
+            alone = not splits.keys() & {options.train, UNSPLIT}  # then the data is not split
             for by_split in (splits, lost, flawed):
                 _rename(by_split, spare, UNSPLIT if alone else "val")
             if not alone:
-                remarks.append(f"the split '{spare}' is taken for val, as none is called so")
+                remarks.append(
+                    f"the split '{spare}' is used as val, since there is none of that name"
+                )
         if "train" not in splits and UNSPLIT in splits:
             splits["train"], lost["train"] = splits.pop(UNSPLIT), lost.pop(UNSPLIT, ())
             flawed["train"] = flawed.pop(UNSPLIT, 0)
         if "val" in (options.train, options.val) and "val" not in splits and "train" in splits:
             count = len(splits["train"])
             splits |= divide(splits["train"], share, options.seed)
-            without = lost.pop("train", ())  # counted with each part by its share
+            without = lost.pop("train", ())  # distributed in proportion
             part = len(splits["train"]) / count
             place = round(len(without) * part)
             lost |= {"train": without[:place], "val": without[place:]}
             flawed["val"] = flawed.get("train", 0) - round(flawed.get("train", 0) * part)
             flawed["train"] = flawed.get("train", 0) - flawed["val"]
             remarks.append(
-                f"made splits of {count} images, {share:.0%} for val, by data.source.seed="
+                f"split {count} images at random, {share:.0%} for val, with data.source.seed="
                 f"{options.seed}"
             )
         for name in (options.train, options.val):
@@ -205,13 +208,13 @@ class CustomFolder:
         train, val = splits[options.train], splits[options.val]
         shared = {image.file for image in train} & {image.file for image in val}
         if options.train == options.val:
-            remarks.append("validating on the images that are trained on: results are too good")
+            remarks.append("validating on the training images: results are too good")
         elif shared:
             remarks.append(f"{len(shared)} images are in both splits: results will be too good")
         unused = len(splits.get(UNSPLIT, ())) if UNSPLIT not in (options.train, options.val) else 0
         if unused:
             remarks.append(
-                f"{unused} images belong to no split and are not used: name it by "
+                f"{unused} images belong to no split and are not used: set "
                 f"data.source.val={UNSPLIT}, or rename their folder or file to train or val"
             )
         parts = (
@@ -228,8 +231,8 @@ def _rename(by_split: dict[str, Any], old: str, new: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """The usable images of a split, a problem for each other one that the data names, and how many
-    boxes cannot be read beside the ``flawed`` ones of the images.
+    """The usable images of a split, a problem for each of its ``lost`` images, and the number of
+    ``flawed`` boxes that are not counted with an image.
     """
 
     images: Sequence[LabelledImage]
@@ -238,7 +241,7 @@ class _Part:
 
 
 def recognise(tree: Tree) -> str:
-    """The format of a folder. Raises UserError where it is none, or more than one."""
+    """The format of a folder. Raises UserError if none or more than one is recognised."""
     files = {name: module.recognise(tree) for name, module in FORMATS.items()}
     there = {name: found for name, found in files.items() if found}
     if len(there) == 1:
@@ -258,12 +261,14 @@ def recognise(tree: Tree) -> str:
 
 
 def _refuse_other_tools(tree: Tree) -> None:
-    """Raises UserError for a file in a tool's own format, with what to export instead."""
+    """Raise UserError for a file in a tool's own format; the message says what to export
+    instead.
+    """
     for file in tree.of_type(".json")[:_LOOKED_AT]:
         try:
             advice = advice_for_json(parse_json(tree.read(file), file))
         except UserError:
-            continue  # no JSON, and so no tool's
+            continue  # not JSON
         if advice:
             raise UserError(f"{tree.root / file} cannot be read: {advice}")
     for file in tree.of_type(".xml", ".csv")[:_LOOKED_AT]:
@@ -279,8 +284,8 @@ def _contents(
     problems: list[Problem],
     options: Options,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The COCO content of each part, and what is said about it. Raises UserError where one loses
-    more than the share ``max_lost`` of its images, or of its boxes.
+    """The COCO content of each part, and remarks about it. Raises UserError if a part loses more
+    than the share ``max_lost`` of its images or boxes.
     """
     writer = CocoWriter(
         root=tree.root, categories=found.categories, problems=problems, boxes=options.boxes
@@ -308,14 +313,14 @@ def _contents(
 
 
 def _repeated(images: Sequence[LabelledImage]) -> list[Problem]:
-    """A problem for each file that is several images of a split."""
+    """A problem for each file that occurs as several images of a split."""
     counts = Counter(image.file for image in images)
     sources = {image.file: image.source for image in images if counts[image.file] > 1}
     return [
         Problem(
             file=source,
-            text=f"{file} is {counts[file]} images of the split, each with its own boxes, so that "
-            "those of one are background in another; all were kept",
+            text=f"{file} occurs as {counts[file]} images of the split, each with its own boxes, "
+            "so that objects of one are background in another; all were kept",
         )
         for file, source in sources.items()
     ]
@@ -325,7 +330,7 @@ def _require_most(
     tree: Tree, kind: str, lost: int, named: int, problems: Sequence[Problem], max_lost: float
 ) -> None:
     if lost > max_lost * named:
-        accept = f"; to accept the loss, set data.source.max_lost={share_above(lost, named)}"
+        accept = f"; to accept the loss, set data.source.max_lost={rounded_up_share(lost, named)}"
         raise UserError(
             f"{lost} of {named} {kind} of a split of {tree.root} cannot be used; the first one: "
             f"{problems[0]}{accept if lost < named else ''}"
@@ -333,13 +338,13 @@ def _require_most(
 
 
 def _foreign(tree: Tree) -> list[str]:
-    """What is said about pictures that the installed Pillow does not decode."""
+    """A remark about image files that the installed Pillow cannot decode."""
     files = [file for file in tree.files if is_foreign(file)]
     if not files:
         return []
     hint = missing_plugin(*files)
     return [
-        f"{counted_suffixes(files)} are pictures that Pillow cannot open here: left out"
+        f"{counted_suffixes(files)} are images that the installed Pillow cannot open: skipped"
         + (f"; {hint}" if hint else "")
     ]
 
@@ -359,14 +364,14 @@ def _write(folder: Path, contents: Mapping[str, Any]) -> None:
         try:
             unfinished.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was first, with the same content
+            if not folder.is_dir():  # otherwise another process has written the same content
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _warn(root: Path, problems: Sequence[str], folder: Path) -> None:
-    """The first problems, and where the others are."""
+    """Log the first problems, and the file that lists all."""
     if problems:
         log.warning("%s: %d problems, all listed in %s", root, len(problems), folder / _ABOUT)
         for line in problems[:_SHOWN]:

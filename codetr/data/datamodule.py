@@ -31,9 +31,9 @@ from codetr.data.mixing import Mix
 from codetr.data.placement import AUTO, require_reading
 from codetr.data.samplers import EvalSampler, TrainSampler
 from codetr.data.sources import Source, Split, Splits
-from codetr.data.step_loader import StepLoader, remaining
+from codetr.data.step_loader import StepLoader, remaining_batches
 from codetr.data.teachers import Parallel, TeacherBoxes
-from codetr.data.workers import SteadyLoader
+from codetr.data.workers import SignalSafeLoader
 from codetr.errors import UserError
 from codetr.structures import Batch
 
@@ -240,7 +240,7 @@ class CocoDataModule(LightningDataModule):
         return StepLoader(
             dataset,
             step_batches=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
-            window=lambda: remaining(self.trainer),
+            window=lambda: remaining_batches(self.trainer),
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
@@ -252,7 +252,7 @@ class CocoDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Every image of the evaluated split once over all ranks."""
-        return SteadyLoader(
+        return SignalSafeLoader(
             Batched(self.eval_dataset),
             batch_size=None,
             sampler=self._eval_sampler(),
@@ -279,7 +279,7 @@ class CocoDataModule(LightningDataModule):
         known = [output_size(self.eval_augmentation, (h, w)) for h, w in annotated]
         if None in known and batch_size > 1 and not mixed:
             batch_size = 1
-            _say(
+            _warn(
                 "augmentation.eval does not say how large images become (it has no output_size, "
                 "or a step of it has none): they are evaluated one by one, so that AP does not "
                 "depend on the batch"
@@ -287,7 +287,7 @@ class CocoDataModule(LightningDataModule):
         sizes = [after or before for after, before in zip(known, annotated, strict=True)]
         padded = self.collate.padded(torch.tensor(sizes).reshape(-1, 2))
         if mixed and batch_size > 1 and len(padded.unique(dim=0)) > 1:
-            _say(
+            _warn(
                 f"data.eval_batches={PADDED}: images are padded to the largest of their batch, so "
                 "AP depends on data.eval_batch_size and on the number of devices; with "
                 f"data.eval_batches={EQUAL_SIZE} it does not"
@@ -317,7 +317,7 @@ class CocoDataModule(LightningDataModule):
                 classes=classes,
                 segmentations=segmentations,
                 num_images=self.num_images if name == "train" else None,
-                say=rank_zero_only(log.warning),
+                notify=rank_zero_only(log.warning),
             )
             require_class_count(self._annotations[name], splits.num_classes)
         return self._annotations[name]
@@ -372,5 +372,5 @@ class CocoDataModule(LightningDataModule):
 
 
 @rank_zero_only
-def _say(message: str) -> None:
+def _warn(message: str) -> None:
     log.warning(message)

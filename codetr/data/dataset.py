@@ -1,4 +1,4 @@
-"""Augmented samples whose randomness depends on (seed, epoch, index) and nothing else."""
+"""Augmented samples whose random draws depend on (seed, epoch, index) only."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from codetr.data.sample import Sample, SampleKey
 from codetr.data.scaled_decoding import first_size
 from codetr.errors import UserError
 
-_ATTEMPTS = 1000  # of augmentation, until it accepts an image
+_ATTEMPTS = 1000  # at finding an image that the augmentation accepts
 
 
 @contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
-    """Seed the generators that an augmentation may draw from (torch's, Python's, NumPy's) from
-    integers >= 0 for a while, then restore them.
+    """Seed the generators that an augmentation may use (torch's, Python's, NumPy's) from integers
+    >= 0 within the block, then restore them.
 
-    Of torch only the CPU generator: ``torch.manual_seed`` would reseed CUDA too, in the middle of
-    a training step when data is loaded by the main process.
+    For torch, only the CPU generator is seeded: ``torch.manual_seed`` would reseed CUDA too, in the
+    middle of a training step if the main process loads the data.
     """
     state, python, numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
     seed = mixed_seed(*entropy)
@@ -43,24 +43,23 @@ def seeded(*entropy: int) -> Iterator[None]:
 
 
 def mixed_seed(*entropy: int) -> int:
-    """One 63-bit seed from several integers >= 0; close integers give unrelated seeds."""
+    """A 63-bit seed from several integers >= 0; similar integers give unrelated seeds."""
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
 
 class AugmentedDataset(Dataset[Sample]):
-    """``source`` through ``augmentation``; images stay uint8 (look at them as they are).
+    """The samples of ``source`` after ``augmentation``, as uint8 images.
 
-    Only the ``images`` (I,) int64 of the source take part, all without. With ``mix``, random
-    others of them go through the augmentation too, and ``mix`` makes one sample of all. Where the
-    augmentation asks for another image (``DrawAnother``), a random one of the same orientation
-    takes its place.
+    ``images`` (I,) int64 selects images of the source (None: all). With ``mix``, further random
+    images are augmented and ``mix`` combines all into one sample. If the augmentation rejects an
+    image (``DrawAnother``), a random one with the same orientation is used instead.
 
-    Takes a SampleKey, or an index alone for epoch 0. The same key gives the same sample in any
-    process, worker and order of access, also after a run was resumed.
+    Indexed by a SampleKey, or by an index alone for epoch 0. The same key gives the same sample in
+    every process and worker and in any order of access, also after a run was resumed.
 
-    ``scaled`` decodes JPEG files at 1/2, 1/4 or 1/8 of their size where the augmentation shrinks
-    them further anyway. The same numbers are drawn for slightly other pixels; where a part of the
-    size is no whole number, rounding may move a random crop.
+    ``scaled`` decodes JPEG files at 1/2, 1/4 or 1/8 of their size if the augmentation shrinks them
+    further anyway. The random draws are the same, but pixels differ slightly; where the scaled size
+    is not a whole number, rounding may shift a random crop.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class AugmentedDataset(Dataset[Sample]):
 
     @property
     def sizes(self) -> Tensor:
-        """(I, 2) int64 (height, width) of the images that take part, as annotated."""
+        """(I, 2) int64 (height, width) of the selected images, as annotated."""
         return self.source.annotations.sizes[self.images]
 
     def __getitem__(self, key: SampleKey | int) -> Sample:
@@ -101,8 +100,8 @@ class AugmentedDataset(Dataset[Sample]):
         return self._augmented(int(torch.randint(0, len(self), ()).item()))
 
     def _augmented(self, index: int) -> Sample:
-        """By the numbers that torch's generator gives next. Raises UserError where no image gives a
-        sample.
+        """An augmented image, with draws from torch's generator. Raises UserError if the
+        augmentation rejects all images tried.
         """
         for _ in range(_ATTEMPTS):
             image = int(self.images[index])
@@ -112,20 +111,20 @@ class AugmentedDataset(Dataset[Sample]):
             except DrawAnother:
                 index = self._another(index)
         raise UserError(
-            f"data.train_augmentation refused {_ATTEMPTS} images of "
-            f"{self.source.annotations.path} one after the other, since it left them no box: "
+            f"data.train_augmentation rejected {_ATTEMPTS} images of "
+            f"{self.source.annotations.path} in a row, since it left them no box: "
             "augment less, or check the boxes and masks of the file"
         )
 
     def _another(self, index: int) -> int:
-        """A random image of the orientation of ``index``, wider than high or not."""
+        """A random image with the orientation of ``index`` (landscape or not)."""
         wide = self.sizes[:, 1] > self.sizes[:, 0]
         alike = (wide == wide[index]).nonzero().flatten()
         return int(alike[torch.randint(0, len(alike), ())])
 
 
 class Batched(Dataset[list[Sample]]):
-    """``samples`` by lists of indices, for a loader whose sampler makes the batches."""
+    """``samples`` indexed by lists of indices, for a loader whose sampler yields batches."""
 
     def __init__(self, samples: AugmentedDataset) -> None:
         self.samples = samples

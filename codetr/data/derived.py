@@ -1,4 +1,4 @@
-"""Annotation files derived from a user's, and kept in another folder than those."""
+"""Annotation files derived from the user's, which are kept in a separate folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from codetr.json_text import parse_json
 
 
 def read_content(path: Path) -> Any:
-    """The value of an annotation file. Raises UserError where it is missing or broken."""
+    """The JSON content of an annotation file. Raises UserError if it is missing or invalid."""
     if not os.path.isdir(path.parent):
         raise UserError(
             f"folder {path.parent} of annotation file {path.name} does not exist: set data.root "
@@ -32,9 +32,9 @@ def read_content(path: Path) -> Any:
 
 
 def write_derived(folder: Path, source: Path, content: Any) -> Path:
-    """Write ``content``, made of the file ``source``, below ``folder``; its path, named by a hash
-    of what it holds. The file is whole or absent, whoever else writes it.
-    Raises UserError where it cannot be written.
+    """Write ``content``, derived from the file ``source``, below ``folder``, and return its path,
+    whose name contains a hash of the content. Writing is atomic, also with concurrent processes.
+    Raises UserError if it fails.
     """
     text = json.dumps(content).encode()
     stem = re.sub(r"[^\w.-]", "_", source.stem) or "annotations"
@@ -44,8 +44,8 @@ def write_derived(folder: Path, source: Path, content: Any) -> Path:
             _write(path, text)
         except OSError as error:
             raise UserError(
-                f"{path}: cannot be written ({error.strerror or error}): make room, or choose "
-                "another folder with data.derived=FOLDER"
+                f"{path}: cannot be written ({error.strerror or error}): free some space, or "
+                "choose another folder with data.derived=FOLDER"
             ) from None
     return path
 

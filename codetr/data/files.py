@@ -1,4 +1,4 @@
-"""Which files are images, and which file is meant by a name."""
+"""Recognising image files, and finding files by inexact names."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ from PIL import Image, ImageFile
 log = logging.getLogger(__name__)
 
 _NO_PICTURES = frozenset({"EPS", "MPEG", "PCD", "FTEX", "GBR", "IPTC", "CUR", "FLI"})
-"""Formats that Pillow recognises and that are no images here: programs, which another program would
-have to run, videos, brushes and pointers, and those whose suffixes are mostly others' (``.pcd``:
-clouds of points)."""
+"""Formats of Pillow that do not count as images: programs that need an interpreter, videos, brushes
+and cursors, and formats whose suffix usually means another one (``.pcd``: point clouds)."""
 
 _HEIF = (".heic", ".heif", ".hif")
 _OF_OTHERS = frozenset(
     {*_HEIF, ".avif", ".avifs", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
     | {".raf", ".orf", ".rw2", ".dcm", ".jp2", ".webp", ".psd", ".eps"}
 )
-"""Of pictures that not every Pillow decodes."""
+"""Suffixes of image formats that not every Pillow decodes."""
 
 
 @cache
 def register_plugins() -> None:
-    """Let Pillow open HEIC in this process, where the package for it is installed."""
+    """Enable HEIC in Pillow if the package for it is installed."""
     if importlib.util.find_spec("pillow_heif") is not None:
         import pillow_heif
 
@@ -40,7 +39,7 @@ def register_plugins() -> None:
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Suffixes of all formats that the installed Pillow decodes, in lower case with the dot."""
+    """Suffixes of all formats that the installed Pillow decodes, in lower case with a dot."""
     register_plugins()
     suffixes = Image.registered_extensions()  # loads all plugins
     return frozenset(suffix for suffix, kind in suffixes.items() if _is_decoded(kind))
@@ -50,30 +49,30 @@ def _is_decoded(kind: str) -> bool:
     if kind not in Image.OPEN or kind in _NO_PICTURES:
         return False
     factory = Image.OPEN[kind][0]
-    # Stubs only recognise their files.
+    # Stubs recognise files but cannot decode them.
     return not (isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile))
 
 
 def is_image(file: str | PurePosixPath) -> bool:
-    """Whether a file is an image by its suffix."""
+    """Whether a file is an image, by its suffix."""
     return PurePosixPath(file).suffix.lower() in image_suffixes()
 
 
 def is_foreign(file: str) -> bool:
-    """Whether a file is a picture that the installed Pillow does not decode."""
+    """Whether a file is an image that the installed Pillow cannot decode, by its suffix."""
     return PurePosixPath(file).suffix.lower() in _OF_OTHERS and not is_image(file)
 
 
 def missing_plugin(*files: str) -> str:
-    """What to install to read such of ``files`` as the installed Pillow does not decode; empty
-    where that is not known.
+    """What to install in order to read those of ``files`` that Pillow cannot decode; empty if
+    unknown.
     """
     heif = any(PurePosixPath(f).suffix.lower() in _HEIF and not is_image(f) for f in files)
     return "HEIC needs pillow-heif: pip install 'codetr[heic]'" if heif else ""
 
 
 def without_suffix(file: str) -> str:
-    """A path without the suffix of an image or of an annotation; other dots are part of names."""
+    """A path without the suffix of an image or annotation file; other suffixes are kept."""
     path = PurePosixPath(file)
     known = is_image(path) or path.suffix.lower() in (".txt", ".xml")
     return str(path.with_suffix("")) if known else file
@@ -84,7 +83,7 @@ def _frequent(item: tuple[str, int]) -> tuple[int, str]:
 
 
 def counted_suffixes(files: Iterable[str]) -> str:
-    """``3 files (.heic 2, .txt 1)``, the most frequent first; empty where there are none."""
+    """``3 files (.heic 2, .txt 1)``, the most frequent first; empty for no files."""
     counts = Counter(PurePosixPath(file).suffix.lower() or "without suffix" for file in files)
     kinds = ", ".join(
         f"{suffix} {count}" for suffix, count in sorted(counts.items(), key=_frequent)
@@ -92,8 +91,8 @@ def counted_suffixes(files: Iterable[str]) -> str:
     return f"{counts.total()} files ({kinds})" if counts else ""
 
 
-Way = Callable[[str], str]
-"""Names mean the same file where this makes them equal."""
+Normalise = Callable[[str], str]
+"""A normalisation of names: names are considered the same if it makes them equal."""
 
 
 def _as_written(name: str) -> str:
@@ -101,7 +100,7 @@ def _as_written(name: str) -> str:
 
 
 def _composed(name: str) -> str:
-    """Accents as macOS decomposes them or not; folders as Windows divides them or not."""
+    """With composed accents (macOS decomposes them) and ``/`` instead of Windows' ``\\``."""
     return unicodedata.normalize("NFC", name.replace("\\", "/"))
 
 
@@ -110,40 +109,40 @@ def _caseless(name: str) -> str:
 
 
 def _unquoted(name: str) -> str:
-    """Without the %-encoding of URLs."""
+    """Case-insensitive, and with the %-encoding of URLs decoded."""
     return _caseless(unquote(name))
 
 
 def as_stem(name: str) -> str:
-    """A path in the most forgiving comparison: without suffix, too."""
+    """The most tolerant normalisation, which also removes the suffix."""
     return without_suffix(_unquoted(name))
 
 
-SPELLINGS: tuple[Way, ...] = (_as_written, _composed, _caseless, _unquoted)
-"""Each way forgives more than those before it."""
-WAYS: tuple[Way, ...] = (*SPELLINGS, as_stem)
+SPELLINGS: tuple[Normalise, ...] = (_as_written, _composed, _caseless, _unquoted)
+"""In order of increasing tolerance."""
+COMPARISONS: tuple[Normalise, ...] = (*SPELLINGS, as_stem)
 
 
 class FileIndex:
-    """Finds ``files`` (posix paths relative to a root) by names that are not quite theirs.
+    """Finds ``files`` (POSIX paths relative to a root) by inexact names.
 
-    The first way of comparing that finds any decides: as written; Unicode composed (NFC) or
-    decomposed (NFD), ``\\`` or ``/``; upper or lower case; %-encoded; another suffix. All files
-    that it finds are returned: a name is understood where that is one.
+    Comparisons are tried with increasing tolerance: exact; ignoring Unicode composition (NFC, NFD)
+    and ``\\`` versus ``/``; ignoring case; decoding %-encoding; ignoring the suffix. All files of
+    the first comparison with matches are returned: the name is unambiguous if there is one.
     """
 
     def __init__(self, files: Iterable[str]) -> None:
         self.files = tuple(files)
-        self._paths: dict[Way, Mapping[str, list[str]]] = {}
-        self._names: dict[Way, Mapping[str, list[str]]] = {}
+        self._paths: dict[Normalise, Mapping[str, list[str]]] = {}
+        self._names: dict[Normalise, Mapping[str, list[str]]] = {}
 
     def at(self, path: str) -> list[str]:
         """The files at ``path``."""
-        return next((found for way in WAYS if (found := self._at(path, way))), [])
+        return next((found for way in COMPARISONS if (found := self._at(path, way))), [])
 
     def named(self, name: str) -> list[str]:
-        """The files whose path ends with ``name`` (a path, perhaps of another machine, or a URL),
-        else those in any folder that are called as its last part.
+        """The files whose path ends with ``name`` (a path, maybe of another machine, or a URL), or
+        else those in any folder with the same last component.
         """
         name = _path_of(name)
         for ways in (SPELLINGS, (as_stem,)):
@@ -154,22 +153,22 @@ class FileIndex:
                         return found
         return []
 
-    def _at(self, path: str, way: Way) -> list[str]:
+    def _at(self, path: str, way: Normalise) -> list[str]:
         if way not in self._paths:
             self._paths[way] = _by(way, self.files)
         return self._paths[way].get(way(path), [])
 
-    def _called(self, name: str, way: Way) -> list[str]:
+    def _called(self, name: str, way: Normalise) -> list[str]:
         if way not in self._names:
             self._names[way] = _by(lambda file: _last(way(file)), self.files)
         return self._names[way].get(_last(way(name)), [])
 
-    def _ending(self, name: str, way: Way) -> list[str]:
+    def _ending(self, name: str, way: Normalise) -> list[str]:
         end = way(name)
         return [f for f in self._called(name, way) if f"/{way(f)}".endswith(f"/{end}")]
 
 
-def _by(key: Way, files: Iterable[str]) -> Mapping[str, list[str]]:
+def _by(key: Normalise, files: Iterable[str]) -> Mapping[str, list[str]]:
     found: dict[str, list[str]] = defaultdict(list)
     for file in files:
         found[key(file)].append(file)
@@ -181,18 +180,18 @@ def _last(path: str) -> str:
 
 
 def _path_of(name: str) -> str:
-    """``name`` without the query of a URL that names an image before it."""
+    """``name``, if it is a URL of an image, without its query."""
     path = name.partition("?")[0]
     return path if "://" in name and is_image(path) else name
 
 
-def found_names(names: Sequence[str], folder: Path) -> tuple[str, ...]:
-    """The files below ``folder`` that ``names`` (relative to it) mean, as the disk calls them.
+def resolve_file_names(names: Sequence[str], folder: Path) -> tuple[str, ...]:
+    """Resolve ``names`` (relative to ``folder``) to existing files.
 
-    A name that no file has as it is written means the one image that ``FileIndex`` finds at its
-    place, or else in ``folder`` itself under its last part, unless another name means that one,
-    too. Such matches are logged, as are ambiguous names; these, and names without a match, are
-    returned unchanged.
+    A name without an exact match is resolved to the image that ``FileIndex`` finds at that path, or
+    else in ``folder`` itself under its last component, if it is unique and no other name resolves
+    to it. Such matches are logged, as are ambiguous names; ambiguous names and names without a
+    match are returned unchanged.
     """
     homes = {name.rpartition("/")[0] for name in names}
     there = {f"{home}/{file}" if home else file for home in homes for file in _list(folder / home)}
@@ -207,13 +206,13 @@ def found_names(names: Sequence[str], folder: Path) -> tuple[str, ...]:
     unclear = [n for n, files in hits.items() if files and n not in found]
     if unclear:
         log.warning(
-            "%s: %d names of images could mean several files, or one that others mean, too: the "
-            "first is %s, which could be %s",
+            "%s: %d image names are ambiguous or match the file of another name: the first is %s, "
+            "which could be %s",
             *(folder, len(unclear), unclear[0], " or ".join(sorted(hits[unclear[0]])[:2])),
         )
     for name, file in list(found.items())[:1]:
         log.info(
-            "%s: %d of %d image files have other names on the disk, the first is %s for %s",
+            "%s: %d of %d image files have other names on disk, the first is %s for %s",
             *(folder, len(found), len(names), file, name),
         )
     return tuple(found.get(name, name) for name in names)
@@ -222,7 +221,7 @@ def found_names(names: Sequence[str], folder: Path) -> tuple[str, ...]:
 def _list(folder: Path) -> list[str]:
     try:
         return os.listdir(folder)
-    except (OSError, ValueError):  # not there, or no name at all
+    except (OSError, ValueError):  # missing, or not a valid name
         return []
 
 

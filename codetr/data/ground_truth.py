@@ -1,4 +1,4 @@
-"""Which annotated boxes and images a recipe trains on. Evaluation counts all of them."""
+"""Which annotated boxes and images a recipe trains on. Evaluation always uses all of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from codetr.data.annotations import CocoAnnotations
 
 
 class GroundTruthFilter(Protocol):
-    """A recipe's choice. Crowd regions and boxes without area in their image are never targets."""
+    """A recipe's filter. Crowd regions and boxes without area in their image are never targets."""
 
     def boxes(self, annotations: CocoAnnotations) -> Tensor:
         """(A,) bool: the annotations that may be targets."""
@@ -25,8 +25,8 @@ class GroundTruthFilter(Protocol):
 
 @dataclass(frozen=True)
 class DetrFilter:
-    """Everything that has an area within its image (DETR, arXiv 2005.12872, and what grew from it:
-    H-DETR, MS-DETR, DINO).
+    """Keeps everything that has an area within its image (DETR, arXiv 2005.12872, and its
+    descendants H-DETR, MS-DETR and DINO).
     """
 
     def boxes(self, annotations: CocoAnnotations) -> Tensor:
@@ -43,9 +43,9 @@ class MmdetFilter:
     """The rules of mmdet 2's ``CocoDataset``, with ``filter_empty_gt=False`` as in Co-DETR's
     recipes: images without boxes stay.
 
-    A box is dropped whose file says ``ignore``, whose ``area`` is not above 0, or of which a side,
-    as written and before it is clipped to the image, is below ``min_box_px``; an image is whose
-    shorter side is below ``min_image_px``.
+    Drops boxes that are marked ``ignore``, whose ``area`` is not above 0, or with a side below
+    ``min_box_px`` (before clipping to the image), and images whose shorter side is below
+    ``min_image_px``.
     """
 
     min_box_px: float = 1.0
@@ -53,9 +53,9 @@ class MmdetFilter:
 
     def boxes(self, annotations: CocoAnnotations) -> Tensor:
         """See ``GroundTruthFilter``."""
-        written = annotations.written
-        large = (written.sides >= self.min_box_px).all(dim=1)
-        return large & (written.area > 0) & ~written.ignore
+        fields = annotations.fields
+        large = (fields.sides >= self.min_box_px).all(dim=1)
+        return large & (fields.area > 0) & ~fields.ignore
 
     def images(self, annotations: CocoAnnotations) -> Tensor:
         """See ``GroundTruthFilter``."""

@@ -1,8 +1,8 @@
-"""Columns of the entries of a JSON file, each value taken as what it can only mean.
+"""Tolerant parsing of columns of JSON entries.
 
-``1``, ``1.0`` and ``"1"`` are one id, ``"0"`` is no crowd; an entry with a value that cannot be
-meant is reported. Columns are read at once; only those with values of unexpected types are read
-value by value.
+Values of unexpected types are accepted if they are unambiguous: ``1``, ``1.0`` and ``"1"`` are the
+same id, ``"0"`` is false. Entries with other values are reported. Columns are read as a whole if
+all values have the expected type, otherwise value by value.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codetr.data.formats.content import shown
+from codetr.data.formats.content import short_repr
 from codetr.errors import UserError
 
 Entry = Mapping[str, Any]
@@ -31,7 +31,7 @@ _INTEGER = re.compile(r"[+-]?\d{1,19}", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True)
 class Flaw:
-    """Why an ``entry`` of the file ``path`` cannot be used, and what to do about it."""
+    """Why an ``entry`` of the file ``path`` cannot be used, with the remedy."""
 
     path: Path
     entry: str
@@ -42,16 +42,16 @@ class Flaw:
 
 
 Report = Callable[[Flaw], object]
-"""Takes the flaws, in the order of the file; an entry that was reported is left out."""
+"""Called with each flaw, in the order of the file; the entry is skipped."""
 
 
 def refuse(flaw: Flaw) -> None:
-    """Raise UserError: the first flaw ends the reading."""
+    """A ``Report`` that raises UserError for the first flaw."""
     raise UserError(str(flaw))
 
 
 def as_number(value: Any) -> float | None:
-    """The finite number that a number, or its text, means; None for anything else."""
+    """The value of a finite number or of its text; None for anything else."""
     if isinstance(value, str):
         value = float(value) if _NUMBER.fullmatch(value.strip()) else None
     if type(value) not in (int, float):
@@ -63,7 +63,7 @@ def as_number(value: Any) -> float | None:
 
 
 def as_integer(value: Any) -> int | None:
-    """The 64-bit integer that 1, 1.0, "1" or "1.0" means; None for anything else."""
+    """The value of a 64-bit integer given as 1, 1.0, "1" or "1.0"; None for anything else."""
     if isinstance(value, str) and _INTEGER.fullmatch(value.strip()):
         value = int(value)
     if type(value) is int:
@@ -74,9 +74,8 @@ def as_integer(value: Any) -> int | None:
 
 
 def as_identifier(value: Any) -> int | None:
-    """The number of an image: that of ``as_integer``, and of a text such as ``"img1"``, which only
-    names, 48 bits of its hash, so that every file that names the image so means the same one.
-    None for anything else.
+    """The id of an image: the value of ``as_integer``, or 48 bits of a hash for any other text such
+    as ``"img1"``, so that the same text gives the same id in all files. None for anything else.
     """
     number = as_integer(value)
     if number is None and as_text(value) is not None and as_number(value) is None:
@@ -85,14 +84,12 @@ def as_identifier(value: Any) -> int | None:
 
 
 def number_of(name: str) -> int:
-    """48 bits of a hash: that any two of 100 000 names share a number has a chance of 1 in
-    56 000.
-    """
+    """48 bits of a hash. The chance of a collision among 100 000 names is 1 in 56 000."""
     return int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:6])
 
 
 def as_flag(value: Any) -> bool | None:
-    """False or true as such, or as 0 and 1, number or text; None for anything else."""
+    """The value of a boolean, or of 0 or 1 as number or text; None for anything else."""
     if isinstance(value, bool):
         return value
     number = as_integer(value)
@@ -100,7 +97,7 @@ def as_flag(value: Any) -> bool | None:
 
 
 def as_box(value: Any) -> list[float] | None:
-    """Four numbers in a list; None for anything else."""
+    """A list of four numbers; None for anything else."""
     if not isinstance(value, list) or len(value) != 4:
         return None
     numbers = [as_number(v) for v in value]
@@ -108,34 +105,34 @@ def as_box(value: Any) -> list[float] | None:
 
 
 def as_text(value: Any) -> str | None:
-    """A text that is not blank, as it is; None for anything else."""
+    """A string that is not blank, unchanged; None for anything else."""
     return value if isinstance(value, str) and value.strip() else None
 
 
 def as_label(value: Any) -> str | None:
-    """The name of a class: a text that is not blank, or a number or flag as JSON writes it."""
+    """The name of a class: a string that is not blank, or a number or boolean as in JSON."""
     if isinstance(value, bool | int | float):
         value = json.dumps(value)
     return as_text(value)
 
 
 def as_name(value: Any) -> str | None:
-    """An empty one says that there is none."""
+    """A file name; empty if there is none."""
     return value if value == "" else as_text(value)
 
 
 def as_side(value: Any) -> int | None:
-    """0 says that the side is not known."""
+    """A side of an image in pixels; 0 if unknown."""
     side = as_integer(value)
     return side if side is not None and 0 <= side < 2**31 else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """How the values of a key are read: ``read`` gives None for one that is not what ``needs``
-    says; ``pack`` makes an array of values that all mean themselves, or None where one does not.
-    ``blank`` stands for what is missing or null, which is a flaw unless ``optional``; ``otherwise``
-    may find a value elsewhere in an entry that has none.
+    """How the values of a key are read. ``read`` parses one value and returns None if it is not
+    what ``needs`` describes; ``pack`` makes an array of values that all have the expected type, or
+    returns None. ``blank`` replaces missing and null values, which are flaws unless ``optional``;
+    ``otherwise`` may derive a missing value from the rest of the entry.
     """
 
     key: str
@@ -148,18 +145,18 @@ class Field:
 
 
 def pack_integers(values: list[Any]) -> NDArray[np.int64] | None:
-    """(N,), where all are 64-bit integers; None otherwise. Raises OverflowError for longer ones."""
+    """(N,) if all values are integers, else None. Raises OverflowError beyond 64 bits."""
     return np.array(values, np.int64) if {int}.issuperset(map(type, values)) else None
 
 
 def pack_sides(values: list[Any]) -> NDArray[np.int64] | None:
-    """(N,), where all are integers from 0 to 2**31; None otherwise."""
+    """(N,) if all values are integers from 0 to 2**31, else None."""
     sides = pack_integers(values)
     return sides if sides is not None and ((sides >= 0) & (sides < 2**31)).all() else None
 
 
 def pack_numbers(values: list[Any]) -> NDArray[np.float64] | None:
-    """(N,), where all are finite numbers; None otherwise."""
+    """(N,) if all values are finite numbers, else None."""
     if not {int, float}.issuperset(map(type, values)):
         return None
     numbers = np.array(values, np.float64)
@@ -167,7 +164,7 @@ def pack_numbers(values: list[Any]) -> NDArray[np.float64] | None:
 
 
 def pack_flags(values: list[Any]) -> NDArray[np.bool_] | None:
-    """(N,), where all are false or true, or 0 or 1; None otherwise."""
+    """(N,) if all values are booleans, 0 or 1, else None."""
     if not {int, bool}.issuperset(map(type, values)):
         return None
     flags = np.array(values, np.int64)
@@ -175,7 +172,7 @@ def pack_flags(values: list[Any]) -> NDArray[np.bool_] | None:
 
 
 def pack_boxes(values: list[Any]) -> NDArray[np.float64] | None:
-    """(N, 4), where all are lists of four finite numbers; None otherwise."""
+    """(N, 4) if all values are lists of four finite numbers, else None."""
     if not ({list}.issuperset(map(type, values)) and {4}.issuperset(map(len, values))):
         return None
     numbers = pack_numbers(list(chain.from_iterable(values)))
@@ -183,13 +180,13 @@ def pack_boxes(values: list[Any]) -> NDArray[np.float64] | None:
 
 
 def pack_texts(values: list[Any]) -> list[str] | None:
-    """The same, where all are texts, none of them blanks alone; None otherwise."""
+    """The values themselves if all are strings without blank ones, else None."""
     texts = {str}.issuperset(map(type, values)) and not any(map(str.isspace, values))
     return values if texts else None
 
 
 class Table:
-    """The entries of a list of the file, and by row what is wrong with the first flaw of each."""
+    """The entries of a list in the file, and the first flaw of each by row."""
 
     def __init__(self, entries: list[Any], kind: str) -> None:
         self.kind = kind
@@ -199,10 +196,10 @@ class Table:
             self.entries = [entry if isinstance(entry, dict) else {} for entry in entries]
             for row, entry in enumerate(entries):
                 if not isinstance(entry, dict):
-                    self.flaws[row] = f"is {shown(entry)}, not an object: correct or remove it"
+                    self.flaws[row] = f"is {short_repr(entry)}, not an object: correct or remove it"
 
     def column(self, field: Field) -> Any:
-        """The values of a key by row, ``blank`` in flawed ones."""
+        """The values of a key by row, ``blank`` where they are invalid."""
         values = [entry.get(field.key) for entry in self.entries]
         if field.otherwise:
             for row, value in enumerate(values):
@@ -220,34 +217,34 @@ class Table:
     def _value(self, row: int, value: Any, field: Field) -> Any:
         if value is None and field.optional:
             return field.blank
-        meant = field.read(value)
-        if meant is None:
+        parsed = field.read(value)
+        if parsed is None:
             self._flaw_value(row, value, field)
             return field.blank
-        return meant
+        return parsed
 
     def _flaw_value(self, row: int, value: Any, field: Field) -> None:
         if field.key in self.entries[row] or value is not None:
-            self.flaw(row, f"has {field.key} {shown(value)}: it must be {field.needs}")
+            self.flaw(row, f"has {field.key} {short_repr(value)}: it must be {field.needs}")
         else:
             self.flaw(row, f"has no '{field.key}': add it or remove the {self.kind}")
 
     def require(self, field: Field, values: Sequence[Any]) -> None:
-        """Flaw the rows of an optional key's ``values`` that are blank."""
+        """Record a flaw for each blank value of an optional key."""
         if not all(values):
             for row, value in enumerate(values):
                 if not value:
                     self._flaw_value(row, self.entries[row].get(field.key), field)
 
     def flaw(self, row: int, text: str) -> None:
-        """Note what is wrong with a row; only the first is kept."""
+        """Record a flaw of a row; only the first one is kept."""
         self.flaws.setdefault(row, text)
 
     def usable(self, path: Path, report: Report) -> NDArray[np.int64]:
-        """Report all flaws; the rows that have none."""
+        """Report all flaws and return the rows without any."""
         for row in sorted(self.flaws):
             entry = self.entries[row]
-            named = shown(entry["id"]) if entry.get("id") is not None else f"number {row}"
+            named = short_repr(entry["id"]) if entry.get("id") is not None else f"number {row}"
             report(Flaw(path=path, entry=f"{self.kind} {named}", text=self.flaws[row]))
         rows = np.arange(len(self.entries))
         return rows[~np.isin(rows, list(self.flaws))] if self.flaws else rows

@@ -1,4 +1,4 @@
-"""Reading a split so that its boxes lie where its images are."""
+"""Loading a split with boxes in pixels of its upright images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from codetr.classes import ClassList
 from codetr.data.annotations import CocoAnnotations, load_annotations
 from codetr.data.coco_json import read_categories, read_images, read_objects, require_lists
 from codetr.data.derived import read_content, write_derived
-from codetr.data.files import found_names
+from codetr.data.files import resolve_file_names
 from codetr.data.images import ImageError, read_geometry
 from codetr.data.json_columns import as_identifier
 from codetr.data.placement import AUTO, Claim, Placement, place
@@ -23,9 +23,9 @@ from codetr.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_PROBED = 500  # images whose headers are read to see whether sizes are as declared
+_PROBED = 500  # images whose headers are read to check the declared sizes
 
-Say = Callable[[str], object]
+Notify = Callable[[str], object]
 
 
 def load_split(
@@ -38,15 +38,15 @@ def load_split(
     segmentations: bool = False,
     num_images: int | None = None,
     flaws: list[str] | None = None,
-    say: Say = log.info,
+    notify: Notify = log.info,
 ) -> CocoAnnotations:
-    """The ``train`` or ``val`` split, its file names as the disk has them; see
-    ``load_annotations``. ``path`` is the file that all others must read: the user's own, or one
-    below ``folder`` where boxes had to be placed (``codetr.data.placement``, with the reading
-    ``boxes``), which is passed to ``say``.
+    """The ``train`` or ``val`` split with resolved file names; see ``load_annotations``. The
+    result's ``path`` is the annotation file to use from now on: the user's own, or one below
+    ``folder`` if boxes had to be converted (``codetr.data.placement``, with the interpretation
+    ``boxes``), which is reported to ``notify``.
 
-    Headers of up to 500 images are read to see whether sizes are as told, of all where some are
-    not. Raises UserError as ``load_annotations`` and ``place`` do.
+    Headers of up to 500 images are read to check the declared sizes; of all images if some are
+    wrong. Raises UserError as ``load_annotations`` and ``place`` do.
     """
     split = splits.train if name == "train" else splits.val
     other = splits.val if name == "train" else splits.train
@@ -59,21 +59,21 @@ def load_split(
     loaded = load(split.annotations, num_images if splits.placed else None)
     if splits.placed:
         return loaded
-    path = _placed(loaded, split, other, boxes, folder, say)
+    path = _placed(loaded, split, other, boxes, folder, notify)
     return loaded if path == loaded.path and num_images is None else load(path, num_images)
 
 
 def _on_disk(found: CocoAnnotations, split: Split) -> CocoAnnotations:
-    """With file names as the disk has them. Raises UserError where one leads out of the root."""
-    names = found_names(found.file_names, split.images)
+    """Annotations with resolved file names. Raises UserError if one is outside of the root."""
+    names = resolve_file_names(found.file_names, split.images)
     split.require_within(names)
     return replace(found, file_names=names)
 
 
 def _placed(
-    loaded: CocoAnnotations, split: Split, other: Split, boxes: str, folder: Path, say: Say
+    loaded: CocoAnnotations, split: Split, other: Split, boxes: str, folder: Path, notify: Notify
 ) -> Path:
-    """The file of the annotations, or one with placed boxes."""
+    """The file of the annotations, or a derived one with converted boxes."""
     step = 1 if boxes != AUTO else max(1, len(loaded) // _PROBED)
     claims = _claims(loaded, split.images, step)
     if not any(_is_open(claim, boxes) for claim in claims.values()):
@@ -91,19 +91,19 @@ def _placed(
         both = [*claims.values(), *evidence.values()]
         placements, remarks = place(both, boxes)
     for remark in remarks:
-        say(f"{split.annotations}: {remark}")
+        notify(f"{split.annotations}: {remark}")
     own = zip(claims.items(), placements[: len(claims)], strict=True)
     by_id = {loaded.image_ids[i]: (claim, placement) for (i, claim), placement in own}
     return write_derived(folder, split.annotations, _moved(split.annotations, by_id))
 
 
 def _is_open(claim: Claim, boxes: str) -> bool:
-    """Whether boxes may have to be placed, or a size corrected."""
+    """Whether boxes may have to be converted, or a size corrected."""
     return claim.contradiction is not None or (boxes != AUTO and claim.geometry.orientation != 1)
 
 
 def _claims(loaded: CocoAnnotations, images: Path, step: int = 1) -> dict[int, Claim]:
-    """By the index of the image; those that cannot be read are left to who reads them."""
+    """Claims by image index, without images that cannot be read: these are reported elsewhere."""
     offsets, corners = loaded.offsets.tolist(), loaded.boxes.double().numpy()
     sizes = loaded.sizes.tolist()
     found = {}
@@ -123,13 +123,13 @@ def _claims(loaded: CocoAnnotations, images: Path, step: int = 1) -> dict[int, C
 
 
 def _moved(path: Path, placed: dict[int, tuple[Claim, Placement]]) -> dict[str, Any]:
-    """The content of a file with sizes of the upright images, and boxes in them; entries that
-    cannot be used are not in it.
+    """The content of a file with the sizes of the upright images and boxes in pixels of these, and
+    without entries that cannot be used.
     """
     content = require_lists(read_content(path), path)
 
     def leave_out(_: object) -> None:
-        """They were reported by who read the file first."""
+        """Flaws were reported when the file was first read."""
 
     images = read_images(content, path, leave_out, needed=("file_name", "height", "width"))
     objects = read_objects(content, path, images, read_categories(content, path), leave_out)

@@ -1,4 +1,4 @@
-"""Boxes around masks."""
+"""Bounding boxes of masks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from codetr.data.sample import Sample
 
 
-def bounded_by_masks(sample: Sample) -> Sample:
-    """Each target's box becomes the bound of its mask; targets without a visible pixel go."""
+def fitted_to_masks(sample: Sample) -> Sample:
+    """The sample with each target's box fitted to its mask, without targets of empty masks."""
     targets = sample.targets
     assert targets.masks is not None, "load the masks of the annotation file"
     boxes = mask_bounds(targets.masks)
@@ -20,8 +20,8 @@ def bounded_by_masks(sample: Sample) -> Sample:
 
 
 def mask_bounds(masks: Tensor) -> Tensor:
-    """(N, 4) float32 xyxy in pixels around ``masks`` (N, H, W) uint8 of 0 and 1, the far edges
-    of the last pixels included; zeros for an empty mask.
+    """(N, 4) float32 xyxy bounding boxes, in pixels, of ``masks`` (N, H, W) uint8 of 0 and 1, up to
+    the far edge of the last pixels; zeros for an empty mask.
     """
     x0, x1 = _extent(masks.amax(dim=1))
     y0, y1 = _extent(masks.amax(dim=2))
@@ -29,7 +29,7 @@ def mask_bounds(masks: Tensor) -> Tensor:
 
 
 def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """First, and one after the last, position of a 1 in every row of (N, S); 0 where none is."""
+    """Start and end (exclusive) of the 1s in every row of (N, S); zeros if there are none."""
     first = occupied.argmax(dim=1)
     end = occupied.shape[1] - occupied.flip(1).argmax(dim=1)
     some = occupied.amax(dim=1).long()

@@ -1,4 +1,4 @@
-"""One training image made of several: mosaic and mixup."""
+"""Training images combined from several: mosaic and mixup."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from codetr.errors import UserError
 
 
 class Mix(Protocol):
-    """Puts parts of random other images into a training image; all are augmented already."""
+    """Combines a training image with random other ones; all are already augmented."""
 
     @property
     def needs_masks(self) -> bool:
-        """Whether the targets must come with masks."""
+        """Whether the targets must have masks."""
         ...
 
     def draw(self, epoch: int) -> int:
-        """The number of other images that are needed this time, at random; 0: leave it as it is."""
+        """A random number of other images to combine with; 0: the image is used unchanged."""
         ...
 
     def __call__(self, sample: Sample, *others: Sample) -> Sample:
-        """``sample`` with what comes from the ``others``, as many as ``draw`` gave."""
+        """``sample`` combined with the ``others``, as many as ``draw`` returned."""
         ...
 
 
@@ -38,7 +38,7 @@ class Mix(Protocol):
 class Occasionally:
     """When to mix: with ``probability``, in the first ``epochs`` of training (None: in all).
 
-    The last epochs are better trained on images as they are (YOLOX, arXiv 2107.08430, section 2.1).
+    Training is better without it in the last epochs (YOLOX, arXiv 2107.08430, section 2.1).
     """
 
     probability: float = 1.0
@@ -53,7 +53,7 @@ class Occasionally:
             raise UserError(f"augmentation.mix.epochs={self.epochs}: give 0 or more, or null")
 
     def now(self, epoch: int) -> bool:
-        """Toss for one image in ``epoch``, counted from 0."""
+        """Whether to mix an image in ``epoch`` (from 0), drawn at random."""
         return (self.epochs is None or epoch < self.epochs) and (
             torch.rand(()).item() < self.probability
         )
@@ -64,10 +64,10 @@ class Mosaic(Occasionally):
     """Four images in the quadrants around a random point of a square canvas (YOLOv4, arXiv
     2004.10934, section 3.3).
 
-    The point is uniform within ``centre`` (shares of the side) in either direction. Each image is
-    resized to fit half the canvas (``canvas`` pixels), and touches the point with its nearest
-    corner: a smaller quadrant cuts it, a larger one is filled with grey. Boxes are clipped, and
-    dropped where a side keeps no more than ``min_box_px``; all of the canvas counts as image.
+    The point is uniform within ``centre`` (fractions of the side) in both directions. Each image is
+    resized to fit half the canvas (``canvas`` pixels) and placed with one corner at the point; it
+    is cropped to a smaller quadrant, and a larger one is filled with grey. Boxes are clipped, and
+    dropped if a side is not longer than ``min_box_px``; the whole canvas is valid area.
     """
 
     canvas: int
@@ -93,7 +93,7 @@ class Mosaic(Occasionally):
         return 3 if self.now(epoch) else 0
 
     def __call__(self, sample: Sample, *others: Sample) -> Sample:
-        """The four images, ``sample`` in the upper left."""
+        """The mosaic of four images, ``sample`` in the upper left."""
         low, high = self.centre
         share = low + (high - low) * torch.rand(2)
         x, y = (share * self.canvas).round().clamp(1, self.canvas - 1).int().tolist()
@@ -112,7 +112,7 @@ class Mosaic(Occasionally):
         return _together(image, quadrants[0], *quadrants[1:])
 
     def _quadrant(self, sample: Sample, x: int, y: int, left: bool, upper: bool) -> Sample:
-        """``sample`` at its place on a canvas that is grey elsewhere."""
+        """``sample`` in its quadrant of an otherwise grey canvas."""
         side = self.canvas // 2
         fitted = resize(sample, fitted_size(sample.size, side, side), antialias=True)
         height, width = fitted.size
@@ -130,9 +130,9 @@ class MixUp(Occasionally):
     """Two images blended, with the boxes of both (Zhang et al., "Bag of Freebies for Training
     Object Detection Neural Networks", arXiv 1902.04103, section 3.1).
 
-    Both lie in the upper left of a canvas that holds either, at the sizes they have. The share of
-    the first is drawn from Beta(``alpha``, ``alpha``); 1.5 as in the paper. All boxes count fully,
-    also of the fainter image.
+    Both are placed in the upper left of a canvas large enough for either, without resizing. The
+    weight of the first is drawn from Beta(``alpha``, ``alpha``); 1.5 as in the paper. All boxes
+    have full weight, also those of the fainter image.
     """
 
     alpha: float = 1.5
@@ -166,7 +166,7 @@ def _padded(sample: Sample, x: int, y: int, size: tuple[int, ...]) -> Sample:
 
 
 def _together(image: Tensor, first: Sample, *others: Sample) -> Sample:
-    """``image`` with the boxes of all samples, each teacher's with the same teacher's."""
+    """``image`` with the joined boxes of all samples, separately for targets and each teacher."""
     sets = [s.box_sets for s in (first, *others)]
     joined = tuple(BoxSet.joined(same) for same in zip(*sets, strict=True))
     return replace(first, image=image).with_box_sets(joined)

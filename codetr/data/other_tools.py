@@ -1,4 +1,4 @@
-"""Files of annotation tools in formats of their own, and what to export instead."""
+"""Recognising annotation tools' own formats, to say what to export instead."""
 
 from __future__ import annotations
 
@@ -19,18 +19,16 @@ _ADVICE = {
     "Supervisely": "this is Supervisely's own format: export it as COCO",
     "results": "these are detections, results in COCO's format: give the file of the annotations",
 }
-"""By format, for messages."""
+"""Advice for messages, by format."""
 
 
 def advice_for_json(content: Any) -> str | None:
-    """What a JSON value is and what to export instead, for a message; None where it is no tool's
-    own format.
-    """
+    """Advice on what to export instead of a JSON value; None if it is not a tool's own format."""
     return _ADVICE.get(_tool_of(content) or "")
 
 
 def advice_for_text(text: bytes) -> str | None:
-    """The same of the beginning of an XML or CSV file."""
+    """The same for the content of an XML or CSV file."""
     start = text[:4096]
     if b"<annotations" in start and (b"<meta>" in start or b"<version>" in start):
         return _ADVICE["CVAT"]
@@ -76,7 +74,7 @@ def _of_entries(entries: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 def _is_task(entry: Mapping[str, Any]) -> bool:
-    """Of Label Studio: its JSON, or its JSON-MIN."""
+    """Whether ``entry`` is a task of Label Studio's JSON or JSON-MIN."""
     if isinstance(entry.get("data"), Mapping):
         return bool({"annotations", "completions", "predictions"} & entry.keys())
     return {"annotator", "annotation_id"} <= entry.keys()

@@ -1,4 +1,4 @@
-"""Boxes and areas of the outlines in COCO's ``segmentation``, for objects that bring no box."""
+"""Boxes and areas of COCO's ``segmentation``, for objects without a box."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _LONGEST_SIDE = 2**24
 
 
 def box_of(segmentation: Any) -> list[float] | None:
-    """[x, y, width, height] around polygons or run lengths, as COCO's own tools give it; None for
-    what is neither, or empty.
+    """The bounding box [x, y, width, height] of polygons or run lengths, as COCO's own tools
+    compute it; None if it is neither, or empty.
     """
     polygons = _polygons(segmentation)
     if polygons:
@@ -35,7 +35,7 @@ def box_of(segmentation: Any) -> list[float] | None:
 
 
 def area_of(segmentation: Any) -> float | None:
-    """Pixels within, those of overlapping polygons counted twice; None where there is no box."""
+    """The area in pixels, where overlaps of polygons count twice; None if there is no box."""
     polygons = _polygons(segmentation)
     if polygons:
         return float(sum(map(_enclosed, polygons)))
@@ -44,17 +44,17 @@ def area_of(segmentation: Any) -> float | None:
 
 
 def _enclosed(polygon: NDArray[np.float64]) -> float:
-    """By the shoelace formula."""
+    """The area of a polygon by the shoelace formula."""
     x, y = polygon.T
     return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
 
 
 def _polygons(segmentation: Any) -> list[NDArray[np.float64]]:
-    """(P, 2) corners of each; none where one of them is no polygon."""
+    """The vertices (P, 2) of each polygon; empty if one of them is invalid."""
     if not isinstance(segmentation, list) or not segmentation:
         return []
     if not any(isinstance(part, list) for part in segmentation):
-        segmentation = [segmentation]  # one polygon, without the list around it
+        segmentation = [segmentation]  # a single polygon that is not in a list
     found = []
     for part in segmentation:
         numbers = [as_number(value) for value in part] if isinstance(part, list) else []
@@ -67,8 +67,8 @@ def _polygons(segmentation: Any) -> list[NDArray[np.float64]]:
 def _runs(
     segmentation: Any,
 ) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], int] | None:
-    """Starts and ends of the runs of pixels on the object, counted down the columns, and the
-    height of the image; None for anything but run lengths of a whole image with an object.
+    """Starts and ends of the object's runs of pixels in column-major order, and the height of the
+    image; None for anything but run lengths of a whole image with an object.
     """
     if not isinstance(segmentation, Mapping):
         return None
@@ -93,9 +93,9 @@ def _runs(
 
 
 def _decoded(text: str) -> list[int] | None:
-    """Run lengths from COCO's compressed text: 6 bits in each letter from ``0`` on, 5 of them of
-    the number and one that says that it goes on; from the fourth on, differences from the one
-    before the last.
+    """Run lengths from COCO's compressed text. Each character encodes 6 bits (offset ``0``): 5 bits
+    of the number and a continuation bit. From the fourth number on, they are differences from the
+    last but one.
     """
     lengths: list[int] = []
     number = shift = 0

@@ -1,7 +1,8 @@
-"""Where boxes lie in an image file whose size is not what the annotations say.
+"""Converting boxes to pixels of image files whose size differs from that in the annotations.
 
-A photograph may be turned by its EXIF orientation, and annotated as it is stored or as it is seen;
-or it was resized after it was annotated. Boxes that fit one reading alone decide for it.
+A photo with an EXIF orientation may have been annotated as it is stored or as it is displayed, or
+it was resized after it was annotated. An interpretation is chosen if it is the only one in which
+boxes fit the image.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ READINGS = (AUTO, UPRIGHT, STORED, SCALED)
 
 _TURNED, _RESIZED = "turned", "resized"
 _SAME_PX = 1  # annotation tools round
-_BEYOND_PX, _BEYOND_SHARE = 2.0, 0.01  # of a side: what a box may reach beyond the image it fits
+_BEYOND_PX, _BEYOND_SHARE = 2.0, 0.01  # tolerance for boxes beyond the image, the latter of a side
 
 
 def require_reading(boxes: str) -> None:
-    """Raises UserError for a reading that does not exist."""
+    """Raise UserError for an unknown interpretation."""
     if boxes not in READINGS:
         raise UserError(f"data.boxes={boxes}: choose {', '.join(READINGS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What annotations say of an image ``file``: its size, None where they do not, and ``corners``
-    (N, 4) xyxy of its boxes in pixels of that size, or with ``relative`` in shares of a size; and
-    what the file is.
+    """What the annotations claim about an image ``file``: its size (None if missing) and its boxes,
+    ``corners`` (N, 4) xyxy in pixels of that size, or with ``relative`` as fractions of it; and the
+    actual geometry of the file.
     """
 
     file: str
@@ -47,7 +48,7 @@ class Claim:
 
     @property
     def upright_wh(self) -> tuple[int, int]:
-        """Width and height of the file as it is read."""
+        """Width and height of the file after it is turned upright."""
         return self.geometry.size[::-1]
 
     @property
@@ -59,20 +60,22 @@ class Claim:
 
     @property
     def contradiction(self) -> str | None:
-        """How the declared size differs from the file's; None where it does not."""
+        """How the declared size differs from the file's; None if it does not."""
         if self.declared_wh is None or _same(self.declared_wh, self.upright_wh):
             return None
         return _TURNED if _same(self.declared_wh, self.upright_wh[::-1]) else _RESIZED
 
     def readings(self) -> tuple[str, ...]:
-        """What the boxes of a contradiction could mean, whether they fit or not."""
+        """The possible interpretations of boxes if the sizes differ, whether the boxes fit
+        or not.
+        """
         if self.contradiction == _RESIZED:
             return UPRIGHT, SCALED
         turned = self.geometry.orientation in ON_THEIR_SIDE
         return (UPRIGHT, STORED) if turned else (UPRIGHT,)
 
     def fits(self, reading: str) -> bool:
-        """Whether all boxes lie within the image if they are read so."""
+        """Whether all boxes lie within the image with this interpretation."""
         sizes = {UPRIGHT: self.upright_wh, STORED: self.stored_wh, SCALED: self.declared_wh}
         size = np.array(sizes[reading] * 2, np.float64)  # type: ignore[operator]
         beyond = np.maximum(self.corners - size, -self.corners)
@@ -81,34 +84,36 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """How points of the annotations come to lie in the upright file: ``matrix`` (2, 2) times
-    (x, y), plus ``offset`` (2,).
+    """The affine transform from points of the annotations to the upright file: ``matrix`` (2, 2)
+    times (x, y), plus ``offset`` (2,).
     """
 
     matrix: NDArray[np.float64]
     offset: NDArray[np.float64]
 
     @property
-    def as_it_is(self) -> bool:
-        """Whether nothing moves."""
+    def is_identity(self) -> bool:
+        """Whether points stay where they are."""
         return bool((self.matrix == np.eye(2)).all() and not self.offset.any())
 
     @property
     def area(self) -> float:
-        """By what areas grow."""
+        """The factor by which areas grow."""
         return abs(float(np.linalg.det(self.matrix)))
 
     def corners(self, xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(N, 4) boxes, none of them turned inside out that was not."""
-        with np.errstate(over="ignore", invalid="ignore"):  # absurd boxes: no area within an image
+        """Transformed boxes (N, 4); their corners keep their order."""
+        with np.errstate(over="ignore", invalid="ignore"):  # huge boxes have no area in an image
             first, second = (xyxy[:, i : i + 2] @ self.matrix.T + self.offset for i in (0, 2))
-        flipped = self.matrix.sum(axis=1) < 0  # of the new x and y
+        flipped = self.matrix.sum(axis=1) < 0  # for the new x and y
         low, high = np.where(flipped, second, first), np.where(flipped, first, second)
         return np.concatenate([low, high], axis=1)
 
     def segmentation(self, value: Any) -> Any | None:
-        """Polygons; None for anything else, such as run lengths, where something moves."""
-        if self.as_it_is:
+        """Transformed polygons; None for anything else, such as run lengths, unless this is the
+        identity.
+        """
+        if self.is_identity:
             return value
         polygons = value if isinstance(value, list) else []
         found = []
@@ -122,10 +127,10 @@ class Placement:
 
 
 def place(claims: Sequence[Claim], choice: str = AUTO) -> tuple[list[Placement], list[str]]:
-    """How the boxes of each image are to be placed, and a remark for each kind of contradiction.
+    """The placement of the boxes of each image, and a remark for each kind of contradiction.
 
-    ``choice`` is a reading for the images that it is possible for; ``AUTO`` takes the only one that
-    boxes fit. Raises UserError where boxes fit several, or none.
+    ``choice`` is the interpretation for images where it is possible; ``AUTO`` chooses the only one
+    in which boxes fit. Raises UserError if boxes fit in several, or in none.
     """
     decided = {kind: _decided(kind, claims, choice) for kind in (_TURNED, _RESIZED)}
     readings = [
@@ -138,13 +143,15 @@ def place(claims: Sequence[Claim], choice: str = AUTO) -> tuple[list[Placement],
 
 
 def _agreeing(claim: Claim, choice: str) -> str:
-    """The reading of boxes whose image has the size that is declared, or none is."""
+    """The interpretation of boxes whose image has the declared size, or for which none is
+    declared.
+    """
     other = claim.declared_wh is not None and not _same(claim.declared_wh, claim.stored_wh)
     return STORED if choice == STORED and claim.geometry.orientation != 1 and not other else UPRIGHT
 
 
 def _decided(kind: str, claims: Iterable[Claim], choice: str) -> dict[str, str]:
-    """The reading of each image of a kind of contradiction, by its file."""
+    """The interpretation of each image with a kind of contradiction, by its file."""
     open_ones = {c.file: c for c in claims if c.contradiction == kind}
     found: dict[str, str] = {}
     votes: Counter[str] = Counter()
@@ -170,15 +177,15 @@ def _decided(kind: str, claims: Iterable[Claim], choice: str) -> dict[str, str]:
 def _undecided(kind: str, claims: Sequence[Claim]) -> UserError:
     first = claims[0]
     settings = " or ".join(f"data.boxes={reading}" for reading in first.readings())
-    fit = "several readings" if first.fits(UPRIGHT) else "none"
+    fit = "both" if first.fits(UPRIGHT) else "neither"
     why = {
-        _TURNED: "pixels of the picture as it is seen (upright) or as it is stored",
+        _TURNED: "pixels of the image as displayed (upright) or as stored",
         _RESIZED: "pixels of the file (upright) or of the declared size (scaled)",
     }[kind]
     return UserError(
         f"{len(claims)} images have another size than their annotations say, such as {first.file}: "
         f"{_text(first.upright_wh)} pixels upright, {_text(first.declared_wh)} declared; boxes fit "
-        f"{fit}: say what they are by {settings}: {why}"
+        f"{fit}: set {settings}: {why}"
     )
 
 
@@ -189,15 +196,15 @@ def _remarks(claims: Sequence[Claim], readings: Sequence[str]) -> Iterator[str]:
         if claim.contradiction or reading == STORED:
             kinds.setdefault(reading, []).append(claim)
     done = {
-        UPRIGHT: "boxes are taken as pixels of the upright file",
-        STORED: "boxes are those of the stored picture and were turned upright with it",
+        UPRIGHT: "boxes were taken as pixels of the upright file",
+        STORED: "boxes were taken as pixels of the stored image and turned upright with it",
         SCALED: "boxes were scaled to the file",
     }
     for reading, found in kinds.items():
         first = found[0]
         declared = f", {_text(first.declared_wh)} declared" if first.declared_wh else ""
         yield (
-            f"{len(found)} images are not as their annotations say, such as {first.file} "
+            f"{len(found)} images differ from their annotations, such as {first.file} "
             f"({_text(first.upright_wh)} pixels upright{declared}): {done[reading]} (data.boxes="
             f"{reading})"
         )
@@ -207,7 +214,7 @@ def _placement(claim: Claim, reading: str) -> Placement:
     width, height = claim.stored_wh if reading == STORED else claim.upright_wh
     matrix, offset = np.eye(2), np.zeros(2)
     if reading == STORED:
-        # rows: new x and y; columns: of the stored x, of y, of its width, of its height
+        # rows: new x and y; columns: coefficients of the stored x, y, width and height
         rows = np.array(_UPRIGHT_BY_EXIF.get(claim.geometry.orientation, _UPRIGHT_BY_EXIF[1]))
         matrix, offset = rows[:, :2].astype(float), rows[:, 2:] @ np.array([width, height], float)
     if claim.relative:
@@ -228,7 +235,7 @@ _UPRIGHT_BY_EXIF = {
     7: ((0, -1, 0, 1), (-1, 0, 1, 0)),
     8: ((0, 1, 0, 0), (-1, 0, 1, 0)),
 }
-"""Where a stored point lies once its picture is turned upright, by EXIF orientation."""
+"""Coefficients of the upright coordinates of a stored point, by EXIF orientation."""
 
 
 def _same(one: tuple[int, int], other: tuple[int, int]) -> bool:

@@ -1,4 +1,4 @@
-"""How often images are repeated in an epoch, so that rare classes are seen more often."""
+"""Repeating images within an epoch, so that rare classes are seen more often."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from codetr.errors import UserError
 
 
 def images_of_classes(annotations: CocoAnnotations) -> tuple[Tensor, Tensor]:
-    """(P,) int64 image indices and (P,) int64 labels: which classes stand in which images, each
-    pair once.
-    """
+    """(P,) int64 image indices and (P,) int64 labels: the distinct pairs of image and class."""
     num_classes = len(annotations.classes)
     pairs = (annotations.image_of_box * num_classes + annotations.labels).unique()
     return pairs // num_classes, pairs % num_classes
@@ -24,7 +22,7 @@ def images_of_classes(annotations: CocoAnnotations) -> tuple[Tensor, Tensor]:
 
 @cache
 def image_counts(annotation_file: str) -> tuple[int, ...]:
-    """In how many images of a COCO or LVIS file each class stands, in class order."""
+    """The number of images of a COCO or LVIS file that contain each class, in class order."""
     annotations = load_annotations(Path(annotation_file).expanduser())
     _, labels = images_of_classes(annotations)
     return tuple(labels.bincount(minlength=len(annotations.classes)).tolist())
@@ -32,12 +30,12 @@ def image_counts(annotation_file: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class RepeatFactor:
-    """Callable: annotations to the (I,) int64 number of times that each image stands in an epoch.
+    """Callable: annotations to the (I,) int64 number of times that each image occurs in an epoch.
 
-    With f_c the share of images that have class c, r_c = max(1, sqrt(``threshold`` / f_c)) and an
-    image's factor is the largest r_c of its classes (Gupta et al., "LVIS", CVPR 2019, section 4.2).
-    Rounded up, as the official recipes do (mmdet ``ClassBalancedDataset``); images without boxes
-    stand once. Raises UserError where the threshold is not in (0, 1].
+    With f_c the share of images that contain class c, r_c = max(1, sqrt(``threshold`` / f_c)) and
+    an image's factor is the largest r_c of its classes (Gupta et al., "LVIS", CVPR 2019, section
+    4.2). It is rounded up, as in the official recipes (mmdet ``ClassBalancedDataset``); images
+    without boxes occur once. Raises UserError if the threshold is not in (0, 1].
     """
 
     threshold: float = 1e-3

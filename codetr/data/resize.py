@@ -1,10 +1,10 @@
-"""Sizes to resize to; bilinear resizing of uint8 images as OpenCV or as Pillow does it, and by the
-nearest pixel.
+"""Target sizes, bilinear resizing of uint8 images as in OpenCV or Pillow, and nearest-neighbour
+resizing.
 
-OpenCV takes the four nearest pixels alone, also where it shrinks, and its fixed-point rounding
-differs from everyone else's by up to one grey level in about every fifth value. Pillow averages
-over all pixels that fall into a new one (antialiasing). Enlarging, they are the same but for that
-rounding.
+OpenCV interpolates the four nearest pixels even when it shrinks, and its fixed-point rounding
+differs from other libraries' by up to one grey level in about one of five values. Pillow averages
+over all pixels that fall into a new one (antialiasing). When enlarging, they differ in rounding
+only.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _WEIGHT_ONE = 2048  # OpenCV's 11-bit interpolation weights
 
 
 def fitted_size(size: tuple[int, int], short: float, long: float) -> tuple[int, int]:
-    """The largest (height, width) of the same shape within ``short`` and ``long`` sides.
+    """The largest (height, width) with the same aspect ratio within ``short`` and ``long`` sides.
 
-    Rounds half up, as the official code (mmcv ``imrescale``); enlarges too; at least 1.
+    Rounds half up, as the official code does (mmcv ``imrescale``); may enlarge; at least 1.
     """
     scale = min(long / max(size), short / min(size))
     height, width = (max(int(side * scale + 0.5), 1) for side in size)
@@ -36,10 +36,11 @@ def fitted_size(size: tuple[int, int], short: float, long: float) -> tuple[int, 
 
 
 def detr_size(size: tuple[int, int], short: float, long: float) -> tuple[int, int]:
-    """The (height, width) of the same shape whose short side is ``short``, or what of it keeps the
-    long one within ``long``, rounded; the long one is then cut off to whole pixels. At least 1.
+    """The (height, width) with the same aspect ratio whose short side is ``short``, or is rounded
+    from the largest value that keeps the long side within ``long``. The long side is truncated to
+    whole pixels. At least 1.
 
-    As DETR's code and its descendants: 640 x 480 to a short side of 800 gives 1066 x 800, where
+    As in DETR's code and its descendants: 640 x 480 to a short side of 800 gives 1066 x 800, where
     mmcv gives 1067 x 800.
     """
     least, most = min(size), max(size)
@@ -51,16 +52,15 @@ def detr_size(size: tuple[int, int], short: float, long: float) -> tuple[int, in
 def resize_bilinear(
     image: Tensor, size: tuple[int, int], antialias: bool, window: Window | None = None
 ) -> Tensor:
-    """Resize uint8 (C, H, W) to ``size`` (height, width); of the result only ``window`` is left,
-    where it is given.
+    """Resize uint8 (C, H, W) to ``size`` (height, width) and, if given, crop to ``window``.
 
-    With ``antialias`` as Pillow, to one grey level (two, for about one in ten million values of
+    With ``antialias`` as Pillow, up to one grey level (two for about one in ten million values of
     noise); else as OpenCV.
     """
     if not antialias:
         return resize_bilinear_opencv(image, size, window)
-    # channels-last, as images are read: several times as fast, and torch fails on the other layout
-    # where the target is a single pixel
+    # channels-last, the layout of decoded images: several times faster, and with the other layout
+    # torch fails for targets of a single pixel
     image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     resized = F.resize(image, list(size), antialias=True)
     return resized if window is None else F.crop(resized, *window)
@@ -69,12 +69,12 @@ def resize_bilinear(
 def resize_bilinear_opencv(
     image: Tensor, size: tuple[int, int], window: Window | None = None
 ) -> Tensor:
-    """Resize uint8 (C, H, W) to ``size`` (height, width) as OpenCV's INTER_LINEAR does; of the
-    result only ``window`` is made, where it is given.
+    """Resize uint8 (C, H, W) to ``size`` (height, width) as OpenCV's INTER_LINEAR; if given, only
+    the part in ``window`` is computed.
 
-    No antialiasing. Bit-exact against opencv 4.11.0 and 5.0.0, enlarging and shrinking. The result
-    lies channels-last in memory, which is also the fastest to be given. Raises TypeError for other
-    dtypes.
+    No antialiasing. Bit-exact with opencv 4.11.0 and 5.0.0, enlarging and shrinking. The result is
+    channels-last in memory, which is also the fastest layout for the input. Raises TypeError for
+    other dtypes.
     """
     if image.dtype != torch.uint8:
         raise TypeError(f"resize_bilinear_opencv takes uint8 images, not {image.dtype}")
@@ -118,11 +118,11 @@ def resize_regions(image: Regions, size: tuple[int, int], antialias: bool) -> Te
 
 
 def _neighbours(source: int, target: int, clamp_position: bool) -> NDArray[np.int32]:
-    """(4, target): of each new pixel the low neighbour, the high one and the integer weights of
-    both, each rounded half to even; pixel centres aligned.
+    """(4, target) for every new pixel: the indices of the low and the high neighbour and the
+    integer weights of both, rounded half to even, with aligned pixel centres.
 
-    Beyond the outermost centres OpenCV clamps the sample position itself across columns, but only
-    both indices across rows, whose weights stay.
+    Beyond the outermost centres OpenCV clamps the sample position for columns, but for rows only
+    the indices, not the weights.
     """
     step = 1.0 / (target / source)
     position = ((np.arange(target) + 0.5) * step - 0.5).astype(np.float32)
@@ -137,16 +137,16 @@ def _neighbours(source: int, target: int, clamp_position: bool) -> NDArray[np.in
 
 
 def resize_nearest(masks: Tensor, size: tuple[int, int], window: Window | None = None) -> Tensor:
-    """Resize (N, H, W) to ``size`` (height, width) by repeating or leaving out pixels; of the
-    result only ``window`` (top, left, height, width) is made, where it is given.
+    """Resize (N, H, W) to ``size`` (height, width) by nearest neighbour; if given, only the part in
+    ``window`` (top, left, height, width) is computed.
 
-    As OpenCV's INTER_NEAREST and torch's ``nearest``, but several times as fast on many masks:
-    numpy gathers bytes quickly, torch does not.
+    As OpenCV's INTER_NEAREST and torch's ``nearest``, but several times faster on many masks, since
+    numpy gathers bytes faster than torch.
     """
     (height, width), (new_height, new_width) = masks.shape[-2:], size
     top, left, shown_height, shown_width = window or (0, 0, *size)
     rows = np.arange(top, top + shown_height) * height // new_height
     columns = np.arange(left, left + shown_width) * width // new_width
-    first = rows[0]  # columns are gathered first, of the rows that are shown
+    first = rows[0]  # columns are gathered first, for the rows of the window only
     seen = masks.numpy()[:, first : rows[-1] + 1]
     return torch.from_numpy(seen.take(columns, axis=2).take(rows - first, axis=1))

@@ -1,4 +1,4 @@
-"""The loops of ``resize_bilinear_opencv``: across each row, then between two of them."""
+"""The loops of ``resize_bilinear_opencv``: interpolation within each row, then between two rows."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from codetr.compiled import compiled
 def interpolate(image, channels, rows, columns, out):  # type: ignore[no-untyped-def]
     """Fill ``out`` (h, w * C) uint8 from ``image`` (H, W * C) uint8.
 
-    ``rows`` (4, h) and ``columns`` (4, w) int32: the low neighbour of each, the high one, and the
+    ``rows`` (4, h) and ``columns`` (4, w) int32: the low and the high neighbour of each, and the
     weights of both out of 2048.
     """
     across = np.empty((2, out.shape[1]), np.int32)
-    held = np.full(2, -1)  # which rows of the image stand in ``across``
+    held = np.full(2, -1)  # which rows of the image are in ``across``
     for i in range(len(out)):
         low, high = rows[0, i], rows[1, i]
         if held[1] == low and held[0] != low:  # the next pair begins where the last one ended
@@ -31,7 +31,7 @@ def interpolate(image, channels, rows, columns, out):  # type: ignore[no-untyped
 
 @compiled()
 def _across(row, channels, columns, out):  # type: ignore[no-untyped-def]
-    """One row at its new width, times 128."""
+    """Interpolate one row to its new width, times 128."""
     for x in range(columns.shape[1]):
         low, high = columns[0, x] * channels, columns[1, x] * channels
         for c in range(channels):

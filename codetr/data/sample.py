@@ -1,4 +1,4 @@
-"""One image with its boxes, from the file to the collated batch."""
+"""An image with its boxes, from reading the file to collating the batch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 
 class SampleKey(NamedTuple):
-    """What a sampler asks for: the index of an image, the epoch to augment it for, and which of
-    its copies in that epoch it is (each is augmented in its own way).
+    """A request of a sampler: the index of an image, the epoch to augment it for, and the number of
+    its copy in that epoch (copies are augmented independently).
     """
 
     image: int
@@ -24,9 +24,9 @@ class SampleKey(NamedTuple):
 class BoxSet:
     """Boxes of one image from one source: the ground truth, or a teacher.
 
-    ``boxes`` (N, 4) float32 xyxy in pixels of the image as it is now; ``labels`` (N,) int64,
-    contiguous class indices; ``scores`` (N,) float32, 1 for ground truth; ``masks`` (N, H, W)
-    uint8, 1 on the object, of the image as it is now, or None where no step needs them.
+    ``boxes`` (N, 4) float32 xyxy in pixels of the current image; ``labels`` (N,) int64, contiguous
+    class indices; ``scores`` (N,) float32, 1 for ground truth; ``masks`` (N, H, W) uint8, 1 on the
+    object, in pixels of the current image, or None if no step needs them.
     """
 
     boxes: Tensor
@@ -39,12 +39,12 @@ class BoxSet:
 
     @classmethod
     def ground_truth(cls, boxes: Tensor, labels: Tensor) -> BoxSet:
-        """A set with score 1 everywhere."""
+        """A set in which all scores are 1."""
         return cls(boxes=boxes, labels=labels, scores=torch.ones(len(labels)))
 
     @classmethod
     def joined(cls, sets: Sequence[BoxSet]) -> BoxSet:
-        """All boxes of one or more sets of one image; with masks where all sets have them."""
+        """The boxes of several sets of one image; with masks if all sets have them."""
         masks = [s.masks for s in sets if s.masks is not None]
         return cls(
             boxes=torch.cat([s.boxes for s in sets]),
@@ -54,9 +54,7 @@ class BoxSet:
         )
 
     def select(self, keep: Tensor) -> BoxSet:
-        """The boxes where ``keep`` (N,) bool is True, or of the indices ``keep``, with all that
-        belongs to them.
-        """
+        """The subset given by ``keep``: bool (N,), or indices."""
         if keep.dtype == torch.bool:
             if keep.all():
                 return self
@@ -65,7 +63,7 @@ class BoxSet:
             boxes=self.boxes[keep],
             labels=self.labels[keep],
             scores=self.scores[keep],
-            # Masks are large: index_select copies whole rows where indexing goes by element.
+            # Masks are large: index_select copies whole rows, indexing single elements.
             masks=None if self.masks is None else self.masks.index_select(0, keep),
         )
 
@@ -88,12 +86,12 @@ class Sample:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the image as it is now."""
+        """(height, width) of the current image."""
         return self.image.shape[-2], self.image.shape[-1]
 
     @property
     def box_sets(self) -> tuple[BoxSet, ...]:
-        """Targets first, then every teacher: what geometric operations move."""
+        """All box sets, targets first, for geometric operations."""
         return (self.targets, *self.teachers)
 
     def with_box_sets(self, sets: tuple[BoxSet, ...]) -> Sample:

@@ -1,7 +1,7 @@
-"""The order of images and batches: repeatable per epoch, and divided over ranks.
+"""Samplers: reproducible orders of images and batches, distributed over ranks.
 
-Both are DistributedSamplers, so that Lightning leaves them in place in a distributed run, and
-calls ``set_epoch`` before every epoch.
+Both are DistributedSamplers, so that Lightning keeps them in a distributed run and calls
+``set_epoch`` before every epoch.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from codetr.data.sample import SampleKey
 
 
 class TrainSampler(DistributedSampler[SampleKey]):
-    """Shuffled images for full batches, equally many on every rank; order by (seed, epoch) alone:
-    on any number of ranks they train on the same batches one after the other, up to those that
-    fill up the last step.
+    """Shuffled images in full batches, equally many on every rank. The order depends on (seed,
+    epoch) only: any number of ranks trains on the same sequence of batches, except those that pad
+    the last step.
 
-    Each ``batch_size`` keys in a row are a batch. With ``groups`` (num_images,) int64, such as
-    portrait or landscape, its images are of one group, except where groups meet: at most one batch
-    per boundary. With ``repeats`` (num_images,) int64 an image stands that often in an epoch, as
-    numbered copies. An epoch repeats as many images as it takes to fill the last batches.
+    Every ``batch_size`` consecutive keys are a batch. With ``groups`` (num_images,) int64, such as
+    portrait or landscape, a batch has images of one group, except for at most one batch at each
+    boundary between groups. With ``repeats`` (num_images,) int64 an image occurs that often in an
+    epoch, as numbered copies. Images are repeated to fill the last batches of an epoch.
 
-    ``start`` leaves out that many batches of this rank: those that an interrupted run has trained
-    on. It holds until it is set again.
+    ``start`` skips that many batches of this rank, which an interrupted run has already trained on.
+    It applies until it is set again.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class TrainSampler(DistributedSampler[SampleKey]):
         num_batches = self.num_batches * self.num_replicas
         positions = torch.arange(num_batches * self.batch_size) % len(order)
         batches = order[positions].view(num_batches, self.batch_size)
-        needed = -(-len(order) // self.batch_size)  # the others are there for equal shares
+        needed = -(-len(order) // self.batch_size)  # further batches make the ranks equal
         shuffled = batches[torch.randperm(needed, generator=generator)]
         own = torch.cat([shuffled, batches[needed:]])[self.rank :: self.num_replicas]
         chosen = own[self.start :].flatten()
@@ -70,15 +70,15 @@ class TrainSampler(DistributedSampler[SampleKey]):
 
 
 class EvalSampler(DistributedSampler[list[int]]):
-    """The batches of an evaluation: every image once over all ranks, none repeated or dropped.
+    """The batches of an evaluation: every image exactly once over all ranks.
 
     All images of a batch have the same row in ``padded_sizes`` (num_images, 2) int64 (height,
-    width), so that a batch pads none of them further than a batch of one would: what is found in
-    an image depends on that image alone. Batches have ``batch_size`` images or fewer. With
-    ``mixed`` sizes may differ within a batch.
+    width), so that none is padded further than in a batch of its own: detections in an image do not
+    depend on the batch. Batches have at most ``batch_size`` images. With ``mixed``, sizes may
+    differ within a batch.
 
-    Ranks get about equally many pixels, but not equally many batches: nothing in an evaluation
-    step may wait for other ranks. Each has a batch where there are as many images as ranks.
+    Ranks get about equally many pixels, but not equally many batches: an evaluation step must not
+    wait for other ranks. Every rank has a batch if there are at least as many images as ranks.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class EvalSampler(DistributedSampler[list[int]]):
 
 
 def _batches(sizes: Tensor, most: int, mixed: bool) -> list[list[int]]:
-    """Images in order, ``most`` or fewer together; batches are in the order of their first."""
+    """Batches of at most ``most`` images in order, sorted by their first image."""
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for image, size in enumerate(sizes.tolist()):
         groups[() if mixed else tuple(size)].append(image)
@@ -115,7 +115,9 @@ def _batches(sizes: Tensor, most: int, mixed: bool) -> list[list[int]]:
 
 
 def _share(batches: Sequence[list[int]], costs: Sequence[int], ranks: int) -> list[list[list[int]]]:
-    """Each batch, the costly ones first, to the rank that has least; by rank, in given order."""
+    """Distribute batches over ranks: the most costly first, each to the rank with the least total;
+    batches of a rank keep their order.
+    """
     shares: list[list[int]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
     for position in sorted(range(len(batches)), key=lambda i: -costs[i]):

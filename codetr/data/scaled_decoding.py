@@ -1,4 +1,6 @@
-"""How small a JPEG may be decoded: not below the size that its augmentation first resizes it to."""
+"""The smallest size at which a JPEG may be decoded: that of the first resize of its
+augmentation.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,10 @@ from codetr.data.augment import (
 
 
 def first_size(augmentation: Augmentation, size: tuple[int, int]) -> tuple[int, int]:
-    """The (height, width) that an image of ``size`` is first resized to, or ``size`` where
-    something else is done to its pixels before that.
+    """The (height, width) that an image of ``size`` is first resized to, or ``size`` if its pixels
+    are processed before that.
 
-    Leaves torch's generator as it was: the augmentation will draw the same numbers.
+    Restores torch's generator, so that the augmentation draws the same numbers.
     """
     state = torch.get_rng_state()
     found = _first_size(augmentation, size)
@@ -30,7 +32,7 @@ def first_size(augmentation: Augmentation, size: tuple[int, int]) -> tuple[int, 
 
 
 def _first_size(step: Augmentation, size: tuple[int, int]) -> tuple[int, int] | None:
-    """None where the step only mirrors: what matters comes after it."""
+    """The size after the first resize in ``step``; None if it only flips."""
     match step:
         case Chain():
             return next(filter(None, (_first_size(part, size) for part in step.steps)), None)
@@ -43,6 +45,6 @@ def _first_size(step: Augmentation, size: tuple[int, int]) -> tuple[int, int] | 
         case EvalResize():
             return step.output_size(size)
         case Apply(operation=v2.RandomHorizontalFlip() | v2.RandomVerticalFlip()):
-            step.operation(torch.zeros(3, 1, 1, dtype=torch.uint8))  # draws what it will draw
+            step.operation(torch.zeros(3, 1, 1, dtype=torch.uint8))  # advances the generator
             return None
     return size

@@ -1,6 +1,6 @@
-"""Painting one scene of the built-in data: textured shapes that occlude each other on clutter.
+"""Rendering a scene of the built-in data: textured shapes that occlude each other on clutter.
 
-Pure numpy and Pillow; a scene depends on its generator alone.
+Uses numpy and Pillow only; a scene depends only on its random generator.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ Box = tuple[float, float, float, float]
 
 _SUPERSAMPLING = 4
 _MIN_VISIBLE = 0.25
-_SHOWN = 0.5  # share of a pixel that belongs to the mask
-_MIN_CONTRAST = 70.0  # Euclidean RGB distance of a shape's first colour to what lies under it
-_MIN_TEXTURE = 90.0  # and of its second colour to the first
+_SHOWN = 0.5  # least visible share of a pixel in a mask
+_MIN_CONTRAST = 70.0  # Euclidean RGB distance between a shape's first colour and its background
+_MIN_TEXTURE = 90.0  # between its second colour and the first
 _HUE_SPREAD = 0.04  # standard deviation of a class's hue, as a share of the colour circle
 _TRIES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneStyle:
-    """What scenes look like; lengths as a share of the image's short side.
+    """Parameters of scenes; lengths are fractions of the image's short side.
 
-    ``objects`` least and most shapes tried; ``sizes`` smallest and largest diameter, log-uniform.
+    ``objects``: minimum and maximum number of shapes tried; ``sizes``: smallest and largest
+    diameter, log-uniform.
     """
 
     objects: tuple[int, int] = (1, 4)
@@ -46,8 +47,8 @@ class SceneStyle:
 class SceneObject:
     """A painted shape: class index, xyxy box and area in pixels, and ``mask`` (H, W) uint8.
 
-    Box and area are of all that lies within the image, as if nothing occluded the shape; the mask
-    is 1 where at least half of a pixel shows it.
+    Box and area are those of the part within the image, ignoring occlusion; the mask is 1 where the
+    shape is visible in at least half of a pixel.
     """
 
     label: int
@@ -58,8 +59,8 @@ class SceneObject:
 
 @dataclass
 class _Painted:
-    """A shape on the canvas: what ``SceneObject`` has, its area beyond the image too, and the
-    coverage that is still visible.
+    """A shape on the canvas: the values of ``SceneObject``, its full area including the part beyond
+    the image, and its coverage that is still visible.
     """
 
     label: int
@@ -69,7 +70,7 @@ class _Painted:
     visible: Pixels
 
     def finished(self) -> SceneObject:
-        """When nothing more is painted over it."""
+        """The object in its final state, after all shapes have been painted."""
         mask = (self.visible >= _SHOWN).astype(np.uint8)
         return SceneObject(self.label, self.box, self.area, mask)
 
@@ -105,7 +106,7 @@ def render_scene(
 def _place(
     rng: np.random.Generator, shape: Shape, height: int, width: int, style: SceneStyle
 ) -> Shape:
-    """The shape in pixels: stretched a little, turned, scaled; its centre within the image."""
+    """The shape in pixels: slightly stretched, rotated and scaled, with its centre in the image."""
     smallest, largest = np.log(style.sizes)
     radius = np.exp(rng.uniform(smallest, largest)) * min(height, width) / 2
     stretch = np.exp(rng.uniform(-0.2, 0.2))
@@ -116,9 +117,9 @@ def _place(
 
 
 def _coverage(shape: Shape, height: int, width: int) -> tuple[Pixels, Box]:
-    """(height, width) share of each pixel that the shape covers, and the box around it all.
+    """(height, width) share of each pixel that the shape covers, and its bounding box.
 
-    By supersampling the window that the shape lies in; the box is empty where that is outside.
+    Computed by supersampling the window around the shape; the box is empty if that is outside.
     """
     coverage = np.zeros((height, width), dtype=np.float32)
     x0, y0 = np.maximum(np.floor(shape.outline.min(axis=0)), 0).astype(int)
@@ -139,7 +140,7 @@ def _coverage(shape: Shape, height: int, width: int) -> tuple[Pixels, Box]:
 
 
 def _polygon_area(shape: Shape) -> float:
-    """Area by the shoelace formula, within the image or not."""
+    """Area by the shoelace formula, including the part beyond the image."""
 
     def area(points: Points) -> float:
         x, y = points.T
@@ -149,7 +150,7 @@ def _polygon_area(shape: Shape) -> float:
 
 
 def _paint(rng: np.random.Generator, canvas: Pixels, mask: Pixels, name: str) -> None:
-    """Blend a shape with the texture of class ``name`` into the canvas, in place."""
+    """Paint a shape with the texture of class ``name`` on the canvas, in place."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     alpha = mask[window][..., None]
@@ -162,7 +163,9 @@ def _paint(rng: np.random.Generator, canvas: Pixels, mask: Pixels, name: str) ->
 
 
 def _typical_colour(rng: np.random.Generator, name: str) -> NDArray[np.float64]:
-    """A random RGB colour of class ``name``: hues are spread over the classes, and overlap."""
+    """A random RGB colour for class ``name``: each class has its own range of hues; these
+    overlap.
+    """
     hue = list(SHAPES).index(name) / len(SHAPES) + rng.normal(0, _HUE_SPREAD)
     rgb = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.4, 1), rng.uniform(0.4, 1))
     return np.array(rgb) * 255
@@ -176,7 +179,7 @@ def _greyish(rng: np.random.Generator, low: float, high: float) -> NDArray[np.fl
 def _far_from(
     other: NDArray[np.floating], distance: float, draw: Callable[[], NDArray[np.float64]]
 ) -> NDArray[np.float64]:
-    """The first colour drawn that is at least ``distance`` from another, of a few tries."""
+    """The first of a few draws that is at least ``distance`` away from ``other``, or the last."""
     for _ in range(_TRIES):
         colour = draw()
         if np.linalg.norm(colour - other) >= distance:

@@ -1,4 +1,4 @@
-"""Instance masks of an annotation file: kept as compact outlines, drawn when an image is read."""
+"""Instance masks of an annotation file: stored as compact outlines, drawn when an image is read."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ from torch import Tensor
 from codetr.errors import UserError
 
 _MIN_COORDINATES = 6  # of a polygon: a triangle
-_LIMIT = 2**31  # of what the table can hold
+_LIMIT = 2**31  # of int32 coordinates
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentations:
-    """The objects of A annotations: polygons in flat tensors, which data workers share.
+    """The outlines of A annotations: polygons in flat tensors, which data workers share.
 
-    ``coordinates`` (P,) x, y, x, y, ...: int32 hundredths of a pixel of the file, which is how COCO
-    and LVIS write them, in half the memory of doubles, or float64 pixels where some of the file's
-    are written more finely; polygon g owns those from
-    ``polygon_offsets[g]`` to ``polygon_offsets[g + 1]``; annotation a owns the polygons from
-    ``object_offsets[a]`` to ``object_offsets[a + 1]``, or an entry of ``encoded`` (COCO's
-    compressed run lengths), or nothing (crowd regions).
+    ``coordinates`` (P,) x, y, x, y, ...: int32 hundredths of a pixel, the precision of COCO and
+    LVIS, in half the memory of doubles, or float64 pixels if the file is more precise. Polygon g
+    owns those from ``polygon_offsets[g]`` to ``polygon_offsets[g + 1]``; annotation a owns the
+    polygons from ``object_offsets[a]`` to ``object_offsets[a + 1]``, or an entry of ``encoded``
+    (COCO's compressed run lengths), or nothing (crowd regions).
     """
 
     coordinates: Tensor
@@ -39,8 +38,8 @@ class Segmentations:
     encoded: Mapping[int, Mapping[str, Any]]
 
     def masks(self, rows: Sequence[int], size: tuple[int, int]) -> Tensor:
-        """(N, H, W) uint8, 1 on the object, of the annotations ``rows`` (N) of an image of
-        ``size`` (height, width). Drawn as pycocotools does.
+        """(N, H, W) uint8 masks, 1 on the object, of the annotations ``rows`` (N) in an image of
+        ``size`` (height, width), drawn as pycocotools does.
         """
         masks = np.zeros((len(rows), *size), dtype=np.uint8)
         for mask, row in zip(masks, rows, strict=True):
@@ -51,8 +50,8 @@ class Segmentations:
         return torch.from_numpy(masks)
 
     def polygons(self, row: int) -> list[list[float]]:
-        """x, y, x, y, ... of each polygon of an annotation, pixels of the file; those of encoded
-        objects and crowd regions are none.
+        """The polygons of an annotation as x, y, x, y, ... in pixels of the file; empty for encoded
+        objects and crowd regions.
         """
         whole = self.coordinates.dtype == torch.int32
         return [
@@ -61,16 +60,16 @@ class Segmentations:
         ]
 
     def _outlines(self, row: int) -> list[Tensor]:
-        """(P, 2) of each polygon, in the type and unit of ``coordinates``."""
+        """The vertices (P, 2) of each polygon, in the type and unit of ``coordinates``."""
         start, end = self.object_offsets[row : row + 2].tolist()
         offsets = self.polygon_offsets[start : end + 1].tolist()
         return [self.coordinates[low:high].view(-1, 2) for low, high in pairwise(offsets)]
 
     def _draw(self, row: int, mask: NDArray[np.uint8]) -> None:
-        """Draw the outlines of an annotation in the whole image, as run lengths down its columns,
-        and fill in only the columns that the object reaches: most objects are small.
+        """Draw the outlines of an annotation as run lengths of the whole image, and decode only the
+        columns of the object, since most objects are small.
 
-        Drawing in a window around the object is not the same: ties of rounding fall elsewhere.
+        Drawing in a window around the object would not be equivalent: ties are rounded differently.
         """
         polygons = self.polygons(row)
         if not polygons:
@@ -78,7 +77,7 @@ class Segmentations:
         height, width = mask.shape
         drawn = rle.merge(rle.frPyObjects(polygons, height, width))
         (runs,) = toUncompressedRLE([drawn])
-        ends = np.cumsum(runs["counts"])  # of background and object by turns
+        ends = np.cumsum(runs["counts"])  # alternating between background and object
         of_object = ends[1::2]
         if len(of_object):
             left, right = ends[0] // height, -(-of_object[-1] // height)
@@ -90,9 +89,9 @@ class Segmentations:
 def read_segmentations(
     annotations: Sequence[Mapping[str, Any]], crowd: Tensor, sizes: Tensor, path: Path
 ) -> Segmentations:
-    """The ``segmentation`` of COCO ``annotations`` (A), whose images have ``sizes`` (A, 2) int64
-    (height, width). Raises UserError for an object (not a ``crowd`` (A,) region) without a usable
-    one.
+    """Read the ``segmentation`` of COCO ``annotations`` (A), whose images have ``sizes`` (A, 2)
+    int64 (height, width). Raises UserError for an object (not a ``crowd`` (A,) region) without a
+    usable one.
     """
     coordinates: list[NDArray[np.float64]] = []
     lengths, object_offsets = [0], [0]
@@ -124,7 +123,7 @@ def read_segmentations(
 
 
 def _polygons(value: Any) -> list[NDArray[np.float64]]:
-    """The polygons of one object, pixels."""
+    """The polygons of one object in pixels."""
     if not isinstance(value, list) or not value:
         raise ValueError(f"it is {value!r}" if value else "no polygon")
     for polygon in value:
@@ -137,7 +136,7 @@ def _polygons(value: Any) -> list[NDArray[np.float64]]:
 
 
 def _table(polygons: list[NDArray[np.float64]]) -> Tensor:
-    """All coordinates, as ``Segmentations`` keeps them."""
+    """All coordinates in the representation of ``Segmentations``."""
     pixels = np.concatenate([np.zeros(0), *polygons])
     hundredths = np.rint(pixels * 100)
     if (hundredths / 100 == pixels).all():

@@ -15,13 +15,13 @@ _ARC = 48  # points on a full circle: more than the pixels of the largest shape 
 
 @dataclass(frozen=True)
 class Shape:
-    """A polygon, and the polygon that is cut out of it, if any."""
+    """A polygon, optionally with a hole."""
 
     outline: Points
     hole: Points | None = None
 
     def placed(self, matrix: NDArray[np.float64], centre: Points) -> Shape:
-        """Every point times ``matrix`` (2, 2), then moved to ``centre`` (2,)."""
+        """The shape transformed by ``matrix`` (2, 2) and translated to ``centre`` (2,)."""
         hole = None if self.hole is None else self.hole @ matrix.T + centre
         return Shape(self.outline @ matrix.T + centre, hole)
 

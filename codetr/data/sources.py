@@ -1,4 +1,4 @@
-"""Where data comes from: callables that turn a root folder into two splits on the disk."""
+"""Data sources: callables that provide two splits on disk for a root folder."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ MAX_LOST = 0.5
 
 
 def require_share(max_lost: float) -> None:
-    """Raises UserError for a ``max_lost`` that is no share."""
+    """Raise UserError for a ``max_lost`` that is not between 0 and 1."""
     if not 0 <= max_lost <= 1:
         raise UserError(f"data.source.max_lost={max_lost}: give a share from 0 to 1")
 
 
-def share_above(part: int, whole: int) -> float:
-    """``part`` of ``whole`` in hundredths, rounded up."""
+def rounded_up_share(part: int, whole: int) -> float:
+    """``part / whole`` rounded up to hundredths."""
     return -(-100 * part // whole) / 100
 
 
@@ -31,8 +31,8 @@ def share_above(part: int, whole: int) -> float:
 class Split:
     """An annotation file in COCO format and the folder that its file names are relative to.
 
-    ``name_parts``: only that many last parts of a file name or URL count (None: all). ``root``: the
-    folder that file names must not lead out of, unless into ``images`` (None: they may).
+    ``name_parts``: only that many last components of a file name or URL are used (None: all).
+    ``root``: file names must stay within this folder or ``images`` (None: no restriction).
     """
 
     annotations: Path
@@ -41,8 +41,8 @@ class Split:
     root: Path | None = None
 
     def require_within(self, names: Sequence[str]) -> None:
-        """Raises UserError for a name of an image that leads out of the root, by ``..`` or since it
-        is absolute. Links are followed: who made the folder made them.
+        """Raise UserError for an image name that leads out of the root, because it contains ``..``
+        or is absolute. Symbolic links are followed: they belong to the owner of the folder.
         """
         if self.root is None:
             return
@@ -53,16 +53,17 @@ class Split:
                 if not any(path.startswith(home) for home in homes):
                     raise UserError(
                         f"{self.annotations}: names the image {reprlib.repr(name)}, which lies "
-                        f"outside of data.root={self.root}: move it there, or allow it by "
-                        "data.source.outside=true"
+                        f"outside of data.root={self.root}: move it there, or set "
+                        "data.source.outside=true to allow it"
                     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """The two splits that training takes; ``num_classes`` is what they must have (None: any), and
-    ``max_lost`` the share of the boxes of a split that may be of no use; ``placed``: boxes are
-    known to lie where the images are; ``box_format``: ``xywh`` where boxes are known to be so.
+    """The splits for training and validation. ``num_classes``: the required number of classes
+    (None: any); ``max_lost``: the share of the boxes of a split that may be unusable; ``placed``:
+    boxes are known to be in pixels of the upright images; ``box_format``: ``xywh`` if that is
+    known.
 
     ``remarks`` say what was recognised, ``problems`` what was wrong with it, each with its file.
     """
@@ -78,25 +79,24 @@ class Splits:
 
 
 class Source(Protocol):
-    """Makes the data under a root folder if need be, and says where its splits are. Repeatable, and
-    safe to call from several processes at once.
+    """Provides the splits below a root folder, creating them if need be. May be called repeatedly,
+    and from several processes at once.
     """
 
     def __call__(self, root: Path, boxes: str = AUTO) -> Splits:
-        """The splits; ``boxes`` says what boxes mean where sizes contradict each other
-        (``codetr.data.placement``), for sources that place them.
+        """The splits; ``boxes`` is the interpretation of boxes if sizes contradict each other
+        (``codetr.data.placement``), for sources that convert them.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class CocoFolder:
-    """Data that is there already. Paths are relative to the root, or absolute.
+    """Existing data in COCO format. Paths are relative to the root, or absolute.
 
-    ``name_parts`` is that of ``Split``; ``num_classes``, ``max_lost`` and ``box_format`` are those
-    of ``Splits``.
-    With ``outside`` the annotations may name images that lie in neither the folder of images nor
-    the root.
+    For ``name_parts`` see ``Split``; for ``num_classes``, ``max_lost`` and ``box_format`` see
+    ``Splits``. With ``outside`` the annotations may name images outside of the root and the folder
+    of images.
     """
 
     train_annotations: str = "annotations/instances_train2017.json"
@@ -114,7 +114,7 @@ class CocoFolder:
         require_box_format(self.box_format, (AUTO, XYWH))
 
     def __call__(self, root: Path, boxes: str = AUTO) -> Splits:
-        """The two splits, their boxes not placed; whether they exist is seen when they are read."""
+        """The two splits, whose existence is not checked until they are read."""
         return Splits(
             train=self._split(root, self.train_annotations, self.train_images),
             val=self._split(root, self.val_annotations, self.val_images),

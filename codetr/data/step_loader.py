@@ -1,4 +1,4 @@
-"""Batches that know which others share their optimiser step, from any position in an epoch."""
+"""Batches that know the box counts of their optimiser step, from any position in an epoch."""
 
 from __future__ import annotations
 
@@ -11,37 +11,39 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from codetr.data.samplers import TrainSampler
-from codetr.data.workers import SteadyLoader
+from codetr.data.workers import SignalSafeLoader
 from codetr.structures import Batch
 
 
 @dataclass(frozen=True)
 class Window:
-    """Which batches of an epoch are trained on now: those before ``start`` were before the run was
-    interrupted, those from ``stop`` on (None: all are) are not meant to be.
+    """The range of batches of an epoch to train on: those before ``start`` were trained on before
+    the run was interrupted; those from ``stop`` on are excluded (None: none is).
     """
 
     start: int = 0
     stop: int | None = None
 
 
-def remaining(trainer: Trainer | None) -> Window:
-    """What is left of the epoch that a Trainer is about to train; all where it is not training."""
+def remaining_batches(trainer: Trainer | None) -> Window:
+    """The rest of the epoch that a Trainer is about to train; the whole epoch if it is not
+    training.
+    """
     if trainer is None or not trainer.training:
         return Window()
     loop = trainer.fit_loop
-    stop = loop.max_batches  # trainer.limit_train_batches has a say in it
+    stop = loop.max_batches  # depends on trainer.limit_train_batches
     done = loop.epoch_loop.batch_progress.current.ready
     return Window(start=done, stop=None if math.isinf(stop) else int(stop))
 
 
-class StepLoader(SteadyLoader[Batch]):
-    """A loader of batches of which ``step_batches`` in a row are accumulated to one optimiser step
-    (the last ones of an epoch may be fewer): each knows the box counts of all of them.
+class StepLoader(SignalSafeLoader[Batch]):
+    """A loader for gradient accumulation over ``step_batches`` consecutive batches (fewer at the
+    end of an epoch): each batch gets the box counts of all batches of its optimiser step.
 
-    It is ahead by the batches of one step, read one by one while those of the step before are used.
-    ``window`` is asked when the first batch of an epoch is wanted; images before it are not read
-    where a TrainSampler says what they are.
+    It prefetches the batches of one step, reading them one by one while those of the previous step
+    are used. ``window`` is called at the start of an epoch; with a TrainSampler, images of skipped
+    batches are not read.
     """
 
     def __init__(

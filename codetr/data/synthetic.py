@@ -1,4 +1,4 @@
-"""The built-in benchmark: a COCO-format folder of rendered scenes, made once."""
+"""The built-in benchmark: a COCO-format folder of scenes, rendered once."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from codetr.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_VERSION = 7  # raise it when scenes change: other pictures must not share a folder
+_VERSION = 7  # increment when scenes change, so that earlier ones are not reused
 _SHAPES_OF_IMAGE = ((1.0, 1.0), (1.0, 1.25), (1.25, 1.0))  # height, width over the short side
 _SPLIT_SEEDS = {"train": 0, "val": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticScenes:
-    """Renders ``num_train`` and ``num_val`` scenes of different seeds as a COCO-format folder.
+    """Renders ``num_train`` and ``num_val`` scenes with different seeds as a COCO-format folder.
 
-    ``size`` is the short side in pixels, the long one 1 or 1.25 times that. The same parameters
-    give the same bytes. The folder is named by a hash of them, rendered beside its place and
-    moved there at the end, so that it is whole or absent.
+    ``size`` is the short side in pixels; the long side is 1 or 1.25 times that. The same parameters
+    give the same bytes. The folder's name contains a hash of them; it is rendered to a temporary
+    folder and renamed at the end, so that it is always complete.
     """
 
     size: int = 112
@@ -53,13 +53,13 @@ class SyntheticScenes:
             )
 
     def folder(self, root: Path) -> Path:
-        """Where these scenes lie under ``root``."""
+        """The folder of these scenes below ``root``."""
         parameters = json.dumps({"version": _VERSION, **asdict(self)}, sort_keys=True, default=list)
         return root / f"synthetic-{hashlib.sha256(parameters.encode()).hexdigest()[:12]}"
 
     def __call__(self, root: Path, boxes: str = AUTO) -> Splits:
-        """The two splits; renders them where they are not there yet, with a progress bar. Nothing
-        is left to ``boxes``.
+        """The two splits, rendered with a progress bar if they do not exist. ``boxes`` is ignored,
+        since sizes agree.
         """
         folder = self.folder(root)
         if not folder.is_dir():
@@ -83,7 +83,7 @@ class SyntheticScenes:
             try:
                 unfinished.rename(folder)
             except OSError:
-                if not folder.is_dir():  # else another process was first, with the same bytes
+                if not folder.is_dir():  # otherwise another process has written the same bytes
                     raise
             log.info("built-in data: %s", folder)
         finally:
@@ -92,7 +92,7 @@ class SyntheticScenes:
     def _scene(
         self, folder: Path, split: str, index: int
     ) -> tuple[dict[str, Any], list[SceneObject]]:
-        """Render one scene into a file; its image entry and its objects."""
+        """Render one scene to a file and return its image entry and its objects."""
         rng = np.random.default_rng((self.seed, _SPLIT_SEEDS[split], index))
         shape = _SHAPES_OF_IMAGE[rng.integers(len(_SHAPES_OF_IMAGE))]
         height, width = (round(self.size * side) for side in shape)

@@ -1,8 +1,8 @@
-"""Boxes that teacher detectors found beforehand, read from files (Teach-DETR, arXiv 2211.11953).
+"""Boxes predicted in advance by teacher detectors, read from files (Teach-DETR, arXiv 2211.11953).
 
 A file is a list of COCO results, ``{"image_id", "category_id", "bbox": [x, y, width, height],
-"score"}`` in pixels of the original image, or, as the official Teach-DETR has it, an object with
-such lists by image id. Boxes travel through the augmentation beside the ground truth.
+"score"}`` in pixels of the original image, or, as in the official Teach-DETR, an object with such
+lists by image id. Boxes are augmented together with the ground truth.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from codetr.errors import UserError
 from codetr.json_text import parse_json
 
 Entry = tuple[int, dict[str, Any]]
-"""Image id and one result."""
+"""An image id and one of its results."""
 
 
 class Merge(Protocol):
-    """Makes the supervision of one image from its teachers' boxes."""
+    """Combines the teachers' boxes for an image into supervision."""
 
     def __call__(self, found: Sequence[BoxSet | None], size: tuple[int, int]) -> tuple[BoxSet, ...]:
-        """``found[t]``: the boxes of teacher t, None where its file does not name the image;
-        ``size`` (height, width). Returns equally many sets for every image.
+        """``found[t]``: the boxes of teacher t, None if the image is not in its file; ``size``
+        (height, width). Returns the same number of sets for every image.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Parallel:
-    """Every teacher supervises by itself (the paper, section 3.2)."""
+    """Every teacher supervises separately (the paper, section 3.2)."""
 
     def __call__(self, found: Sequence[BoxSet | None], size: tuple[int, int]) -> tuple[BoxSet, ...]:
-        """One set per teacher, empty where its file does not name the image."""
+        """One set per teacher, empty if the image is not in its file."""
         return tuple(_empty() if boxes is None else boxes for boxes in found)
 
 
@@ -50,10 +50,10 @@ class Parallel:
 class Suppression:
     """One set from all teachers by class-wise NMS (the released code).
 
-    Boxes are ordered by score plus the ``weights[t]`` of their teacher (None: all alike); of those
-    that stay, the best are kept, as many as a teacher has on average; they keep their own scores.
-    With ``whole_image``, an image that no file names gets one box, all of it, of class 0 and score
-    0, as officially (the encoder's proposals learn it); without, none.
+    Boxes are ranked by score plus the ``weights[t]`` of their teacher (None: equal weights). After
+    NMS, the best are kept, as many as a teacher has on average, with their own scores. With
+    ``whole_image``, an image that is in no file gets one box of the whole image, of class 0 and
+    score 0, as officially (the encoder's proposals learn it); without, it gets none.
     """
 
     iou_threshold: float = 0.2
@@ -95,9 +95,10 @@ def _whole(size: tuple[int, int]) -> BoxSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
-    """One teacher's boxes on I images: ``boxes`` sorted by image, best score first; image i owns
-    the rows ``offsets[i]`` to ``offsets[i + 1]``; ``named`` (I,) bool, whether the file names it.
+class TeacherResults:
+    """One teacher's boxes on I images: ``boxes`` sorted by image, then by descending score; image i
+    owns the rows ``offsets[i]`` to ``offsets[i + 1]``; ``named`` (I,) bool: the image is in the
+    file.
     """
 
     boxes: BoxSet
@@ -105,7 +106,7 @@ class Findings:
     named: Tensor
 
     def of(self, index: int) -> BoxSet | None:
-        """The boxes on an image; None where the file does not name it."""
+        """The boxes on an image; None if it is not in the file."""
         if not self.named[index]:
             return None
         rows = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
@@ -117,17 +118,17 @@ class Findings:
 
 
 class TeacherBoxes:
-    """What supervises each image of an annotation file beside its ground truth.
+    """Supervision by teachers for each image of an annotation file, beside its ground truth.
 
     Args:
         files: one result file per teacher.
-        annotations: their images and classes; results for other images are left out.
-        merge: makes one or several sets of all teachers' boxes.
-        top_k: so many best boxes of each teacher and image count; None: all.
-        min_score: only boxes with at least this score count.
+        annotations: the images and classes; results for other images are ignored.
+        merge: combines all teachers' boxes into one or several sets.
+        top_k: maximum number of boxes per teacher and image, the best ones; None: no limit.
+        min_score: minimum score of boxes.
 
-    Raises UserError for a file that is missing or not of the known form, that names a category
-    which the annotations do not have, or none of their images.
+    Raises UserError for a file that is missing or invalid, has a category that is not in the
+    annotations, or has none of their images.
     """
 
     def __init__(
@@ -140,21 +141,21 @@ class TeacherBoxes:
     ) -> None:
         if top_k is not None and top_k < 1:
             raise UserError(f"data.teacher_boxes.top_k={top_k}: give at least 1, or null for all")
-        self.findings = tuple(
-            read_findings(Path(file).expanduser(), annotations, top_k, min_score) for file in files
+        self.results = tuple(
+            read_results(Path(file).expanduser(), annotations, top_k, min_score) for file in files
         )
         self.sizes, self.merge = annotations.sizes, merge
 
     def __call__(self, index: int) -> tuple[BoxSet, ...]:
         """The box sets of the image ``index``."""
         height, width = self.sizes[index].tolist()
-        return self.merge([found.of(index) for found in self.findings], (height, width))
+        return self.merge([found.of(index) for found in self.results], (height, width))
 
 
-def read_findings(
+def read_results(
     path: Path, annotations: CocoAnnotations, top_k: int | None = None, min_score: float = 0.0
-) -> Findings:
-    """Read one file; boxes are clipped to their image, those without area are left out. Raises
+) -> TeacherResults:
+    """Read one file; boxes are clipped to their image, and those without area are dropped. Raises
     UserError as ``TeacherBoxes``.
     """
     named_ids, entries = _entries(path)
@@ -180,11 +181,11 @@ def read_findings(
         counts = counts.clamp(max=top_k)
     chosen = BoxSet(boxes=corners[order], labels=boxes.labels[order], scores=boxes.scores[order])
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return Findings(boxes=chosen, offsets=offsets, named=named)
+    return TeacherResults(boxes=chosen, offsets=offsets, named=named)
 
 
 def _entries(path: Path) -> tuple[set[int], Iterable[Entry]]:
-    """The ids of the images that the file names, and its results."""
+    """The ids of the images in the file, and its results."""
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -201,13 +202,13 @@ def _entries(path: Path) -> tuple[set[int], Iterable[Entry]]:
         return {image_id for image_id, _ in pairs}, pairs
     except (KeyError, TypeError, ValueError):
         raise UserError(
-            f"{path}: holds no COCO results: each needs image_id, category_id, bbox and score, in "
-            "a list, or in lists by image id"
+            f"{path}: contains no COCO results: each needs image_id, category_id, bbox and score, "
+            "in a list, or in lists by image id"
         ) from None
 
 
 def _number(image_id: Any) -> int:
-    """Raises ValueError for what is no id of an image."""
+    """The id of an image as a number. Raises ValueError for invalid ids."""
     number = as_identifier(image_id)
     if number is None:
         raise ValueError(image_id)
@@ -217,19 +218,19 @@ def _number(image_id: Any) -> int:
 def _columns(
     results: Sequence[Entry], annotations: CocoAnnotations, path: Path
 ) -> tuple[Tensor, BoxSet]:
-    """(R,) image index, and the boxes (xyxy px, as written) of all results."""
+    """(R,) image indices, and the boxes (xyxy px, not clipped) of all results."""
     label_of = annotations.classes.index()
     try:
         images = torch.tensor([image for image, _ in results], dtype=torch.int64)
         rows = [result["bbox"] for _, result in results]
         scores = torch.tensor([result["score"] for _, result in results], dtype=torch.float32)
-        scores = scores.reshape(len(results))  # of nested empty lists torch makes no error
+        scores = scores.reshape(len(results))  # torch accepts nested empty lists
         xywh = torch.tensor(rows, dtype=torch.float64).reshape(len(results), 4)
         categories = [result["category_id"] for _, result in results]
         unknown = [category for category in categories if category not in label_of]
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
         raise UserError(
-            f"{path}: a result lacks category_id, a bbox of four numbers or a score: write it again"
+            f"{path}: a result lacks category_id, a bbox of four numbers or a score: correct it"
         ) from None
     if unknown:
         raise UserError(
@@ -237,7 +238,7 @@ def _columns(
             "not have: give results of a teacher with the same category ids"
         )
     if not (xywh.isfinite().all() and scores.isfinite().all()):
-        raise UserError(f"{path}: has a box or a score that is not finite: write it again")
+        raise UserError(f"{path}: has a box or a score that is not finite: correct it")
     corners = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1).float()
     labels = torch.tensor([label_of[c] for c in categories], dtype=torch.int64)
     return images, BoxSet(boxes=corners, labels=labels, scores=scores)

@@ -1,4 +1,4 @@
-"""The patterns of the built-in classes: each class has its own, in any colours and direction."""
+"""Texture patterns of the built-in classes: one per class, in any colours and direction."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Pattern = NDArray[np.float32]
-"""(H, W) from 0 to 1: how much of the second colour."""
+"""(H, W) from 0 to 1: the share of the second colour."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Turned coordinates of a window's pixels, in periods of the pattern; ``radius`` from its
-    centre.
+    """Rotated coordinates of a window's pixels, in periods of the pattern; ``radius`` is the
+    distance from its centre.
     """
 
     along: NDArray[np.float64]
@@ -39,7 +39,7 @@ def _wave(phase: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: float) -> Pattern:
-    """(height, width) from 0 to 1, varying over about ``cell`` pixels."""
+    """Smooth noise (height, width) from 0 to 1 with a scale of about ``cell`` pixels."""
     coarse = rng.random((max(round(height / cell), 2), max(round(width / cell), 2)))
     noise = Image.fromarray(coarse.astype(np.float32)).resize(
         (width, height), Image.Resampling.BILINEAR

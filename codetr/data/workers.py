@@ -1,4 +1,4 @@
-"""Worker processes of loaders in a run that a signal may stop."""
+"""Data workers that survive the signals which stop a run."""
 
 from __future__ import annotations
 
@@ -9,29 +9,28 @@ from typing import Any, TypeVar
 from torch.utils.data import DataLoader
 
 T = TypeVar("T")
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class SteadyLoader(DataLoader[T]):
-    """A DataLoader whose workers do not heed the signals that stop a run: those are for the main
-    process, which goes on using its workers up to a point where it can be continued from.
-
-    A terminal and a cluster send them to all processes.
+class SignalSafeLoader(DataLoader[T]):
+    """A DataLoader whose workers ignore the signals that stop a run. Terminals and clusters send
+    them to all processes, but only the main process should react: it needs its workers until it has
+    reached a point from which it can be resumed.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"worker_init_fn": leave_signals, **kwargs})
+        super().__init__(*args, **{"worker_init_fn": ignore_stop_signals, **kwargs})
 
     def __iter__(self) -> Iterator[T]:  # type: ignore[override]
-        # Workers start with them blocked, since one may come before they can ignore it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        # Workers start with the signals blocked, since one may arrive before they ignore it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             return super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def leave_signals(worker: int) -> None:
-    """In a worker: ignore what stops a run."""
-    for number in STOPPING:
+def ignore_stop_signals(worker: int) -> None:
+    """Ignore ``STOP_SIGNALS`` in a worker."""
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -27,13 +27,13 @@ from codetr.checkpoints.experiment import CONF
 from codetr.checkpoints.zoo import read_table
 from codetr.data.annotations import load_annotations
 from codetr.data.custom import CustomFolder
-from codetr.data.teachers import read_findings
+from codetr.data.teachers import read_results
 from codetr.models.backbones.weights import read_weights
 from codetr.run_folder import RunFolder
 from codetr.training.checkpoint_files import resume_path
 from codetr.training.sweeps.jobs import earlier, plan, require_own_folders
-from tools.docs.looks import read_findings as read_analyses
 from tools.docs.looks import read_looks
+from tools.docs.looks import read_results as read_analyses
 from tools.docs.records import read_record
 from tools.sweeps.report import facts, summary
 from tools.sweeps.report import table as table_of
@@ -344,7 +344,7 @@ def test_annotations_and_teachers(tmp_path: Path, canary: Path) -> None:
             boxes.write_text(json.dumps(content))
             table.open(
                 "codetr-train data.teachers=",
-                lambda p: _discard(read_findings(p, clean)),
+                lambda p: _discard(read_results(p, clean)),
                 boxes,
                 str(text),
             )

@@ -37,7 +37,7 @@ def test_from_a_voc_folder_to_a_model_with_other_classes(command: Command, tmp_p
 
     done = command("scripts/inspect_data.py", "data=custom", root, "out=look.html")
     assert done.returncode == 0, done.stderr
-    assert "made splits of 5 images, 20% for val" in done.stdout
+    assert "split 5 images at random, 20% for val" in done.stdout
     assert "data:image/png;base64," in (tmp_path / "look.html").read_text()
 
     done = command("train.py", "data=custom", root, *MODEL, "debug=fast", "name=first")

@@ -18,11 +18,11 @@ from codetr.data.custom import CustomFolder
 from codetr.data.sources import Splits
 from codetr.errors import UserError
 
-_IMAGE_LOST = re.compile(r"(image .*|the file was|.*is no image below the root.*) left out$")
-_BOX_LOST = re.compile(r"(annotation|object|line|shape) .*; it was left out$")
-_COUNTED = re.compile(r"(\d+) (annotated )?(images|files|label files) .*(left out|not used)")
+_IMAGE_LOST = re.compile(r"(image .*|the file was|.*is no image below the root.*) skipped$")
+_BOX_LOST = re.compile(r"(annotation|object|line|shape) .*; it was skipped$")
+_COUNTED = re.compile(r"(\d+) (annotated )?(images|files|label files) .*(skipped|not used)")
 _JOINED = re.compile(r"(\d+) shapes .* joined")
-_ORPHANS = re.compile(r"(\d+) label files belong to no image")
+_ORPHANS = re.compile(r"(\d+) label files without an image")
 _UNSPLIT = re.compile(r"(\d+) images belong to no split")
 _SAME_PX = 1.001  # YOLO's shares are rounded, VOC's corners are of pixels
 

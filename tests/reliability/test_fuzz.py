@@ -28,7 +28,7 @@ import codetr
 from codetr.checkpoints.experiment import compose_train
 from codetr.data.annotations import load_annotations
 from codetr.data.images import read_image
-from codetr.data.teachers import read_findings
+from codetr.data.teachers import read_results
 from codetr.errors import UserError
 from codetr.evaluation.ground_truth import read_ground_truth
 from codetr.settings import check_settings
@@ -60,7 +60,7 @@ def annotations(folder: Path, draw: random.Random) -> Inputs:
     files: list[tuple[Path, bytes, Callable[[], object]]] = [
         (path, coco, lambda: load_annotations(path)),
         (path, coco, lambda: read_ground_truth(path, clean.classes)),
-        (teacher, json.dumps(boxes).encode(), lambda: read_findings(teacher, clean)),
+        (teacher, json.dumps(boxes).encode(), lambda: read_results(teacher, clean)),
         (run / "job.json", json.dumps(job).encode(), lambda: looked_at(run)),
         (run / "metrics.json", b'{"AP": 0.5, "steps": 10}', lambda: looked_at(run)),
         (run / "metrics.csv", b"step,val/AP\n9,0.5\n19,0.6\n", lambda: looked_at(run)),

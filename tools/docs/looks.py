@@ -33,7 +33,7 @@ class Look:
     value: float
 
 
-def read_findings(folder: Path) -> list[Look]:
+def read_results(folder: Path) -> list[Look]:
     """All numbers that are no counts, of what ``scripts/analyse.py`` has written into ``folder``,
     whose name tells analyses apart. The runs of its checkpoints must still be there. Raises
     UserError where they are not.

@@ -1,5 +1,5 @@
-"""COCO JSON in its usual layouts: annotations/instances_*.json, a _annotations.coco.json beside
-the images of every split (Roboflow), or one file for all.
+"""COCO JSON in its usual layouts: annotations/instances_*.json, a _annotations.coco.json in the
+image folder of every split (Roboflow), or one file for all images.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from codetr.data.box_formats import AUTO, XYWH, other_convention, to_xyxy
+from codetr.data.box_formats import AUTO, XYWH, convention_error, to_xyxy
 from codetr.data.coco_json import (
     LISTS,
     CocoImages,
@@ -22,7 +22,14 @@ from codetr.data.coco_json import (
     require_lists,
     unused_parents,
 )
-from codetr.data.formats.content import UNSPLIT, Box, FolderContent, LabelledImage, Problem, shown
+from codetr.data.formats.content import (
+    UNSPLIT,
+    Box,
+    FolderContent,
+    LabelledImage,
+    Problem,
+    short_repr,
+)
 from codetr.data.formats.tree import Tree, split_of_folders, split_of_name
 from codetr.data.json_columns import Flaw, as_identifier
 from codetr.errors import UserError
@@ -31,13 +38,13 @@ from codetr.json_text import parse_json
 FORMAT = "COCO JSON"
 _ROBOFLOW = "_annotations.coco.json"
 _OTHERS = (b'"segments_info"', b'"caption"')
-"""Keys of COCO's files of other tasks, which may lie beside those of the boxes."""
+"""Keys in COCO's files of other tasks, which may be in the same folder."""
 
 Content = Mapping[str, list[Any]]
 
 
 def recognise(tree: Tree) -> list[str]:
-    """The annotation files: those of the usual names, else all that speak of images and
+    """The annotation files: those with the usual names, or else all that contain images and
     annotations.
     """
     files = tree.of_type(".json")
@@ -50,11 +57,12 @@ def recognise(tree: Tree) -> list[str]:
 
 
 def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
-    """All annotation files, each the split that it or its folder is named after.
+    """Read all annotation files; the name of each, or of its folder, determines its split.
 
-    Categories keep their ids. One without annotations that others name as their supercategory (the
-    root of Roboflow's exports) is dropped. Entries that cannot be used become problems. Raises
-    UserError for a file that is not in the format, two of one split, and ids with several names.
+    Categories keep their ids. A category without annotations that others have as their
+    supercategory (the root of Roboflow's exports) is dropped. Entries that cannot be used become
+    problems. Raises UserError for a file in another format, two files for one split, and ids with
+    several names.
     """
     problems: list[Problem] = []
     contents = {file: _read_json(tree, file) for file in recognise(tree)}
@@ -82,12 +90,12 @@ def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
         flawed[split] = reader.flawed
         if reader.outlined:
             remarks.append(
-                f"{file}: {reader.outlined} objects have no box but that of their outline"
+                f"{file}: {reader.outlined} objects without bbox got that of their outline"
             )
         for name, found in reader.renamed[:1]:
             remarks.append(
-                f"{file}: {len(reader.renamed)} images have other names on the disk, the first is "
-                f"{found} for {shown(name)}"
+                f"{file}: {len(reader.renamed)} images have other names on disk, the first is "
+                f"{found} for {short_repr(name)}"
             )
     used = {b.category for images in splits.values() for image in images for b in image.boxes}
     dropped = unused_parents(list(contents.values()), categories, used)
@@ -99,7 +107,7 @@ def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
         remarks=(
             *remarks,
             *(
-                f"category {i} '{categories[i]}' is only a parent of others, no class"
+                f"category {i} '{categories[i]}' is a mere supercategory, not a class"
                 for i in dropped
             ),
         ),
@@ -122,15 +130,15 @@ def _read_json(tree: Tree, file: str) -> Content:
 
 
 def _categories(tree: Tree, contents: Mapping[str, Content]) -> dict[int, str]:
-    """Names by id over all files."""
+    """Names by id in all files."""
     found: dict[int, str] = {}
     for file, content in contents.items():
         path = tree.root / file
         for number, name in read_categories(content, path).items():
             if found.setdefault(number, name) != name:
                 raise UserError(
-                    f"{path} calls category {number} {shown(name)}, elsewhere it is "
-                    f"{shown(found[number])}: give every id one name"
+                    f"{path} calls category {number} {short_repr(name)}, elsewhere it is "
+                    f"{short_repr(found[number])}: give every id one name"
                 )
     return found
 
@@ -140,8 +148,8 @@ def _is_called(file: str, name: str) -> bool:
 
 
 class _Reader:
-    """Reads the images of one file; what cannot be used goes to ``problems``, and where it is an
-    image to ``lost`` too.
+    """Reads the images of one file; entries that cannot be used are added to ``problems``, images
+    also to ``lost``.
     """
 
     def __init__(
@@ -156,8 +164,8 @@ class _Reader:
         self.categories, self.problems = categories, problems
         self.lost: list[Problem] = []
         self.flawed = 0  # annotations that cannot be used
-        self.outlined = 0  # objects without a box of their own
-        self.renamed: list[tuple[str, str]] = []  # as the annotations say, and on the disk
+        self.outlined = 0  # objects whose box is that of their outline
+        self.renamed: list[tuple[str, str]] = []  # names in the annotations and on disk
 
     def images(self, content: Content) -> list[LabelledImage]:
         """Images with their boxes, in the order of the file."""
@@ -168,8 +176,8 @@ class _Reader:
         lost: dict[int, str] = {}
         for i, (number, file) in enumerate(zip(images.ids, self._files(images), strict=True)):
             if isinstance(file, UserError):
-                lost[number] = f"which was left out, since the image {file}"
-                self.lost.append(self._report(f"image {number} {file}; it was left out"))
+                lost[number] = f"which was skipped, since the image {file}"
+                self.lost.append(self._report(f"image {number} {file}; it was skipped"))
             else:
                 files.append(file)
                 there.append(i)
@@ -178,7 +186,7 @@ class _Reader:
             content, path, images, self.categories, self._leave_out_box, lost=lost
         )
         if self.box_format == AUTO:
-            wrong = other_convention(objects.boxes_xywh_px, images.sizes[objects.images][:, ::-1])
+            wrong = convention_error(objects.boxes_xywh_px, images.sizes[objects.images][:, ::-1])
             if wrong:
                 raise UserError(f"{path}: {wrong}")
         self.outlined = objects.outlined
@@ -197,8 +205,8 @@ class _Reader:
         ]
 
     def _files(self, images: CocoImages) -> list[str | UserError]:
-        """The file of every image, or why it has none. A file that another image names as it is
-        written belongs to that one alone.
+        """The file of every image, or the reason why there is none. A file that matches the name of
+        an image exactly is not used for another one.
         """
         found: list[str | UserError] = []
         for name in images.file_names:
@@ -212,15 +220,15 @@ class _Reader:
             if isinstance(file, str) and not _is_called(file, name):
                 if counts[file] > 1:
                     found[i] = UserError(
-                        f"({shown(name)}) is missing, and {file} belongs to another image"
+                        f"({short_repr(name)}) is missing, and {file} belongs to another image"
                     )
                 else:
                     self.renamed.append((name, file))
         return found
 
     def _find(self, name: str) -> str:
-        """The image file that is meant: one whose path ends with ``name``, or that has at least
-        its last part; of several the one beside the annotation file, or in its split's folder.
+        """The image file for ``name``: one whose path ends with it, or with its last component; of
+        several, the one next to the annotation file, or in the folder of its split.
         """
         candidates = self.tree.image_index.named(name)
         if len(candidates) > 1:
@@ -231,16 +239,16 @@ class _Reader:
             candidates = beside or of_split or candidates
         if len(candidates) != 1:
             kind = "is several files" if candidates else "is missing"
-            raise UserError(f"({shown(name)}) {kind} below the root")
+            raise UserError(f"({short_repr(name)}) {kind} below the root")
         return candidates[0]
 
     def _boxes(self, images: CocoImages, objects: CocoObjects) -> Mapping[int, list[Box]]:
-        """By index of the image."""
+        """Boxes by image index."""
         found: dict[int, list[Box]] = defaultdict(list)
         seen: set[int | None] = set()
         boxed = np.array([bool(entry.get("bbox")) for entry in objects.entries], bool)
         corners = to_xyxy(objects.boxes_xywh_px, XYWH)
-        if self.box_format not in (AUTO, XYWH):  # outlines have boxes of COCO's own
+        if self.box_format not in (AUTO, XYWH):  # boxes of outlines are always xywh
             corners[boxed] = to_xyxy(objects.boxes_xywh_px[boxed], self.box_format)
         columns = (objects.entries, objects.images, objects.categories, corners, objects.area)
         values = (c if isinstance(c, Sequence) else c.tolist() for c in columns)
@@ -248,10 +256,10 @@ class _Reader:
         for (entry, image, category, xyxy, area), (crowd, ignore) in zip(
             zip(*values, strict=True), flags, strict=True
         ):
-            where = f"annotation {shown(entry.get('id'))}"
+            where = f"annotation {short_repr(entry.get('id'))}"
             number = as_identifier(entry.get("id"))
             if number is not None and number in seen:
-                self._report(f"{where} has an id that stands twice; both were kept")
+                self._report(f"{where} has a duplicate id; both were kept")
             seen.add(number)
             extra = {"segmentation": entry["segmentation"]} if "segmentation" in entry else {}
             if entry.get("area") is not None or not entry.get("bbox"):
@@ -270,7 +278,7 @@ class _Reader:
         self.flawed += 1
 
     def _leave_out(self, flaw: Flaw) -> Problem:
-        return self._report(f"{flaw.entry} {flaw.text}; it was left out")
+        return self._report(f"{flaw.entry} {flaw.text}; it was skipped")
 
     def _report(self, text: str) -> Problem:
         problem = Problem(file=self.file, text=text)

@@ -1,4 +1,4 @@
-"""What the readers of annotation formats return, before it is converted to COCO JSON."""
+"""The result of reading an annotation format, before it is converted to COCO JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What is wrong with a ``file`` (relative to the root), and what was done about it."""
+    """A problem with a ``file`` (relative to the root), and how it was handled."""
 
     file: str
     text: str
@@ -22,11 +22,11 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """``xyxy`` in pixels of the upright image, or in [0, 1] of it as its image says; finite.
+    """``xyxy`` in pixels of the image, or in [0, 1] if its image says so; finite.
 
     ``category`` is an id of ``FolderContent.categories``; ``ignored`` boxes (crowds, difficult
-    objects) are no targets and cost nothing in evaluation; ``where`` names the box in messages;
-    ``extra`` are further keys of its COCO entry.
+    objects) are not targets, and evaluation ignores them; ``where`` identifies the box in messages;
+    ``extra``: further keys of its COCO entry.
     """
 
     xyxy: tuple[float, float, float, float]
@@ -40,9 +40,9 @@ class Box:
 class LabelledImage:
     """An image ``file`` (relative to the root) and its boxes, read from the file ``source``.
 
-    ``declared_wh`` is the size that the annotations claim, if they do; ``relative``: the boxes
-    are shares of the image's width and height; ``number`` is the image's id as written, where the
-    format has one: unique within a split; ``flawed`` counts its boxes that cannot be read.
+    ``declared_wh`` is the size in the annotations, if any; ``relative``: boxes are fractions of the
+    image's width and height; ``number`` is the image's id in the file, unique within a split, if
+    the format has ids; ``flawed``: number of its boxes that cannot be read.
     """
 
     file: str
@@ -58,11 +58,10 @@ class LabelledImage:
 class FolderContent:
     """The content of a folder in one of the formats.
 
-    ``splits``: images by split name (train, val, test, ...); ``unsplit`` where the folder does not
-    divide them. ``lost``: by split too, a problem for every image that the annotations name and
-    that cannot be used; ``flawed``: the number of boxes that cannot be read, where it is not known
-    of which image they are. ``categories``: names by id. ``remarks`` are what a user should know;
-    ``problems`` are all that there are, also those of ``lost``.
+    ``splits``: images by split name (train, val, test, ..., or ``unsplit``). ``lost``, by split: a
+    problem for every image in the annotations that cannot be used; ``flawed``, by split: the number
+    of boxes that cannot be read and whose image is unknown. ``categories``: names by id.
+    ``remarks`` are for the user; ``problems`` are all problems, including those of ``lost``.
     """
 
     splits: Mapping[str, Sequence[LabelledImage]]
@@ -74,11 +73,11 @@ class FolderContent:
 
 
 UNSPLIT = "unsplit"
-"""The name of the images that no split has."""
+"""Name of the split of images that belong to no split."""
 
 
 def finite(values: Sequence[Any]) -> bool:
-    """Are all of ``values`` numbers (no bool, no text), none of them infinite or NaN?"""
+    """Whether all ``values`` are finite numbers (not booleans or strings)."""
     return all(
         isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value)
         for value in values
@@ -92,11 +91,11 @@ def _is_finite(value: float) -> bool:
         return False
 
 
-def shown(value: Any) -> str:
-    """A value of a file for a message: short and on one line, whatever it is."""
+def short_repr(value: Any) -> str:
+    """A short representation of any value on one line, for messages."""
     return reprlib.repr(value)
 
 
 def one_line(name: str) -> str:
-    """A name as it is written, without blanks around it, and in one line."""
+    """A name without line breaks and surrounding whitespace."""
     return " ".join(part for line in name.splitlines() if (part := line.strip()))

@@ -17,7 +17,7 @@ from codetr.data.formats.content import (
     LabelledImage,
     Problem,
     one_line,
-    shown,
+    short_repr,
 )
 from codetr.data.formats.tree import Tree, split_of_folders
 from codetr.data.json_columns import as_integer, as_label, as_number, as_side
@@ -28,14 +28,16 @@ from codetr.json_text import parse_json
 FORMAT = "LabelMe JSON"
 _KEYS = (b'"shapes"', b'"imagePath"')
 _OUTLINES = ("polygon", "rectangle", "mask", "oriented_rectangle")
-"""Shapes whose points lie around the object."""
+"""Shapes whose points enclose the object."""
 
 Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Object:
-    """A shape, or several of one group: ``outlines`` of each, ``polygons`` those that are drawn."""
+    """A shape, or several of one group: ``outlines`` of all, ``polygons`` those of polygons
+    only.
+    """
 
     name: str
     where: str
@@ -56,20 +58,20 @@ class _File:
 
 
 def recognise(tree: Tree) -> list[str]:
-    """The JSON files with shapes or the path of an image, where one has both."""
-    # Without zero bytes UTF-16 and UTF-32 have the letters of ASCII, too.
+    """The JSON files with shapes or an image path, if at least one has both."""
+    # Without zero bytes, UTF-16 and UTF-32 can be searched for ASCII.
     texts = {f: tree.read(f).replace(b"\0", b"") for f in tree.of_type(".json")}
     found = {f: [key in text for key in _KEYS] for f, text in texts.items()}
     return [f for f, keys in found.items() if any(keys)] if any(map(all, found.values())) else []
 
 
 def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
-    """All files, with the splits of the folders' names.
+    """Read all files, with splits by the names of folders.
 
     Classes are the labels, sorted. Rectangles, polygons, circles and masks become boxes; polygons
-    stay as outlines; shapes of one label and group are one object, as LabelMe's own converter takes
-    them. Points and lines, and what cannot be read, become problems. Raises UserError for a
-    ``box_format``: shapes say what their points are.
+    are kept as outlines; shapes with the same label and group are one object, as in LabelMe's own
+    converter. Points, lines, and shapes that cannot be read become problems. Raises UserError for a
+    ``box_format``, which shapes do not have.
     """
     require_box_format(box_format, (AUTO,))
     problems: list[Problem] = []
@@ -79,7 +81,7 @@ def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
         try:
             files.append(_read_file(tree, file, problems))
         except UserError as error:
-            problem = Problem(file=file, text=f"{error}; the file was left out")
+            problem = Problem(file=file, text=f"{error}; the file was skipped")
             problems.append(problem)
             lost[split_of_folders(file) or UNSPLIT].append(problem)
     names = sorted({o.name for one in files for o in one.objects})
@@ -88,7 +90,7 @@ def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
     for one in files:
         splits[split_of_folders(one.file) or UNSPLIT].append(_labelled(one, ids))
     without = len(tree.images) - len({one.image for one in files})
-    remarks = [f"{without} images without annotation file were left out"] if without > 0 else []
+    remarks = [f"{without} images without annotation file were skipped"] if without > 0 else []
     joined = sum(one.joined for one in files)
     if joined:
         remarks.append(f"{joined} shapes were joined to others of their label and group_id")
@@ -114,7 +116,7 @@ def _read_file(tree: Tree, file: str, problems: list[Problem]) -> _File:
             found = _read_shape(shape, f"shape {number}")
         except UserError as error:
             flawed += 1
-            problems.append(Problem(file=file, text=f"shape {number} {error}; it was left out"))
+            problems.append(Problem(file=file, text=f"shape {number} {error}; it was skipped"))
             continue
         group = as_integer(shape.get("group_id"))
         place = None if group is None else groups.setdefault((found.name, group), len(objects))
@@ -135,10 +137,10 @@ def _read_file(tree: Tree, file: str, problems: list[Problem]) -> _File:
 
 def _read_shape(shape: Any, where: str) -> _Object:
     if not isinstance(shape, Mapping):
-        raise UserError(f"is {shown(shape)}, not an object")
+        raise UserError(f"is {short_repr(shape)}, not an object")
     name = as_label(shape.get("label"))
     if name is None:
-        raise UserError(f"has label {shown(shape.get('label'))}: it must be a name")
+        raise UserError(f"has label {short_repr(shape.get('label'))}: it must be a name")
     name = one_line(name)
     points, kind = _points(shape.get("points")), shape.get("shape_type") or "polygon"
     if kind == "circle" and points is not None and len(points) == 2:
@@ -148,9 +150,12 @@ def _read_shape(shape: Any, where: str) -> _Object:
     elif kind in _OUTLINES and points is not None and len(points) > 1 + (kind == "polygon"):
         outline = points
     elif points is None:
-        raise UserError(f"({shown(name)}) has points {shown(shape.get('points'))}: no x, y each")
+        points_text = short_repr(shape.get("points"))
+        raise UserError(f"({short_repr(name)}) has points {points_text}: give x, y each")
     else:
-        raise UserError(f"({shown(name)}) is a {shown(kind)} of {len(points)} points, no box")
+        raise UserError(
+            f"({short_repr(name)}) is a {short_repr(kind)} of {len(points)} points, no box"
+        )
     drawn = (outline,) if kind == "polygon" else ()
     return _Object(name=name, where=f"{where} ({name})", outlines=(outline,), polygons=drawn)
 
@@ -177,20 +182,22 @@ def _points(value: Any) -> Points | None:
 
 
 def _image_of(tree: Tree, file: str, content: Mapping[str, Any]) -> str:
-    """The image that the file names, beside it or elsewhere, or else the one of its own name."""
+    """The image named in the file, next to it or elsewhere, or else the one with the file's
+    name.
+    """
     written = content.get("imagePath")
-    wanted = written.replace("\\", "/") if isinstance(written, str) else ""
+    image = written.replace("\\", "/") if isinstance(written, str) else ""
     home, stem = PurePosixPath(file).parent, PurePosixPath(file).stem
     index = tree.image_index
-    name = PurePosixPath(wanted).name
+    name = PurePosixPath(image).name
     found = (index.at(str(home / name)) if name else []) or index.at(str(home / stem))
-    found = found or (index.named(wanted) if wanted else []) or index.named(stem)
+    found = found or (index.named(image) if image else []) or index.named(stem)
     if len(found) != 1:
         inside = ""
         if content.get("imageData"):
-            inside = " (it is only inside of the file, as imageData)"
+            inside = " (it is only embedded in the file, as imageData)"
         raise UserError(
-            f"{'several images' if found else 'no image'} of the name {shown(wanted or stem)} in "
+            f"{'several images' if found else 'no image'} named {short_repr(image or stem)} in "
             f"the folder{'' if found else inside}"
         )
     return found[0]

@@ -1,4 +1,4 @@
-"""Text files of users: one way to decode them all."""
+"""Decoding of users' text files."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-"""Of 32 bits before those of 16, which are their beginning."""
+"""Byte order marks and encodings; UTF-32 comes first, since its mark begins with that of UTF-16."""
 
 
 def decoded(content: bytes, errors: str = "strict") -> str:
-    """UTF-8, or what the byte order mark says (Windows' editors and shell write UTF-16). Raises
-    UnicodeDecodeError for other encodings.
+    """The text of ``content`` in UTF-8, or the encoding of its byte order mark (editors and the
+    shell of Windows write UTF-16). Raises UnicodeDecodeError for other encodings.
     """
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     return content.decode(encoding, errors)

@@ -23,20 +23,20 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
-"""Words of folder and file names, and the splits that they name."""
+"""Splits by words in folder and file names."""
 
 SPARE = {word: word for word in ("dev", "devel", "minival", "eval")}
-"""Words that name a split where no other word does. It is validated on where none is called val."""
+"""Words that name a split if no other word does. It is used for validation if there is no val."""
 
 ALL_SPLITS = SPLITS | SPARE
 
-_LARGEST = 2**30  # bytes; what is larger is no annotation file that Python could read in time
+_LARGEST = 2**30  # bytes; reading larger annotation files would take too long
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
-    """The regular ``files`` below ``root``: posix paths relative to it, sorted, without hidden
-    ones. ``fingerprint`` changes with their names, sizes and times of modification.
+    """The regular ``files`` below ``root``: POSIX paths relative to it, sorted, without hidden
+    ones. ``fingerprint`` is a hash of their names, sizes and modification times.
     """
 
     root: Path
@@ -50,7 +50,7 @@ class Tree:
 
     @cached_property
     def image_index(self) -> FileIndex:
-        """``images`` by names that are not quite theirs."""
+        """An index to find ``images`` by inexact names."""
         return FileIndex(self.images)
 
     @cached_property
@@ -63,7 +63,7 @@ class Tree:
         return [file for file in self.files if suffix(file) in suffixes]
 
     def read(self, file: str) -> bytes:
-        """The content of a file. Raises UserError where it cannot be read."""
+        """The content of a file. Raises UserError if it cannot be read."""
         path = self.root / file
         try:
             if path.stat().st_size > _LARGEST:
@@ -74,9 +74,9 @@ class Tree:
 
 
 def list_files(root: Path, exclude: Path | None = None) -> Tree:
-    """List a data folder, symbolic links followed, without the folder ``exclude``.
+    """List a data folder, following symbolic links, without the folder ``exclude``.
 
-    Raises UserError where there is no folder.
+    Raises UserError if the folder does not exist.
     """
     if not os.path.isdir(root):
         raise UserError(f"folder {root} does not exist: set data.root to the folder of your data")
@@ -92,13 +92,13 @@ def list_files(root: Path, exclude: Path | None = None) -> Tree:
 
 
 def _walk(root: Path, exclude: Path | None) -> Iterator[tuple[str, os.stat_result]]:
-    """Name relative to the root, and status, of every file that is not hidden."""
+    """Name (relative to the root) and status of every file that is not hidden."""
     seen = {os.path.realpath(exclude)} if exclude else set()
     for folder, folders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
         folders[:] = [] if real in seen else sorted(f for f in folders if not _is_hidden(f))
         if real in seen:
-            continue  # excluded, or a link back
+            continue  # excluded, or a symbolic link to a visited folder
         seen.add(real)
         for name in names:
             path = os.path.join(folder, name)
@@ -116,14 +116,14 @@ def suffix(file: str) -> str:
 
 
 def split_of_name(name: str) -> str | None:
-    """The split in a file or folder name: train in ``instances_train2017``. None if there are
-    none, or several.
+    """The split in a file or folder name, such as train in ``instances_train2017``. None if there
+    are none or several.
     """
     return _named(name, SPLITS) or _named(name, SPARE)
 
 
 def split_of_folders(file: str) -> str | None:
-    """The split that the folders of a file name; the innermost one that does counts."""
+    """The split in the names of a file's folders, the innermost one if there are several."""
     folders = PurePosixPath(file).parts[-2::-1]
     found = (_named(part, words) for words in (SPLITS, SPARE) for part in folders)
     return next((split for split in found if split), None)

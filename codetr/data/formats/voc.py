@@ -1,4 +1,4 @@
-"""Pascal VOC: an XML file per image, lists of images in ImageSets/Main.
+"""Pascal VOC: an XML file per image, and lists of images in ImageSets/Main.
 
 Everingham et al., "The PASCAL Visual Object Classes Challenge", development kit, section 4.
 """
@@ -15,7 +15,7 @@ from xml.parsers import expat
 
 import numpy as np
 
-from codetr.data.box_formats import AUTO, BOX_FORMATS, XYWH, XYXY, other_formats, to_xyxy
+from codetr.data.box_formats import AUTO, BOX_FORMATS, XYWH, XYXY, fitting_formats, to_xyxy
 from codetr.data.files import FileIndex, as_stem, is_image, without_suffix
 from codetr.data.formats.content import (
     UNSPLIT,
@@ -24,7 +24,7 @@ from codetr.data.formats.content import (
     LabelledImage,
     Problem,
     one_line,
-    shown,
+    short_repr,
 )
 from codetr.data.formats.text import decoded
 from codetr.data.formats.tree import ALL_SPLITS, Tree, split_of_folders
@@ -33,18 +33,18 @@ from codetr.errors import UserError
 
 FORMAT = "Pascal VOC XML"
 _FOLDER = "annotations"
-_MAX_DEPTH = 32  # of elements; an annotation needs 4
+_MAX_DEPTH = 32  # of nested elements; annotations have 4
 _Entry = TypeVar("_Entry", LabelledImage, Problem)
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class _Forbidden(ValueError):
-    """XML that annotations do not need, and attacks do."""
+    """XML features that annotations do not need, but attacks use."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Object:
-    """One ``object`` element, its box as it is written."""
+    """One ``object`` element, with its box as in the file."""
 
     name: str
     box: tuple[float, float, float, float]
@@ -64,7 +64,7 @@ class _Annotation:
 
 
 def recognise(tree: Tree) -> list[str]:
-    """The XML files that belong to images: those in a folder Annotations, or of an image's name."""
+    """The XML files of images: those in a folder Annotations, or with the name of an image."""
     stems = {PurePosixPath(as_stem(image)).name for image in tree.images}
     return [
         file
@@ -75,13 +75,13 @@ def recognise(tree: Tree) -> list[str]:
 
 
 def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
-    """All annotations, with the splits of ImageSets/Main or else of the folders' names.
+    """Read all annotations, with the splits of ImageSets/Main, or else by the names of folders.
 
-    Classes are the names in the data, sorted. Coordinates are pixels from 1, both ends included,
-    as the format defines them; where a 0 occurs, all are taken as edges from 0. Boxes of another
-    ``box_format``, or that only fit one, are edges from 0, too. Difficult objects are ignored in
+    Classes are the names in the data, sorted. Coordinates are 1-based inclusive pixels, as the
+    format defines them; if a 0 occurs, all are taken as 0-based edges, as are boxes in another
+    ``box_format``, which is given or the only one that fits. Difficult objects are ignored in
     training and evaluation, as in VOC's own. Files that cannot be used become problems. Raises
-    UserError where boxes fit two formats.
+    UserError if boxes fit two formats.
     """
     problems: list[Problem] = []
     unusable: list[Problem] = []  # annotation files
@@ -90,7 +90,7 @@ def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
         try:
             annotations.append(_read_file(tree, file, problems))
         except UserError as error:
-            unusable.append(Problem(file=file, text=f"{error}; the file was left out"))
+            unusable.append(Problem(file=file, text=f"{error}; the file was skipped"))
     objects = [o for annotation in annotations for o in annotation.objects]
     names = sorted({o.name for o in objects})
     ids = {name: i + 1 for i, name in enumerate(names)}
@@ -104,7 +104,7 @@ def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
     else:
         splits, lost = _by_folder(images.values()), _by_folder(unusable)
     unlisted = len(images) - len({image.source for part in splits.values() for image in part})
-    left_out = (f"{unlisted} annotated images are in no list: left out",) if unlisted else ()
+    left_out = (f"{unlisted} annotated images are in no list: skipped",) if unlisted else ()
     return FolderContent(
         splits=splits,
         categories={i: name for name, i in ids.items()},
@@ -115,8 +115,8 @@ def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
 
 
 def parse_xml(content: bytes) -> Element:
-    """The root element. Raises UserError for XML that is broken, nested without end, or brings a
-    document type (entities can grow beyond all memory, and read other files).
+    """The root element. Raises UserError for XML that is invalid, nested too deeply, or has a
+    document type definition (its entities can exhaust memory and read other files).
     """
     builder = TreeBuilder()
     parser = expat.ParserCreate()
@@ -145,20 +145,20 @@ def parse_xml(content: bytes) -> Element:
         parser.Parse(content, True)
         return builder.close()
     except (expat.ExpatError, ValueError, LookupError) as error:  # the latter two: its encoding
-        raise UserError(f"no usable XML ({error}): repair it, or save it as UTF-8") from None
+        raise UserError(f"not valid XML ({error}): repair it, or save it as UTF-8") from None
 
 
 def _read_file(tree: Tree, file: str, problems: list[Problem]) -> _Annotation:
     root = parse_xml(tree.read(file))
     if root.tag != "annotation":
-        raise UserError(f"its root is <{shown(root.tag)}>, not <annotation>: export it as VOC")
+        raise UserError(f"its root is <{short_repr(root.tag)}>, not <annotation>: export it as VOC")
     elements = root.findall("object")
     objects = []
     for number, element in enumerate(elements):
         try:
             objects.append(_read_object(element, f"object {number}"))
         except UserError as error:
-            problems.append(Problem(file=file, text=f"object {number} {error}; it was left out"))
+            problems.append(Problem(file=file, text=f"object {number} {error}; it was skipped"))
     return _Annotation(
         file=file,
         image=_image_of(tree, file, _text(root, "filename")),
@@ -174,44 +174,46 @@ def _read_object(element: Element, where: str) -> _Object:
         raise UserError("has no name")
     box = element.find("bndbox")
     if box is None:
-        raise UserError(f"({shown(name)}) has no bndbox")
+        raise UserError(f"({short_repr(name)}) has no bndbox")
     texts = [_text(box, corner) for corner in _CORNERS]
     numbers = [number for text in texts if (number := as_number(text)) is not None]
     if len(numbers) < len(texts):
-        raise UserError(f"({shown(name)}) has bndbox {shown(texts)}, which are no four numbers")
+        raise UserError(
+            f"({short_repr(name)}) has bndbox {short_repr(texts)}, which are no four numbers"
+        )
     flag = _text(element, "difficult")
     difficult = as_flag(flag or False)
     if difficult is None:
-        raise UserError(f"({shown(name)}) has difficult {shown(flag)}: it must be 0 or 1")
+        raise UserError(f"({short_repr(name)}) has difficult {short_repr(flag)}: it must be 0 or 1")
     x0, y0, x1, y1 = numbers
     return _Object(name=name, box=(x0, y0, x1, y1), difficult=difficult, where=where)
 
 
 def _box_format(tree: Tree, annotations: Sequence[_Annotation]) -> str:
-    """That of VOC, unless boxes only fit another. Raises UserError where it may be either."""
+    """The format of VOC, unless boxes fit another one only. Raises UserError if it is ambiguous."""
     rows = [(o.box, a.size_wh or (0, 0)) for a in annotations for o in a.objects]
     boxes = np.array([box for box, _ in rows], np.float64).reshape(-1, 4)
     sizes = np.array([size for _, size in rows], np.float64).reshape(-1, 2)
-    others, count = other_formats(boxes, sizes, XYXY)
+    others, count = fitting_formats(boxes, sizes, XYXY)
     turned = (boxes[:, 2:] < boxes[:, :2]).all(axis=1)
     if XYWH not in others:
         return XYXY
     if turned.all():
         raise UserError(
             f"{tree.root}: {count} of {len(boxes)} boxes have xmin above xmax, or ymin above ymax, "
-            "and fit their images both as exchanged corners and as x, y, width, height: say which "
-            f"by data.source.box_format={XYXY} or data.source.box_format={XYWH}"
+            "and fit their images both as swapped corners and as x, y, width, height: set "
+            f"data.source.box_format={XYXY} or data.source.box_format={XYWH}"
         )
     return XYWH
 
 
 def _text(element: Element, tag: str) -> str:
-    """The text of a direct child, in one line; empty where there is none."""
+    """The text of a direct child, without line breaks; empty if there is none."""
     return one_line(element.findtext(tag) or "")
 
 
 def _size(root: Element) -> tuple[int, int] | None:
-    """Width and height where the file tells them; many tools write 0."""
+    """Width and height, if the file has them; many tools write 0."""
     size = root.find("size")
     if size is None:
         return None
@@ -220,21 +222,21 @@ def _size(root: Element) -> tuple[int, int] | None:
 
 
 def _image_of(tree: Tree, file: str, filename: str) -> str:
-    """The image of an annotation: the one of the same stem, in JPEGImages or beside it (of several
-    the one with the ending that the file names), or else the one that the file names, wherever it
-    lies. Raises UserError where there is none, or several.
+    """The image of an annotation: the one with the same stem, in JPEGImages or in the same folder
+    (if there are several, the one with the suffix of ``filename``), or else the one named
+    ``filename`` in any folder. Raises UserError if there is none, or several.
     """
     path = PurePosixPath(file)
-    wanted = PurePosixPath(filename.replace("\\", "/")).name
-    own = path.stem + (PurePosixPath(wanted).suffix if is_image(wanted) else "")
+    image = PurePosixPath(filename.replace("\\", "/")).name
+    own = path.stem + (PurePosixPath(image).suffix if is_image(image) else "")
     homes = [path.parent.parent / "JPEGImages", path.parent, path.parent.parent / "images"]
     index = tree.image_index
     found = next((hits for home in homes if (hits := index.at(str(home / own)))), [])
-    found = found or index.named(wanted) or index.named(own)
+    found = found or index.named(image) or index.named(own)
     if len(found) != 1:
         raise UserError(
-            f"{'several images' if found else 'no image'} of the name {path.stem} or "
-            f"{shown(wanted)} in the folder"
+            f"{'several images' if found else 'no image'} named {path.stem} or "
+            f"{short_repr(image)} in the folder"
         )
     return found[0]
 
@@ -244,7 +246,7 @@ def _labelled(
 ) -> LabelledImage:
     written = np.array([o.box for o in annotation.objects], np.float64).reshape(-1, 4)
     corners = to_xyxy(written, form)
-    if form == XYXY:  # exchanged ones are put in order
+    if form == XYXY:  # swapped corners are put in order
         corners = np.sort(corners.reshape(-1, 2, 2), axis=1).reshape(-1, 4)
     boxes = tuple(
         Box(
@@ -265,7 +267,7 @@ def _labelled(
 
 
 def _by_folder(entries: Iterable[_Entry]) -> dict[str, list[_Entry]]:
-    """Images, or problems, by the split that the folders of their annotation files name."""
+    """Images or problems by split, from the folders of their annotation files."""
     found: dict[str, list[_Entry]] = defaultdict(list)
     for entry in entries:
         file = entry.source if isinstance(entry, LabelledImage) else entry.file
@@ -280,8 +282,8 @@ def _listed(
     unusable: Iterable[Problem],
     problems: list[Problem],
 ) -> tuple[dict[str, list[LabelledImage]], dict[str, list[Problem]]]:
-    """By split the images that the lists of ImageSets/Main name, and a problem for each that they
-    name in vain.
+    """The images in the lists of ImageSets/Main by split, and a problem for each entry without a
+    usable image.
     """
     places = {file: _place(file) for file in images}
     reasons = {_place(problem.file): f": {problem}" for problem in unusable}
@@ -294,32 +296,32 @@ def _listed(
     for split, file in lists:
         home = PurePosixPath(file).parents[2]
         for name in _lines(tree, file, problems):
-            last = PurePosixPath(name.replace("\\", "/")).name  # of a path, even of elsewhere
+            last = PurePosixPath(name.replace("\\", "/")).name  # maybe of a foreign path
             spellings = [str(home / f"{n}.xml") for n in (name, name.split()[0], last)]
             hits = next((there for n in spellings if (there := index.at(n))), [])
             matches = [image for hit in dict.fromkeys(hits) for image in by_place[hit]]
             if len(matches) == 1 and matches[0] not in found[split]:
                 found[split] += matches
                 continue
-            text = f"{shown(name)} has no usable annotation"
-            why = next((reasons[n] for n in spellings if n in reasons), "; it was left out")
+            text = f"{short_repr(name)} has no usable annotation"
+            why = next((reasons[n] for n in spellings if n in reasons), "; it was skipped")
             if matches:
                 first, second = (matches * 2)[:2]
-                text = f"{shown(name)} could be {first.source} or {second.source}"
+                text = f"{short_repr(name)} could be {first.source} or {second.source}"
                 if len(matches) == 1:
-                    text = f"{shown(name)} is {first.source}, which another line names, too"
-                why = "; it was left out"
+                    text = f"{short_repr(name)} is {first.source}, which is also in another line"
+                why = "; it was skipped"
             lost[split].append(Problem(file=file, text=text + why))
     return dict(found), dict(lost)
 
 
 def _place(file: str) -> str:
-    """An annotation file's path without its folder Annotations."""
+    """The path of an annotation file without its folder Annotations."""
     return str(PurePosixPath(file).parent.parent / PurePosixPath(file).name)
 
 
 def _image_sets(tree: Tree) -> list[tuple[str, str]]:
-    """Split and file of every list; trainval counts where it is not divided."""
+    """Split and file of every list; trainval is used if there is no train."""
     lists = [
         (PurePosixPath(file).stem.lower(), file)
         for file in tree.of_type(".txt")
@@ -356,7 +358,7 @@ def _remarks(
     ]
     if form != XYXY:
         remarks = [
-            f"boxes are taken as {BOX_FORMATS[form]}, whatever their elements are called "
+            f"boxes were taken as {BOX_FORMATS[form]}, despite the names of their elements "
             f"(data.source.box_format={form})"
         ]
     difficult = sum(o.difficult for o in objects)
@@ -365,10 +367,10 @@ def _remarks(
     turned = sum(o.box[0] > o.box[2] or o.box[1] > o.box[3] for o in objects)
     if turned and form == XYXY:
         remarks.append(
-            f"{turned} objects have xmin above xmax, or ymin above ymax: exchanged "
+            f"{turned} objects have xmin above xmax, or ymin above ymax: swapped "
             f"(data.source.box_format={XYWH} if they are {BOX_FORMATS[XYWH]})"
         )
     without = len(tree.images) - len({image.file for image in images.values()})
     if without > 0:
-        remarks.append(f"{without} images without annotation file were left out")
+        remarks.append(f"{without} images without annotation file were skipped")
     return tuple(remarks)

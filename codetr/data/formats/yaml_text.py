@@ -1,6 +1,6 @@
-"""YAML as it is written: every scalar is its text, whatever YAML would make of it.
+"""Parsing YAML with all scalars as strings.
 
-A class called ``no``, ``1.0``, ``010``, ``1:30`` or ``null`` is called so.
+A class named ``no``, ``1.0``, ``010``, ``1:30`` or ``null`` keeps its name.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from typing import Any
 
 import yaml
 
-from codetr.data.formats.content import shown
+from codetr.data.formats.content import short_repr
 from codetr.errors import UserError
 
 _MAX_DEPTH = 8
 
 
 def parse_yaml(text: str, path: Path) -> Any:
-    """The lists, mappings and texts of a YAML document; None of an empty one.
+    """The content of a YAML document as lists, dicts and strings; None if it is empty.
 
-    Raises UserError, which names ``path``, for a document that is broken or has a key twice, and
-    for what could take forever to load: aliases, which can exhaust memory, and deep nesting.
+    Raises UserError, mentioning ``path``, for a document that is invalid or has duplicate keys, and
+    for features that could exhaust memory: aliases and deep nesting.
     """
     try:
         _require_plain(text, path)
@@ -29,12 +29,12 @@ def parse_yaml(text: str, path: Path) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        reason = shown(getattr(error, "problem", None) or "unreadable characters")
+        reason = short_repr(getattr(error, "problem", None) or "unreadable characters")
         raise UserError(f"{path} is not valid YAML{line} ({reason}): repair it") from None
-    except (ValueError, RecursionError) as error:  # escapes of no character
+    except (ValueError, RecursionError) as error:  # invalid escape sequences
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} is not valid YAML ({shown(str(error))}): repair it") from None
+        raise UserError(f"{path} is not valid YAML ({short_repr(str(error))}): repair it") from None
 
 
 def _require_plain(text: str, path: Path) -> None:
@@ -43,7 +43,7 @@ def _require_plain(text: str, path: Path) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent):
-            raise UserError(f"{path} has aliases (*name): write their values out")
+            raise UserError(f"{path} has aliases (*name): replace them by their values")
         if depth > _MAX_DEPTH:
             raise UserError(f"{path} is nested more than {_MAX_DEPTH} deep: it only needs names")
 
@@ -57,13 +57,13 @@ def _value(node: yaml.Node, path: Path) -> Any:
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
             raise UserError(
-                f"{path}, line {key.start_mark.line + 1}: a key is no text: give names as a list, "
-                "or number: name"
+                f"{path}, line {key.start_mark.line + 1}: a key is not a string: give names as a "
+                "list, or number: name"
             )
         if key.value in found:
             raise UserError(
-                f"{path}, line {key.start_mark.line + 1}: has the key {shown(key.value)} twice: "
-                "keep one"
+                f"{path}, line {key.start_mark.line + 1}: has the key {short_repr(key.value)} "
+                "twice: keep one"
             )
         found[key.value] = _value(value, path)
     return found

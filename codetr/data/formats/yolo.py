@@ -1,4 +1,4 @@
-"""YOLO text: a file per image with a line ``class x y width height`` per box, in shares of the
+"""YOLO text: a file per image with a line ``class x y width height`` per box, relative to the
 image's size; class names in data.yaml (Ultralytics), or classes.txt or obj.names (darknet).
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from codetr.data.box_formats import AUTO, CXCYWH, other_convention, to_xyxy
+from codetr.data.box_formats import AUTO, CXCYWH, convention_error, to_xyxy
 from codetr.data.files import FileIndex
 from codetr.data.formats.content import (
     UNSPLIT,
@@ -21,7 +21,7 @@ from codetr.data.formats.content import (
     LabelledImage,
     Problem,
     one_line,
-    shown,
+    short_repr,
 )
 from codetr.data.formats.text import decoded
 from codetr.data.formats.tree import ALL_SPLITS, Tree, split_of_folders
@@ -33,16 +33,16 @@ FORMAT = "YOLO text"
 _CONFIGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _NAMES = ("classes.txt", "obj.names", "_darknet.labels")
 _BOX = 5  # columns
-_POLYGON = 7  # columns, at least: three points
-_FARTHEST = 2.0  # shares of an image's side: objects that reach out of it end before
+_POLYGON = 7  # columns at least: a class and three points
+_FARTHEST = 2.0  # largest relative coordinate of objects that reach beyond the image
 _MAX_CONFIG = 2**20  # bytes
-_SIDE = 1000  # pixels of an image as which shares are looked at
+_SIDE = 1000  # pixels of a virtual image for checks of relative boxes
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Config:
-    """Class names by number, the folders or lists of each split as written, and how many classes
-    the file says that it has.
+    """Class names by number, the folders or lists of each split as in the file, and the number of
+    classes according to the file.
     """
 
     file: str
@@ -53,18 +53,18 @@ class _Config:
 
 
 def recognise(tree: Tree) -> list[str]:
-    """The label files: texts with an image of the same name beside them, or in ``images`` where
-    they are in ``labels``.
+    """The label files: text files with an image of the same name in the same folder, or in
+    ``images`` if they are in ``labels``.
     """
     return [label for label in _labels(tree).values() if label in tree.members]
 
 
 def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
-    """All labels, with the splits of data.yaml or else of the folders' names.
+    """Read all labels, with the splits of data.yaml, or else by the names of folders.
 
-    An image without label file has no boxes, as Ultralytics takes it. Polygons become the boxes
-    around them. Lines that cannot be used become problems. Raises UserError where there are no
-    class names, and where numbers of classes or boxes can only be meant in another way.
+    An image without label file has no boxes, as in Ultralytics. Polygons become their bounding
+    boxes. Lines that cannot be used become problems. Raises UserError if there are no class names,
+    if class numbers start at another number than the names, or if boxes are in another format.
     """
     config = _read_config(tree)
     problems: list[Problem] = []
@@ -82,16 +82,14 @@ def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
     unlabelled = sum(label not in tree.members for label in labels.values())
     orphans = _orphans(tree, labels.values())
     if orphans:
-        remarks.append(f"{len(orphans)} label files belong to no image, such as {orphans[0]}")
+        remarks.append(f"{len(orphans)} label files without an image, such as {orphans[0]}")
     if config.num_classes not in (None, len(config.names)):
-        text = (
-            f"says nc: {config.num_classes}, but names {len(config.names)} classes; the names count"
-        )
+        text = f"has nc: {config.num_classes}, but {len(config.names)} names; nc was ignored"
         problems.append(Problem(file=config.file, text=text))
     splits, lost = _splits(tree, images, config, problems)
     problems += [problem for part in lost.values() for problem in part]
     if unlabelled:
-        remarks.append(f"{unlabelled} images without label file count as images without boxes")
+        remarks.append(f"{unlabelled} images without label file were taken as images without boxes")
     return FolderContent(
         splits=splits,
         categories=config.names,
@@ -104,7 +102,7 @@ def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
 def _numbering(
     tree: Tree, config: _Config, used: Collection[int], problems: Sequence[Problem]
 ) -> list[str]:
-    """Remarks if labels may start at another number than the class names.
+    """Remarks if class numbers in labels may start at another number than the class names.
 
     Raises UserError if they certainly do.
     """
@@ -112,31 +110,31 @@ def _numbering(
     for beyond, lacking, start in ((last + 1, first, 1), (first - 1, last, 0)):
         if lacking not in used and any(_unknown(str(beyond)) in p.text for p in problems):
             raise UserError(
-                f"{tree.root} has labels of class {beyond}, none of class {lacking}, and "
-                f"{config.file} names {first} to {last}: its labels count from {start}: number the "
-                f"names so in a data.yaml, names: {{{start}: {config.names[first]}, ...}}"
+                f"{tree.root} has labels of class {beyond}, none of class {lacking}, but "
+                f"{config.file} has names for {first} to {last}: labels count from {start}, so "
+                f"number the names in a data.yaml, names: {{{start}: {config.names[first]}, ...}}"
             )
     if first == 0 and used and used == config.names.keys() - {0}:
         return [
-            f"class 0 ({config.names[0]}) alone is on no image: if labels count from 1, number the "
-            f"names so in a data.yaml, names: {{1: {config.names[0]}, ...}}"
+            f"only class 0 ({config.names[0]}) is in no image: if labels count from 1, number the "
+            f"names in a data.yaml, names: {{1: {config.names[0]}, ...}}"
         ]
     return []
 
 
 def _require_centres(tree: Tree, boxes: Sequence[Box]) -> None:
-    """Raises UserError where boxes can only be of another format than YOLO's."""
+    """Raise UserError if boxes must be in another format than YOLO's."""
     corners = np.array([box.xyxy for box in boxes], np.float64).reshape(-1, 4)
     start, end = corners[:, :2], corners[:, 2:]
     written = np.concatenate([(start + end) / 2, end - start], axis=1) * _SIDE
     sizes = np.full((len(boxes), 2), _SIDE)
-    wrong = other_convention(written, sizes, CXCYWH)
+    wrong = convention_error(written, sizes, CXCYWH)
     if wrong:
         raise UserError(f"{tree.root}: {wrong}")
 
 
 def _orphans(tree: Tree, labels: Collection[str]) -> list[str]:
-    """Texts in folders of labels that no image has."""
+    """Text files in folders of labels that belong to no image."""
     homes = {str(PurePosixPath(label).parent) for label in labels}
     return [
         file
@@ -148,12 +146,12 @@ def _orphans(tree: Tree, labels: Collection[str]) -> list[str]:
 
 
 def _unknown(number: str) -> str:
-    return f"has class {shown(number)}, which"
+    return f"has class {short_repr(number)}, which"
 
 
 def _labels(tree: Tree) -> dict[str, str]:
-    """The label file of every image, whether it is there or not: one with another spelling only
-    where it is no other image's.
+    """The label file of every image, which may not exist. A file with a slightly different name is
+    used if it does not belong to another image.
     """
     labels = {image: _label_of(image) for image in tree.images}
     own = tree.members.intersection(labels.values())
@@ -166,8 +164,8 @@ def _labels(tree: Tree) -> dict[str, str]:
 
 
 def _label_of(image: str) -> str:
-    """The label file of an image as it should be called: ``labels`` for the last ``images`` of its
-    folders.
+    """The expected path of an image's label file: with ``labels`` instead of its last folder
+    ``images``.
     """
     parts = list(PurePosixPath(image).with_suffix(".txt").parts)
     places = [i for i, part in enumerate(parts[:-1]) if part.lower() == "images"]
@@ -186,7 +184,7 @@ def _read_labels(
             text = decoded(tree.read(file))
         except UnicodeDecodeError as error:
             problems.append(Problem(file=file, text=f"is not UTF-8 text, byte {error.start}"))
-            text = decoded(tree.read(file), "replace")  # its lines are counted
+            text = decoded(tree.read(file), "replace")  # to count its lines
         for number, line in enumerate(text.splitlines(), start=1):
             try:
                 if line.strip():
@@ -194,7 +192,7 @@ def _read_labels(
             except UserError as error:
                 flawed += 1
                 where = f"line {number}"
-                problems.append(Problem(file=file, text=f"{where} {error}; it was left out"))
+                problems.append(Problem(file=file, text=f"{where} {error}; it was skipped"))
     return LabelledImage(file=image, source=file, boxes=tuple(boxes), relative=True, flawed=flawed)
 
 
@@ -203,20 +201,20 @@ def _read_line(line: str, number: int, config: _Config, form: str) -> Box:
     read = [as_number(column) for column in columns[: _BOX if config.keypoints else None]]
     values = [value for value in read if value is not None]
     if len(values) < len(read):
-        raise UserError(f"({shown(line)}) has a column that is no number, or not finite")
+        raise UserError(f"({short_repr(line)}) has a column that is no number, or not finite")
     polygon = len(values) >= _POLYGON and len(values) % 2 == 1
     if len(values) != _BOX and not polygon:
         raise UserError(
-            f"({shown(line)}) has {len(values)} columns: a box has 5, a polygon 7 or more (of a "
-            "prediction, remove the confidence and what follows)"
+            f"({short_repr(line)}) has {len(values)} columns: a box has 5, a polygon 7 or more (in "
+            "predictions, remove the confidence and further columns)"
         )
     if not values[0].is_integer() or int(values[0]) not in config.names:
         raise UserError(f"{_unknown(columns[0])} {config.file} does not name")
     category = int(values[0])
     if max(map(abs, values[1:])) > _FARTHEST:
         raise UserError(
-            f"({shown(line)}) reaches far beyond the image: columns are shares of its width and "
-            "height, from 0 to 1, neither pixels nor the number of a track"
+            f"({short_repr(line)}) reaches far beyond the image: columns must be relative to its "
+            "width and height, from 0 to 1, neither pixels nor track ids"
         )
     if polygon:
         xs, ys = values[1::2], values[2::2]
@@ -228,7 +226,7 @@ def _read_line(line: str, number: int, config: _Config, form: str) -> Box:
 
 
 def _read_config(tree: Tree) -> _Config:
-    """data.yaml or the like, or else a list of names."""
+    """The content of data.yaml or a similar file, or else of a list of names."""
     found = [file for file in tree.files if PurePosixPath(file).name.lower() in _CONFIGS]
     found = found or [f for f in tree.of_type(".yaml", ".yml") if b"names" in tree.read(f)]
     if found:
@@ -248,7 +246,7 @@ def _read_config(tree: Tree) -> _Config:
 
 
 def _only(tree: Tree, files: Sequence[str], kind: str) -> str:
-    """The file nearest to the root. Raises UserError where several are."""
+    """The file nearest to the root. Raises UserError if there are several."""
     depth = min(len(PurePosixPath(file).parts) for file in files)
     nearest = [file for file in files if len(PurePosixPath(file).parts) == depth]
     if len(nearest) > 1:
@@ -280,7 +278,7 @@ def _parse_config(tree: Tree, file: str) -> _Config:
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict):
-        raise UserError(f"{path} has names {shown(names)}: give a list, or number: name")
+        raise UserError(f"{path} has names {short_repr(names)}: give a list, or number: name")
     splits = {
         ALL_SPLITS[key]: _strings(value)
         for key, value in content.items()
@@ -303,7 +301,7 @@ def _checked(names: Mapping[Any, Any], tree: Tree, file: str) -> dict[int, str]:
         whole = number is not None and 0 <= number < 2**31 and number not in found
         if number is None or not whole or not isinstance(name, str) or not one_line(name):
             raise UserError(
-                f"{tree.root / file} names class {shown(key)} {shown(name)}: give every "
+                f"{tree.root / file} names class {short_repr(key)} {short_repr(name)}: give every "
                 "number from 0 a name in one line, once"
             )
         found[number] = one_line(name)
@@ -313,7 +311,7 @@ def _checked(names: Mapping[Any, Any], tree: Tree, file: str) -> dict[int, str]:
 
 
 def _strings(value: Any) -> tuple[str, ...]:
-    """A text or a list of texts as a tuple; empty for anything else."""
+    """A string or a list of strings as a tuple; empty for anything else."""
     values = value if isinstance(value, list) else [value]
     return tuple(values) if all(isinstance(v, str) and v.strip() for v in values) else ()
 
@@ -324,8 +322,8 @@ def _splits(
     config: _Config,
     problems: list[Problem],
 ) -> tuple[dict[str, list[LabelledImage]], dict[str, list[Problem]]]:
-    """Images by the entries of data.yaml, and a problem for each that a list names in vain; where
-    the entries lead nowhere, images by the names of folders.
+    """Images by split from the entries of data.yaml, and a problem for each line of a list without
+    an image; if no entry leads to images, by the names of folders.
     """
     found: dict[str, list[LabelledImage]] = {}
     lost: dict[str, list[Problem]] = defaultdict(list)
@@ -334,7 +332,7 @@ def _splits(
         for entry in entries:
             there = _images_of(tree, entry, config, lost[split])
             if not there:
-                text = f"{split}: {shown(entry)} leads to no image below the root"
+                text = f"{split}: {short_repr(entry)} leads to no image below the root"
                 problems.append(Problem(file=config.file, text=text))
             members += there
         if members:
@@ -348,10 +346,11 @@ def _splits(
 
 
 def _images_of(tree: Tree, entry: str, config: _Config, lost: list[Problem]) -> list[str]:
-    """The images of an entry: below a folder, or in a list (.txt), whose other lines are ``lost``.
+    """The images of an entry: those below a folder, or in a list (.txt), whose invalid lines are
+    added to ``lost``.
 
-    Entries are often paths of another machine, or relative to a folder that is not there: the
-    longest end of one that exists below the configuration's folder, or the root, is meant.
+    Entries are often paths of another machine, or relative to a missing folder: the longest suffix
+    that exists below the configuration's folder or the root is used.
     """
     parts = _parts(entry)
     bases = list(dict.fromkeys([PurePosixPath(config.file).parent, PurePosixPath()]))
@@ -367,7 +366,7 @@ def _images_of(tree: Tree, entry: str, config: _Config, lost: list[Problem]) -> 
 
 
 def _listed(tree: Tree, file: str, lost: list[Problem]) -> list[str]:
-    """The images that a list names, each found as folders are; lines without one are ``lost``."""
+    """The images in a list, searched like folders; lines without an image are added to ``lost``."""
     known = set(tree.images)
     folders = list(dict.fromkeys([PurePosixPath(file).parent, PurePosixPath()]))
     lines = decoded(tree.read(file), "replace").splitlines()
@@ -378,16 +377,16 @@ def _listed(tree: Tree, file: str, lost: list[Problem]) -> list[str]:
         image = next((end for end in ends if end in known), None) or next(
             (hits[0] for end in ends if len(hits := tree.image_index.at(end)) == 1), None
         )
-        text = "is no image below the root" if image is None else "is an image of another line"
+        text = "is no image below the root" if image is None else "is also in another line"
         if image and image not in found:
             found[image] = line
         elif line.strip() and (image is None or line != found[image]):
-            text = f"line {number} ({shown(line.strip())}) {text}; it was left out"
+            text = f"line {number} ({short_repr(line.strip())}) {text}; it was skipped"
             lost.append(Problem(file=file, text=text))
     return list(found)
 
 
 def _parts(path: str) -> list[str]:
-    """The names of which a path of any machine consists."""
+    """The components of a path of any operating system."""
     parts = PurePosixPath(path.replace("\\", "/")).parts
     return [part for part in parts if part not in ("..", "/", ".")]

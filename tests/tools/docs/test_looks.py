@@ -10,8 +10,8 @@ from tools.docs.looks import (
     Look,
     looks_table,
     merge_looks,
-    read_findings,
     read_looks,
+    read_results,
     write_looks,
 )
 
@@ -35,14 +35,14 @@ def test_findings_are_known_by_the_run_of_their_checkpoint(tmp_path: Path) -> No
     (run / "job.json").write_text(json.dumps({"swept": {"seed": 3, "aux_heads": "[atss]"}}))
     row = {"checkpoint": "a", "head": "all", "of": "atss", "K": 1, "KL": 0.5, "none": None}
     write_findings(tmp_path / "conflict", [row], run)
-    assert read_findings(tmp_path / "conflict") == [
+    assert read_results(tmp_path / "conflict") == [
         Look(number="conflict: all, atss, KL", variant="K = 1 (atss)", seed=3, value=0.5)
     ]
     write_findings(tmp_path / "conflict", [row], tmp_path / "gone")
     with pytest.raises(UserError, match=r"best\.ckpt: its run is no longer beside it"):
-        read_findings(tmp_path / "conflict")
+        read_results(tmp_path / "conflict")
     with pytest.raises(UserError, match="holds no results of"):
-        read_findings(run / "pictures")
+        read_results(run / "pictures")
 
 
 def test_a_table_by_hand() -> None:

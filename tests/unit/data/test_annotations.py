@@ -94,7 +94,7 @@ def _set(key: str, value: Any) -> Callable[[Any], None]:
 BAD = {
     "category": (_set("category_id", 12), r"annotation 101 .*category_id 12, which 'categories'"),
     "category_text": (_set("category_id", "c"), r"annotation 101 .*category_id 'c'.*an integer"),
-    "image": (_set("image_id", 77), r"annotation 101 .*image_id 77, which is no usable"),
+    "image": (_set("image_id", 77), r"annotation 101 .*image_id 77, which is not a usable"),
     "bbox": (_set("bbox", [1, 2, 3]), r"annotation 101 .*bbox \[1, 2, 3\]"),
     "bbox_null": (_set("bbox", [1, 2, 3, None]), r"annotation 101 .*None"),
     "no_bbox": (lambda c: c["annotations"][1].pop("bbox"), r"annotation 101 .*no 'bbox'"),
@@ -102,7 +102,7 @@ BAD = {
     "list": (lambda c: c.update(annotations={"a": 1}), r"no list 'annotations'"),
     "no_file": (lambda c: c["images"][0].pop("file_name"), r"image 5 .*no 'file_name'"),
     "size": (lambda c: c["images"][0].update(width=0), r"image 5 .*width 0"),
-    "twice": (lambda c: c["images"][0].update(id=15), r"image 15 .*an id that stands twice"),
+    "twice": (lambda c: c["images"][0].update(id=15), r"image 15 .*a duplicate id"),
     "image_list": (lambda c: c["images"][0].update(id=[5]), r"image \[5\] .*an integer or a name"),
     "classes": (lambda c: c.update(categories=[], annotations=[]), r"no categories"),
 }
@@ -132,7 +132,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"b\.json is not UTF-8 text"):
         load_annotations(path)
     path.write_text(json.dumps([1]))
-    with pytest.raises(UserError, match="holds a JSON list"):
+    with pytest.raises(UserError, match="contains a JSON list"):
         load_annotations(path)
 
 

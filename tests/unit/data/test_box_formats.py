@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from codetr.data.box_formats import other_convention
+from codetr.data.box_formats import convention_error
 
 SIZE = np.array([640, 480])
 
 
 def _told(xywh: np.ndarray, size: np.ndarray = SIZE) -> str | None:
-    return other_convention(xywh.astype(float), np.broadcast_to(size, (len(xywh), 2)))
+    return convention_error(xywh.astype(float), np.broadcast_to(size, (len(xywh), 2)))
 
 
 def _random_boxes(count: int, seed: int) -> np.ndarray:
@@ -26,12 +26,12 @@ def test_corners_and_shares_are_told_and_pixels_are_not(count: int, seed: int) -
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     assert _told(xywh) is None
     assert "two corners" in str(_told(corners))
-    assert other_convention(corners, np.broadcast_to(SIZE, (count, 2)), "xyxy") is None
+    assert convention_error(corners, np.broadcast_to(SIZE, (count, 2)), "xyxy") is None
     centres = np.concatenate([xywh[:, :2] + xywh[:, 2:] / 2, xywh[:, 2:]], axis=1)
-    assert other_convention(centres, np.broadcast_to(SIZE, (count, 2)), "cxcywh") is None
+    assert convention_error(centres, np.broadcast_to(SIZE, (count, 2)), "cxcywh") is None
     if count > 5:  # few may lie in their image as corner and size, too
         assert "centre and size" in str(_told(centres))
-    assert "shares" in str(_told(xywh / np.tile(SIZE, 2)))
+    assert "relative" in str(_told(xywh / np.tile(SIZE, 2)))
 
 
 LARGE = np.array([[4.0, 3.0, 630.0, 470.0]])

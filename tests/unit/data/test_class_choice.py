@@ -74,7 +74,7 @@ def test_classes_are_chosen_everywhere_alike(kind: str, tmp_path: Path) -> None:
     splits = with_classes(module.source(module.root), choice, tmp_path / "derived")
     page = inspect_data("chosen", splits)
     assert {row[0]: row[1:] for row in page.classes[1:]} == {"road": ("3", "2"), "no": ("1", "1")}
-    assert any("2 classes by data.classes, 2 objects of others left out" in r for r in page.remarks)
+    assert any("2 classes by data.classes, 2 objects of others dropped" in r for r in page.remarks)
     for stage in ("test",):
         alone = CocoDataModule(
             *(module.root, module.source, Chain(), Chain()),

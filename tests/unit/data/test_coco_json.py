@@ -20,7 +20,7 @@ from codetr.data.custom import CustomFolder
 from codetr.data.datamodule import CocoDataModule
 from codetr.data.json_columns import as_flag, as_integer, as_number
 from codetr.data.sources import CocoFolder, Source
-from codetr.data.teachers import read_findings
+from codetr.data.teachers import read_results
 from codetr.errors import UserError
 from codetr.evaluation.coco import CocoEvaluator
 from codetr.evaluation.ground_truth import read_ground_truth
@@ -55,13 +55,13 @@ def write(root: Path, made: dict[str, Any]) -> Path:
 
 def by_training(path: Path) -> Objects:
     found = load_annotations(path)
-    corners, sides = found.boxes.double(), found.written.sides
+    corners, sides = found.boxes.double(), found.fields.sides
     return [
         (
             found.image_ids[int(found.image_of_box[i])],
             found.classes.category_ids[int(found.labels[i])],
             (*corners[i, :2].tolist(), *sides[i].tolist()),
-            float(found.written.area[i]),
+            float(found.fields.area[i]),
             bool(found.crowd[i]),
         )
         for i in range(len(found.boxes))
@@ -307,7 +307,7 @@ def test_images_may_have_names_for_ids(data: str, shared: Path, tmp_path: Path) 
     evaluator.write_predictions(tmp_path / "predictions.json")
     records = json.loads((tmp_path / "predictions.json").read_text())
     assert [record["image_id"] for record in records] == names
-    findings = read_findings(tmp_path / "predictions.json", annotations)
+    findings = read_results(tmp_path / "predictions.json", annotations)
     assert findings.boxes.boxes.tolist() == [[10, 10, 40, 40]] * 3
     assert findings.named.all()
 
@@ -319,5 +319,5 @@ def test_an_image_that_no_entry_names_so(tmp_path: Path) -> None:
     made["images"][0]["id"] = "one"
     assert load_annotations(write(tmp_path, made)).written_ids == ("one", 2)
     made["images"][1]["id"] = "one"
-    with pytest.raises(UserError, match=r"image 'one' in .* has an id that stands twice"):
+    with pytest.raises(UserError, match=r"image 'one' in .* has a duplicate id"):
         load_annotations(write(tmp_path, made))

@@ -178,7 +178,7 @@ def test_division_is_seeded_whole_and_whatever_the_order() -> None:
     assert divide(images[::-1], 0.2, 0) == parts
     assert divide(images, 0.2, 1) != parts
     assert len(divide(images[:2], 0.01, 0)["val"]) == 1
-    with pytest.raises(UserError, match="1 annotated images cannot be divided"):
+    with pytest.raises(UserError, match="1 annotated images cannot be split"):
         divide(images[:1], 0.2, 0)
 
 

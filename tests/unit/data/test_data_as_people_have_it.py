@@ -102,18 +102,18 @@ COCO: dict[str, tuple[Callable[[Content], object], Expected, Expected]] = {
     ),
     "annotation ids stand twice": (
         of_all("annotations", lambda entry: entry.update(id=1)),
-        Expected((3, 3), said="has an id that stands twice; both were kept"),
+        Expected((3, 3), said="has a duplicate id; both were kept"),
         FINE,
     ),
     "no annotation ids": (of_all("annotations", lambda entry: entry.pop("id")), FINE, FINE),
     "an image stands twice": (
         lambda content: content["images"].append(dict(content["images"][0])),
-        Expected((3, 3), said="has an id that stands twice: make the ids unique; it was left out"),
-        Expected(error="has an id that stands twice: make the ids unique"),
+        Expected((3, 3), said="has a duplicate id: make the ids unique; it was skipped"),
+        Expected(error="has a duplicate id: make the ids unique"),
     ),
     "a file is two images": (
         lambda content: content["images"].append({**content["images"][0], "id": 999}),
-        Expected((3, 3), said="a.png is 2 images of the split"),
+        Expected((3, 3), said="a.png occurs as 2 images of the split"),
         FINE,
     ),
     "no annotations": (
@@ -123,12 +123,12 @@ COCO: dict[str, tuple[Callable[[Content], object], Expected, Expected]] = {
     ),
     "a box of no image": (
         of_first("annotations", lambda entry: entry.update(image_id=777)),
-        Expected((2, 2), said="has image_id 777, which is no usable image of the file"),
-        Expected(error="has image_id 777, which is no usable image of the file"),
+        Expected((2, 2), said="has image_id 777, which is not a usable image of the file"),
+        Expected(error="has image_id 777, which is not a usable image of the file"),
     ),
     "a negative side": (
         of_first("annotations", boxed([20, 20, -5, -5])),
-        Expected((2, 2), said="has no area; it was left out"),
+        Expected((2, 2), said="has no area; it was skipped"),
         Expected((2, 2)),
     ),
     "no side": (of_first("annotations", boxed([2, 2, 0, 5])), Expected((2, 2)), Expected((2, 2))),
@@ -139,18 +139,18 @@ COCO: dict[str, tuple[Callable[[Content], object], Expected, Expected]] = {
     ),
     "annotation ids stand twice as texts": (
         of_all("annotations", lambda entry: entry.update(id="007")),
-        Expected((3, 3), said="annotation '007' has an id that stands twice; both were kept"),
+        Expected((3, 3), said="annotation '007' has a duplicate id; both were kept"),
         FINE,
     ),
     "an image stands twice, once as a text": (
         lambda content: content["images"].append({**content["images"][1], "id": "07"}),
-        Expected((3, 3), said="image '07' has an id that stands twice: make the ids unique"),
+        Expected((3, 3), said="image '07' has a duplicate id: make the ids unique"),
         Expected(error="image '07' in"),
     ),
     "shares": (
         of_all("annotations", as_shares),
-        Expected(error="as shares of its width and height"),
-        Expected(error="as shares of its width and height"),
+        Expected(error="relative to its width and height"),
+        Expected(error="relative to its width and height"),
     ),
     "a box as an object": (
         of_all("annotations", lambda entry: entry.update(bbox={"x": 1})),
@@ -189,8 +189,8 @@ COCO: dict[str, tuple[Callable[[Content], object], Expected, Expected]] = {
     ),
     "run lengths and no box": (
         of_all("annotations", lambda e: (e.update(segmentation=RLE), e.pop("bbox"))),
-        Expected((3, 3), said="3 objects have no box but that of their outline"),
-        Expected((3, 3), said="3 objects have no box but that of their outline"),
+        Expected((3, 3), said="3 objects without bbox got that of their outline"),
+        Expected((3, 3), said="3 objects without bbox got that of their outline"),
     ),
     "no outline": (of_all("annotations", lambda e: e.update(segmentation=[])), FINE, FINE),
     "an outline of nothing": (
@@ -221,8 +221,8 @@ COCO: dict[str, tuple[Callable[[Content], object], Expected, Expected]] = {
     ),
     "sizes exchanged": (
         of_all("images", lambda e: e.update(width=HEIGHT, height=WIDTH)),
-        Expected((3, 3), said="boxes are taken as pixels of the upright file"),
-        Expected((3, 3), said="boxes are taken as pixels of the upright file"),
+        Expected((3, 3), said="boxes were taken as pixels of the upright file"),
+        Expected((3, 3), said="boxes were taken as pixels of the upright file"),
     ),
     "a name stands twice": (
         lambda content: content["categories"].append({"id": 12, "name": "cup"}),
@@ -404,7 +404,7 @@ def test_images_of_no_split_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("stems", "said"),
-    [("a", "which was left out, since the image ('a.png') is missing"), ("abc", "none of the 3")],
+    [("a", "which was skipped, since the image ('a.png') is missing"), ("abc", "none of the 3")],
 )
 def test_missing_images_are_named_as_the_reason(stems: str, said: str, tmp_path: Path) -> None:
     root = tmp_path / "root"
@@ -497,7 +497,7 @@ YOLO: dict[str, tuple[Lines, str, Expected]] = {
     "numbers from 1": (
         lambda line: f"{int(line[0]) + 1}{line[1:]}",
         "",
-        Expected(error="its labels count from 1: number the names so in a data.yaml"),
+        Expected(error="labels count from 1, so number the names in a data.yaml"),
     ),
     "numbers from 1, named so": (
         lambda line: f"{int(line[0]) + 1}{line[1:]}",
@@ -508,12 +508,12 @@ YOLO: dict[str, tuple[Lines, str, Expected]] = {
     "numbers from 0, named from 1": (
         str,
         "train: train/images\nval: val/images\nnames: {1: cup, 2: oil}\n",
-        Expected(error="its labels count from 0: number the names so in a data.yaml"),
+        Expected(error="labels count from 0, so number the names in a data.yaml"),
     ),
     "a first class on no image": (
         lambda line: f"1{line[1:]}",
         "",
-        Expected((3, 3), said="class 0 (cup) alone is on no image: if labels count from 1"),
+        Expected((3, 3), said="only class 0 (cup) is in no image: if labels count from 1"),
     ),
     "corners": (yolo_corners, "", Expected(error="all fit if they are read as two corners")),
     "a confidence": (
@@ -524,7 +524,7 @@ YOLO: dict[str, tuple[Lines, str, Expected]] = {
     "a confidence and a track": (
         lambda line: f"{line} 0.93 4",
         "",
-        Expected(error="nor the number of a track"),
+        Expected(error="nor track ids"),
     ),
     "a polygon": (lambda line: f"{line[0]} .1 .1 .5 .1 .5 .5 .1 .5", "", FINE),
     "pixels": (lambda line: f"{line[0]} 10 10 5 6", "", Expected(error="neither pixels nor")),
@@ -546,7 +546,7 @@ YOLO: dict[str, tuple[Lines, str, Expected]] = {
     "more classes than names": (
         str,
         "train: train/images\nval: val/images\nnames: [cup, oil]\nnc: 5\n",
-        Expected((3, 3), said="says nc: 5, but names 2 classes"),
+        Expected((3, 3), said="has nc: 5, but 2 names"),
     ),
     "names that are one text": (
         str,
@@ -607,7 +607,7 @@ def test_label_files_of_no_image_are_counted(tmp_path: Path) -> None:
     write_yolo(root, parts, list(NAMES.values()))
     (root / "train/labels/b.txt").rename(root / "train/labels/other.txt")
     splits = CustomFolder(cache=tmp_path / "cache")(root)
-    assert "1 label files belong to no image, such as train/labels/other.txt" in splits.remarks
+    assert "1 label files without an image, such as train/labels/other.txt" in splits.remarks
 
 
 def test_lines_of_lists_that_mean_one_image_are_named(tmp_path: Path) -> None:
@@ -619,8 +619,8 @@ def test_lines_of_lists_that_mean_one_image_are_named(tmp_path: Path) -> None:
     (root / "train.txt").write_text("\n".join(["train/images/b.png", *lines]))
     problems = CustomFolder(cache=tmp_path / "cache")(root).problems
     assert problems == (
-        "train.txt: line 3 ('/y/train/images/a.png') is an image of another line; it was left out",
-        "train.txt: line 4 ('train/images/a.png') is an image of another line; it was left out",
+        "train.txt: line 3 ('/y/train/images/a.png') is also in another line; it was skipped",
+        "train.txt: line 4 ('train/images/a.png') is also in another line; it was skipped",
     )
 
 
@@ -652,7 +652,7 @@ def test_sizes_in_voc_elements_are_boxes(form: str, tmp_path: Path) -> None:
         splits = CustomFolder(cache=tmp_path / "cache", box_format=told)(root)
         found[name] = json.loads(splits.train.annotations.read_text())["annotations"]
     assert found["sizes"] == found["own"]
-    assert any("boxes are taken as corner and size" in line for line in splits.remarks)
+    assert any("boxes were taken as corner and size" in line for line in splits.remarks)
 
 
 def test_exchanged_corners_that_could_be_sizes_are_asked_about(tmp_path: Path) -> None:
@@ -661,7 +661,7 @@ def test_exchanged_corners_that_could_be_sizes_are_asked_about(tmp_path: Path) -
     write_voc(root, near, {part: list(stems) for part, stems in PARTS.items()})
     for file in (root / "Annotations").iterdir():
         file.write_text(exchanged(file.read_text()))
-    with pytest.raises(UserError, match=r"say which by data\.source\.box_format=xyxy or"):
+    with pytest.raises(UserError, match=r"set data\.source\.box_format=xyxy or"):
         CustomFolder(cache=tmp_path / "cache")(root)
     for form, box in (("xyxy", [2, 2, 10, 10]), ("xywh", [12, 12, 3, 3])):
         splits = CustomFolder(cache=tmp_path / "cache", box_format=form)(root)
@@ -673,7 +673,7 @@ def test_exchanged_corners_that_could_be_sizes_are_asked_about(tmp_path: Path) -
     ("second", "names", "said"),
     [
         ("more/a.xml", ["a", "b", "c"], "'a' could be Annotations/a.xml or more/a.xml"),
-        (None, ["x/a", "y/a", "b"], "'y/a' is Annotations/a.xml, which another line names, too"),
+        (None, ["x/a", "y/a", "b"], "'y/a' is Annotations/a.xml, which is also in another line"),
     ],
 )
 def test_names_in_voc_lists_that_could_be_several(
@@ -685,7 +685,7 @@ def test_names_in_voc_lists_that_could_be_several(
         (root / second).parent.mkdir()
         (root / second).write_bytes((root / "Annotations/a.xml").read_bytes())
     problems = CustomFolder(cache=tmp_path / "cache")(root).problems
-    assert [p for p in problems if said in p and p.endswith("it was left out")], problems
+    assert [p for p in problems if said in p and p.endswith("it was skipped")], problems
 
 
 def test_two_annotation_files_of_an_image_are_named(tmp_path: Path) -> None:
@@ -695,7 +695,8 @@ def test_two_annotation_files_of_an_image_are_named(tmp_path: Path) -> None:
     (root / "train/more").mkdir()
     (root / "train/more/a.xml").write_bytes((root / "train/Annotations/a.xml").read_bytes())
     problems = CustomFolder(cache=tmp_path / "cache")(root).problems
-    assert any("train/JPEGImages/a.png is 2 images of the split" in line for line in problems)
+    expected = "train/JPEGImages/a.png occurs as 2 images of the split"
+    assert any(expected in line for line in problems)
 
 
 def exchanged(text: str) -> str:
@@ -714,7 +715,7 @@ VOC: dict[str, tuple[Callable[[str], str], Mapping[str, list[str]], Expected]] =
     "corners exchanged": (
         exchanged,
         {},
-        Expected((3, 3), said="6 objects have xmin above xmax, or ymin above ymax: exchanged"),
+        Expected((3, 3), said="6 objects have xmin above xmax, or ymin above ymax: swapped"),
     ),
     "difficult": (
         lambda t: t.replace("<difficult>0", "<difficult>1"),
@@ -744,7 +745,7 @@ VOC: dict[str, tuple[Callable[[str], str], Mapping[str, list[str]], Expected]] =
     "an ampersand": (
         lambda t: t.replace("cup", "a & b"),
         {},
-        Expected(error="'a' has no usable annotation: Annotations/a.xml: no usable XML"),
+        Expected(error="'a' has no usable annotation: Annotations/a.xml: not valid XML"),
     ),
     "turned boxes": (
         lambda t: t.replace("bndbox", "robndbox"),

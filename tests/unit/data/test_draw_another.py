@@ -140,5 +140,5 @@ def test_the_image_that_is_pasted_is_drawn_again_too() -> None:
 
 def test_where_no_image_keeps_a_box_it_ends() -> None:
     dataset = AugmentedDataset(Source([False], [False]), LSJ, seed=0)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"refused 1000 images of a\.json"):
+    with pytest.raises(UserError, match=r"rejected 1000 images of a\.json"):
         dataset[0]

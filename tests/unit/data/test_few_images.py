@@ -11,7 +11,7 @@ from PIL import Image
 from codetr.checkpoints.experiment import compose_train
 from codetr.classes import ClassList
 from codetr.conf_folder import conf_folder
-from codetr.data.annotations import CocoAnnotations, Written, load_annotations
+from codetr.data.annotations import CocoAnnotations, OtherFields, load_annotations
 from codetr.data.augment import Chain
 from codetr.data.datamodule import CocoDataModule
 from codetr.data.sources import CocoFolder
@@ -85,7 +85,7 @@ def test_none_stands_twice_in_large_files() -> None:
         boxes=corners.expand(count, 4),
         labels=torch.zeros(count, dtype=torch.int64),
         crowd=torch.zeros(count, dtype=torch.bool),
-        written=Written(
+        fields=OtherFields(
             sides=torch.full((count, 2), 2.0),
             area=torch.full((count,), 4.0),
             ignore=torch.zeros(count, dtype=torch.bool),
@@ -119,7 +119,7 @@ def test_an_unknown_image_is_the_same_error(root: Path) -> None:
     (root / "train.json").write_text(json.dumps(content))
     for wanted in (None, 2):
         with pytest.raises(
-            UserError, match=r"annotation 4 .* has image_id 4, which is no usable image"
+            UserError, match=r"annotation 4 .* has image_id 4, which is not a usable image"
         ):
             load_annotations(root / "train.json", num_images=wanted)
 

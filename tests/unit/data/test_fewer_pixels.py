@@ -14,7 +14,7 @@ from codetr.data.augment import RandomCrop, RandomShortSide, ResizeAndCrop, Scal
 from codetr.data.collate import Collate
 from codetr.data.copy_paste import CopyPaste
 from codetr.data.dataset import seeded
-from codetr.data.mask_bounds import bounded_by_masks, mask_bounds
+from codetr.data.mask_bounds import fitted_to_masks, mask_bounds
 from codetr.data.resize import resize_nearest
 from codetr.data.sample import BoxSet, Sample
 from codetr.data.segmentation import read_segmentations
@@ -117,7 +117,7 @@ def test_normalising_in_place_is_the_usual_arithmetic() -> None:
 
 def _plain_paste(mix: CopyPaste, below: Sample, above: Sample) -> tuple[Tensor, Tensor]:
     """Boxes and pixels by the definition: every mask as a whole."""
-    below, above = bounded_by_masks(below), bounded_by_masks(above)
+    below, above = fitted_to_masks(below), fitted_to_masks(above)
     chosen = mix._choose(len(above.targets))
     if not len(chosen):
         return below.targets.boxes, below.image

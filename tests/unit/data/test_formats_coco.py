@@ -94,11 +94,11 @@ def test_crowds_are_ignored_and_segmentations_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "index", "change", "reason"),
     [
-        ("images", 1, {"id": 0}, "stands twice"),
+        ("images", 1, {"id": 0}, "duplicate id"),
         ("images", 1, {"id": [7]}, "an integer"),
         ("images", 4, {"file_name": "gone.png"}, "is missing"),
         ("images", 4, {"file_name": None}, "file_name None"),
-        ("annotations", 0, {"image_id": 1}, "no usable image"),
+        ("annotations", 0, {"image_id": 1}, "not a usable image"),
         ("annotations", 0, {"category_id": 1}, "'categories' does not have"),
         ("annotations", 0, {"category_id": [3]}, "an integer"),
         ("annotations", 0, {"bbox": [1, 2, 3]}, "four finite numbers"),

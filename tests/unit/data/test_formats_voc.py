@@ -44,7 +44,7 @@ def test_coordinates_are_edges_where_a_zero_occurs(tmp_path: Path) -> None:
 def test_trainval_alone_is_not_divided(tmp_path: Path) -> None:
     found = read(write_voc(tmp_path, CELLS, {"trainval": ["a", "b", "c"], "test": ["d"]}))
     assert {name: len(images) for name, images in found.splits.items()} == {"unsplit": 3, "test": 1}
-    assert "1 annotated images are in no list: left out" in found.remarks
+    assert "1 annotated images are in no list: skipped" in found.remarks
 
 
 def test_class_wise_lists_are_not_splits_and_unknown_names_are_problems(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_class_wise_lists_are_not_splits_and_unknown_names_are_problems(tmp_path
     found = read(write_voc(tmp_path, CELLS, sets))
     assert {name: len(images) for name, images in found.splits.items()} == {"train": 2, "val": 1}
     assert [str(p) for p in found.problems] == [
-        "ImageSets/Main/train.txt: 'gone' has no usable annotation; it was left out"
+        "ImageSets/Main/train.txt: 'gone' has no usable annotation; it was skipped"
     ]
 
 
@@ -105,13 +105,13 @@ def test_parts_of_an_object_are_no_boxes_of_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no usable XML"),
-        (b"<annotation><object>", "no usable XML"),
+        (b"", "not valid XML"),
+        (b"<annotation><object>", "not valid XML"),
         (b"<a/>", "not <annotation>"),
         (b"<" + b"<".join([b"a>"] * 100_000), "nested"),
         (b'<?xml version="1.0" encoding="gb2312"?><annotation/>', "UTF-8"),
-        (b'<?xml version="1.0" encoding="no-such"?><annotation/>', "no usable XML"),
-        (b"\xff\xfe\x00", "no usable XML"),
+        (b'<?xml version="1.0" encoding="no-such"?><annotation/>', "not valid XML"),
+        (b"\xff\xfe\x00", "not valid XML"),
         (b'<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><a>&b;</a>', "document type"),
     ],
 )

@@ -63,9 +63,7 @@ def test_lists_of_images(tmp_path: Path) -> None:
     found = read(tmp_path)
     assert counts(found) == {"train": 3, "val": 1}
     (problem,) = found.problems
-    assert (
-        str(problem) == "train.txt: line 4 ('no.png') is no image below the root; it was left out"
-    )
+    assert str(problem) == "train.txt: line 4 ('no.png') is no image below the root; it was skipped"
     assert list(found.lost["train"]) == [problem]
 
 
@@ -130,7 +128,7 @@ def test_bad_lines_are_left_out_with_a_reason(tmp_path: Path, line: str, reason:
         ("names:\n- a\n-\n", "a name"),
         ("names: {0: a, 00: b}", "once"),
         ("names: {0: a, 0: b}", "twice"),
-        ("names: {[0]: a}", "no text"),
+        ("names: {[0]: a}", "not a string"),
         ("names: {x: a}", "a name"),
         ("a: &a [1]\nnames: [*a, *a]", "aliases"),
         ("names: 2001-99-99", "give a list"),

@@ -17,7 +17,7 @@ from codetr.data.augment import Chain
 from codetr.data.convert import CocoWriter
 from codetr.data.custom import FORMATS, CustomFolder, recognise
 from codetr.data.datamodule import CocoDataModule
-from codetr.data.files import FileIndex, found_names, image_suffixes, is_image
+from codetr.data.files import FileIndex, image_suffixes, is_image, resolve_file_names
 from codetr.data.formats.tree import list_files
 from codetr.data.images import read_image
 from codetr.data.sources import CocoFolder, Source
@@ -26,7 +26,7 @@ from codetr.inference.sources import ImageFiles, open_source
 
 BOX = [("cup", (3.0, 4.0, 20.0, 22.0))]
 NFC, NFD = (unicodedata.normalize(form, "Bäume.png") for form in ("NFC", "NFD"))
-WAYS = {
+COMPARISONS = {
     # as the annotations say; on the disk
     "as written": ("a b.png", "a b.png"),
     "decomposed": (NFC, NFD),
@@ -73,20 +73,20 @@ def found_by_custom(root: Path) -> tuple[list[str], list[list[float]], str]:
     )
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", COMPARISONS)
 def test_an_index_finds_it(way: str) -> None:
-    name, file = WAYS[way]
+    name, file = COMPARISONS[way]
     index = FileIndex([f"photos/{file}", "photos/other.png"])
     assert index.at(f"photos/{name}") == index.named(name) == [f"photos/{file}"]
     assert index.named(f"C:\\them\\photos\\{name}") == [f"photos/{file}"]
     assert index.at(name) == []
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", COMPARISONS)
 def test_coco_folders_find_it(
     way: str, photo: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    name, file = WAYS[way]
+    name, file = COMPARISONS[way]
     folder = photo(file)
     coco(folder.parent, name)
     source = CocoFolder(
@@ -103,9 +103,9 @@ def test_coco_folders_find_it(
 
 
 @pytest.mark.parametrize("url", ["", "/home/them/", "C:\\x\\", "http://localhost:80/data/1/"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", COMPARISONS)
 def test_converted_coco_finds_it(way: str, url: str, photo: Callable[[str], Path]) -> None:
-    name, file = WAYS[way]
+    name, file = COMPARISONS[way]
     folder = photo(file)
     coco(folder.parent, name, url)
     files, boxes, said = found_by_custom(folder.parent)
@@ -113,18 +113,18 @@ def test_converted_coco_finds_it(way: str, url: str, photo: Callable[[str], Path
     assert ("1 images have other names" in said) == (name != file)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", COMPARISONS)
 def test_voc_finds_it(way: str, photo: Callable[[str], Path]) -> None:
-    name, file = WAYS[way]
+    name, file = COMPARISONS[way]
     folder = photo(file)
     (folder.parent / "Annotations").mkdir()
     (folder.parent / "Annotations/0001.xml").write_text(voc_xml(BOX, name), encoding="utf-8")
     assert found_by_custom(folder.parent)[:2] == ([f"photos/{file}"], [[3, 4, 17, 18]])
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way not in ("suffix", "no suffix")])
+@pytest.mark.parametrize("way", [way for way in COMPARISONS if way not in ("suffix", "no suffix")])
 def test_voc_and_yolo_find_it_by_their_own_names(way: str, tmp_path: Path) -> None:
-    name, file = WAYS[way]
+    name, file = COMPARISONS[way]
     stem = Path(name).stem
     for kind in ("voc", "yolo"):
         root = tmp_path / kind
@@ -140,9 +140,9 @@ def test_voc_and_yolo_find_it_by_their_own_names(way: str, tmp_path: Path) -> No
         assert (files, boxes) == ([f"images/{file}"], [pytest.approx([3, 4, 17, 18])])
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", COMPARISONS)
 def test_predict_finds_it(way: str, photo: Callable[[str], Path]) -> None:
-    name, file = WAYS[way]
+    name, file = COMPARISONS[way]
     source = open_source(str(photo(file) / name))
     assert isinstance(source, ImageFiles)
     assert [path.name for path in source.paths] == [file]
@@ -174,18 +174,18 @@ def test_lists_of_voc_find_it(tmp_path: Path) -> None:
 def test_a_name_that_could_mean_several_means_none(tmp_path: Path) -> None:
     write_images(tmp_path / "photos", ["A.png", "a.png", "b.png", "b.webp"])
     names = ("a.PNG", "b.jpg", "a.png", "c.png")
-    assert found_names(names[1:], tmp_path / "photos") == names[1:]
+    assert resolve_file_names(names[1:], tmp_path / "photos") == names[1:]
     # a.png is another's, so A.png remains
-    assert found_names(names, tmp_path / "photos") == ("A.png", *names[1:])
-    assert found_names(("a.PNG",), tmp_path / "photos") == ("a.PNG",)
-    assert found_names(("B.png", "b.PNG"), tmp_path / "photos") == ("B.png", "b.PNG")
+    assert resolve_file_names(names, tmp_path / "photos") == ("A.png", *names[1:])
+    assert resolve_file_names(("a.PNG",), tmp_path / "photos") == ("a.PNG",)
+    assert resolve_file_names(("B.png", "b.PNG"), tmp_path / "photos") == ("B.png", "b.PNG")
     with pytest.raises(UserError, match="no such file"):
         open_source(str(tmp_path / "photos/b.jpg"))
 
 
 def test_masks_elsewhere_are_no_images(tmp_path: Path) -> None:
     write_images(tmp_path / "photos/masks", ["a.png"])
-    assert found_names(("a.jpg",), tmp_path / "photos") == ("a.jpg",)
+    assert resolve_file_names(("a.jpg",), tmp_path / "photos") == ("a.jpg",)
 
 
 def test_an_image_that_another_entry_names_is_not_taken(tmp_path: Path) -> None:
@@ -211,8 +211,8 @@ def test_another_images_labels_are_not_taken(tmp_path: Path) -> None:
 def test_names_that_are_none_lead_nowhere(tmp_path: Path) -> None:
     names = ("", "/", "..", "a\0b", "\ud800", "x" * 5000, "http://[", "%00", "%zz")
     write_images(tmp_path / "photos", ["a.png"])
-    assert found_names(names, tmp_path / "photos") == names
-    assert found_names(names, tmp_path / "nowhere") == names
+    assert resolve_file_names(names, tmp_path / "photos") == names
+    assert resolve_file_names(names, tmp_path / "nowhere") == names
     assert all(FileIndex(["photos/a.png"]).named(name) == [] for name in names if name)
 
 
@@ -248,7 +248,7 @@ def test_pictures_that_conversion_skips_are_counted(tmp_path: Path) -> None:
     (root / "labels.json").write_text(json.dumps(content))
     (root / "c.jxl").write_bytes(b"")
     remarks = CustomFolder(cache=tmp_path / "cache")(root).remarks
-    assert any("1 files (.jxl 1) are pictures that Pillow cannot open" in r for r in remarks)
+    assert any("1 files (.jxl 1) are images that the installed Pillow" in r for r in remarks)
 
 
 REPORTS = {"suffix_ppm": 3, "suffix_jfif": 3, "suffix_case": 3, "unicode_nfd_on_disk": 3}

@@ -117,7 +117,7 @@ def test_boxes_of_the_stored_picture_turn_with_it(
     with caplog.at_level(logging.INFO):
         module = opened(kind, root)
     assert on_their_objects(module)
-    said = [r.message for r in caplog.records if "not as their annotations say" in r.message]
+    said = [r.message for r in caplog.records if "differ from their annotations" in r.message]
     assert len(said) == (2 if kind == "coco" else 1)  # one for each split, or for all
     assert all("data.boxes=stored" in line for line in said)
     again = CocoDataModule(
@@ -189,7 +189,7 @@ def test_boxes_that_fit_nothing_are_asked_about(kind: str, tmp_path: Path) -> No
     root = tmp_path / "root"
     turned(kind, root, dict.fromkeys(TWO, NEAR))
     annotate(kind, root, dict.fromkeys(TWO, STORED_WH), dict.fromkeys(TWO, (10, 10, 300, 300)))
-    with pytest.raises(UserError, match="boxes fit none"):
+    with pytest.raises(UserError, match="boxes fit neither"):
         opened(kind, root)
 
 
@@ -216,7 +216,7 @@ def test_reported_photographs(kind: str, shared: Path, tmp_path: Path) -> None:
     assert module.train_dataset[0].targets.boxes.tolist() == [[40, 80, 70, 110]]
     page = inspect_data("reported", chosen(root), derived=tmp_path / "d")
     assert all("the same image" in problem for problem in page.problems)
-    assert sum("boxes are those of the stored picture" in r for r in page.remarks) >= 1
+    assert sum("boxes were taken as pixels of the stored image" in r for r in page.remarks) >= 1
 
 
 def test_a_reading_that_does_not_exist(tmp_path: Path) -> None:

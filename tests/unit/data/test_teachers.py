@@ -18,7 +18,7 @@ from codetr.data.augment import Chain, DetrAugmentation, FlipOnly
 from codetr.data.datamodule import CocoDataModule
 from codetr.data.sample import BoxSet, SampleKey
 from codetr.data.sources import CocoFolder
-from codetr.data.teachers import Parallel, Suppression, TeacherBoxes, read_findings
+from codetr.data.teachers import Parallel, Suppression, TeacherBoxes, read_results
 from codetr.errors import UserError
 
 CONF = conf_folder() / "data"
@@ -62,7 +62,7 @@ def test_both_forms_are_read_clipped_and_sorted(
     content: Any = RESULTS
     if by_image:
         content = {str(i): [r for r in RESULTS if r["image_id"] == i] for i in (5, 25, 999)}
-    found = read_findings(write(tmp_path / "t.json", content), annotations)
+    found = read_results(write(tmp_path / "t.json", content), annotations)
     first, second, third = (found.of(i) for i in range(3))
     assert second is None
     assert first is not None
@@ -76,12 +76,12 @@ def test_both_forms_are_read_clipped_and_sorted(
 
 def test_the_best_boxes_above_a_score_count(annotations: CocoAnnotations, tmp_path: Path) -> None:
     path = write(tmp_path / "t.json", RESULTS)
-    best = read_findings(path, annotations, top_k=2)
+    best = read_results(path, annotations, top_k=2)
     assert [len(found) for found in (best.of(0), best.of(2)) if found] == [2, 1]
     assert best.of(0).scores.tolist() == pytest.approx([0.8, 0.5])  # type: ignore[union-attr]
-    high = read_findings(path, annotations, min_score=0.6)
+    high = read_results(path, annotations, min_score=0.6)
     assert high.of(0).scores.tolist() == pytest.approx([0.8])  # type: ignore[union-attr]
-    none = read_findings(path, annotations, min_score=0.95).of(2)
+    none = read_results(path, annotations, min_score=0.95).of(2)
     assert none is not None
     assert len(none) == 0
 
@@ -89,7 +89,7 @@ def test_the_best_boxes_above_a_score_count(annotations: CocoAnnotations, tmp_pa
 def test_an_image_named_without_boxes_is_not_a_missing_one(
     annotations: CocoAnnotations, tmp_path: Path
 ) -> None:
-    found = read_findings(write(tmp_path / "t.json", {"5": [], "15": []}), annotations)
+    found = read_results(write(tmp_path / "t.json", {"5": [], "15": []}), annotations)
     assert len(found.of(0) or []) == 0
     assert found.of(0) is not None
     assert found.of(2) is None
@@ -221,7 +221,7 @@ def test_flip_moves_teachers_with_the_image(make_root: Callable[..., Path], tmp_
     [
         ("{", "not valid JSON"),
         ([{"image_id": 5}], "lacks category_id"),
-        ([{"bbox": [1, 2, 3, 4]}], "holds no COCO results"),
+        ([{"bbox": [1, 2, 3, 4]}], "contains no COCO results"),
         ([result(5, [1, 2, 3], 0.5)], "bbox of four numbers"),
         ([result(5, [1, 10**400, 3, 4], 0.5)], "bbox of four numbers"),
         ([{**result(5, [1, 2, 3, 4], 0.5), "score": [[]]}], "or a score"),

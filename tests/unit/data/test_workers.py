@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch.utils.data import Dataset
 
-from codetr.data.workers import SteadyLoader
+from codetr.data.workers import SignalSafeLoader
 
 
 class Processes(Dataset[int]):
@@ -22,7 +22,7 @@ class Processes(Dataset[int]):
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_workers_go_on_after_a_signal_to_all_processes(signum: signal.Signals) -> None:
-    loader = SteadyLoader(Processes(), batch_size=1, num_workers=2, prefetch_factor=1)
+    loader = SignalSafeLoader(Processes(), batch_size=1, num_workers=2, prefetch_factor=1)
     batches = iter(loader)
     workers = {int(next(batches)), int(next(batches))}
     assert os.getpid() not in workers

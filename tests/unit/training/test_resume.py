@@ -25,7 +25,7 @@ from codetr.checkpoints.files import RunRecord
 from codetr.classes import ClassList
 from codetr.data.sample import SampleKey
 from codetr.data.samplers import TrainSampler
-from codetr.data.step_loader import StepLoader, remaining
+from codetr.data.step_loader import StepLoader, remaining_batches
 from codetr.run_folder import RunFolder
 from codetr.structures import Batch
 from codetr.training import stopping
@@ -62,7 +62,7 @@ class Images(LightningDataModule):
         return StepLoader(
             _Keys(),
             step_batches=self.trainer.accumulate_grad_batches,
-            window=lambda: remaining(self.trainer),
+            window=lambda: remaining_batches(self.trainer),
             batch_size=2,
             sampler=TrainSampler(IMAGES, 2, 0, groups=groups, repeats=repeats),
             collate_fn=_collate,
