@@ -16,10 +16,11 @@ def _convert(cfg: DictConfig, given: Sequence[str]) -> None:
     from codetr.checkpoints.convert import convert  # after hydra has answered --help and typos
     from codetr.checkpoints.files import write_detector_file
     from codetr.settings import check_settings
+    from codetr.settings.relations import OF_MODEL
     from codetr.training.ignored_settings import NOT_RECORDED, require_effect
 
     require_effect(given, NOT_RECORDED)
-    check_settings(cfg, given, nulls=True)
+    check_settings(cfg, given, relations=OF_MODEL)  # nothing is trained
     content, report = convert(cfg, given)
     print("\n".join(report.lines()))
     if cfg.strict:

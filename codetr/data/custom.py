@@ -6,10 +6,8 @@ import hashlib
 import json
 import logging
 import re
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +26,7 @@ from codetr.data.placement import AUTO, require_reading
 from codetr.data.sources import MAX_LOST, Split, Splits, require_share, rounded_up_share
 from codetr.errors import UserError
 from codetr.json_text import parse_json
+from codetr.writing import new_folder
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +157,10 @@ class CustomFolder:
         remarks += _foreign(tree)
         remarks += [_classes(tuple(found.categories.values())), f"converted to {folder}"]
         about = {"remarks": remarks, "problems": [str(problem) for problem in problems]}
-        _write(folder, {"train.json": contents[0], "val.json": contents[1], _ABOUT: about})
+        names = ("train.json", "val.json", _ABOUT)
+        with new_folder(folder) as unfinished:
+            for name, content in zip(names, (*contents, about), strict=True):
+                (unfinished / name).write_text(json.dumps(content))
 
     def _choose(self, tree: Tree, found: FolderContent) -> tuple[tuple[_Part, _Part], list[str]]:
         """Training and validation images, and remarks about them."""
@@ -352,22 +354,6 @@ def _foreign(tree: Tree) -> list[str]:
 def _classes(names: Sequence[str]) -> str:
     more = ", ..." if len(names) > _NAMED else ""
     return f"{len(names)} classes: {', '.join(names[:_NAMED])}{more}"
-
-
-def _write(folder: Path, contents: Mapping[str, Any]) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
-    try:
-        for name, content in contents.items():
-            (unfinished / name).write_text(json.dumps(content))
-        unfinished.chmod(0o755)
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process has written the same content
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _warn(root: Path, problems: Sequence[str], folder: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from codetr.data.scenes import SceneObject, SceneStyle, render_scene
 from codetr.data.shapes import SHAPES
 from codetr.data.sources import Split, Splits
 from codetr.errors import UserError
+from codetr.writing import new_folder
 
 log = logging.getLogger(__name__)
 
@@ -67,27 +66,16 @@ class SyntheticScenes:
         return Splits(train=_split(folder, "train"), val=_split(folder, "val"), placed=True)
 
     def _render(self, folder: Path) -> None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=".rendering-", dir=folder.parent))
-        try:
-            with Progress(transient=True) as progress:
-                for name, count in (("train", self.num_train), ("val", self.num_val)):
-                    task = progress.add_task(f"rendering {name} scenes", total=count)
-                    entries = []
-                    (unfinished / name).mkdir()
-                    for index in range(count):
-                        entries.append(self._scene(unfinished, name, index))
-                        progress.advance(task)
-                    _write_annotations(_split(unfinished, name).annotations, entries)
-            unfinished.chmod(0o755)
-            try:
-                unfinished.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # otherwise another process has written the same bytes
-                    raise
-            log.info("built-in data: %s", folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        with new_folder(folder) as unfinished, Progress(transient=True) as progress:
+            for name, count in (("train", self.num_train), ("val", self.num_val)):
+                task = progress.add_task(f"rendering {name} scenes", total=count)
+                entries = []
+                (unfinished / name).mkdir()
+                for index in range(count):
+                    entries.append(self._scene(unfinished, name, index))
+                    progress.advance(task)
+                _write_annotations(_split(unfinished, name).annotations, entries)
+        log.info("built-in data: %s", folder)
 
     def _scene(
         self, folder: Path, split: str, index: int

@@ -14,7 +14,7 @@ from codetr.errors import UserError
 from codetr.overrides import is_within, key_of
 from codetr.settings.annotated import arguments_of
 from codetr.settings.kinds import NULL, Either, FilePath, FolderName, Kind
-from codetr.settings.relations import RELATIONS
+from codetr.settings.relations import RELATIONS, Relation
 from codetr.settings.rules import is_own, rule_for
 
 Key = tuple[str, ...]
@@ -57,7 +57,12 @@ def _names_a_file(takes: Kind) -> bool:
     return isinstance(takes, FilePath | FolderName)
 
 
-def check_settings(cfg: DictConfig, given: Sequence[str] = (), nulls: bool = False) -> None:
+def check_settings(
+    cfg: DictConfig,
+    given: Sequence[str] = (),
+    nulls: bool = False,
+    relations: Sequence[Relation] = RELATIONS,
+) -> None:
     """Check every setting of ``cfg``: its value by ``rules`` and by the annotations of what it is
     an argument of, whether anything takes it, and the ``relations`` between settings.
 
@@ -78,7 +83,7 @@ def check_settings(cfg: DictConfig, given: Sequence[str] = (), nulls: bool = Fal
     except OmegaConfBaseException as error:
         raise UserError(_interpolation_text(error)) from None
     _check(resolved, nulls, interpolated=True)
-    for relation in RELATIONS:
+    for relation in relations:
         problem = relation(cfg)
         if problem is not None:
             raise UserError(problem)

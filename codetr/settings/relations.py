@@ -165,13 +165,17 @@ def divided_weights_are_left_as_they_are(cfg: DictConfig) -> str | None:
     return None
 
 
-RELATIONS: Sequence[Relation] = (
+OF_MODEL: Sequence[Relation] = (
     main_queries_are_trained,
     heads_divide_the_width,
     norm_groups_divide_the_width,
-    checkpointed_layers_exist,
     levels_are_those_of_the_neck,
     auxiliary_heads_see_the_maps_made_for_them,
+)
+"""Those between settings that a model and its schemes are built from."""
+RELATIONS: Sequence[Relation] = (
+    *OF_MODEL,
+    checkpointed_layers_exist,
     milestones_lie_within_the_schedule,
     batches_are_accumulated_to_a_number_of_images,
     bounds_are_in_order,

@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from commands import ROOT, Command
+from hydra import compose, initialize_config_dir
 from tiny_official import TINY, save_official, tiny_model, to_official
 
 from codetr.checkpoints.files import read_detector_file
+from codetr.conf_folder import conf_folder
 from codetr.data.shapes import SHAPES
+from codetr.settings import check_settings
+from codetr.settings.relations import OF_MODEL
 
 EXPERIMENT = "co_dino_5scale_r50_1x_coco"
 DATA = (
@@ -124,6 +128,22 @@ def test_malicious_file_is_refused(command: Command, tmp_path: Path) -> None:
     assert "evil.pth: refers to 'posix.system'" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "trace").exists()
+
+
+def test_settings_that_contradict_are_not_converted(
+    official: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They would stand in the record. What only training needs, as teachers' files, may lack."""
+    out = tmp_path / "out.safetensors"
+    assert converted(monkeypatch, *given(official, out), *TINY, "model.heads=7") == 2
+    assert "error: model.heads=7 does not divide model.dim=" in capsys.readouterr().err
+    assert not out.exists()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        cfg = compose("convert", ["experiment=teach_yolos_s_150e_coco"])
+    check_settings(cfg, relations=OF_MODEL)
 
 
 def test_malicious_file_is_not_converted(

@@ -19,7 +19,7 @@ from codetr.data.derived import write_derived
 from codetr.errors import UserError
 from codetr.training.checkpoint_files import AtomicCheckpointIO
 from codetr.training.csv_logger import CsvLogger
-from codetr.writing import remove_parts, replacing
+from codetr.writing import new_folder, remove_parts, replacing
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ WRITES = """
 import sys
 from pathlib import Path
 from codetr.errors import UserError
-from codetr.writing import remove_parts, replacing
+from codetr.writing import new_folder, remove_parts, replacing
 
 def write(name):
     with replacing(folder / name) as file:
@@ -197,3 +197,21 @@ def test_parts_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     remove_parts(tmp_path)
     assert os.listdir(tmp_path) == ["model.safetensors"]
     assert load_file(tmp_path / "model.safetensors")["a"].shape == (300_000,)
+
+
+def test_a_folder_is_there_when_it_is_full(tmp_path: Path) -> None:
+    folder = tmp_path / "a/b"
+    with pytest.raises(FileNotFoundError), new_folder(folder) as unfinished:
+        (unfinished / "x").rename(unfinished / "y")
+    assert not list(folder.parent.iterdir())
+    with new_folder(folder) as unfinished:
+        (unfinished / "x").write_text("first")
+        assert not folder.exists()
+        with new_folder(folder) as other:
+            (other / "x").write_text("second")
+    assert (folder / "x").read_text() == "second", "whoever is ready first"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    assert list(folder.parent.iterdir()) == [folder]
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError), new_folder(tmp_path / "file"):
+        pass
