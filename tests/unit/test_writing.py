@@ -180,7 +180,7 @@ def test_derived_annotations_on_a_full_disk(
     tmp_path: Path, full_disk: Callable[[int], None]
 ) -> None:
     full_disk(16)
-    with pytest.raises(UserError, match=r"cannot be written \(File too large\): make room"):
+    with pytest.raises(UserError, match=r"cannot be written \(File too large\): free some space"):
         write_derived(tmp_path, Path("a.json"), ["a long text"] * 1000)
     assert os.listdir(tmp_path) == []
 
