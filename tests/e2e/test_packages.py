@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import site
 import subprocess
@@ -110,14 +111,46 @@ def test_hydra_finds_the_launchers_of_an_editable_install(
     tree: Path, beside: bool, tmp_path: Path
 ) -> None:
     """``beside``: another plugin is installed, whose part of the namespace is a folder."""
-    venv.create(tmp_path / "env", symlinks=True)
-    python = tmp_path / "env/bin/python"
-    (packages,) = (tmp_path / "env").glob("lib/python*/site-packages")
-    (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+    python, packages = environment(tmp_path)
     if beside:
         (packages / "hydra_plugins/other").mkdir(parents=True)
         (packages / "hydra_plugins/other/__init__.py").touch()
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
-    pip += ["--no-index", "--no-build-isolation", "--editable", str(tree)]
-    subprocess.run(pip, check=True, capture_output=True)
+    install_editable(python, tree)
     assert launchers_of([str(python)], tmp_path) == LAUNCHERS
+
+
+def environment(place: Path) -> tuple[Path, Path]:
+    """An environment with our dependencies alone: its interpreter and its site-packages."""
+    venv.create(place / "env", symlinks=True)
+    (packages,) = (place / "env").glob("lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+    return place / "env/bin/python", packages
+
+
+def install_editable(python: Path, source: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
+    pip += ["--no-index", "--no-build-isolation", "--editable", str(source)]
+    subprocess.run(pip, check=True, capture_output=True)
+
+
+def test_the_image_installs_what_it_copies_first(tree: Path, tmp_path: Path) -> None:
+    """The environment is made before the code is there, and finds it afterwards."""
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    copied = [shlex.split(line)[1:] for line in lines if line.startswith("COPY ")]
+    image = tmp_path / "image"
+    for *names, to in copied[: copied.index([".", "."])]:
+        for name in names:
+            (image / to).mkdir(parents=True, exist_ok=True)
+            if (tree / name).is_dir():
+                shutil.copytree(tree / name, image / to, dirs_exist_ok=True)
+            else:
+                shutil.copy(tree / name, image / to)
+    assert not (image / "codetr/data").exists()
+    python, _ = environment(tmp_path)
+    install_editable(python, image)
+    shutil.copytree(tree, image, dirs_exist_ok=True)
+    assert launchers_of([str(python)], tmp_path) == LAUNCHERS
+    done = subprocess.run(
+        [str(python), "-P", "-c", COMPOSE], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [str(image / "conf"), "900"]
