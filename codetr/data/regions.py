@@ -65,8 +65,8 @@ class TiffImage:
     one. ``image[:, top:bottom, left:right]`` is decoded each time; only the tiles and strips of the
     last region are kept.
 
-    Asking for a region raises ImageError where its part of the file is damaged, and where it has
-    more pixels than ``rules`` allow.
+    Asking for a region raises ImageError where its part of the file is damaged, and where the tiles
+    or strips that it touches have more pixels than ``rules`` allow: all of these are in memory.
     """
 
     def __init__(self, file: _Chunks, orientation: int, rules: PixelRules) -> None:
@@ -89,7 +89,6 @@ class TiffImage:
         _, height, width = self.shape
         top, bottom, _ = window[1].indices(height)
         left, right, _ = window[2].indices(width)
-        require_smaller(self._file.path, (bottom - top, right - left), self._rules)
         # the axes of the upright image are those of the file, exchanged for the last four
         # orientations, and then reversed or not
         down, across = self._orientation in (3, 4, 7, 8), self._orientation in (2, 3, 6, 7)
@@ -106,8 +105,13 @@ class TiffImage:
     def _stored(self, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
         """(h, w, 3) of a window of the file as it is stored."""
         height, width = self._file.chunk
-        across = range(columns[0] // width, -(-columns[1] // width))
-        needed = list(product(range(rows[0] // height, -(-rows[1] // height)), across))
+        down, across = _touched(rows, height), _touched(columns, width)
+        touched = (
+            min(down.stop * height, self._file.size[0]) - down.start * height,
+            min(across.stop * width, self._file.size[1]) - across.start * width,
+        )
+        require_smaller(self._file.path, touched, self._rules)
+        needed = list(product(down, across))
         self._kept = {place: self._kept[place] for place in needed if place in self._kept}
         out = np.empty((rows[1] - rows[0], columns[1] - columns[0], 3), np.uint8)
         for place in needed:
@@ -118,6 +122,11 @@ class TiffImage:
             part = self._kept[place][ys, xs]
             out[y : y + part.shape[0], x : x + part.shape[1]] = part
         return torch.from_numpy(out)
+
+
+def _touched(wanted: tuple[int, int], side: int) -> range:
+    """Which chunks of ``side`` pixels an interval reaches into."""
+    return range(wanted[0] // side, -(-wanted[1] // side))
 
 
 def _shared(wanted: tuple[int, int], start: int) -> tuple[int, slice]:
@@ -254,7 +263,7 @@ def _chunks(path: Path, file: Tiff.TiffImageFile, orientation: int) -> _Chunks:
     else:
         chunk = min(tags.get(Tiff.ROWSPERSTRIP, height), height), width
         places = tags.get(Tiff.STRIPOFFSETS, ()), tags.get(Tiff.STRIPBYTECOUNTS, ())
-    if not 0 < chunk[0] * chunk[1] <= CHUNK_PIXELS:
+    if min(chunk) < 1 or chunk[0] * chunk[1] > CHUNK_PIXELS:
         raise _Whole(f"it is stored in parts of {chunk[1]}x{chunk[0]} pixels")
     coding = {tag: tags[tag] for tag in CODING if tag in tags}
     coding = {tag: (value,) if isinstance(value, int) else value for tag, value in coding.items()}
@@ -263,7 +272,8 @@ def _chunks(path: Path, file: Tiff.TiffImageFile, orientation: int) -> _Chunks:
     separate = tags.get(PLANES) == SEPARATE
     rows, columns = found.grid
     expected = rows * columns * (tags.get(SAMPLES, 1) if separate else 1)
-    if not len(found.offsets) == len(found.lengths) == expected or 0 in found.lengths:
+    counted = len(found.offsets) == len(found.lengths) == expected
+    if not counted or min(found.lengths, default=0) < 1:
         raise _Whole("its list of tiles or strips does not fit its size")
     if height * width > MOST_PIXELS or expected > MOST_CHUNKS:
         raise _Whole(f"it has {height * width} pixels in {expected} parts")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -223,13 +224,51 @@ def test_floating_point_has_no_range(tmp_path: Path) -> None:
 
 def test_the_limit_is_one_of_regions(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.tif", picture("RGB"), Layout(chunk=(16, 16)))
-    rules = PixelRules(in_regions=True, max_megapixels=0.002)
+    rules = PixelRules(in_regions=True, max_megapixels=64 * 64 / 1e6)
     found = open_image(path, rules)
     assert found[:, 10:50, 10:60].shape == (3, 40, 50)
     with pytest.raises(ImageError, match=r"has 90x70 pixels.*max_megapixels=1"):
         found[:, :, :]
     with pytest.raises(ImageError, match="has 90x70 pixels"):
         read_image(path, rules)
+
+
+@pytest.mark.parametrize(
+    ("layout", "window"),
+    [
+        (Layout(chunk=(64, 16)), (slice(0, 1), slice(None))),  # tall tiles, side by side
+        (Layout(chunk=(16, 96)), (slice(None), slice(0, 1))),  # wide ones, above each other
+        (Layout(chunk=(16, 90), tiled=False), (slice(None), slice(0, 1))),
+    ],
+)
+def test_the_limit_counts_what_a_region_touches(
+    tmp_path: Path, layout: Layout, window: tuple[slice, slice]
+) -> None:
+    """Else a file of some kilobytes, whose tiles are all as tall as it is, takes gigabytes."""
+    path = write_image(tmp_path / "a.tif", picture("RGB"), layout)
+    rules = PixelRules(in_regions=True, max_megapixels=5e-3)
+    found = open_image(path, rules)
+    assert found[:, :2, :2].shape == (3, 2, 2)
+    with pytest.raises(ImageError, match=r"more than 0\.005 million"):
+        found[:, *window]
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"), [((322, 323), -16), ((325,), -1)], ids=["sides", "lengths"]
+)
+def test_negative_numbers_are_refused(tmp_path: Path, tag: tuple[int, ...], value: int) -> None:
+    """Of sides the product would be positive, and no tile would seem to be needed."""
+    layout = Layout(chunk=(16, 16))
+    path = write_image(tmp_path / "a.tif", picture("RGB", (16, 16)), layout, "tiff_lzw")
+    content = bytearray(path.read_bytes())
+    (directory,) = struct.unpack_from("<L", content, 4)
+    (entries,) = struct.unpack_from("<H", content, directory)
+    for at in range(directory + 2, directory + 2 + 12 * entries, 12):
+        if struct.unpack_from("<H", content, at)[0] in tag:
+            struct.pack_into("<HLl", content, at + 2, 9, 1, value)  # 9: signed
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match="cannot decode"):
+        open_image(path, RULES)
 
 
 def large(path: Path, side: int, chunk: tuple[int, int], count: int) -> Path:
