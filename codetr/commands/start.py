@@ -69,7 +69,8 @@ def _parsed(
     """
     parser.allow_abbrev = False
     line, unknown = parser.parse_known_intermixed_args(words)
-    for word in unknown:
+    with_spaces = (word for word in line.overrides if word.startswith("-"))  # argparse lets them be
+    for word in (*unknown, *with_spaces):
         flag, _, value = word.partition("=")
         setting = f"{flag.lstrip('-').replace('-', '_')}={value or 'VALUE'}"
         raise UserError(

@@ -17,6 +17,7 @@ from codetr.conf_folder import about, conf_folder
     [
         (["--experiment", "x"], "--experiment: settings have no dashes: write experiment=VALUE"),
         (["--num-classes=3"], "write num_classes=3; --help"),
+        (["--checkpoint=a b.ckpt"], "--checkpoint=a b.ckpt: settings have no dashes"),
         (["-x"], "-x: settings have no dashes: write x=VALUE"),
         (["size=[8,8]", "-m"], "--multirun: info makes no sweeps"),
         (["--multirun", "size=[8,8]"], "--multirun: info makes no sweeps"),
