@@ -127,11 +127,12 @@ class Prediction(Detections):
             raise UserError(
                 "to_supervision() needs the supervision package: pip install supervision"
             ) from error
+        masks = self.masks
         return supervision.Detections(
             xyxy=self.boxes_xyxy_px.float().numpy(),
             confidence=self.scores.float().numpy(),
             class_id=self.labels.numpy(),
-            mask=None if self.masks is None else self.masks.numpy(),
+            mask=None if masks is None else masks.numpy(),
             data={"class_name": np.array(self.names, dtype=str)},
         )
 
@@ -151,20 +152,24 @@ class Prediction(Detections):
         boxes = self.boxes_xyxy_px.double()
         corners = boxes / boxes.new_tensor([width, height, width, height])
         shares = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
-        bitmaps = [None] * len(self) if self.masks is None else self.masks
         return fiftyone.Detections(
             detections=[
                 fiftyone.Detection(
                     label=name,
                     bounding_box=share,
                     confidence=score,
-                    mask=None if bitmap is None else within(bitmap, share).numpy(),
+                    mask=self._mask_within(number, share),
                 )
-                for name, share, score, bitmap in zip(
-                    self.names, shares, self.scores.tolist(), bitmaps, strict=True
+                for number, (name, share, score) in enumerate(
+                    zip(self.names, shares, self.scores.tolist(), strict=True)
                 )
             ]
         )
+
+    def _mask_within(self, number: int, share: Sequence[float]) -> np.ndarray | None:
+        """``within`` of one detection's mask: a copy, without the bitmaps of all."""
+        bitmaps = self.take(slice(number, number + 1)).masks
+        return None if bitmaps is None else within(bitmaps[0], share).numpy().copy()
 
     def __repr__(self) -> str:
         height, width = self.size

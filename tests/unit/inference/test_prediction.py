@@ -164,6 +164,7 @@ def test_fiftyone_gets_shares_of_the_image_and_masks_within_boxes(
     assert whole is not None
     first, second = masked.to_fiftyone().detections
     assert np.array_equal(first.mask, whole[0, 5:25, 10:30].numpy())
+    assert first.mask.base is None, "it keeps no bitmap of the whole image in memory"
     assert second.mask.shape == (8, 4)
     monkeypatch.setitem(sys.modules, "fiftyone", None)
     with pytest.raises(UserError, match="pip install fiftyone"):
