@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 from hydra import version
@@ -65,7 +66,9 @@ def _parsed(
     """The command line, with Hydra's flags at any place in it.
 
     Raises UserError for a setting that is written as a flag, which Hydra would take for one of its
-    own that begins so; for ``-m`` where there are no sweeps; and for the flag that reads a pickle.
+    own that begins so; for ``-m`` where there are no sweeps; for the flag that reads a pickle; and
+    for a folder of ``--config-dir`` that does not exist or flags that exclude each other, of which
+    Hydra makes exceptions.
     """
     parser.allow_abbrev = False
     line, unknown = parser.parse_known_intermixed_args(words)
@@ -82,6 +85,12 @@ def _parsed(
         raise UserError(
             "--experimental-rerun: reads a pickle, which may run code: give the overrides again"
         )
+    if line.config_dir is not None and not Path(line.config_dir).is_dir():
+        raise UserError(f"--config-dir {line.config_dir}: is no folder: give one of option files")
+    exclusive = ("run", "multirun", "cfg", "info", "shell_completion")
+    both = [f"--{flag.replace('_', '-')}" for flag in exclusive if getattr(line, flag)]
+    if len(both) > 1:
+        raise UserError(f"{' '.join(both)}: exclude each other: give one of them")
     return line
 
 

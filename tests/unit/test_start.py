@@ -21,6 +21,8 @@ from codetr.conf_folder import about, conf_folder
         (["-x"], "-x: settings have no dashes: write x=VALUE"),
         (["size=[8,8]", "-m"], "--multirun: info makes no sweeps"),
         (["--multirun", "size=[8,8]"], "--multirun: info makes no sweeps"),
+        (["--config-dir", "nowhere"], "--config-dir nowhere: is no folder: give one"),
+        (["--cfg", "job", "--info", "all"], "--cfg --info: exclude each other: give one"),
         (["--experimental-rerun", "x"], "--experimental-rerun: reads a pickle, which may run code"),
     ],
 )
