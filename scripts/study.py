@@ -25,7 +25,7 @@ from codetr.training.error_lines import one_line_errors
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools are not installed
 
 from tools.bench.report import hardware
-from tools.docs.looks import merge_looks, read_findings, read_looks, write_looks
+from tools.docs.looks import merge_looks, read_looks, read_results, write_looks
 from tools.docs.records import Kept, merge, read_record, write_record
 from tools.docs.study import study_figures, with_looks, with_study, with_study_in_short
 from tools.sweeps.runs import read_runs
@@ -50,7 +50,7 @@ def main() -> None:
         analyses = folder / "analyses/study_k.json"
         looks = read_looks(analyses) if analyses.is_file() else []
         for given in options.analysis:
-            looks = merge_looks(looks, read_findings(given))
+            looks = merge_looks(looks, read_results(given))
             analyses.parent.mkdir(exist_ok=True)
             write_looks(looks, analyses)
         records = {path.stem: read_record(path) for path in sorted(folder.glob("*.json"))}
