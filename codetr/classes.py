@@ -38,8 +38,8 @@ class ClassList:
 
 
 def with_ids_of(model: ClassList, data: ClassList) -> ClassList:
-    """The model's classes with the category ids that the data has for their names; classes that
-    the data lacks get ids that it does not use.
+    """The model's classes with the category ids of the data; classes that the data lacks get unused
+    ids.
     """
     own = dict(zip(data.names, data.category_ids, strict=True))
     free = count(max(data.category_ids, default=0) + 1)
@@ -48,7 +48,7 @@ def with_ids_of(model: ClassList, data: ClassList) -> ClassList:
 
 
 def require_known_classes(data: ClassList, model: ClassList, source: Path) -> None:
-    """Raise UserError where the data has a category that the model does not know by this name."""
+    """Raise UserError if the data has a category that the model lacks or has under another name."""
     names = dict(zip(model.category_ids, model.names, strict=True))
     for category, name in zip(data.category_ids, data.names, strict=True):
         if names.get(category) != name:

@@ -29,7 +29,7 @@ from codetr.inference.command import open_chosen, predict
 from codetr.inference.export_check import Case
 from codetr.inference.finder import choose_device
 from codetr.inference.info import build
-from codetr.training.evaluate import build_tester, open_branch
+from codetr.training.evaluate import build_test_trainer, open_branch
 from codetr.training.train import build_detector, open_checkpoint
 
 Opener = Callable[[Path], None]
@@ -110,7 +110,7 @@ def _stop(*_: object) -> None:
 def entry_eval(path: Path) -> None:
     """Up to the run over the split."""
     full, branch, _, _ = open_branch(composed("eval", path, "trainer=cpu"))
-    build_tester(full, branch)
+    build_test_trainer(full, branch)
 
 
 def entry_train(path: Path) -> None:
@@ -122,7 +122,7 @@ def entry_train(path: Path) -> None:
 def entry_teacher_boxes(path: Path) -> None:
     """As ``entry_eval``, of the other split."""
     full, branch, _, _ = open_branch(composed("teacher_boxes", path, "trainer=cpu"))
-    build_tester(full, branch)
+    build_test_trainer(full, branch)
 
 
 def entry_analyse(path: Path) -> None:

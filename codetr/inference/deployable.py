@@ -1,4 +1,4 @@
-"""The detector as it is deployed: tensors in, tensors out, preprocessing and top-k inside."""
+"""The detector for export: tensors in, tensors out, with preprocessing and top-k included."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ MASK_OUTPUTS = ("mask_scores", "masks")
 
 
 class Deployable(nn.Module):
-    """A detector between tensors, with plain inputs, for export.
+    """A detector with plain tensors as inputs and outputs, for export.
 
-    ``mean`` and ``std`` (RGB, 0 to 255) are applied inside. With ``top_k`` the outputs are
-    ``scores`` (B, k), ``labels`` (B, k) int64 and ``boxes_xyxy_px`` (B, k, 4) in pixels of the
-    input, best score first; without (None) ``logits`` (B, Q, K) before the sigmoid (of a softmax,
-    with background, (B, Q, K + 1)) and ``boxes`` (B, Q, 4) cxcywh relative to the valid area. No
-    suppression of overlapping boxes is inside.
+    Normalisation by ``mean`` and ``std`` (RGB, 0 to 255) is included. With ``top_k`` the outputs
+    are ``scores`` (B, k), ``labels`` (B, k) int64 and ``boxes_xyxy_px`` (B, k, 4) in pixels of the
+    input, sorted by score; without (None) ``logits`` (B, Q, K) before the sigmoid, or for softmax
+    with background (B, Q, K + 1), and ``boxes`` (B, Q, 4) cxcywh relative to the valid area.
+    Overlapping boxes are not suppressed.
 
-    With ``top_k`` a detector with a mask branch also gives ``mask_scores`` (B, k) and ``masks``
-    (B, k, S, S), probabilities of the cells that each box is cut into (see ``codetr.masks.paste``).
+    With ``top_k`` a detector with a mask branch also returns ``mask_scores`` (B, k) and ``masks``
+    (B, k, S, S), probabilities on a grid of S x S cells in each box (see ``codetr.masks.paste``).
     """
 
     mean: Tensor
@@ -53,12 +53,12 @@ class Deployable(nn.Module):
 
     @property
     def mask_branch(self) -> MaskBranch | None:
-        """Of the detector."""
+        """The mask branch of the detector, if any."""
         return getattr(self.detector, "mask_branch", None)
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """``images`` (B, 3, H, W) uint8 RGB; ``sizes`` (B, 2) int64, the (height, width) of each
-        image at the top left of its frame: what is outside is padding, whatever its values.
+        image, which is at the top left of its frame. The rest is padding with arbitrary values.
         """
         height, width = images.shape[-2:]
         rows = torch.arange(height, device=images.device) < sizes[:, :1]
@@ -81,7 +81,9 @@ class Deployable(nn.Module):
         return (*best, *_masks(self.mask_branch, memory, *best))
 
     def _top(self, found: Predictions, top_k: int, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The best pairs of query and class, as ``codetr.evaluation.Postprocess`` without NMS."""
+        """The ``top_k`` pairs of query and class, as in ``codetr.evaluation.Postprocess`` without
+        NMS.
+        """
         num_classes, most = found.num_classes, found.classification.most_detections(found.logits)
         best, pair = found.scores().flatten(1).topk(min(top_k, most), dim=1)
         query = torch.div(pair, num_classes, rounding_mode="floor")
@@ -94,13 +96,13 @@ class Deployable(nn.Module):
 def _masks(
     branch: MaskBranch, memory: Memory, scores: Tensor, labels: Tensor, boxes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Scores (B, k) and probabilities (B, k, S, S) of the masks of ``boxes`` (B, k, 4) xyxy px."""
+    """Mask scores (B, k) and probabilities (B, k, S, S) for ``boxes`` (B, k, 4) xyxy px."""
     image = torch.arange(boxes.shape[0], device=boxes.device)[:, None, None].expand(
         *labels.shape, 1
     )
     rois = torch.cat([image.to(boxes), boxes], dim=-1).flatten(0, 1)
     pyramid = memory.pyramid()
     detail = branch.head.detail(pyramid.maps[0])
-    said = branch.of_regions(pyramid, rois, labels.flatten(), detail)
-    cells = refined(said.stages).sigmoid()
-    return scores * said.iou.unflatten(0, labels.shape), cells.unflatten(0, labels.shape)
+    masks = branch.of_regions(pyramid, rois, labels.flatten(), detail)
+    cells = refined(masks.stages).sigmoid()
+    return scores * masks.iou.unflatten(0, labels.shape), cells.unflatten(0, labels.shape)

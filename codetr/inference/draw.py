@@ -1,4 +1,4 @@
-"""Boxes with readable labels on images, and panels of images.
+"""Drawing boxes with readable labels on images, and panels of images.
 
 An image here is a uint8 tensor (3, H, W), RGB; boxes are xyxy in its pixels.
 """
@@ -24,24 +24,24 @@ BACKGROUND = 32
 """Grey level between the images of a panel."""
 
 TINT = 0.45
-"""How much of what is seen in a mask is the colour of its class."""
+"""Opacity of the class colour inside a mask."""
 
 HUE_STEP = (5**0.5 - 1) / 2
-"""The golden ratio: multiples of it, modulo 1, are spread evenly for any number of classes."""
+"""The golden ratio: its multiples modulo 1 are spread evenly for any number of classes."""
 
 TALL = "Ap"
-"""As high and as deep as a text gets, so that all labels are of one height."""
+"""A text of maximum ascent and descent, so that all labels have the same height."""
 
 
 def class_colour(label: int) -> Colour:
-    """A bright colour that depends on the class index alone."""
+    """A bright colour that depends on the class index only."""
     hue, saturation = label * HUE_STEP % 1, (0.9, 0.6)[label % 2]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def denormalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """The uint8 image (3, H, W) that a normalised one comes from.
+    """The uint8 image (3, H, W) before normalisation.
 
     ``mean`` and ``std`` per channel (RGB) in grey levels, 0 to 255, as in the data module.
     """
@@ -61,12 +61,12 @@ def draw_boxes(
     min_side: int = 480,
     least_named: float = 0.0,
 ) -> Tensor:
-    """The image with boxes (n, 4), each with its class name and score; best scores on top. Masks
-    (n, H, W) bool are tinted in the colour of their class, with an edge. Boxes whose longer side is
-    below ``least_named`` pixels have a thin outline alone.
+    """The image with boxes (n, 4), each with its class name and score, the best scores on top.
+    Masks (n, H, W) bool are tinted in the colour of their class, with an edge. Boxes whose longer
+    side is below ``least_named`` pixels only get a thin outline.
 
-    Where the longer side is below ``min_side`` the result is enlarged by the smallest integer
-    factor that reaches it, so that labels can be read; otherwise the size stays.
+    If the longer side is below ``min_side``, the result is enlarged by the smallest integer factor
+    that reaches it, so that labels are readable.
     """
     factor = enlargement(image, min_side)
     order = range(len(labels)) if scores is None else scores.argsort().tolist()
@@ -93,8 +93,8 @@ def draw_boxes(
 
 
 def tinted(image: Tensor, masks: Tensor, labels: Sequence[int], order: Iterable[int]) -> Tensor:
-    """The image with ``masks`` (n, H, W) bool laid over it one after the other in ``order``: half
-    of what is seen there is the colour of the class, all of it at the inner edge.
+    """The image with ``masks`` (n, H, W) bool overlaid one after the other in ``order``,
+    semi-transparent in the colour of their class, with an opaque inner edge.
     """
     canvas = image.float()
     for i in order:
@@ -107,20 +107,20 @@ def tinted(image: Tensor, masks: Tensor, labels: Sequence[int], order: Iterable[
 
 
 def enlargement(image: Tensor, min_side: int) -> int:
-    """The integer factor that brings the longer side of (3, H, W) to ``min_side`` at least."""
+    """The smallest integer factor that enlarges the longer side of (3, H, W) to ``min_side``."""
     return max(1, -(-min_side // max(image.shape[-2:])))
 
 
 def side_by_side(left: Tensor, right: Tensor, captions: tuple[str, str]) -> Tensor:
-    """Two images in one, each under its caption (such as "predicted" and "true")."""
+    """Two images side by side, each below its caption (such as "predicted" and "true")."""
     font = _font(max(*left.shape[-2:], *right.shape[-2:]))
     return grid([_captioned(left, captions[0], font), _captioned(right, captions[1], font)], 2)
 
 
 def grid(images: Sequence[Tensor], columns: int, *, gap: int = 4) -> Tensor:
-    """Images of any sizes in rows of ``columns``, each at the top left of an equal cell.
+    """Images of any sizes in a grid with ``columns``, each at the top left of its cell.
 
-    Raises ValueError where there is no image.
+    Raises ValueError for no images.
     """
     if not images:
         raise ValueError("no image for the grid: give one or more")
@@ -132,28 +132,28 @@ def grid(images: Sequence[Tensor], columns: int, *, gap: int = 4) -> Tensor:
 
 
 def save_png(path: str | Path, image: Tensor) -> None:
-    """Write a uint8 image; the folder is made where it is missing."""
+    """Write a uint8 image, creating its folder if need be."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     to_pil_image(image.cpu()).save(path, format="PNG")
 
 
 def _font(side: int) -> ImageFont.FreeTypeFont:
-    """A font whose height grows with the longer side of the image in pixels."""
+    """A font whose size is proportional to the longer side of the image in pixels."""
     return _font_of_size(max(12, round(side / 45)))
 
 
 @cache
 def _font_of_size(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which Matplotlib brings: Latin, Greek and Cyrillic letters and more, where
-    Pillow's own font has those of English alone.
+    """DejaVu Sans, which is part of Matplotlib and has Latin, Greek, Cyrillic and other letters,
+    unlike Pillow's own font.
     """
     path = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
     return ImageFont.truetype(path, size)
 
 
 def _ordered(box: Sequence[float]) -> tuple[float, float, float, float]:
-    """Corners with left <= right and top <= bottom, which Pillow insists on."""
+    """Corners with left <= right and top <= bottom, as Pillow requires."""
     x0, y0, x1, y1 = box
     return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
 
@@ -166,7 +166,7 @@ def _label(
     font: ImageFont.FreeTypeFont,
     canvas_wh: tuple[int, int],
 ) -> None:
-    """Text on a filled background on top of the box, or inside where there is no room above."""
+    """Draw text on a filled background above the box, or inside if there is no room above."""
     left, _, right, _ = font.getbbox(text)
     _, top, _, bottom = font.getbbox(TALL)
     margin = 2

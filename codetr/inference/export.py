@@ -1,4 +1,4 @@
-"""Detectors as files that run without this package: torch.export (.pt2) and ONNX."""
+"""Export of detectors to files that run without this package: torch.export (.pt2) and ONNX."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ log = logging.getLogger(__name__)
 INPUTS = ("images", "sizes")
 AXES = ("batch", "height", "width")
 METADATA = "codetr"
-"""Where both formats keep ``describe``'s JSON: an ONNX metadata key, an extra file of a .pt2."""
+"""Key of ``describe``'s JSON in both formats: an ONNX metadata key, an extra file of a .pt2."""
 OPSET = 18
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3
-"""Of probabilities and relative coordinates; what is beyond it is another detection."""
+"""For probabilities and relative coordinates; with larger differences, detections differ."""
 SHARE = 0.01
-"""So many detections may differ: where two tokens score alike, each runtime may select another."""
+"""Share of detections that may differ: runtimes may select different tokens with equal scores."""
 
 Format = Literal["pt2", "onnx"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written, and how far it is from PyTorch in each case."""
+    """The exported file, and its differences from PyTorch in each case."""
 
     path: Path
     differences: tuple[Difference, ...]
@@ -65,19 +65,19 @@ def export(
     fixed: bool = False,
     trust: bool = False,
 ) -> Exported:
-    """Write the detector of a checkpoint (see ``Deployable``), whose file messages call
-    ``source``, and run what was written on ``cases``.
+    """Export the detector of a checkpoint (see ``Deployable``), called ``source`` in messages, and
+    compare the exported file with PyTorch on ``cases``.
 
-    Batch size, height and width stay free in the file, or are ``fixed`` to those of the first case.
-    ``trust`` is that of ``codetr.load``. Raises UserError for what a user can correct, and where
-    the file's answers are not PyTorch's.
+    Batch size, height and width are dynamic, or ``fixed`` to those of the first case. ``trust``:
+    see ``codetr.load``. Raises UserError for whatever a user can correct, and if the results of the
+    file differ from PyTorch's.
     """
     path = Path(path)
     _check_arguments(path, kind)
     if top_k is None:
-        _say_what_is_lost(content, source, path)
+        _warn_of_lost_masks(content, source, path)
     if fixed and set(cases) != {cases[0]}:
-        raise UserError("fixed=true: the file takes one size alone: give cases=[[1,800,1344]]")
+        raise UserError("fixed=true: the file has a single size: give cases=[[1,800,1344]]")
     preprocessing = content.record.preprocessing
     model = Deployable(
         build_detector(content, source, trust), preprocessing["mean"], preprocessing["std"], top_k
@@ -97,26 +97,26 @@ def export(
     worst = max(found.share_beyond(TOLERANCE) for found in differences)
     if worst > SHARE:
         raise UserError(
-            f"{path}: {worst:.1%} of its detections are not those of PyTorch: do not use the file, "
+            f"{path}: {worst:.1%} of its detections differ from PyTorch's: do not use the file, "
             "and report the model and the versions of torch, onnxscript and onnxruntime"
         )
     return Exported(path=path, differences=differences)
 
 
 def trace(model: Deployable, case: Case, fixed: bool = False) -> torch.export.ExportedProgram:
-    """The model's operations for any number and size of images that have at least as many tokens
-    as the model has queries; so must ``case``, where they are recorded.
+    """Trace the model for any number and size of images with at least as many tokens as the model
+    has queries, using inputs of ``case``, which must fulfil this too.
     """
     free = torch.export.Dim.DYNAMIC
-    # What the recorded sizes do not decide must not be decided by them: where 120 cells fill whole
-    # windows of 12, the file would take only images of which this is true.
+    # The trace must not specialise on properties of the example's sizes: with 120 cells, which fill
+    # whole windows of 12, the file would be restricted to images for which this is true.
     with symbolic_config.patch(backed_size_oblivious=not fixed):  # type: ignore[attr-defined]
         return torch.export.export(
             model,
             random_inputs(case),
             dynamic_shapes=None if fixed else ({0: free, 2: free, 3: free}, {0: free}),
             strict=False,
-            # Such as 2 * floor(n / 2) <= n, of pooling: true, but beyond what the tracer can prove.
+            # The tracer cannot prove conditions such as 2 * floor(n / 2) <= n of pooling.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
 
@@ -124,7 +124,7 @@ def trace(model: Deployable, case: Case, fixed: bool = False) -> torch.export.Ex
 def write_onnx(
     path: Path, program: torch.export.ExportedProgram, outputs: Sequence[str], about: str
 ) -> None:
-    """Translate a program of plain operations by PyTorch's ONNX exporter, and write it."""
+    """Convert a program of plain operations by PyTorch's ONNX exporter and write it."""
     with _quiet():
         translated = torch.onnx.export(
             program,
@@ -140,7 +140,7 @@ def write_onnx(
 
 
 def _name_free_sizes(graph: Any) -> None:
-    """Call what is free in the inputs and outputs by name, where the tracer has numbers."""
+    """Name the dynamic dimensions of inputs and outputs, which the tracer has numbered."""
     sizes = [graph.inputs[0].shape[i] for i in (0, 2, 3)]
     free = {str(n): name for n, name in zip(sizes, AXES, strict=True) if not isinstance(n, int)}
     for value in (*graph.inputs, *graph.outputs):
@@ -150,13 +150,13 @@ def _name_free_sizes(graph: Any) -> None:
 
 
 def describe(record: RunRecord, outputs: Sequence[str]) -> dict[str, Any]:
-    """What whoever runs the file must know, in plain types.
+    """The metadata needed to run the file, in plain types.
 
     ``resize``: fit the image within ``short`` and ``long`` sides (pixels), or into a square
-    ``canvas`` whose rest is grey (114) and counts as image; empty: as it is. ``antialias``: whether
-    shrinking averages, as Pillow's does, or takes the nearest pixels alone, as OpenCV's; with it,
-    outside a canvas, sizes are rounded by ``detr_size``, else by ``fitted_size``. Frames are
-    multiples of ``size_divisor``. Normalisation is inside the model.
+    ``canvas`` that is padded with grey (114) and is all valid area; empty: no resize.
+    ``antialias``: whether to resize as Pillow (averaging) or as OpenCV (nearest four pixels); with
+    it and without canvas, sizes are rounded by ``detr_size``, else by ``fitted_size``. Frames are
+    multiples of ``size_divisor``. Normalisation is part of the model.
     """
     preprocessing = record.preprocessing
     resize = preprocessing["resize"]
@@ -176,10 +176,10 @@ def describe(record: RunRecord, outputs: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _say_what_is_lost(content: DetectorFile, source: str, path: Path) -> None:
+def _warn_of_lost_masks(content: DetectorFile, source: str, path: Path) -> None:
     if content.record.part(source, "model", "detector").get("mask_branch") is not None:
         log.warning(
-            "%s finds masks, but %s will give boxes alone: masks come with top_k", source, path
+            "%s predicts masks, but %s will return boxes only: set top_k for masks", source, path
         )
 
 
@@ -198,7 +198,7 @@ def _check_arguments(path: Path, kind: str) -> None:
 
 @contextmanager
 def _plain_operations() -> Iterator[None]:
-    """Deformable attention in operations that every runtime has, for a while."""
+    """Use deformable attention made of operations that every runtime has, within the block."""
     cpu = torch.device("cpu")
     use_msda("torch", cpu)
     try:
@@ -209,15 +209,15 @@ def _plain_operations() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter says to its developers."""
-    talkers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    before = [logger.level for logger in talkers]
-    for logger in talkers:
+    """Suppress warnings of the exporter that are meant for its developers."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
         logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
-            for logger, level in zip(talkers, before, strict=True):
+            for logger, level in zip(loggers, before, strict=True):
                 logger.setLevel(level)

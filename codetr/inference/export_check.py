@@ -1,4 +1,4 @@
-"""Whether an exported file answers as PyTorch does."""
+"""Comparison of an exported file with PyTorch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from codetr.inference.deployable import MASK_OUTPUTS, RAW_OUTPUTS, Deployable
 MASKS = MASK_OUTPUTS[1]
 
 Run = Callable[[Tensor, Tensor], Sequence[Tensor]]
-"""A model on images (B, 3, H, W) uint8 and sizes (B, 2) int64."""
+"""Runs a model on images (B, 3, H, W) uint8 and sizes (B, 2) int64."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """So many images, in frames of so many pixels."""
+    """Shape of an input: the number of images, and the height and width of their frames."""
 
     images: int
     height: int
@@ -31,20 +31,20 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """``distances``: of each detection to the nearest of the other runtime, the largest over its
-    probabilities and relative coordinates (of another class: at least 1), and the mean over the
-    cells of its mask.
+    """``distances`` of each detection to the nearest one of the other runtime: the maximum
+    difference of probabilities and relative coordinates (at least 1 for another class), or the mean
+    difference over mask cells if that is larger.
     """
 
     case: Case
     distances: Tensor
 
     def share_beyond(self, tolerance: float) -> float:
-        """The share of detections that the other runtime does not have within ``tolerance``."""
+        """The share of detections without counterpart in the other runtime within ``tolerance``."""
         return (self.distances > tolerance).double().mean().item()
 
     def line(self, tolerance: float) -> str:
-        """For the terminal."""
+        """A summary for the terminal."""
         case = self.case
         return (
             f"{case.images} images of {case.height} x {case.width}: differences "
@@ -54,8 +54,8 @@ class Difference:
 
 
 def as_cases(triples: Any) -> tuple[Case, ...]:
-    """From a list of (images, height, width). Raises UserError for anything else, and where there
-    is none.
+    """Cases from a list of (images, height, width). Raises UserError for anything else, and for an
+    empty list.
     """
     if not is_list(triples) or not triples or not all(is_triple(t) for t in triples):
         raise UserError(
@@ -66,7 +66,7 @@ def as_cases(triples: Any) -> tuple[Case, ...]:
 
 
 def is_list(value: Any) -> bool:
-    """Also OmegaConf's; text is none."""
+    """Whether it is a list, including OmegaConf's; strings are not."""
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
@@ -76,25 +76,25 @@ def is_triple(value: Any) -> bool:
 
 
 def compare(model: Deployable, run: Run, case: Case) -> Difference:
-    """The file, which ``run`` runs, against the model it was made from, on random images."""
+    """Compare the exported file, executed by ``run``, with its model on random images."""
     images, sizes = random_inputs(case)
-    answers = [list(model(images, sizes)), list(run(images, sizes))]
-    expected, found = (as_rows(answer, model.outputs, sizes) for answer in answers)
+    results = [list(model(images, sizes)), list(run(images, sizes))]
+    expected, found = (as_rows(result, model.outputs, sizes) for result in results)
     distances = torch.cdist(expected, found, p=torch.inf)
     void = expected.isnan().any(2)[:, :, None] | found.isnan().any(2)[:, None]
     if MASKS in model.outputs:
         place = model.outputs.index(MASKS)
-        here, there = (answer[place].flatten(2).double() for answer in answers)
+        here, there = (result[place].flatten(2).double() for result in results)
         between = torch.cdist(here, there, p=1) / here.shape[-1]
         distances, void = torch.maximum(distances, between), void | between.isnan()
-    distances = distances.masked_fill(void, torch.inf)  # the largest difference skips NaN
+    distances = distances.masked_fill(void, torch.inf)  # cdist's maximum skips NaN
     both = torch.cat([distances.amin(2).flatten(), distances.amin(1).flatten()])
     return Difference(case=case, distances=both)
 
 
 def as_rows(outputs: Sequence[Tensor], names: Sequence[str], sizes: Tensor) -> Tensor:
-    """(B, n, D) one row per detection or query, whatever their order: probability or
-    probabilities, corners relative to the image, label, and the score of a mask.
+    """(B, n, D) with a row per detection or query: probability or probabilities, corners relative
+    to the image, label, and the score of a mask.
     """
     if tuple(names) == RAW_OUTPUTS:
         logits, boxes = outputs
@@ -107,7 +107,7 @@ def as_rows(outputs: Sequence[Tensor], names: Sequence[str], sizes: Tensor) -> T
 
 
 def random_inputs(case: Case) -> tuple[Tensor, Tensor]:
-    """Random images, the last one smaller than its frame."""
+    """Random images, of which the last is smaller than its frame."""
     generator = torch.Generator().manual_seed(0)
     shape = (case.images, 3, case.height, case.width)
     images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
@@ -117,13 +117,13 @@ def random_inputs(case: Case) -> tuple[Tensor, Tensor]:
 
 
 def run_pt2(path: Path) -> Run:
-    """The file by PyTorch."""
+    """Load the file with PyTorch."""
     module = torch.export.load(path).module()
     return lambda images, sizes: module(images, sizes)
 
 
 def run_onnx(path: Path) -> Run:
-    """The file by ONNX Runtime on the CPU."""
+    """Load the file with ONNX Runtime on the CPU."""
     import onnxruntime  # optional: the extra "export"
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""From images to detections: preprocessing, the detector, postprocessing."""
+"""Detection in images: preprocessing, the detector, and postprocessing."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from codetr.evaluation.detect import detect
 from codetr.structures import Detections
 
 PRECISIONS: dict[str, torch.dtype | None] = {"32": None, "bf16": torch.bfloat16}
-"""What the detector computes in; None: as its weights are."""
+"""Autocast dtypes by name; None: no autocast."""
 
 
 @dataclass(frozen=True)
 class DetectorFinder:
-    """A ``Finder``: runs a detector at one image size, on ``batch`` images at a time.
+    """A ``Finder`` that runs a detector on a single view, on ``batch`` images at a time.
 
     ``resize`` and ``collate`` are those of its evaluation. The detector is in eval mode on
-    ``device``. Images of a batch are padded to its largest, as in evaluation.
+    ``device``. Images are padded to the largest in their batch, as in evaluation.
     """
 
     detector: nn.Module
@@ -56,9 +56,9 @@ class DetectorFinder:
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto``: a CUDA GPU if there is one, else the CPU; or any device of PyTorch by name.
+    """The device ``name``, any of PyTorch's; ``auto`` is a CUDA GPU if there is one, else the CPU.
 
-    Raises UserError where it is not to be had.
+    Raises UserError if it is not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -72,7 +72,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str | int) -> torch.dtype | None:
-    """The autocast dtype of ``32`` or ``bf16``. Raises UserError for another."""
+    """The autocast dtype for ``32`` or ``bf16``. Raises UserError for other names."""
     if str(name) not in PRECISIONS:
         raise UserError(f"precision={name}: give one of {', '.join(PRECISIONS)}")
     return PRECISIONS[str(name)]

@@ -1,4 +1,4 @@
-"""What a model's folder on the Hugging Face Hub holds, besides its weights."""
+"""Folders of models for the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -20,22 +20,24 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 
 USED = ("model", "scheme", "aux_heads", "evaluation", "augmentation", "data", "num_classes")
-"""The parts of a configuration that prediction, evaluation and fine-tuning look at."""
+"""The parts of a configuration that prediction, evaluation and fine-tuning use."""
 FILES: dict[str, Any] = {"root": None, "weights": None, "teachers": []}
-"""What stands for files of the author at any depth: the folder of the data, a backbone's weights,
-boxes of teachers.
+"""Keys at any depth whose values are files of the author, and their replacements: the folder of the
+data, a backbone's weights, boxes of teachers.
 """
 
 
 def published(record: RunRecord) -> RunRecord:
-    """The record with what the model needs to be used again, and without the author's files."""
+    """The record for publication: with the parts needed to use the model, without the author's
+    files.
+    """
     config = {key: without_files(record.config[key]) for key in USED if key in record.config}
     return replace(record, config=config, preprocessing=without_files(dict(record.preprocessing)))
 
 
 def without_files(value: Any) -> Any:
-    """A configuration's value with ``FILES`` for what they name, and without absolute paths: the
-    classes have defaults for those.
+    """A value of a configuration with the replacements of ``FILES`` and without absolute paths, for
+    which the classes have defaults.
     """
     if isinstance(value, Mapping):
         return {
@@ -49,14 +51,16 @@ def without_files(value: Any) -> Any:
 
 
 def is_absolute(value: Any) -> bool:
-    """Whether it is the text of a path from the root of a file system, or from a home folder."""
+    """Whether it is a string with an absolute path, or one in a home folder."""
     return isinstance(value, str) and (
         value.startswith("~") or any(p(value).is_absolute() for p in (Path, PureWindowsPath))
     )
 
 
 def write_config(path: Path, record: RunRecord) -> None:
-    """For whoever looks at the folder; loading needs the weights' own metadata alone."""
+    """Write config.json for readers of the folder; loading only needs the metadata of the
+    weights.
+    """
     content = {
         "library_name": "codetr",
         "id2label": dict(enumerate(record.classes.names)),
@@ -74,9 +78,9 @@ def fetch(
     local_files_only: bool = False,
     token: str | bool | None = None,
 ) -> Path:
-    """The weights of a local folder or of a model on the Hub.
+    """The path of the weights in a local folder, or of a model on the Hub.
 
-    Raises UserError where there are none, or the Hub cannot be asked.
+    Raises UserError if there are none, or the Hub is not available.
     """
     if os.path.isdir(model):
         path = Path(model) / WEIGHTS_FILE

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, operations, time and memory."""
+"""The cost of a model: parameters, operations, time and memory."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from codetr.structures import Images
 
 OF_INFO = frozenset({"checkpoint", "trust", "size", "device", "repeats", "hydra"})
 OF_MODEL = frozenset({"experiment", "model", "augmentation", "num_classes"})
-"""Keys and groups that count beside them where no checkpoint brings its own."""
+"""Further keys and groups that are used if there is no checkpoint."""
 LANDSCAPE = (800, 1333)
-"""Height and width where the recipe resizes to none."""
+"""Default height and width for recipes without a size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one image of ``height`` x ``width`` through a detector on ``device``.
+    """The cost of a detector on ``device`` for one image of ``height`` x ``width``.
 
     ``parameters`` by part of the detector; ``multiply_adds`` of matrix products, convolutions and
-    attention (sampling of deformable attention and elementwise work are not counted);
-    ``seconds`` the median of some runs; ``memory`` (bytes) the most that activations took, None on
-    the CPU, where it cannot be told from what the process holds.
+    attention (without the sampling of deformable attention and elementwise operations);
+    ``seconds``: the median of several runs; ``memory``: peak memory in bytes, None on the CPU,
+    where it cannot be measured separately from the rest of the process.
     """
 
     parameters: dict[str, int]
@@ -48,7 +48,7 @@ class Cost:
     memory: int | None
 
     def lines(self) -> list[str]:
-        """One per fact."""
+        """A summary for the terminal."""
         parts = ", ".join(f"{name} {n / 1e6:.2f}" for name, n in self.parameters.items())
         billions = self.multiply_adds / 1e9
         lines = [
@@ -65,7 +65,8 @@ class Cost:
 
 def info(cfg: DictConfig, given: Sequence[str] = ()) -> Cost:
     """The cost of the model of ``cfg`` (conf/info.yaml). ``given`` are the overrides that ``cfg``
-    was made with, so that none is ignored. Raises UserError for whatever a user can correct.
+    was composed with: one without effect is an error. Raises UserError for whatever a user can
+    correct.
     """
     check_settings(cfg, given, nulls=True)
     used = OF_INFO if cfg.checkpoint is not None else OF_INFO | OF_MODEL
@@ -77,7 +78,7 @@ def info(cfg: DictConfig, given: Sequence[str] = ()) -> Cost:
 
 
 def build(cfg: DictConfig) -> tuple[nn.Module, Mapping[str, Any]]:
-    """The detector that ``cfg`` chooses, and its resize in evaluation. Raises UserError."""
+    """The detector of ``cfg``, and its resize for evaluation. Raises UserError."""
     if cfg.checkpoint is not None:
         content = open_chosen(cfg)
         detector = build_detector(content, cfg.checkpoint, cfg.trust)
@@ -89,13 +90,13 @@ def build(cfg: DictConfig) -> tuple[nn.Module, Mapping[str, Any]]:
 
 
 def landscape(resize: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width of what ``resize`` makes of a wide image."""
+    """Height and width of a wide image after ``resize``."""
     canvas = resize.get("canvas", LANDSCAPE[0])
     return resize.get("short", canvas), resize.get("long", resize.get("canvas", LANDSCAPE[1]))
 
 
 def measure(detector: nn.Module, height: int, width: int, repeats: int = 3) -> Cost:
-    """The cost of ``detector`` for an image of noise, where it is; it is in eval mode."""
+    """The cost of ``detector``, which is in eval mode, on its device for an image of noise."""
     device = next(detector.parameters()).device
     size = torch.tensor([[height, width]], device=device)
     images = Images(
@@ -109,7 +110,7 @@ def measure(detector: nn.Module, height: int, width: int, repeats: int = 3) -> C
         torch.cuda.reset_peak_memory_stats(device)
     with torch.inference_mode():
         with FlopCounterMode(display=False) as counter:
-            detector(images)  # warms up, too
+            detector(images)  # also serves as warm-up
         seconds = [_timed(detector, images, device) for _ in range(repeats)]
     return Cost(
         parameters={name: _size(part) for name, part in detector.named_children() if _size(part)},
@@ -131,8 +132,8 @@ def _size(part: nn.Module) -> int:
 
 
 def _timed(detector: nn.Module, images: Images, device: torch.device) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     detector(images)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - begun
+    return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""What may be given as an image."""
+"""Conversion of images given as files, URLs, Pillow images, arrays or tensors."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from codetr.data.regions import Regions, TiffImage, open_image
 from codetr.errors import UserError
 
 ImageLike = str | Path | Image.Image | np.ndarray | Regions
-"""A file; an http(s) address; a Pillow image; a uint8 array (H, W, 3) or tensor (3, H, W), RGB;
-what ``open_image`` returns.
+"""A file; an http(s) URL; a Pillow image; a uint8 array (H, W, 3) or tensor (3, H, W), RGB; the
+result of ``open_image``.
 """
 
-MOST_BYTES = 256 * 2**20
-"""Of an image behind an address."""
-PATIENCE = 30.0
-"""Seconds without an answer."""
+MAX_BYTES = 256 * 2**20
+"""Maximum size of a downloaded image."""
+TIMEOUT_S = 30.0
+"""Timeout of downloads in seconds."""
 
 
 def as_image(value: ImageLike, rules: PixelRules = DEFAULT_RULES) -> Regions:
-    """Any of them as a uint8 RGB tensor (3, H, W) on the CPU or, where ``rules`` say so, as a large
+    """The image as a uint8 RGB tensor (3, H, W) on the CPU or, if ``rules`` allow it, as a large
     file that is read in regions.
 
-    Files are turned upright by their EXIF orientation; Pillow images, arrays and tensors are taken
-    as they are. ``rules`` are those of ``open_image``. Raises UserError for anything else, and for
-    a file that cannot be read.
+    Files are turned upright by their EXIF orientation; Pillow images, arrays and tensors are not.
+    ``rules``: see ``open_image``. Raises UserError for other values, and for files that cannot be
+    read.
     """
     if isinstance(value, str) and value.startswith(("http://", "https://")):
         return _fetch(value, rules)
@@ -54,11 +54,11 @@ def as_image(value: ImageLike, rules: PixelRules = DEFAULT_RULES) -> Regions:
     if isinstance(value, np.ndarray):
         if value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3 and value.size:
             return _channels_first(value)
-        raise _unfit("array", value, "uint8 of shape (height, width, 3), RGB")
+        raise _wrong_shape("array", value, "uint8 of shape (height, width, 3), RGB")
     if isinstance(value, Tensor):
         if value.dtype == torch.uint8 and value.ndim == 3 and len(value) == 3 and value.numel():
             return value.cpu()
-        raise _unfit("tensor", value, "uint8 of shape (3, height, width), RGB")
+        raise _wrong_shape("tensor", value, "uint8 of shape (3, height, width), RGB")
     raise UserError(
         f"an image of type {type(value).__name__}: give a file name, a Pillow image, a uint8 array "
         "(height, width, 3) or a uint8 tensor (3, height, width)"
@@ -70,7 +70,7 @@ def _fetch(address: str, rules: PixelRules) -> Tensor:
         path = Path(folder, "image")
         try:
             with (
-                urllib.request.urlopen(address, timeout=PATIENCE) as answer,
+                urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer,
                 path.open("wb") as file,
             ):
                 shutil.copyfileobj(_Limited(answer, address), file)
@@ -87,10 +87,10 @@ def _fetch(address: str, rules: PixelRules) -> Tensor:
 
 
 class _Limited:
-    """A stream that ends with a UserError after ``MOST_BYTES``."""
+    """A stream that raises UserError after ``MAX_BYTES``."""
 
     def __init__(self, stream: Any, address: str) -> None:
-        self.stream, self.address, self.left = stream, address, MOST_BYTES
+        self.stream, self.address, self.left = stream, address, MAX_BYTES
 
     def read(self, size: int = -1, /) -> bytes:
         """The next bytes."""
@@ -98,13 +98,13 @@ class _Limited:
         self.left -= len(block)
         if self.left < 0:
             raise UserError(
-                f"{self.address}: more than {MOST_BYTES >> 20} MiB: download it, and give the file"
+                f"{self.address}: more than {MAX_BYTES >> 20} MiB: download it, and give the file"
             )
         return block
 
 
 def is_one_image(value: ImageLike | Sequence[ImageLike]) -> bool:
-    """Whether it is a single image rather than several; what is neither is one, refused later."""
+    """Whether it is a single image rather than several; invalid values count as a single one."""
     several = isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | Mapping)
     return isinstance(value, ImageLike) or not several
 
@@ -113,7 +113,7 @@ def _channels_first(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
-def _unfit(kind: str, value: Any, wanted: str) -> UserError:
+def _wrong_shape(kind: str, value: Any, expected: str) -> UserError:
     return UserError(
-        f"an image {kind} of {value.dtype} and shape {tuple(value.shape)}: give {wanted}"
+        f"an image {kind} of {value.dtype} and shape {tuple(value.shape)}: give {expected}"
     )

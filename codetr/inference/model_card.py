@@ -1,4 +1,6 @@
-"""The model card of a folder for the Hugging Face Hub, filled from the run that made the model."""
+"""The model card of a folder for the Hugging Face Hub, filled from the run that trained the
+model.
+"""
 
 from __future__ import annotations
 
@@ -18,30 +20,32 @@ from codetr.errors import UserError
 from codetr.run_folder import RunFolder
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
-"""A Jinja template; what it leaves open is for the author to fill in."""
+"""A Jinja template with placeholders for the author to fill in."""
 TASK = "object-detection"
 METRIC = "mean_average_precision"
-"""As the Hub calls AP."""
+"""The Hub's name for AP."""
 BOXES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
-"""Small, medium and large objects; of LVIS, rare, common and frequent classes."""
+"""The latter for small, medium and large objects, and for LVIS' rare, common and frequent
+classes.
+"""
 SHOWN = (*BOXES, *(f"mask_{name}" for name in BOXES))
 UNDEFINED = -1.0
-"""A metric of no object, in COCO's convention."""
+"""Value of a metric without objects, in COCO's convention."""
 OWN_DATA = "data of the author"
 SYNTHETIC = "codetr.data.synthetic."
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResults:
-    """``metrics`` of the best validation of a run by name, and the ``epoch`` (from 1) of it."""
+    """``metrics`` of a run's best validation by name, and its ``epoch`` (from 1)."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     epoch: int | None = None
 
 
-def results_of(source: str) -> RunResults:
-    """What the run folder says of its best.ckpt or model.safetensors ``source``; nothing for any
-    other file, and for one that is newer than the numbers, as of a run that is not finished.
+def run_results(source: str) -> RunResults:
+    """The results in the run folder of ``source``, a best.ckpt or model.safetensors. Empty for
+    other files, and for files newer than the results, which belong to an unfinished run.
     """
     path = Path(source)
     folder = RunFolder(path.parent)
@@ -54,16 +58,16 @@ def results_of(source: str) -> RunResults:
     except (OSError, ValueError, RecursionError):
         return RunResults()
     if not isinstance(content, dict) or type(content.get("epoch")) is not int:
-        return RunResults()  # of an evaluation
+        return RunResults()  # it belongs to an evaluation
     numbers = {name: content[name] for name in SHOWN if type(content.get(name)) in (int, float)}
     known = {k: float(v) for k, v in numbers.items() if math.isfinite(v) and v != UNDEFINED}
     return RunResults(metrics=known, epoch=content["epoch"])
 
 
 def model_card(record: RunRecord, results: RunResults, details: Mapping[str, Any]) -> ModelCard:
-    """The card of a model: from its record and the results of its run, and from ``details``, which
-    replace what is known of ``name``, ``description``, ``data``, ``results`` and ``limits``, and
-    add ``license``, ``datasets`` (names on the Hub) and ``base_model``.
+    """The card of a model from its record and the results of its run. ``details`` replace ``name``,
+    ``description``, ``data``, ``results`` and ``limits``, and add ``license``, ``datasets`` (names
+    on the Hub) and ``base_model``.
     """
     given = dict(details)
     base = given.pop("base_model", None) or base_model(record.config)
@@ -108,14 +112,14 @@ def model_card(record: RunRecord, results: RunResults, details: Mapping[str, Any
 
 
 def base_model(config: Mapping[str, Any]) -> str | None:
-    """The name on the Hub of what training started from: published weights of the zoo, or the
-    pretrained backbone; None where that is not there, or not known.
+    """The Hub's name of the model that training started from: published weights of the zoo, or the
+    pretrained backbone; None if it is unknown or not on the Hub.
     """
     start = config.get("checkpoint")
     if isinstance(start, str) and start:
         try:
             place = find_entry(start).place if start.startswith(ZOO) else None
-        except UserError:  # of a table that the author has no more
+        except UserError:  # the author's table no longer exists
             place = None
         return place.repo if isinstance(place, HubFile) else None
     backbone = _part(config, "model", "detector", "backbone")
@@ -127,14 +131,14 @@ def base_model(config: Mapping[str, Any]) -> str | None:
 
 
 def data_of(config: Mapping[str, Any]) -> str | None:
-    """What training data is known to be; its folder's name is the author's."""
+    """A description of the training data, if it is known; its folder's name is private."""
     target = _part(config, "data", "source").get("_target_")
     drawn = isinstance(target, str) and target.startswith(SYNTHETIC)
     return "synthetic scenes of codetr" if drawn else None
 
 
 def results_text(results: RunResults) -> str | None:
-    """A table of the metrics."""
+    """A Markdown table of the metrics, if there are any."""
     if not results.metrics:
         return None
     lines = [f"| {name} | {value:.4f} |" for name, value in results.metrics.items()]
@@ -143,22 +147,22 @@ def results_text(results: RunResults) -> str | None:
 
 
 def training_text(config: Mapping[str, Any], base: str | None, epoch: int | None) -> str | None:
-    """How it was trained, as far as the record says so."""
+    """A list of what the record says about training, if anything."""
     schemes, heads = (list(_part(config, key)) for key in ("scheme", "aux_heads"))
-    said = []
+    items = []
     if base:
-        said.append(f"started from [{base}](https://huggingface.co/{base})")
+        items.append(f"started from [{base}](https://huggingface.co/{base})")
     if schemes:
-        said.append(f"training schemes: {', '.join(schemes)}")
+        items.append(f"training schemes: {', '.join(schemes)}")
     if heads:
-        said.append(f"auxiliary heads: {', '.join(heads)}")
+        items.append(f"auxiliary heads: {', '.join(heads)}")
     if epoch:
-        said.append(f"weights of epoch {epoch}, the best validation")
-    return "\n".join(f"- {one}" for one in said) or None
+        items.append(f"weights of epoch {epoch}, the best validation")
+    return "\n".join(f"- {item}" for item in items) or None
 
 
 def _part(config: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
-    """What a configuration says of ``keys``; nothing where it does not."""
+    """The part of a configuration at ``keys``; empty if there is none."""
     found: Any = config
     for key in keys:
         found = found.get(key) if isinstance(found, Mapping) else None

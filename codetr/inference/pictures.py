@@ -1,4 +1,4 @@
-"""Pictures of a run: what training sees, and what the model finds."""
+"""Pictures of a run: augmented training images, and detections in validation images."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ from codetr.structures import Batch, Detections, ImageInfo, Targets
 log = logging.getLogger(__name__)
 
 _DECODED = PixelRules(max_megapixels=math.inf)
-"""For files that were read before."""
+"""For files that have been decoded before, whose size is known to be allowed."""
 
 MOST_CLASSES = 126
-"""Of a mask in W&B, beside the background."""
+"""Maximum number of classes of a mask in W&B, besides the background."""
 
 LONGEST_SIDE = 640
-"""Pictures of larger images are reduced to this, so that a panel stays a few megabytes."""
+"""Larger images are reduced to this side, so that the size of a panel is a few megabytes."""
 
 
 def _reduced(image: Tensor, boxes_xyxy_px: Tensor) -> tuple[Tensor, Tensor]:
-    """Image and boxes scaled together, so that the longer side is ``LONGEST_SIDE`` at most."""
+    """Image and boxes, scaled so that the longer side is at most ``LONGEST_SIDE``."""
     height, width = image.shape[-2:]
     factor = min(1.0, LONGEST_SIDE / max(height, width))
     if factor == 1.0:
@@ -74,7 +74,7 @@ def _size(image: Tensor) -> tuple[int, int]:
 def batch_pictures(
     batch: Batch, names: Sequence[str], mean: Sequence[float], std: Sequence[float]
 ) -> list[Tensor]:
-    """Each image of a batch as the network gets it, with its boxes; uint8 (3, H, W).
+    """The network's input images of a batch with their boxes, each uint8 (3, H, W).
 
     ``mean`` and ``std`` are those of the normalisation, for RGB values from 0 to 255.
     """
@@ -89,8 +89,8 @@ def batch_pictures(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlined:
-    """Objects of an image by their pixels: ``bitmaps`` (n, H, W) bool, ``labels`` (n,)."""
+class ObjectMasks:
+    """Masks of the objects in an image: ``bitmaps`` (n, H, W) bool, ``labels`` (n,)."""
 
     bitmaps: Tensor
     labels: Tensor
@@ -98,10 +98,11 @@ class Outlined:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """An image, at most ``LONGEST_SIDE`` long, with predicted and true boxes, xyxy in its pixels.
+    """An image, with sides of at most ``LONGEST_SIDE``, with predicted and true boxes, xyxy in its
+    pixels.
 
-    ``names`` are for the labels of both. ``outlined``: the masks of the true objects, where masks
-    are measured.
+    ``names``: class names for the labels of both. ``masks``: those of the true objects, if masks
+    are evaluated.
     """
 
     image: Tensor
@@ -109,7 +110,7 @@ class Comparison:
     true_boxes: Tensor
     true_labels: Tensor
     names: Sequence[str]
-    outlined: Outlined | None = None
+    masks: ObjectMasks | None = None
 
     def picture(self) -> Tensor:
         """The predicted boxes (left) and the true boxes (right), each with their masks."""
@@ -122,14 +123,14 @@ class Comparison:
             found.scores,
             masks=None if found.cells is None else found.bitmaps(_size(self.image)),
         )
-        image, true = self.image, self.outlined
+        image, true = self.image, self.masks
         if true is not None:
             image = tinted(image, true.bitmaps, true.labels.tolist(), range(len(true.labels)))
         right = draw_boxes(image, self.true_boxes, self.true_labels, self.names)
         return side_by_side(left, right, ("predicted", "true"))
 
     def layers(self) -> dict[str, Any]:
-        """The boxes as ``wandb.Image`` takes them, which can be switched on and off there."""
+        """The boxes in the format of ``wandb.Image``, which can show and hide them."""
         labels = dict(enumerate(self.names))
         found = self.predicted
         rows = zip(
@@ -147,16 +148,15 @@ class Comparison:
         }
 
     def mask_layers(self) -> dict[str, Any]:
-        """The masks as ``wandb.Image`` takes them: the class of each pixel counted from 1, of the
-        best mask that has it; nothing where there are none.
+        """The masks in the format of ``wandb.Image``: for every pixel the class, from 1, of the
+        best mask that contains it; empty if there are no masks.
 
-        W&B keeps a signed byte of a pixel: of more classes than that, those in the picture are
-        counted.
+        W&B stores a signed byte per pixel: with more classes, those in the picture are numbered.
         """
-        layers = {"true": self.outlined}
+        layers = {"true": self.masks}
         if self.predicted.cells is not None:
             bitmaps = self.predicted.bitmaps(_size(self.image))
-            layers["predicted"] = Outlined(bitmaps=bitmaps, labels=self.predicted.labels)
+            layers["predicted"] = ObjectMasks(bitmaps=bitmaps, labels=self.predicted.labels)
         shown = {name: layer for name, layer in layers.items() if layer is not None}
         numbers: Sequence[int] = range(len(self.names))
         if len(numbers) > MOST_CLASSES:
@@ -164,8 +164,8 @@ class Comparison:
             numbers = sorted(set(chain.from_iterable(seen)))[:MOST_CLASSES]
         return {name: self._layer(layer, numbers) for name, layer in shown.items()}
 
-    def _layer(self, objects: Outlined, numbers: Sequence[int]) -> dict[str, Any]:
-        """``numbers``: the labels that are told apart; what is counted is their place."""
+    def _layer(self, objects: ObjectMasks, numbers: Sequence[int]) -> dict[str, Any]:
+        """The layer of some objects; a label is encoded by its index in ``numbers``, from 1."""
         place = {label: i for i, label in enumerate(numbers, start=1)}
         classes = torch.zeros(_size(self.image), dtype=torch.int64)
         pairs = zip(objects.bitmaps.flip(0), objects.labels.flip(0).tolist(), strict=True)
@@ -190,10 +190,10 @@ def compare(
     min_score: float,
     truth: ImageTruth | None = None,
 ) -> Comparison:
-    """The image file with the detections above ``min_score`` and the true boxes, and with the masks
-    that ``truth`` has of them.
+    """The image with the detections above ``min_score`` and the true boxes, and with the masks of
+    ``truth``, if any.
 
-    Raises ImageError where the file cannot be read.
+    Raises ImageError if the file cannot be read.
     """
     image = read_image(Path(info.path), _DECODED)
     shown = found.above(min_score).to("cpu", torch.float32)
@@ -206,15 +206,15 @@ def compare(
         true_boxes=true,
         true_labels=targets.labels.cpu(),
         names=names,
-        outlined=_outlined(truth, info.original_size, _size(reduced)),
+        masks=_object_masks(truth, info.original_size, _size(reduced)),
     )
 
 
-def _outlined(
+def _object_masks(
     truth: ImageTruth | None, original: tuple[int, int], size: tuple[int, int]
-) -> Outlined | None:
-    """The objects of ``truth`` (not its crowd regions) in a picture of ``size``, from an image of
-    the ``original`` one; None where their masks are not known.
+) -> ObjectMasks | None:
+    """The masks of ``truth``, without crowd regions, resized from the ``original`` size of the
+    image to ``size``; None if there are none.
     """
     if truth is None or truth.masks is None:
         return None
@@ -223,17 +223,17 @@ def _outlined(
     for bitmap, i in zip(bitmaps, single, strict=True):  # one at a time: the image may be large
         whole = decode([truth.masks[i]], original).to(torch.uint8)
         bitmap.copy_(resize_nearest(whole, size)[0] > 0)
-    return Outlined(bitmaps=bitmaps, labels=truth.labels[single])
+    return ObjectMasks(bitmaps=bitmaps, labels=truth.labels[single])
 
 
-def known_objects(module: Any) -> Mapping[int, ImageTruth]:
-    """By image id, as the evaluator of ``module`` has them."""
+def true_objects(module: Any) -> Mapping[int, ImageTruth]:
+    """The true objects of the evaluator of ``module``, by image id."""
     evaluator = module.evaluator
     return evaluator.truth if isinstance(evaluator, CocoEvaluator) else {}
 
 
 def relabelled(targets: Targets, own: ClassList, other: ClassList) -> Targets:
-    """Targets with labels of ``own`` as targets with labels of ``other``, which has all its
+    """Targets with labels mapped from the class list ``own`` to ``other``, which has all of its
     category ids.
     """
     index = other.index()
@@ -242,7 +242,7 @@ def relabelled(targets: Targets, own: ClassList, other: ClassList) -> Targets:
 
 
 def publish(trainer: Trainer, name: str, picture: Tensor, path: Path) -> None:
-    """Write a PNG and hand the picture to W&B, if it is among the loggers."""
+    """Write a PNG, and log it to W&B if it is among the loggers."""
     save_png(path, picture)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
@@ -271,7 +271,7 @@ class TrainingPreview(Callback):
             self._publish(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """An epoch may have fewer images than asked for."""
+        """Publish the pictures of an epoch with fewer images than requested."""
         if self._pictures and trainer.is_global_zero:
             self._publish(trainer)
 
@@ -282,9 +282,8 @@ class TrainingPreview(Callback):
 
 
 class Panel:
-    """Puts the first ``images`` that it is given together: predictions with a score above
-    ``min_score`` beside the true boxes. W&B gets them one by one too, with boxes and masks to
-    switch on.
+    """Combines the first ``images`` into one picture: predictions with a score above ``min_score``
+    next to the true boxes. W&B also gets them one by one, with boxes and masks to show or hide.
     """
 
     def __init__(self, images: int, columns: int, min_score: float) -> None:
@@ -299,9 +298,9 @@ class Panel:
         data: ClassList,
         truth: Mapping[int, ImageTruth] | None = None,
     ) -> None:
-        """Draw a batch, as far as pictures are missing. Labels of the outputs are those of
-        ``model``, labels of the batch those of ``data``: a class has one name and one colour.
-        ``truth`` by image id, with labels of ``model``, may have masks.
+        """Add images of a batch until there are enough. Labels of the outputs refer to the class
+        list ``model``, labels of the batch to ``data``; both are drawn with names and colours of
+        ``model``. ``truth`` by image id, with labels of ``model``, may have masks.
         """
         for info, found, targets in zip(batch.infos, outputs, batch.targets, strict=True):
             if len(self._shown) == self.images:
@@ -310,13 +309,13 @@ class Panel:
             try:
                 known = None if truth is None else truth.get(info.image_id)
                 shown = compare(info, found, true, model.names, self.min_score, known)
-            except ImageError as error:  # data.tolerate_broken: its absence ends nothing
-                log.warning("%s; it is left out of the panel", error)
+            except ImageError as error:  # allowed by data.tolerate_broken
+                log.warning("%s; it is omitted from the panel", error)
             else:
                 self._shown.append(shown)
 
     def finish(self, trainer: Trainer, name: str, path: Path) -> None:
-        """Publish the panel, if there is any picture, and begin again."""
+        """Publish the panel, if it has any picture, and clear it."""
         if self._shown and not trainer.sanity_checking:
             pictures = [shown.picture() for shown in self._shown]
             publish(trainer, f"pictures/{name}", grid(pictures, self.columns), path)
@@ -331,8 +330,8 @@ class Panel:
 
 
 class ValidationPanel(Callback):
-    """``<folder>/validation_<epoch>.png`` after every validation: some images (the same ones each
-    time) with predicted and true boxes. Predictions below ``min_score`` are not drawn.
+    """``<folder>/validation_<epoch>.png`` after every validation: the same images each time, with
+    predicted and true boxes. Predictions below ``min_score`` are not drawn.
     """
 
     def __init__(
@@ -352,7 +351,7 @@ class ValidationPanel(Callback):
         """Draw the first images."""
         if trainer.is_global_zero:
             record: RunRecord = pl_module.record  # type: ignore[assignment]
-            self.panel.add(batch, outputs, record.classes, record.classes, known_objects(pl_module))
+            self.panel.add(batch, outputs, record.classes, record.classes, true_objects(pl_module))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put them together."""
@@ -381,7 +380,7 @@ class EvaluationPanel(Callback):
         if trainer.is_global_zero:
             classes: ClassList = pl_module.classes  # type: ignore[assignment]
             data: ClassList = trainer.datamodule.classes  # type: ignore[attr-defined]
-            self.panel.add(batch, outputs, classes, data, known_objects(pl_module))
+            self.panel.add(batch, outputs, classes, data, true_objects(pl_module))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put them together."""

@@ -1,4 +1,4 @@
-"""What was found in an image, for people: names, a picture, and other tools' forms."""
+"""Detections in an image with names, a picture, and conversions for other tools."""
 
 from __future__ import annotations
 
@@ -29,12 +29,11 @@ LEAST_NAMED = 64.0
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction(Detections):
-    """Detections of one image, best score first: ``boxes_xyxy_px`` (n, 4) in its pixels,
-    ``scores`` (n,), ``labels`` (n,) class indices, and ``names``; ``masks`` of models that find
-    such.
+    """Detections in one image, sorted by score: ``boxes_xyxy_px`` (n, 4) in its pixels, ``scores``
+    (n,), ``labels`` (n,) class indices, and ``names``; ``masks`` if the model predicts masks.
 
     ``class_list``: all classes of the model; ``size``: (height, width) of the image; ``pixels``:
-    the image, uint8 (H, W, 3) RGB, or a smaller picture of one that was read in regions.
+    the image, uint8 (H, W, 3) RGB, or a reduced copy of one that was read in regions.
     """
 
     class_list: ClassList
@@ -53,25 +52,23 @@ class Prediction(Detections):
 
     @property
     def masks(self) -> Tensor | None:
-        """(n, H, W) bool in the pixels of the image, made anew each time; None where the model
-        finds no masks.
+        """(n, H, W) bool in pixels of the image, computed on every access; None if the model does
+        not predict masks.
         """
         return None if self.cells is None else self.bitmaps(self.size)
 
     @property
     def mask_scores(self) -> Tensor | None:
-        """(n,) how sure the model is of each mask: the score of its box, times the overlap that it
-        expects.
-        """
+        """(n,) confidence of each mask: the score of its box times the predicted IoU."""
         return None if self.cells is None else self.cells.scores
 
     def take(self: T, index: Tensor | slice) -> T:
-        """The detections that ``index`` picks, of the same image."""
-        return super().take(index)  # the image is an array, which is no tensor to pick from
+        """The detections selected by ``index``, in the same image."""
+        return super().take(index)  # ``pixels`` is not indexed, since it is not a tensor
 
     def drawn(self) -> Tensor:
-        """The picture (3, h, w) with boxes, class names, scores and masks; a small one is enlarged
-        for its labels. Where the picture is smaller than the image, small boxes have none.
+        """The picture (3, h, w) with boxes, class names, scores and masks. A small one is enlarged
+        so that labels are readable; in a reduced copy of the image, small boxes have no labels.
         """
         image = torch.from_numpy(self.pixels).permute(2, 0, 1)
         shown = image.shape[1], image.shape[2]
@@ -90,9 +87,9 @@ class Prediction(Detections):
         return drawn
 
     def save(self, path: str | Path) -> Path:
-        """Write ``plot`` to a file in the format of its suffix; returns it.
+        """Write ``plot`` to a file in the format of its suffix, and return the path.
 
-        Raises UserError where Pillow writes no such format, or the file cannot be written.
+        Raises UserError if Pillow does not support the format, or the file cannot be written.
         """
         path = Path(path).expanduser()
         try:
@@ -107,8 +104,8 @@ class Prediction(Detections):
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """COCO results: ``image_id``, ``category_id`` of the training data, ``bbox`` (x, y, width,
-        height in pixels) and ``score`` of each detection; of masks ``segmentation``, compressed run
-        lengths, and ``mask_score``.
+        height in pixels) and ``score`` of each detection; with masks also ``segmentation``
+        (compressed run lengths) and ``mask_score``.
         """
         boxes = self.boxes_xyxy_px.double()
         columns = torch.stack([self.labels.double(), self.scores.double()], dim=1)
@@ -117,9 +114,9 @@ class Prediction(Detections):
         return prediction_records({image_id: rows}, self.class_list, masks)
 
     def to_supervision(self) -> Any:
-        """``supervision.Detections`` with the names under ``class_name``.
+        """Convert to ``supervision.Detections`` with the names under ``class_name``.
 
-        Raises UserError where that package is not installed.
+        Raises UserError if that package is not installed.
         """
         try:
             import supervision
@@ -137,10 +134,10 @@ class Prediction(Detections):
         )
 
     def to_fiftyone(self) -> Any:
-        """``fiftyone.Detections``: boxes (left, top, width, height) as shares of the image, masks
-        within their boxes.
+        """Convert to ``fiftyone.Detections``: boxes (left, top, width, height) relative to the
+        image, masks cropped to their boxes.
 
-        Raises UserError where that package is not installed.
+        Raises UserError if that package is not installed.
         """
         try:
             import fiftyone

@@ -25,7 +25,7 @@ from codetr.evaluation import Postprocess
 from codetr.inference import hub
 from codetr.inference.finder import DetectorFinder, choose_device, choose_precision
 from codetr.inference.inputs import ImageLike, as_image, is_one_image
-from codetr.inference.model_card import RunResults, model_card, results_of
+from codetr.inference.model_card import RunResults, model_card, run_results
 from codetr.inference.prediction import Prediction
 from codetr.inference.views import Finder, Views
 from codetr.models.ops import avoid_cudnn_attention, use_msda
@@ -253,7 +253,7 @@ def build_predictor(
         remedy="give max_megapixels=",
     )
     finder = views.compose(finders, postprocess.max_detections, batch)
-    return Predictor(finder, detector, record, rules, results_of(source))
+    return Predictor(finder, detector, record, rules, run_results(source))
 
 
 def open_content(

@@ -1,4 +1,4 @@
-"""What prediction writes: pictures, a video, COCO JSON and CSV."""
+"""Writers of prediction results: pictures, videos, COCO JSON and CSV."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ COLUMNS = ("file", "frame", "class", "score", "x_min", "y_min", "x_max", "y_max"
 
 
 class Writer(Protocol):
-    """Takes one image after the other with what was found in it."""
+    """Writes the predictions for one image after the other."""
 
     def add(self, frame: Frame, found: Prediction) -> None:
-        """Write or keep it."""
+        """Write or store the predictions ``found`` in ``frame``."""
         ...
 
     def close(self) -> None:
@@ -36,7 +36,7 @@ class Writer(Protocol):
 
 class CocoFiles:
     """``images.json`` (a COCO data set without boxes) and ``predictions.json`` (COCO results for
-    it, with run lengths of masks where there are some); image ids count from 1.
+    it, including run lengths of masks); image ids start at 1.
     """
 
     def __init__(self, folder: Path, classes: ClassList) -> None:
@@ -72,8 +72,8 @@ class CocoFiles:
 
 
 class CsvFile:
-    """``predictions.csv``: one line per box, corners in pixels; UTF-8. Bytes of a file name that
-    are none are written as ``\\udcff``, as in the JSON files.
+    """``predictions.csv``: one line per box, corners in pixels; UTF-8. Undecodable bytes of file
+    names are written as ``\\udcff``, as in the JSON files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -97,8 +97,8 @@ class CsvFile:
 
 
 class Pictures:
-    """``images/NAME``: the image with its boxes, in the format of the original where that can be
-    written, else as PNG.
+    """``images/NAME``: the image with its boxes, in the format of the original if Pillow can write
+    it, else as PNG.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -117,7 +117,9 @@ class Pictures:
 
 
 class AnnotatedVideo:
-    """``NAME.mp4`` (H.264): every frame with its boxes, at the original's rate, without sound."""
+    """``NAME.mp4`` (H.264): every frame with its boxes, at the original frame rate, without
+    sound.
+    """
 
     def __init__(self, folder: Path, video: Video) -> None:
         import av
@@ -134,7 +136,7 @@ class AnnotatedVideo:
         import av
 
         picture = found.drawn()
-        height, width = (side // 2 * 2 for side in picture.shape[-2:])  # H.264 halves the colours
+        height, width = (side // 2 * 2 for side in picture.shape[-2:])  # yuv420p needs even sides
         if not self._started:
             self._stream.height, self._stream.width, self._started = height, width, True
         pixels = picture[:, :height, :width].permute(1, 2, 0).contiguous().numpy()
@@ -150,7 +152,7 @@ class AnnotatedVideo:
 
 
 def writers(folder: Path, source: Source, classes: ClassList, pictures: bool) -> list[Writer]:
-    """All that is written for a source, into ``folder``; ``pictures``: the annotated ones, too."""
+    """The writers for a source into ``folder``, including annotated ``pictures`` if requested."""
     made: list[Writer] = [CocoFiles(folder, classes), CsvFile(folder)]
     if pictures and isinstance(source, Video):
         made.append(AnnotatedVideo(folder, source))

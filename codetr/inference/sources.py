@@ -1,4 +1,4 @@
-"""From what a user names to images: a file, a folder, a pattern, a video."""
+"""Image sources given by the user: a file, a folder, a pattern, or a video."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".w
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """An image to look at: ``name`` relative to what was asked for; ``number`` in a video."""
+    """An image: its ``name`` relative to the source; its ``number`` in a video."""
 
     name: str
     image: Regions
@@ -33,7 +33,7 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class Broken:
-    """What could not be read, and why (one line)."""
+    """An image that could not be read, and the reason (one line)."""
 
     name: str
     reason: str
@@ -41,7 +41,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files under ``root``, each read when it is its turn."""
+    """Image files below ``root``, read one by one during iteration."""
 
     root: Path
     paths: tuple[Path, ...]
@@ -61,9 +61,9 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class Video:
-    """The frames of a video file, read by PyAV and turned upright, as phones note it in the file.
+    """The frames of a video file, decoded by PyAV and rotated according to its metadata.
 
-    Raises UserError where it is not a video; frames of more pixels than ``rules`` allow are not
+    Raises UserError if it is not a video; frames with more pixels than ``rules`` allow are not
     decoded.
     """
 
@@ -72,10 +72,10 @@ class Video:
 
     def __post_init__(self) -> None:
         require_av(self.path)
-        self.rate  # noqa: B018 - opens the file: what is no video fails here
+        self.rate  # noqa: B018 - opens the file, and fails if it is not a video
 
     def __len__(self) -> int:
-        """The number of frames that the file claims; 0 where it claims none."""
+        """The number of frames according to the file; 0 if unknown."""
         import av
 
         with av.open(str(self.path)) as container:
@@ -108,7 +108,7 @@ class Video:
                     image = torch.rot90(pixels, quarters, (1, 2))
                     yield Frame(name=self.path.name, image=image, number=number)
                     number += 1
-        except av.FFmpegError as error:  # what came before is good
+        except av.FFmpegError as error:  # the frames before it are valid
             reason = f"{self.path}: cannot be decoded from frame {number} on ({error})"
             yield Broken(name=f"{self.path.name}, frame {number}", reason=reason)
 
@@ -117,10 +117,10 @@ Source = ImageFiles | Video
 
 
 def open_source(name: str) -> Source:
-    """What ``name`` stands for: a video, an image, all images in a folder and below it, or those
-    that match a pattern such as ``photos/*.jpg`` (``**`` for any folders).
+    """Open a source: a video, an image, all images in a folder and its subfolders, or those that
+    match a pattern such as ``photos/*.jpg`` (``**`` for any folders).
 
-    Raises UserError where there is nothing to look at.
+    Raises UserError if there are no images.
     """
     path = Path(name).expanduser()
     if os.path.isdir(path):
@@ -161,7 +161,7 @@ def _files(root: Path, paths: list[Path], name: str) -> ImageFiles:
 
 
 def _otherwise_spelled(path: Path) -> Path | None:
-    """The one image that is called nearly as ``path``; see ``FileIndex``."""
+    """The only image whose name is similar to ``path``, if any; see ``FileIndex``."""
     if not os.path.isdir(path.parent):
         return None
     index = FileIndex(file.name for file in path.parent.iterdir() if is_image(file.name))
@@ -171,6 +171,6 @@ def _otherwise_spelled(path: Path) -> Path | None:
 
 
 def require_av(path: Path) -> None:
-    """Raise UserError where PyAV is not installed."""
+    """Raise UserError if PyAV is not installed."""
     if importlib.util.find_spec("av") is None:
         raise UserError(f"{path}: videos need PyAV: pip install 'codetr[video]'")

@@ -47,7 +47,7 @@ from codetr.training.trainer import build_trainer
 
 
 class Collector(Protocol):
-    """What takes the detections of a split, batch by batch."""
+    """Collects the detections of a split, batch by batch."""
 
     def update(self, detections: Sequence[Detections], infos: Sequence[ImageInfo]) -> None:
         """Add the detections of some images."""
@@ -55,9 +55,7 @@ class Collector(Protocol):
 
 
 class EvaluationModule(LightningModule):
-    """Runs a branch, whose labels are those of ``classes``, over a split and collects its
-    detections; nothing of training is here.
-    """
+    """Runs a branch, whose labels refer to ``classes``, on a split and collects its detections."""
 
     def __init__(self, branch: Branch, evaluator: Collector, classes: ClassList) -> None:
         super().__init__()
@@ -66,7 +64,7 @@ class EvaluationModule(LightningModule):
     def test_step(  # type: ignore[override]
         self, batch: Batch, batch_idx: int
     ) -> tuple[Detections, ...]:
-        """Detections in the original images; they enter the evaluation."""
+        """The detections in the original images, which are added to the evaluator."""
         found = self.branch(batch)
         self.evaluator.update(found, batch.infos)
         return found
@@ -75,12 +73,12 @@ class EvaluationModule(LightningModule):
 def evaluate(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, float]:
     """Evaluate the checkpoint of ``cfg`` (conf/eval.yaml).
 
-    The model is built as the checkpoint says (for an ``official:FILE``, as ``experiment`` says;
-    ``zoo:NAME`` knows its own); data, augmentation and postprocessing are the checkpoint's too
-    where ``cfg`` has none. Prints the tables; writes metrics.json, predictions.json, the diagnosis
-    and pictures into ``cfg.paths.run_dir``, and gives them to the loggers of ``cfg``. ``given`` are
-    the overrides that ``cfg`` was made with, so that none is ignored. Raises UserError for whatever
-    a user can correct.
+    The model is built from the checkpoint's configuration (for an ``official:FILE`` from
+    ``experiment``, for ``zoo:NAME`` from the zoo's); data, augmentation and postprocessing default
+    to the checkpoint's. Prints the tables; writes metrics.json, predictions.json, the diagnosis and
+    pictures to ``cfg.paths.run_dir``, and passes them to the loggers of ``cfg``. ``given`` are the
+    overrides that ``cfg`` was composed with: one without effect is an error. Raises UserError for
+    whatever a user can correct.
     """
     require_effect(given, ignored_in_evaluation(cfg.checkpoint, FOREIGN))
     check_settings(cfg, given, nulls=True)
@@ -90,7 +88,7 @@ def evaluate(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, float]:
     panel = [] if cfg.panel is None else [instantiate(cfg.panel)]
     report = EvaluationReport(evaluator, cfg.paths.run_dir)
     loggers = [instantiate(part) for part in cfg.logger.values() if part is not None]
-    trainer = build_tester(full, branch, [*panel, report], loggers)
+    trainer = build_test_trainer(full, branch, [*panel, report], loggers)
     prepare_device(cfg, trainer.strategy.root_device)
     ranks = RunFolder(Path(cfg.paths.run_dir)).ranks
     with RankMonitor(trainer, ranks, waiting_limit_s(full), "give the same command again"):
@@ -100,21 +98,23 @@ def evaluate(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, float]:
     return report.metrics
 
 
-def name_branch(cfg: DictConfig) -> None:
-    """Set ``cfg.evaluation.branch`` to the key of its head, where it says how that was chosen."""
+def resolve_branch(cfg: DictConfig) -> None:
+    """Replace ``cfg.evaluation.branch`` by the key of the head, if it is the option that
+    chose it.
+    """
     heads = [part.get("heads") or {} for part in cfg.get("scheme", {}).values()]
     for own in heads:
         cfg.evaluation.branch = branch_key(cfg.evaluation.branch, own)
 
 
-def build_tester(
+def build_test_trainer(
     cfg: DictConfig,
     branch: Branch,
     callbacks: Sequence[Callback] = (),
     loggers: Sequence[Logger] = (),
 ) -> Trainer:
-    """What runs the branch over a split; the model is run as the ``trainer`` group says, in float32
-    where that leaves it open.
+    """A Trainer to run the branch on a split, with the settings of the ``trainer`` group; the
+    default precision is float32.
     """
     trainer = build_trainer(cfg.trainer, cfg.data.eval_batch_size, callbacks, loggers, exact=True)
     accelerate(branch.detector, cfg.trainer, trainer.strategy.root_device)
@@ -124,8 +124,8 @@ def build_tester(
 def open_branch(
     cfg: DictConfig, given: Sequence[str] = ()
 ) -> tuple[DictConfig, Branch, CocoDataModule, ClassList]:
-    """The whole configuration, what finds objects, the split that it is to run on, and the
-    classes of its labels. Raises UserError as ``evaluate``.
+    """The full configuration, the branch to evaluate, the data with the evaluated split, and the
+    classes of the branch's labels. Raises UserError as ``evaluate``.
     """
     prepare_process(cfg.seed)
     if cfg.model is not None and not cfg.checkpoint.startswith(FOREIGN):
@@ -135,21 +135,21 @@ def open_branch(
         )
     content = open_checkpoint(cfg.checkpoint, cfg, cfg.trust)
     full = as_built(with_run(cfg, content.record, given), cfg, given)
-    name_branch(full)
-    looks = choose_views(cfg.views, full, cfg.checkpoint)
+    resolve_branch(full)
+    with_views = choose_views(cfg.views, full, cfg.checkpoint)
     datamodule = build_split(full, cfg.checkpoint)
     classes = content.record.classes
     if not content.record.ids_known:
         classes = with_ids_of(classes, datamodule.classes)
     require_known_classes(datamodule.classes, classes, datamodule.val_annotations)
-    branch = looks(build_branch(full, content, cfg.checkpoint))
+    branch = with_views(build_branch(full, content, cfg.checkpoint))
     return full, branch, datamodule, classes
 
 
 def choose_views(chosen: DictConfig, cfg: DictConfig, source: str) -> Callable[[Branch], Branch]:
-    """What makes a branch look at images as ``chosen`` (the user's ``views``) says. Where that is
-    more than once, the split is read as it is in the files (``cfg.data`` changes), and every view
-    is resized and normalised by itself. Raises UserError for views of an auxiliary head.
+    """A function that wraps a branch so that it uses the user's ``views`` (``chosen``). With
+    several views, ``cfg.data`` is changed to load the split without preprocessing, and every view
+    is resized and normalised separately. Raises UserError for views of an auxiliary head.
     """
     views = instantiate(OmegaConf.to_container(chosen, resolve=True))
     if views.single:
@@ -173,12 +173,12 @@ def choose_views(chosen: DictConfig, cfg: DictConfig, source: str) -> Callable[[
 
 
 def batch_of_one(resize: Augmentation, collate: Collate, image: Regions) -> Batch:
-    """A uint8 image (3, H, W) as the network gets it."""
+    """The network's input for a uint8 image (3, H, W)."""
     return collate([prepared(image, resize)])
 
 
 def build_branch(cfg: DictConfig, content: DetectorFile, source: str) -> Branch:
-    """What ``cfg.evaluation.branch`` names, with the weights of the checkpoint ``source``."""
+    """The branch ``cfg.evaluation.branch`` with the weights of the checkpoint ``source``."""
     detector = build_part(without_initial_weights(cfg.model.detector), source)
     name, classes = cfg.evaluation.branch, content.record.classes
     if name == MAIN:
@@ -192,8 +192,8 @@ def build_branch(cfg: DictConfig, content: DetectorFile, source: str) -> Branch:
 
 
 def build_split(cfg: DictConfig, source: str) -> CocoDataModule:
-    """The data module, as the checkpoint ``source`` and the user say, with the evaluated split read
-    and checked.
+    """The data module of the configuration, with the evaluated split loaded and checked. ``source``
+    is the checkpoint's name in messages.
     """
     datamodule: CocoDataModule = build_part(cfg.data, source)
     datamodule.prepare_data()

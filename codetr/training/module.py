@@ -1,4 +1,4 @@
-"""The LightningModule: a detector, its training schemes, and what happens to a batch."""
+"""The LightningModule: trains a detector by schemes, and evaluates it."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ BuildSchedule = Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.
 
 
 METERS, LOGGED = "loss_meters", "loggers"
-"""Where a checkpoint keeps the sums of losses of each process, and the states of loggers."""
+"""Keys of a checkpoint for the loss sums of each process, and for the states of loggers."""
 
 
 @runtime_checkable
 class Resumable(Protocol):
-    """A logger that has to know what it had logged when a run was interrupted."""
+    """A logger with a state that is stored in checkpoints, to continue after an interruption."""
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints."""
+        """The state for a checkpoint."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """From a checkpoint."""
+        """Restore the state from a checkpoint."""
         ...
 
 
@@ -53,18 +53,18 @@ class DetectionModule(LightningModule):
     """Trains ``detector`` by ``schemes`` and evaluates ``detector(images)`` alone.
 
     Args:
-        detector: what is deployed; an ``nn.Module`` that is a ``Detector``.
+        detector: the deployable model; an ``nn.Module`` that is a ``Detector``.
         schemes: the training schemes by name, each an ``nn.Module`` that is a ``Scheme``.
         optimizer: builds the optimiser.
         schedule: builds the learning-rate schedule.
-        postprocess: predictions to detections in the original image.
-        evaluator: measures the detections of the evaluated split.
-        record: classes, preprocessing and configuration, kept in every checkpoint.
+        postprocess: converts predictions to detections in the original image.
+        evaluator: computes metrics from the detections of the evaluated split.
+        record: classes, preprocessing and configuration, stored in every checkpoint.
         effective_batch: images per optimiser step over all devices.
-        seed: random draws depend on it, the epoch, the batch and the rank alone, so that a resumed
-            run repeats those of an uninterrupted one.
+        seed: random draws depend only on it, the epoch, the batch and the rank, so that a resumed
+            run has the same draws as an uninterrupted one.
 
-    Raises UserError where the detector cannot be trained by a scheme.
+    Raises UserError if the detector cannot be trained by a scheme.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class DetectionModule(LightningModule):
         self._meters: list[dict[str, Any]] = []  # of all processes, from a checkpoint
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Optimiser over detector and schemes, and its schedule by step."""
+        """The optimiser for detector and schemes, and its schedule per step."""
         optimizer = self.build_optimizer(self.named_parameters(), self.effective_batch)
         self.trainer.fit_loop.setup_data()  # so that the number of batches is known
         per_epoch = math.ceil(
@@ -109,10 +109,11 @@ class DetectionModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as the Trainer's options of these names say, without waiting for the device.
+        """Clip gradients by the Trainer's options of these names, without synchronising with the
+        device.
 
-        Under mixed precision Lightning refuses to clip for fused kernels, since these may undo a
-        scaling of the loss later; bfloat16 scales nothing.
+        Under mixed precision, Lightning refuses to clip for fused optimisers, since these may
+        unscale gradients later; with bfloat16 there is no scaling.
         """
         precision = self.trainer.precision_plugin
         if isinstance(precision, MixedPrecision) and precision.scaler is None:
@@ -122,16 +123,16 @@ class DetectionModule(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_start(self) -> None:
-        """Go on with the sums of losses that were not logged yet when the run was interrupted."""
+        """Restore the loss sums that had not been logged when the run was interrupted."""
         if self.trainer.fit_loop.restarting and len(self._meters) == self.trainer.world_size:
             self.meter.load_state_dict(self._meters[self.global_rank], self.device)
         self._meters = []
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Stop on all ranks if the step before was broken; seed this one."""
+        """Stop on all ranks if the previous step was not finite; seed this one."""
         self.guard.check(self.meter)
         key = [self.seed, self.current_epoch, batch_idx, self.global_rank]
-        seed_draws(int(np.random.SeedSequence(key).generate_state(1)[0]), self.device)
+        seed_generators(int(np.random.SeedSequence(key).generate_state(1)[0]), self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The total loss of a batch."""
@@ -147,14 +148,16 @@ class DetectionModule(LightningModule):
                 self.log(name, on_host(value), on_step=True, on_epoch=False, prog_bar=name == TOTAL)
 
     def on_train_epoch_end(self) -> None:
-        """Log what is left, and stop before a checkpoint if the last step was broken."""
+        """Log the remaining losses, and stop before a checkpoint if the last step was not
+        finite.
+        """
         self.guard.check(self.meter)
         means = {name: on_host(value) for name, value in self.meter.read().items()}
         self.log_dict(means, on_step=False, on_epoch=True, batch_size=1, **OF_FIRST_RANK)
 
     def on_validation_epoch_start(self) -> None:
-        """Start from no detections, with whole weights: processes may have unequally many batches.
-        Callbacks come before, and may change the weights.
+        """Clear the evaluator and gather sharded weights, since processes may have different
+        numbers of batches. Callbacks, which may change the weights, are called before.
         """
         self.guard.check(self.meter)
         self.evaluator.reset()
@@ -163,19 +166,19 @@ class DetectionModule(LightningModule):
     def validation_step(  # type: ignore[override]
         self, batch: Batch, batch_idx: int
     ) -> tuple[Detections, ...]:
-        """Detections in the original images; they enter the evaluation."""
+        """The detections in the original images, which are added to the evaluator."""
         found = detect(self.detector, self.postprocess, batch.images, batch.infos)
         self.evaluator.update(found, batch.infos)
         return found
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val/AP`` and the other metrics; they are equal on all ranks."""
+        """Log ``val/AP`` and the other metrics, which are equal on all ranks."""
         values = {f"val/{name}": value for name, value in self.evaluator.compute().items()}
         self.log_dict(values, sync_dist=True, batch_size=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Never write weights that a broken step has touched; add what deployment needs, and what
-        has been logged and is still to be.
+        """Refuse to write weights after a step that was not finite; add the record, loss sums that
+        are not logged yet, and the states of loggers.
         """
         self.guard.check(self.meter)
         checkpoint[RunRecord.KEY] = self.record.as_dict()
@@ -184,17 +187,18 @@ class DetectionModule(LightningModule):
         checkpoint[LOGGED] = [logger.state_dict() for logger in loggers]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back what ``on_save_checkpoint`` added, where the file has it."""
+        """Restore what ``on_save_checkpoint`` added, if the file has it."""
         self._meters = checkpoint.get(METERS, [])
         loggers = [logger for logger in self.trainer.loggers if isinstance(logger, Resumable)]
         for logger, state in zip(loggers, checkpoint.get(LOGGED, []), strict=False):
             logger.load_state_dict(state)
 
 
-def seed_draws(seed: int, device: torch.device) -> None:
-    """As ``torch.manual_seed``, for what a step on ``device`` draws from.
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the generators that a step on ``device`` uses.
 
-    That one formats the stack for each kind of accelerator that is not in use: milliseconds.
+    Unlike ``torch.manual_seed``, this does not take milliseconds to format the stack for each kind
+    of accelerator that is not in use.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

@@ -19,12 +19,12 @@ from codetr.settings.rules import is_own
 
 
 def with_run(cfg: DictConfig, record: RunRecord, given: Sequence[str] = ()) -> DictConfig:
-    """The run's configuration, changed by what ``cfg`` chooses: groups of which it has an option,
-    and single settings of the others (``OF_RECORD``) where they are not null, or made null by an
+    """The run's configuration with the choices of ``cfg``: groups for which it has an option, and
+    single settings of the others (``OF_RECORD``) that are not null, or were set to null by an
     override of ``given``.
 
-    Normalisation and padding stay the run's: they belong to the weights, not to the data. Raises
-    UserError for a setting that nothing reads.
+    Normalisation and padding stay those of the run, since they depend on the weights, not on the
+    data. Raises UserError for a setting that nothing reads.
     """
     record.require_preprocessing(cfg.checkpoint)
     for keys in (("model", "detector", "backbone"), ("evaluation", "postprocess")):
@@ -32,7 +32,7 @@ def with_run(cfg: DictConfig, record: RunRecord, given: Sequence[str] = ()) -> D
     source = record.part(cfg.checkpoint, "data", "source")
     full = OmegaConf.create(dict(record.config))
     if "num_train" in source and source["num_train"] is None:
-        del full.data.source["num_train"]  # of earlier runs on data=custom; it said nothing
+        del full.data.source["num_train"]  # earlier runs on data=custom have it, without effect
     given_keys = single_settings(cfg, given)
     whole = {key for key, mark in OF_RECORD.items() if OmegaConf.select(cfg, mark) is not None}
     for key, value in cfg.items_ex(resolve=False):
@@ -57,12 +57,12 @@ def with_run(cfg: DictConfig, record: RunRecord, given: Sequence[str] = ()) -> D
 def as_built(
     full: DictConfig, cfg: DictConfig, given: Sequence[str] = (), schemes: bool = False
 ) -> DictConfig:
-    """What objects are made from, of a whole configuration ``full`` that a file and the user's
-    ``cfg`` make up: resolved, plain and checked, and nothing besides. ``schemes``: those of the
-    training too, which an auxiliary branch needs anyway.
+    """The parts of the full configuration ``full``, merged from a file and the user's ``cfg``, that
+    objects are built from: resolved, plain and checked. ``schemes``: include those of the training,
+    as is always done for an auxiliary branch.
 
-    Raises UserError where the file names what it may not, or has no such parts, and for a setting
-    of ``given`` that its parts do not take.
+    Raises UserError for classes that the file must not name, for missing parts, and for a setting
+    of ``given`` that its part does not have.
     """
     keys = ["data", "evaluation", "trainer", "model.detector"]
     if schemes or cfg.evaluation.branch != MAIN:
@@ -87,8 +87,8 @@ def as_built(
 def change_settings(
     part: DictConfig, changes: DictConfig, given_keys: Sequence[str], above: str = ""
 ) -> None:
-    """Set in ``part`` each setting of ``changes`` that is not null or is among ``given_keys``, and
-    keep all others. Raises UserError for one of ``given_keys`` that nothing reads.
+    """Set in ``part`` each setting of ``changes`` that is not null or is in ``given_keys``. Raises
+    UserError for one of ``given_keys`` that nothing reads.
     """
     for key, value in changes.items_ex(resolve=False):
         name = f"{above}.{key!s}".lstrip(".")
@@ -106,7 +106,7 @@ def change_settings(
 
 
 def _take_classes(full: DictConfig, run: Mapping[str, Any], given: Sequence[str]) -> None:
-    """Other data are read with the classes that the run chose, unless others are chosen."""
+    """Read other data with the classes that the run chose, unless the user chooses others."""
     chosen, recorded = full.data.get("classes"), run["data"].get("classes")
     if any(is_within(key_of(override), ["data.classes"]) for override in given):
         return
@@ -117,11 +117,11 @@ def _take_classes(full: DictConfig, run: Mapping[str, Any], given: Sequence[str]
 
 
 def _part(cfg: DictConfig, groups: Iterable[str]) -> DictConfig:
-    """These groups of it alone, as they are written."""
+    """Only these groups of ``cfg``, with unresolved interpolations."""
     return OmegaConf.masked_copy(cfg, [g for g in groups if cfg.get(g) is not None])
 
 
 def _placed(name: str) -> str:
-    """Where a setting of ``OF_RECORD`` is in what ``as_built`` returns."""
+    """The key of a setting of ``OF_RECORD`` in the result of ``as_built``."""
     old, new = "augmentation.eval", "data.eval_augmentation"
     return new + name.removeprefix(old) if is_within(name, [old]) else name

@@ -17,7 +17,7 @@ from codetr.evaluation.detection_metric import DetectionMetric
 from codetr.evaluation.report import prediction_records, write_json
 from codetr.settings import check_settings
 from codetr.structures import Detections, ImageInfo
-from codetr.training.evaluate import EvaluationModule, build_tester, open_branch
+from codetr.training.evaluate import EvaluationModule, build_test_trainer, open_branch
 from codetr.training.ignored_settings import REPORTED, ignored_in_evaluation, require_effect
 from codetr.training.train import prepare_device
 
@@ -64,7 +64,7 @@ def write_teacher_boxes(cfg: DictConfig, given: Sequence[str] = ()) -> int:
     check_settings(cfg, given, nulls=True)
     full, branch, datamodule, classes = open_branch(cfg, given)
     results = ResultFile(classes, cfg.top_k, cfg.min_score)
-    trainer = build_tester(full, branch)
+    trainer = build_test_trainer(full, branch)
     prepare_device(cfg, trainer.strategy.root_device)
     trainer.test(EvaluationModule(branch, results, classes), datamodule=datamodule, verbose=False)
     split = datamodule.eval_dataset.source.annotations

@@ -98,7 +98,7 @@ UNCOVERED = {
     "codetr/models/ops/deformable_attention.py::_msda_backward_cuda": "it is registered for CUDA",
     "codetr/models/ops/msda_triton.py::_level_table": "pinning needs CUDA's allocator",
     "codetr/training/train.py::prepare_device": "a setting of the CPU's memory is left alone",
-    "codetr/training/module.py::seed_draws": "seeds the device's generators, as torch itself does",
+    "codetr/training/module.py::seed_generators": "seeds the generators, as torch itself does",
     "codetr/training/small_machine.py::has_gpu": "chooses a recipe: what follows takes either",
     "codetr/training/sweeps/local.py::_count_gpus": "counts GPUs: what follows takes any number",
 }

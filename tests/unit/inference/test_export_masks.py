@@ -134,4 +134,4 @@ def test_raw_outputs_say_that_masks_are_lost(
             read_detector_file(masked), str(masked), tmp_path / "m.pt2", "pt2",
             cases=CASES[:1], top_k=None, fixed=True,
         )  # fmt: skip
-    assert "masks come with top_k" in caplog.text
+    assert "set top_k for masks" in caplog.text

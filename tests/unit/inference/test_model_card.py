@@ -15,7 +15,7 @@ import codetr
 from codetr.checkpoints.experiment import build_record, compose_train
 from codetr.evaluation.coco import CocoMeasure
 from codetr.evaluation.lvis import FREQUENCIES
-from codetr.inference.model_card import RunResults, base_model, model_card, results_of
+from codetr.inference.model_card import RunResults, base_model, model_card, run_results
 
 MEASURED = {"AP": 0.51239, "AP50": 0.7, "APl": -1.0, "AR1": 0.6, "epoch": 7, "steps": 70}
 
@@ -59,13 +59,13 @@ def test_a_hub_folder_has_what_the_run_measured(run: Path, tmp_path: Path) -> No
 
 
 def test_results_are_those_of_the_file(run: Path) -> None:
-    assert results_of(str(run / "best.ckpt")).epoch == 7
-    assert results_of(str(run / "model.safetensors")).metrics == {"AP": 0.51239, "AP50": 0.7}
-    assert results_of(str(run / "last.ckpt")) == RunResults()
-    assert results_of("zoo:co_dino_5scale_r50_1x_coco") == RunResults()
+    assert run_results(str(run / "best.ckpt")).epoch == 7
+    assert run_results(str(run / "model.safetensors")).metrics == {"AP": 0.51239, "AP50": 0.7}
+    assert run_results(str(run / "last.ckpt")) == RunResults()
+    assert run_results("zoo:co_dino_5scale_r50_1x_coco") == RunResults()
     written = (run / "metrics.json").stat().st_mtime
     os.utime(run / "best.ckpt", (written + 9, written + 9))  # training goes on
-    assert results_of(str(run / "best.ckpt")) == RunResults()
+    assert run_results(str(run / "best.ckpt")) == RunResults()
 
 
 @pytest.mark.parametrize(
@@ -73,14 +73,14 @@ def test_results_are_those_of_the_file(run: Path) -> None:
 )
 def test_other_files_of_that_name_say_nothing(run: Path, content: str) -> None:
     (run / "metrics.json").write_text(content)
-    assert results_of(str(run / "best.ckpt")) == RunResults()
+    assert run_results(str(run / "best.ckpt")) == RunResults()
 
 
 @pytest.mark.parametrize("prefix", ["", "mask_"])
 def test_every_precision_that_is_measured_is_shown(run: Path, prefix: str) -> None:
     numbers = {f"{prefix}{n}": 0.25 for n in (*CocoMeasure().lines, *FREQUENCIES.values())}
     (run / "metrics.json").write_text(json.dumps({"epoch": 1, **numbers}))
-    found = results_of(str(run / "best.ckpt")).metrics
+    found = run_results(str(run / "best.ckpt")).metrics
     assert len(found) == 9
     assert found == {name: 0.25 for name in numbers if "AP" in name}
 
@@ -96,7 +96,7 @@ def test_any_words_are_read_back_from_the_front_matter(name: str) -> None:
 
 def test_numbers_that_are_none_are_left_out(run: Path) -> None:
     (run / "metrics.json").write_text('{"epoch": 1, "AP": NaN, "AP50": "high", "AP75": 1}')
-    assert results_of(str(run / "best.ckpt")).metrics == {"AP75": 1.0}
+    assert run_results(str(run / "best.ckpt")).metrics == {"AP75": 1.0}
 
 
 @pytest.mark.parametrize(

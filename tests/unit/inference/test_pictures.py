@@ -14,7 +14,7 @@ from codetr.inference.draw import class_colour
 from codetr.inference.pictures import (
     Comparison,
     EvaluationPanel,
-    Outlined,
+    ObjectMasks,
     Panel,
     batch_pictures,
     compare,
@@ -241,7 +241,7 @@ def test_classes_of_mask_layers_fit_a_byte() -> None:
         true_boxes=torch.zeros(0, 4),
         true_labels=torch.zeros(0, dtype=torch.int64),
         names=names,
-        outlined=Outlined(bitmaps=bitmaps, labels=torch.tensor([1200, 300])),
+        masks=ObjectMasks(bitmaps=bitmaps, labels=torch.tensor([1200, 300])),
     )
     layer = shown.mask_layers()["true"]
     assert layer["mask_data"].max() < 128

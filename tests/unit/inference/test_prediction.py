@@ -286,6 +286,6 @@ def test_an_address_is_an_image(
         as_image(f"{address}/c.png")
     with pytest.raises(UserError, match=rf"image {address}/b.png"):
         as_image(f"{address}/b.png")
-    monkeypatch.setattr(inputs, "MOST_BYTES", 10)
+    monkeypatch.setattr(inputs, "MAX_BYTES", 10)
     with pytest.raises(UserError, match=r"a\.png: more than 0 MiB"):
         as_image(f"{address}/a.png")

@@ -35,7 +35,7 @@ from codetr.training.callbacks import (
 )
 from codetr.training.csv_logger import CsvLogger
 from codetr.training.ema import ExponentialMovingAverage, Warmup, exponential, hyperbolic
-from codetr.training.module import DetectionModule, seed_draws
+from codetr.training.module import DetectionModule, seed_generators
 from codetr.training.optim import adamw, can_fuse
 
 pytestmark = [
@@ -201,7 +201,7 @@ def test_draws_are_those_of_torch_s_seed(device: str) -> None:
     torch.manual_seed(7)
     expected = [torch.rand(3, device=where) for where in drawn_on]
     torch.manual_seed(8)
-    seed_draws(7, torch.device(device))
+    seed_generators(7, torch.device(device))
     for where, values in zip(drawn_on, expected, strict=True):
         assert torch.equal(torch.rand(3, device=where), values)
 
