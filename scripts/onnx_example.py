@@ -33,7 +33,7 @@ def resized_wh(width: int, height: int, rule: dict[str, int], antialias: bool) -
     """
     if not rule:
         return width, height
-    short, long = (rule.get(side, rule.get("canvas")) for side in ("short", "long"))
+    short, long = (rule["canvas"],) * 2 if "canvas" in rule else (rule["short"], rule["long"])
     least, most = min(width, height), max(width, height)
     if antialias and "canvas" not in rule:
         least_px = max(short if most / least * short <= long else round(long * least / most), 1)
@@ -63,8 +63,8 @@ def prepare(image: Image.Image, about: dict) -> tuple[np.ndarray, np.ndarray, np
         pixels = np.pad(pixels, padding, constant_values=GREY)
     sizes = np.array([pixels.shape[:2]], dtype=np.int64)
     divisor = about["size_divisor"]
-    padding = tuple((0, -side % divisor) for side in pixels.shape[:2])
-    pixels = np.pad(pixels, (*padding, (0, 0)))
+    down, across = (-side % divisor for side in pixels.shape[:2])
+    pixels = np.pad(pixels, ((0, down), (0, across), (0, 0)))
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]), sizes, scale
 
 
