@@ -1,4 +1,4 @@
-"""One LightningDataModule for every source of COCO-format data."""
+"""The LightningDataModule for all sources of COCO-format data."""
 
 from __future__ import annotations
 
@@ -42,35 +42,45 @@ log = logging.getLogger(__name__)
 EQUAL_SIZE, PADDED = "equal_size", "padded"
 
 ReadTeachers = Callable[[Sequence[str | Path], CocoAnnotations], TeacherBoxes]
-"""(result files, annotations of the split) -> what supervises each image beside its boxes."""
+"""(result files, annotations of the split) -> the teachers' boxes of each image."""
 
 SEPARATE_TEACHERS: ReadTeachers = partial(TeacherBoxes, merge=Parallel())
 DETR_FILTER = DetrFilter()
 
 
 class CocoDataModule(LightningDataModule):
-    """Training and evaluation batches of the splits that ``source`` finds or makes under ``root``.
+    """Training and evaluation batches (``codetr.structures.Batch``) of the splits that ``source``
+    provides below ``root``.
 
-    Batches are ``codetr.structures.Batch``. Shuffling and augmentation depend on (seed, epoch,
-    image) alone, whatever the number of workers. ``eval_split`` ("train" or "val") is what
-    validation and test run on, in batches of ``eval_batch_size`` images or fewer: with
-    ``eval_batches`` "equal_size" only images that are padded to the same size share one, so that
-    results do not depend on the batch; with "padded" any do. ``num_images`` takes only so many
-    images of the training split, spread evenly over those with objects (None: all). ``mean`` and
-    ``std`` (RGB, 0 to 255) are those the backbone was trained with; ``size_divisor`` pads every
-    image to a multiple; ``group_by_aspect`` puts landscape and portrait images into separate
-    batches; ``cache`` keeps decoded images in the memory of each process. ``mix`` makes one
-    training sample of several augmented images (copy-paste, for which masks are read; mosaic,
-    mixup). With ``masks`` training batches have those of their objects. ``repeat``
-    says how often each image stands in an epoch. ``scaled_decoding`` reads training JPEGs at 1/2,
-    1/4 or 1/8 of their size where the augmentation shrinks them further anyway: faster, with
-    slightly other pixels. ``tolerate_broken`` names missing and damaged image files in the log and
-    goes on. ``teachers`` are result files of teacher detectors on the training split, which
-    ``teacher_boxes`` reads. ``ground_truth`` says which of its boxes and images
-    are trained on. ``boxes`` is what boxes mean where the sizes of annotations and files differ
-    (``codetr.data.placement``); ``classes`` are the arguments of a ``ClassChoice``; annotations
-    that are changed so are written below ``derived``. ``max_megapixels`` and ``grey_bits``
-    are those of ``PixelRules``.
+    Shuffling and augmentation depend on (``seed``, epoch, image) only, not on the number of
+    workers.
+
+    Args:
+        mean, std: RGB, 0 to 255, those the backbone was trained with.
+        size_divisor: every image is padded to a multiple of it.
+        group_by_aspect: put landscape and portrait images into separate batches.
+        cache: keep decoded images in the memory of each process.
+        scaled_decoding: decode training JPEGs at 1/2, 1/4 or 1/8 of their size if the augmentation
+            shrinks them further anyway: faster, with slightly different pixels.
+        eval_split: "train" or "val", used for validation and test in batches of at most
+            ``eval_batch_size`` images.
+        eval_batches: "equal_size": only images that are padded to the same size share a batch, so
+            that results do not depend on the batch; "padded": any do.
+        num_images: use only so many images of the training split, evenly spaced among those with
+            objects (None: all).
+        mix: combines augmented images into one training sample (copy-paste, for which masks are
+            read; mosaic; mixup).
+        masks: training batches have the masks of their objects.
+        repeat: how often each image occurs in an epoch.
+        tolerate_broken: log missing and damaged image files instead of raising an error.
+        teachers: result files of teacher detectors on the training split, read by
+            ``teacher_boxes``.
+        ground_truth: which boxes and images are trained on.
+        boxes: interpretation of boxes if the sizes of annotations and files differ
+            (``codetr.data.placement``).
+        classes: arguments of a ``ClassChoice``.
+        derived: folder for annotation files that had to be changed.
+        max_megapixels, grey_bits: see ``PixelRules``.
 
     Raises UserError for bad arguments and, in ``setup``, for bad data.
     """
@@ -155,16 +165,14 @@ class CocoDataModule(LightningDataModule):
 
     @property
     def classes(self) -> ClassList:
-        """The class list of the training split, or of the evaluated one where that alone was set
-        up.
-        """
+        """The class list of the training split, or of the evaluated one if only that was set up."""
         assert self._annotations, "call setup(stage) before classes"
         name = "train" if "train" in self._annotations else self.eval_split
         return self._annotations[name].classes
 
     @property
     def val_annotations(self) -> Path:
-        """The annotation file that evaluation compares with."""
+        """The annotation file of the evaluated split."""
         return self._annotations[self.eval_split].path
 
     @property
@@ -180,16 +188,18 @@ class CocoDataModule(LightningDataModule):
         return self._eval
 
     def split(self, name: str) -> Split:
-        """Where ``train`` or ``val`` lies; makes the data if the source does."""
+        """The location of ``train`` or ``val``, which the source may have to create first."""
         splits = self._splits()
         return splits.train if name == "train" else splits.val
 
     def prepare_data(self) -> None:
-        """Render built-in data; nothing for data that is there."""
+        """Create the data if the source does so."""
         self._splits()
 
     def setup(self, stage: str) -> None:
-        """Read annotations and check the data, once. ``fit`` needs both splits, else one."""
+        """Load annotations and check the data, once. Both splits for ``fit``, else the evaluated
+        one.
+        """
         if self._train is None and stage == "fit":
             outlines = self.masks or (self.mix is not None and self.mix.needs_masks)
             train = self._load("train", None, segmentations=outlines)
@@ -251,7 +261,7 @@ class CocoDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader:
-        """Every image of the evaluated split once over all ranks."""
+        """The evaluated split, with every image exactly once over all ranks."""
         return SignalSafeLoader(
             Batched(self.eval_dataset),
             batch_size=None,
@@ -280,9 +290,9 @@ class CocoDataModule(LightningDataModule):
         if None in known and batch_size > 1 and not mixed:
             batch_size = 1
             _warn(
-                "augmentation.eval does not say how large images become (it has no output_size, "
-                "or a step of it has none): they are evaluated one by one, so that AP does not "
-                "depend on the batch"
+                "the output size of augmentation.eval is unknown (it has no output_size, or one of "
+                "its steps has none): images are evaluated one by one, so that AP does not depend "
+                "on the batch"
             )
         sizes = [after or before for after, before in zip(known, annotated, strict=True)]
         padded = self.collate.padded(torch.tensor(sizes).reshape(-1, 2))
@@ -297,10 +307,10 @@ class CocoDataModule(LightningDataModule):
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:
-        """Behind the work that the device still has to do: the host does not wait for it, where
-        the batch lies in pinned memory. Lightning would wait with every tensor of the batch.
+        """Move the batch asynchronously if it is in pinned memory. Lightning would block for every
+        tensor of the batch.
         """
-        # copies to these are not ordered with what the host does next
+        # Asynchronous copies to these are not ordered with later accesses by the host.
         blocking = torch.device(device).type in ("cpu", "mps")
         return batch.to(device, non_blocking=not blocking)
 
@@ -323,7 +333,7 @@ class CocoDataModule(LightningDataModule):
         return self._annotations[name]
 
     def _splits(self) -> Splits:
-        if self._found is None:  # choosing classes reads and writes whole annotation files
+        if self._found is None:  # cached, since choosing classes rewrites annotation files
             found = self.source(self.root, self.boxes)
             self._found = with_classes(found, self.class_choice, self.derived)
         return self._found
@@ -337,37 +347,39 @@ class CocoDataModule(LightningDataModule):
         )
 
     def _supervising(self, train: CocoAnnotations) -> CocoAnnotations:
-        """``train`` without the boxes that ``ground_truth`` leaves out."""
+        """``train`` without the boxes that ``ground_truth`` drops."""
         dropped = ~self.ground_truth.boxes(train)
         count = int((dropped & train.usable).sum())
         if count:
             rank_zero_only(log.info)(
-                "data.ground_truth leaves out %d of %d boxes", count, int(train.usable.sum())
+                "data.ground_truth drops %d of %d boxes", count, int(train.usable.sum())
             )
         return replace(train, dropped=dropped)
 
     def _images(self, train: CocoAnnotations) -> Tensor:
-        """(I,) the images of ``train`` that ``ground_truth`` leaves."""
+        """(I,) indices of the images of ``train`` that ``ground_truth`` keeps."""
         images = self.ground_truth.images(train).nonzero().flatten()
         if not len(images):
             raise UserError(
-                f"data.ground_truth={type(self.ground_truth).__name__} leaves no image of "
+                f"data.ground_truth={type(self.ground_truth).__name__} keeps no image of "
                 f"{train.path} to train on: give larger ones, or choose another filter"
             )
         if len(images) < len(train):
             rank_zero_only(log.info)(
-                "data.ground_truth leaves out %d of %d images", len(train) - len(images), len(train)
+                "data.ground_truth drops %d of %d images", len(train) - len(images), len(train)
             )
         return images
 
     def _rank(self) -> tuple[int, int]:
-        """This process and the number of processes that share the data."""
+        """The rank of this process, and the number of processes that share the data."""
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
     def _generator(self) -> torch.Generator:
-        """Seeds the workers; without it a loader draws from the training's own generator."""
+        """A generator for the seeds of workers, which would otherwise be drawn from the generator
+        of the training.
+        """
         return torch.Generator().manual_seed(self.seed)
 
 

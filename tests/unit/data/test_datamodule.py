@@ -72,7 +72,7 @@ class Halved:
 
 
 PADDED_SAID = "AP depends on data.eval_batch_size and on the number of devices"
-UNKNOWN_SAID = "augmentation.eval does not say how large images become"
+UNKNOWN_SAID = "the output size of augmentation.eval is unknown"
 
 
 @pytest.mark.parametrize(

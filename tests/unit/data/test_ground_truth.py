@@ -91,7 +91,7 @@ def test_small_images_are_not_trained_on_but_evaluated(make_root: MakeRoot) -> N
 
 def test_without_an_image_left_it_says_so(make_root: MakeRoot) -> None:
     content = content_of("plain", size=(40, 20))
-    with pytest.raises(UserError, match=r"data\.ground_truth=MmdetFilter leaves no image"):
+    with pytest.raises(UserError, match=r"data\.ground_truth=MmdetFilter keeps no image"):
         module(make_root(content, content), MmdetFilter())
 
 
@@ -99,7 +99,7 @@ def test_what_is_left_out_is_said(make_root: MakeRoot, caplog: pytest.LogCapture
     content = content_of("plain", "narrower", "outside")
     with caplog.at_level("INFO", "codetr.data.datamodule"):
         module(make_root(content, content), MmdetFilter())
-    assert "data.ground_truth leaves out 1 of 2 boxes" in caplog.text
+    assert "data.ground_truth drops 1 of 2 boxes" in caplog.text
 
 
 def test_an_area_that_is_no_number_is_named(tmp_path: Path) -> None:
