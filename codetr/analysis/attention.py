@@ -22,13 +22,14 @@ from torch import Tensor
 
 from codetr.analysis.findings import Findings, colour, mean, pictures
 from codetr.analysis.sampling import record_samples, require_samples, share_inside
-from codetr.analysis.subject import Subject, boxes_px
+from codetr.analysis.subject import Subject, boxes_px, decode_main
 from codetr.data.sample import as_sample
+from codetr.evaluation.figures import plain
 from codetr.evaluation.postprocess import in_original_pixels
 from codetr.inference.finder import DetectorFinder
 from codetr.inference.predictor import Predictor
-from codetr.models.detectors.protocol import MAIN, Detector
-from codetr.structures import Batch, Detections, Predictions, QueryGroup
+from codetr.models.detectors.protocol import Detector
+from codetr.structures import Batch, Detections, Predictions
 
 LARGEST = 60.0
 """Area of the largest drawn point, in square points; areas are proportional to weights."""
@@ -130,9 +131,8 @@ def attention_of_detection(predictor: Predictor, image: Tensor, chosen: Detectio
     detector: Detector = predictor.detector  # type: ignore[assignment]
     batch = finder.collate([finder.resize(as_sample(image))]).to(finder.device)
     memory = detector.encode(batch.images)
-    (main,) = detector.queries(memory)
     with record_samples(predictor.detector) as seen:
-        decoded = detector.decode(memory, [QueryGroup(name=MAIN, queries=main)])[MAIN]
+        decoded = decode_main(detector, memory)
     samples = require_samples(seen, "the checkpoint")
     query = query_of(chosen, decoded.layers[-1], batch)
     scale = torch.tensor(batch.infos[0].scale, device=finder.device)
@@ -200,7 +200,7 @@ def _figure(shares: Mapping[str, Sequence[float | None]]) -> Figure:
     axes = figure.subplots()
     for i, (name, layers) in enumerate(shares.items()):
         heights = [float("nan") if share is None else share for share in layers]
-        axes.plot(heights, "o-", color=colour(i), label=name.replace("$", r"\$"))
+        axes.plot(heights, "o-", color=colour(i), label=plain(name))
     axes.set(xlabel="decoder layer", ylabel="share of attention in the object's box", ylim=(0, 1))
     axes.set_xticks(range(max(map(len, shares.values()))))
     axes.grid(alpha=0.3)

@@ -18,6 +18,7 @@ from codetr.analysis.findings import Findings, colour
 from codetr.analysis.subject import Subject
 from codetr.checkpoints.trusted import build_part
 from codetr.evaluation import CocoEvaluator
+from codetr.evaluation.figures import plain
 from codetr.models.detectors.protocol import MAIN
 from codetr.structures import Batch, Detections, ImageInfo
 from codetr.supervision.schemes import Collaborative
@@ -120,7 +121,7 @@ def _bars(values: Mapping[tuple[str, str], float | None]) -> Figure:
             places, [value for _, value in known], 0.95 * width, color=colour(i), label=branch
         )
         axes.bar_label(bars, fmt="%.3f", fontsize="x-small")
-    axes.set_xticks(range(len(names)), [name.replace("$", r"\$") for name in names])
+    axes.set_xticks(range(len(names)), [plain(name) for name in names])
     axes.set(ylabel="AP", xlim=(-0.5, len(names) - 0.5))
     axes.grid(alpha=0.3, axis="y")
     axes.legend(fontsize="small")

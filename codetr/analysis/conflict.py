@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from codetr.analysis.findings import Cell, Findings, mean
 from codetr.analysis.subject import Subject
 from codetr.errors import UserError
+from codetr.evaluation.figures import plain
 from codetr.models.detectors.protocol import MAIN
 from codetr.structures import Batch, Memory
 from codetr.supervision.schemes import Collaborative
@@ -161,7 +162,7 @@ def _figure(matrices: Mapping[str, tuple[tuple[str, ...], Tensor]]) -> Figure:
         if value is not None:
             curve.plot(len(heads) - 1, value, "o", color="tab:blue")
             curve.annotate(
-                name.replace("$", r"\$"), (len(heads) - 1, value), xytext=(4, 4),
+                plain(name), (len(heads) - 1, value), xytext=(4, 4),
                 textcoords="offset points", fontsize="small",
             )  # fmt: skip
     most = max(len(heads) - 1 for heads, _ in matrices.values())
@@ -181,4 +182,4 @@ def _matrix(axes: Axes, name: str, heads: Sequence[str], matrix: Tensor, highest
             axes.text(j, i, f"{value:.4f}", ha="center", va="center", color=ink, fontsize=8)
     axes.set_xticks(range(len(heads)), heads, rotation=30, ha="right")
     axes.set_yticks(range(len(heads)), heads)
-    axes.set_title(name.replace("$", r"\$"), fontsize="medium")
+    axes.set_title(plain(name), fontsize="medium")

@@ -37,6 +37,7 @@ from codetr.analysis.findings import Findings, colour, pictures
 from codetr.analysis.sampling import attention_map, record_samples, require_samples
 from codetr.analysis.subject import Subject, boxes_px
 from codetr.errors import UserError
+from codetr.evaluation.figures import plain
 from codetr.structures import Batch, Memory
 
 PLACES = ("encoder", "decoder")
@@ -125,7 +126,7 @@ class Discriminability:
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
         for i, (name, (iof, iob, _)) in enumerate(curves.items()):
-            label = f"{name}: {area(iof, iob):.3f}".replace("$", r"\$")
+            label = plain(f"{name}: {area(iof, iob):.3f}")
             axes.plot(*with_corner(iob, iof), color=colour(i), label=label)
         axes.set(xlabel="IoB", ylabel="IoF", xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
         axes.set_title(f"discriminability of the {self.of}: area", fontsize="medium")

@@ -15,7 +15,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from codetr.evaluation.figures import any_script
+from codetr.evaluation.figures import any_script, plain
 
 Cell = str | int | float | None
 """None: undefined, such as the mean of no values."""
@@ -119,7 +119,7 @@ def pictures(columns: Sequence[str], rows: Sequence[Sequence[Draw]]) -> Figure:
             draw(axes)
             axes.set_axis_off()
     for axes, title in zip(grid[0], columns, strict=True):
-        axes.set_title(title.replace("$", r"\$"), fontsize="medium")
+        axes.set_title(plain(title), fontsize="medium")
     return figure
 
 

@@ -25,11 +25,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from codetr.analysis.findings import Cell, Findings, mean
-from codetr.analysis.subject import Subject
+from codetr.analysis.subject import Subject, decode_main
 from codetr.boxes import cxcywh_to_xyxy, paired_iou
 from codetr.errors import UserError
-from codetr.models.detectors.protocol import MAIN, Detector
-from codetr.structures import Batch, QueryGroup
+from codetr.evaluation.figures import plain
+from codetr.models.detectors.protocol import Detector
+from codetr.structures import Batch
 from codetr.supervision.assigners import HungarianMatcher
 
 
@@ -104,9 +105,8 @@ def match_queries(model: Detector, matcher: HungarianMatcher, batch: Batch) -> l
     with.
     """
     memory = model.encode(batch.images)
-    (main,) = model.queries(memory)
-    decoded = model.decode(memory, [QueryGroup(name=MAIN, queries=main)])[MAIN]
-    anchors = main.anchors.float()
+    decoded = decode_main(model, memory)
+    anchors = decoded.group.queries.anchors.float()
     counts = torch.tensor([0, *(len(t) for t in batch.targets)], device=anchors.device)
     before = counts.cumsum(0)  # number of targets in preceding images
     rows = []
@@ -176,7 +176,7 @@ def _figure(steps: Sequence[tuple[str, Sequence[tuple[float | None, float | None
             heights = [float("nan") if value is None else value for value in values]
             colour = palette(0.9 * (1 - layer / max(layers - 1, 1)))
             axes.plot(heights, "o-", color=colour, label=f"layer {layer}", markersize=3)
-        names = [after.replace("$", r"\$") for after, _ in steps]
+        names = [plain(after) for after, _ in steps]
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize="small")
         axes.set_title(title, fontsize="medium")
         axes.set(ylim=(0, None), ylabel="queries per image" if which == 0 else "")

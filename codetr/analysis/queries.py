@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from codetr.analysis.findings import Cell, Findings, mean, pictures
 from codetr.analysis.subject import Subject
 from codetr.errors import UserError
-from codetr.models.detectors.protocol import MAIN
+from codetr.evaluation.figures import plain
 from codetr.structures import Batch, Queries, QueryGroup
 from codetr.supervision.schemes import Collaborative
 from codetr.supervision.schemes.protocol import Start
@@ -66,7 +66,8 @@ class QueryDistance:
         """The distances in one image. Raises UserError for a checkpoint without such queries."""
         scheme = subject.trained_scheme(Collaborative)
         memory = subject.model.encode(batch.images)
-        (main,) = subject.model.queries(memory)
+        decoded = subject.decode(memory)
+        main = decoded.group.queries
         start = Start(
             detector=subject.model, memory=memory, main=main, own=(), batch=with_masks(batch)
         )
@@ -76,7 +77,6 @@ class QueryDistance:
                 f"{subject.source}: was trained without customised positive queries (K = 0, or "
                 "scheme.collaborative.lambda_1=0): leave it out"
             )
-        decoded = subject.model.decode(memory, [QueryGroup(name=MAIN, queries=main)])[MAIN]
         (pairs,) = subject.match(decoded.layers[-1:], batch)
         matched = torch.zeros(main.content.shape[1], dtype=torch.bool, device=subject.device)
         matched[pairs.query] = True
@@ -205,7 +205,7 @@ def _bars(rows: Sequence[tuple[Cell, ...]]) -> Figure:
     """Bar charts with a pair of bars, positive and negative, per checkpoint."""
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")
     places = np.arange(len(rows))
-    names = [str(row[0]).replace("$", r"\$") for row in rows]
+    names = [plain(str(row[0])) for row in rows]
     for i, (axes, measured) in enumerate(zip(figure.subplots(1, 3), MEASURES, strict=True)):
         for k, kind in enumerate(KINDS):
             cells = [row[2 + 2 * i + k] for row in rows]

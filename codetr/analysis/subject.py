@@ -77,8 +77,7 @@ class Subject:
 
     def decode(self, memory: Memory) -> Decoded:
         """The decoded main queries."""
-        (main,) = self.model.queries(memory)
-        return self.model.decode(memory, [QueryGroup(name=MAIN, queries=main)])[MAIN]
+        return decode_main(self.model, memory)
 
     def match(self, layers: Sequence[Predictions], batch: Batch) -> tuple[Assignment, ...]:
         """Match the queries of every layer with the objects of a batch."""
@@ -112,6 +111,12 @@ class Subject:
     @property
     def _normalisation(self) -> tuple[Tensor, Tensor]:
         return self.data.collate.mean, self.data.collate.std
+
+
+def decode_main(model: Detector, memory: Memory) -> Decoded:
+    """The decoded main queries of a detector."""
+    (main,) = model.queries(memory)
+    return model.decode(memory, [QueryGroup(name=MAIN, queries=main)])[MAIN]
 
 
 def matcher_of(schemes: nn.Module) -> HungarianMatcher | None:

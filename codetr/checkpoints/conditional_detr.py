@@ -11,6 +11,8 @@ from torch import Tensor
 from codetr.checkpoints.renaming import DROPPED, Conversion, Rules, convert_by, perceptron
 
 CLASS_EMBEDDING = "class_embed.weight"
+MARKS = (CLASS_EMBEDDING, "transformer.decoder.layers.0.ca_qpos_sine_proj.weight")
+"""Names by which a state dict is recognised."""
 CLASS_ROWS = r"class_embed\.(weight|bias)|label_enc\.weight"
 """Tensors with a row per class; the table of labels has a further row at the end."""
 _LABELS = "label_enc.weight"
@@ -83,12 +85,6 @@ BOXES: Rules = (
 _PATTERNS = r"transformer\.patterns\.weight"
 PATTERNS: Rules = ((_PATTERNS, r"detector.query_init.content.patterns"),)
 PATTERNS_OF_LABELLED: Rules = ((_PATTERNS, r"detector.query_init.content.patterns.patterns"),)
-
-
-def is_conditional_detr(official: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of Conditional DETR, DAB-DETR or DN-DETR."""
-    needed = (CLASS_EMBEDDING, "transformer.decoder.layers.0.ca_qpos_sine_proj.weight")
-    return all(name in official for name in needed)
 
 
 def convert_conditional_detr(official: Mapping[str, Tensor]) -> Conversion:

@@ -17,22 +17,18 @@ from codetr.checkpoints import h_detr
 from codetr.checkpoints.renaming import Conversion, Rules, convert_by
 
 CLASS_EMBEDDING = h_detr.CLASS_EMBEDDING
+MARKS = (
+    CLASS_EMBEDDING,
+    "transformer.reference_points.weight",
+    "transformer.encoder.layers.0.self_attn.sampling_offsets.weight",
+)
+"""Names by which a state dict is recognised."""
 CLASS_ROWS = r"(transformer\.decoder\.)?class_embed\.\d+\..*"
 """Tensors with a row per class."""
 
 _QUERIES = "query_embed.weight"
 _POSITION, _CONTENT = "detector.query_init.position", "detector.query_init.content"
 _LAYER = re.compile(r"((?:class|bbox)_embed)\.\d+\.(.*)")
-
-
-def is_deformable_detr(official: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of a one-stage Deformable DETR."""
-    needed = (
-        CLASS_EMBEDDING,
-        "transformer.reference_points.weight",
-        "transformer.encoder.layers.0.self_attn.sampling_offsets.weight",
-    )
-    return all(name in official for name in needed)
 
 
 def convert_deformable_detr(official: Mapping[str, Tensor], tied: bool) -> Conversion:

@@ -13,12 +13,12 @@ from codetr.checkpoints import (
     deformable_detr,
     dino,
     h_detr,
+    ms_detr,
     official,
     vidt,
     yolos,
 )
 from codetr.checkpoints.coco import coco_rows
-from codetr.checkpoints.ms_detr import convert_ms_detr, is_ms_detr
 from codetr.checkpoints.official import convert_official
 from codetr.checkpoints.renaming import Conversion
 
@@ -27,18 +27,22 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """The tensor names of a repository. ``matches``: whether a state dict has them;
+    """The tensor names of a repository. ``marks``: names by which it is recognised;
     ``class_embedding``: a tensor with a row per class and ``background`` further ones;
     ``select_coco``: a state dict whose rows are category ids, reduced to COCO's 80 classes (None:
     rows are always classes); ``convert``: to our names, for a configuration.
     """
 
     repository: str
-    matches: Callable[[State], bool]
+    marks: tuple[str, ...]
     class_embedding: str
     convert: Callable[[State, DictConfig], Conversion]
     background: int = 0
     select_coco: Callable[[State], dict[str, Tensor]] | None = None
+
+    def matches(self, state: State) -> bool:
+        """Whether a state dict has these names."""
+        return all(name in state for name in self.marks)
 
     def classes(self, state: State) -> int:
         """Number of classes, or of category ids."""
@@ -48,28 +52,28 @@ class Dialect:
 DIALECTS = (
     Dialect(
         repository="MS-DETR",
-        matches=is_ms_detr,
+        marks=ms_detr.MARKS,
         class_embedding=h_detr.CLASS_EMBEDDING,
         select_coco=h_detr.only_coco_rows,
-        convert=lambda state, cfg: convert_ms_detr(state),
+        convert=lambda state, cfg: ms_detr.convert_ms_detr(state),
     ),
     Dialect(
         repository="DINO",
-        matches=dino.is_dino,
+        marks=dino.MARKS,
         class_embedding=dino.CLASS_EMBEDDING,
         select_coco=lambda state: coco_rows(state, dino.CLASS_ROWS),
         convert=lambda state, cfg: dino.convert_dino(state),
     ),
     Dialect(
         repository="H-DETR and Teach-DETR",
-        matches=h_detr.is_h_detr,
+        marks=h_detr.MARKS,
         class_embedding=h_detr.CLASS_EMBEDDING,
         select_coco=h_detr.only_coco_rows,
         convert=lambda state, cfg: h_detr.convert_h_detr(state, cfg.model.num_queries),
     ),
     Dialect(
         repository="one-stage Deformable DETR",
-        matches=deformable_detr.is_deformable_detr,
+        marks=deformable_detr.MARKS,
         class_embedding=deformable_detr.CLASS_EMBEDDING,
         select_coco=lambda state: coco_rows(state, deformable_detr.CLASS_ROWS),
         convert=lambda state, cfg: deformable_detr.convert_deformable_detr(
@@ -78,14 +82,14 @@ DIALECTS = (
     ),
     Dialect(
         repository="Conditional DETR, DAB-DETR and DN-DETR",
-        matches=conditional_detr.is_conditional_detr,
+        marks=conditional_detr.MARKS,
         class_embedding=conditional_detr.CLASS_EMBEDDING,
         select_coco=lambda state: coco_rows(state, conditional_detr.CLASS_ROWS),
         convert=lambda state, cfg: conditional_detr.convert_conditional_detr(state),
     ),
     Dialect(
         repository="YOLOS",
-        matches=yolos.is_yolos,
+        marks=yolos.MARKS,
         class_embedding=yolos.CLASS_EMBEDDING,
         background=1,
         select_coco=lambda state: coco_rows(state, r"class_embed\.layers\.2\..*"),
@@ -93,14 +97,14 @@ DIALECTS = (
     ),
     Dialect(
         repository="ViDT",
-        matches=vidt.is_vidt,
+        marks=vidt.MARKS,
         class_embedding=vidt.CLASS_EMBEDDING,
         select_coco=lambda state: coco_rows(state, r"class_embed\.\d+\..*"),
         convert=lambda state, cfg: vidt.convert_vidt(state),
     ),
     Dialect(
         repository="Co-DETR and its port in mmdetection 3",
-        matches=lambda state: official.CLASS_EMBEDDING in state,
+        marks=(official.CLASS_EMBEDDING,),
         class_embedding=official.CLASS_EMBEDDING,
         convert=lambda state, cfg: convert_official(state),
     ),

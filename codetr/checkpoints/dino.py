@@ -20,7 +20,8 @@ CLASS_ROWS = (
 )
 """Tensors with at least one row per class."""
 _LABELS = "label_enc.weight"
-_MARK = "transformer.enc_out_class_embed.weight"
+MARKS = (CLASS_EMBEDDING, "transformer.enc_out_class_embed.weight")
+"""Names by which a state dict is recognised."""
 
 RULES: Rules = (
     (r"(class|bbox)_embed\.[1-9]\d*\..*", DROPPED),  # duplicates of the first layer's
@@ -32,11 +33,6 @@ RULES: Rules = (
     (r"label_enc\.weight", r"schemes.denoising.label_embedding.weight"),
     *h_detr.RULES,
 )
-
-
-def is_dino(official: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of DINO."""
-    return CLASS_EMBEDDING in official and _MARK in official
 
 
 def convert_dino(official: Mapping[str, Tensor]) -> Conversion:

@@ -12,6 +12,8 @@ from codetr.checkpoints.coco import CATEGORY_ROWS, COCO
 from codetr.checkpoints.renaming import DROPPED, Conversion, Rules, convert_by, perceptron
 
 CLASS_EMBEDDING = "class_embed.0.weight"
+MARKS = (CLASS_EMBEDDING, "transformer.enc_output.weight")
+"""Names by which a state dict is recognised."""
 
 _QUERIES = "query_embed.weight"
 _ENCODER = r"transformer\.encoder\.(layers\.\d+)\."
@@ -49,11 +51,6 @@ RULES: Rules = (
     (r"class_embed\.(.*)", r"detector.head.classify.\1"),
     *perceptron(r"bbox_embed\.(\d+)", r"detector.head.regress.\1", 3),
 )
-
-
-def is_h_detr(official: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of the original two-stage Deformable DETR."""
-    return CLASS_EMBEDDING in official and "transformer.enc_output.weight" in official
 
 
 def convert_h_detr(official: Mapping[str, Tensor], num_queries: int) -> Conversion:

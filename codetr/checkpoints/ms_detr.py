@@ -13,6 +13,9 @@ from torch import Tensor
 from codetr.checkpoints import h_detr
 from codetr.checkpoints.renaming import Conversion, Rules, convert_by
 
+MARKS = (*h_detr.MARKS, "transformer.decoder.layers.0.linear3.weight")
+"""Names by which a state dict is recognised."""
+
 _DECODER = r"transformer\.decoder\.layers\.(\d+)\."
 _BRANCH = r"schemes.mixed.branches.\1."
 
@@ -23,11 +26,6 @@ RULES: Rules = (
     (r"query_embed\.weight", r"detector.query_init.content"),
     *h_detr.RULES,
 )
-
-
-def is_ms_detr(official: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of MS-DETR: a two-stage Deformable DETR with its branches."""
-    return h_detr.is_h_detr(official) and "transformer.decoder.layers.0.linear3.weight" in official
 
 
 def convert_ms_detr(official: Mapping[str, Tensor]) -> Conversion:

@@ -11,6 +11,8 @@ from codetr.checkpoints import h_detr
 from codetr.checkpoints.renaming import DROPPED, Conversion, Rules, convert_by
 
 CLASS_EMBEDDING = "class_embed.0.weight"
+MARKS = (CLASS_EMBEDDING, "backbone.det_pos_embed")
+"""Names by which a state dict is recognised."""
 
 UNREAD = (
     r"transformer\.level_embed",
@@ -38,11 +40,6 @@ RULES: Rules = (
     (_LAYER + r"linear1\.(.*)", _OURS + r"feed_forward.expand.\2"),
     (_LAYER + r"linear2\.(.*)", _OURS + r"feed_forward.contract.\2"),
 )
-
-
-def is_vidt(official: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of ViDT."""
-    return "backbone.det_pos_embed" in official and CLASS_EMBEDDING in official
 
 
 def convert_vidt(official: Mapping[str, Tensor]) -> Conversion:

@@ -10,17 +10,14 @@ from codetr.checkpoints.renaming import Conversion, Rules, convert_by, perceptro
 
 CLASS_EMBEDDING = "class_embed.layers.2.weight"
 """Its rows are COCO's category ids, followed by background."""
+MARKS = (CLASS_EMBEDDING, "backbone.det_token")
+"""Names by which a state dict is recognised."""
 
 RULES: Rules = (
     (r"backbone\.(.*)", r"detector.backbone.body.\1"),
     *perceptron("class_embed", "detector.head.classify", 3),
     *perceptron("bbox_embed", "detector.head.regress", 3),
 )
-
-
-def is_yolos(official: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of YOLOS."""
-    return "backbone.det_token" in official and CLASS_EMBEDDING in official
 
 
 def convert_yolos(official: Mapping[str, Tensor]) -> Conversion:

@@ -38,12 +38,12 @@ def area_of(segmentation: Any) -> float | None:
     """The area in pixels, where overlaps of polygons count twice; None if there is no box."""
     polygons = _polygons(segmentation)
     if polygons:
-        return float(sum(map(_enclosed, polygons)))
+        return float(sum(map(enclosed_area, polygons)))
     runs = _runs(segmentation)
     return None if runs is None else float((runs[0][1] - runs[0][0]).sum())
 
 
-def _enclosed(polygon: NDArray[np.float64]) -> float:
+def enclosed_area(polygon: NDArray[np.float64]) -> float:
     """The area of a polygon by the shoelace formula."""
     x, y = polygon.T
     return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2

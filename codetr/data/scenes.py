@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from codetr.data.shapes import SHAPES, Points, Shape
+from codetr.data.outlines import enclosed_area
+from codetr.data.shapes import SHAPES, Shape
 from codetr.data.textures import smooth_noise, texture
 
 Pixels = NDArray[np.float32]
@@ -140,13 +141,8 @@ def _coverage(shape: Shape, height: int, width: int) -> tuple[Pixels, Box]:
 
 
 def _polygon_area(shape: Shape) -> float:
-    """Area by the shoelace formula, including the part beyond the image."""
-
-    def area(points: Points) -> float:
-        x, y = points.T
-        return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
-
-    return area(shape.outline) - (0.0 if shape.hole is None else area(shape.hole))
+    """Area without the hole, including the part beyond the image."""
+    return enclosed_area(shape.outline) - (0.0 if shape.hole is None else enclosed_area(shape.hole))
 
 
 def _paint(rng: np.random.Generator, canvas: Pixels, mask: Pixels, name: str) -> None:

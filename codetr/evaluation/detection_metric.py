@@ -69,11 +69,8 @@ class DetectionMetric(Metric):
 
     def add(self, found: Detections, info: ImageInfo, masks: EncodedMasks | None = None) -> None:
         """Add the detections of one image, of every image with ``masks`` or of none."""
-        boxes = found.boxes_xyxy_px.detach().cpu().double()
-        low, high = boxes[:, :2], boxes[:, 2:]
-        columns = [found.labels[:, None].cpu().double(), found.scores[:, None].cpu().double()]
         self.images.append(torch.tensor([[info.image_id, len(found), *info.original_size]]))
-        self.rows.append(torch.cat([*columns, low, high - low], dim=1))
+        self.rows.append(detection_rows(found))
         if masks is not None:
             lengths = torch.tensor([len(one) for one in masks.counts], dtype=torch.float64)
             self.masks.append(torch.stack([masks.scores.detach().cpu().double(), lengths], dim=1))
@@ -114,6 +111,13 @@ class DetectionMetric(Metric):
 
     def _apply(self, *_: Any, **__: Any) -> Self:
         return self  # neither moved nor cast with the module that it is a part of
+
+
+def detection_rows(found: Detections) -> Tensor:
+    """(n, 6) float64 rows of label, score and x, y, width, height in pixels, on the CPU."""
+    boxes = found.boxes_xyxy_px.detach().cpu().double()
+    columns = [found.labels[:, None].cpu().double(), found.scores[:, None].cpu().double()]
+    return torch.cat([*columns, boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
 
 
 def gather_by_way_of_the_device(tensor: Tensor, group: Any = None) -> list[Tensor]:

@@ -15,6 +15,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from codetr.classes import ClassList
 from codetr.errors import UserError
+from codetr.evaluation.detection_metric import detection_rows
 from codetr.evaluation.encoding import encode
 from codetr.evaluation.report import prediction_records
 from codetr.inference.draw import draw_boxes
@@ -107,11 +108,8 @@ class Prediction(Detections):
         height in pixels) and ``score`` of each detection; with masks also ``segmentation``
         (compressed run lengths) and ``mask_score``.
         """
-        boxes = self.boxes_xyxy_px.double()
-        columns = torch.stack([self.labels.double(), self.scores.double()], dim=1)
-        rows = torch.cat([columns, boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
         masks = {} if self.cells is None else {image_id: encode(self, self.size)}
-        return prediction_records({image_id: rows}, self.class_list, masks)
+        return prediction_records({image_id: detection_rows(self)}, self.class_list, masks)
 
     def to_supervision(self) -> Any:
         """Convert to ``supervision.Detections`` with the names under ``class_name``.

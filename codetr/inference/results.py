@@ -7,12 +7,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from codetr.classes import ClassList
 from codetr.csv_text import as_cell
-from codetr.evaluation.detection_metric import EncodedMasks
+from codetr.evaluation.detection_metric import EncodedMasks, detection_rows
 from codetr.evaluation.encoding import encode
 from codetr.evaluation.report import prediction_records, write_json
 from codetr.inference.prediction import Prediction
@@ -53,9 +52,7 @@ class CocoFiles:
         if frame.number is not None:
             entry["frame"] = frame.number
         self._images.append(entry)
-        boxes = found.boxes_xyxy_px.double()
-        columns = torch.stack([found.labels.double(), found.scores.double()], dim=1)
-        self._rows[number] = torch.cat([columns, boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
+        self._rows[number] = detection_rows(found)
         if found.cells is not None:
             self._masks[number] = encode(found, (height, width))
 

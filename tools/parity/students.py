@@ -9,7 +9,7 @@ from unittest import mock
 
 from torch import Tensor, nn
 
-from codetr.checkpoints.conditional_detr import convert_conditional_detr, is_conditional_detr
+from codetr.checkpoints.conditional_detr import MARKS, convert_conditional_detr
 from codetr.checkpoints.dino import convert_dino
 from codetr.checkpoints.renaming import Conversion
 from codetr.supervision.schemes import query_denoising
@@ -42,8 +42,8 @@ def _tolerance(name: str) -> Tolerance:
 
 
 def _convert(official: Mapping[str, Tensor], _: Any) -> Conversion:
-    convert = convert_conditional_detr if is_conditional_detr(official) else convert_dino
-    return convert(official)
+    conditional = all(name in official for name in MARKS)
+    return convert_conditional_detr(official) if conditional else convert_dino(official)
 
 
 def _watched(detector: Any) -> dict[str, nn.Module]:

@@ -7,8 +7,9 @@ import torch
 from tiny_official import convert_file
 
 from codetr.checkpoints.coco import COCO
+from codetr.checkpoints.dialects import dialect_of
 from codetr.checkpoints.experiment import build_empty, compose_experiment
-from codetr.checkpoints.h_detr import convert_h_detr, is_h_detr, only_coco_rows
+from codetr.checkpoints.h_detr import convert_h_detr, only_coco_rows
 from codetr.errors import UserError
 
 NAME = "h_deformable_detr_r50_1x_coco"
@@ -78,7 +79,9 @@ def official() -> dict[str, torch.Tensor]:
 
 
 def test_every_key_has_its_place(official: dict[str, torch.Tensor]) -> None:
-    assert is_h_detr(official)
+    dialect = dialect_of(official)
+    assert dialect is not None
+    assert dialect.repository == "H-DETR and Teach-DETR"
     conversion = convert_h_detr(official, 4)
     assert conversion.unused == ()
     assert all(k.startswith("transformer.decoder.") for k in conversion.dropped)

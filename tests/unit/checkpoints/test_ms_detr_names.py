@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 from tiny_official import convert_file
 
+from codetr.checkpoints.dialects import dialect_of
 from codetr.checkpoints.experiment import build_empty, compose_experiment
-from codetr.checkpoints.h_detr import is_h_detr
-from codetr.checkpoints.ms_detr import RULES, convert_ms_detr, is_ms_detr
+from codetr.checkpoints.ms_detr import RULES, convert_ms_detr
 from codetr.checkpoints.renaming import rename
 
 LAYER = "transformer.decoder.layers.3."
@@ -97,11 +97,15 @@ def official_names(experiment: str) -> dict[str, torch.Tensor]:
     return found
 
 
+def repository(official: dict[str, torch.Tensor]) -> str:
+    dialect = dialect_of(official)
+    return "" if dialect is None else dialect.repository
+
+
 @pytest.mark.parametrize("experiment", ["ms_detr_r50_300q_1x_coco", "ms_detr_pp_r50_300q_1x_coco"])
 def test_a_whole_file_fits_key_by_key(experiment: str, tmp_path: Path) -> None:
     official = official_names(experiment)
-    assert is_ms_detr(official)
-    assert is_h_detr(official)
+    assert repository(official) == "MS-DETR"
     shared = {f"transformer.decoder.{k}": v for k, v in official.items() if "_embed." in k}
     shared = {k: v for k, v in shared.items() if "query_embed" not in k}
     path = tmp_path / "official.safetensors"
@@ -118,8 +122,7 @@ def test_a_whole_file_fits_key_by_key(experiment: str, tmp_path: Path) -> None:
 def test_other_two_stage_files_are_told_apart() -> None:
     official = official_names("ms_detr_pp_r50_300q_1x_coco")
     plain = {key: value for key, value in official.items() if "linear3" not in key}
-    assert is_h_detr(plain)
-    assert not is_ms_detr(plain)
+    assert repository(plain) == "H-DETR and Teach-DETR"
 
 
 def test_unknown_names_are_reported() -> None:
