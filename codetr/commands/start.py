@@ -96,13 +96,13 @@ def _parsed(
 
 @contextmanager
 def _mistakes_in_one_line(command: str, arguments: Sequence[str]) -> Iterator[None]:
-    """Let ``hydra.main`` say in one line, with the nearest name, what it does not find, and which
+    """Let Hydra say in one line, with the nearest name, what it does not find, and which
     file of the run folder it cannot write; and exit with status 2.
     """
     report = utils.run_and_report
 
     def run_and_report(func: Any) -> Any:
-        def told() -> Any:
+        def explained() -> Any:
             try:
                 return func()
             except (ConfigCompositionException, OverrideParseException) as error:
@@ -117,7 +117,7 @@ def _mistakes_in_one_line(command: str, arguments: Sequence[str]) -> Iterator[No
             print(f"error: {text}", file=sys.stderr, flush=True)
             raise SystemExit(2)
 
-        return report(told)
+        return report(explained)
 
     utils.run_and_report = run_and_report
     try:

@@ -237,7 +237,10 @@ def _open_tiff(path: Path, rules: PixelRules) -> TiffImage | None:
             size, orientation = geometry(file)
             if not isinstance(file, Tiff.TiffImageFile) or size[0] * size[1] <= LARGE:
                 return None
-            chunks = _chunks(path, file, orientation)
+            try:
+                chunks = _chunks(path, file, orientation)
+            except (KeyError, TypeError, ValueError) as error:
+                raise _Whole(f"its tags are not those of a TIFF ({error!r})") from error
             deep = file.mode.startswith("I")
     except _Whole as why:
         log.info("%s is decoded as a whole, tiles of it too: %s", path, why)

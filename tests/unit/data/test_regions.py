@@ -6,6 +6,7 @@ import logging
 import struct
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -179,6 +180,22 @@ def test_what_is_decoded_as_a_whole_is_said(
     (line,) = caplog.messages
     assert str(path) in line
     assert why in line
+
+
+@pytest.mark.parametrize("error", [KeyError(256), TypeError("'<' of str"), ValueError("no tag")])
+def test_tags_that_make_no_sense_are_said(
+    error: Exception,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level(logging.INFO)
+    path = write_image(tmp_path / "a.tif", picture("RGB"), Layout(chunk=(16, 16)))
+    monkeypatch.setattr(regions, "_chunks", Mock(side_effect=error))
+    assert torch.equal(open_image(path, RULES)[:, :, :], read_image(path))
+    (line,) = caplog.messages
+    assert f"{path} is decoded as a whole" in line
+    assert repr(error) in line
 
 
 def test_other_files_are_decoded_as_a_whole(
