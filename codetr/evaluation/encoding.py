@@ -25,10 +25,10 @@ def encode(found: Detections, size: tuple[int, int]) -> EncodedMasks:
     """
     if found.cells is None:
         raise ValueError("these detections have no masks")
-    parts = cropped_masks(found.cells.probabilities, found.boxes_xyxy_px, size)
-    plain = [
-        {"size": size, "counts": _runs(part.cpu().numpy(), window, size)} for part, window in parts
-    ]
+    # cells are few: one copy of all of them, where each mask's pixels would be one of their own
+    cells, boxes = found.cells.probabilities.cpu(), found.boxes_xyxy_px.cpu()
+    parts = cropped_masks(cells, boxes, size)
+    plain = [{"size": size, "counts": _runs(part.numpy(), window, size)} for part, window in parts]
     counts = [rle.frPyObjects(one, *size)["counts"] for one in plain]
     return EncodedMasks(counts=counts, scores=found.cells.scores, size=size)
 
