@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -30,7 +31,7 @@ def ap_figure(sweep: Sweep) -> bytes:
 
 
 def draw_seeds(axes: Axes, sweep: Sweep) -> None:
-    """A small mark per run, and per variant the mean with its 95 % interval."""
+    """A small mark per run, and per variant the mean, of several runs with its 95 % interval."""
     places = {
         float(i) if variant.position is None else variant.position: variant
         for i, variant in enumerate(sweep.variants)
@@ -43,10 +44,10 @@ def draw_seeds(axes: Axes, sweep: Sweep) -> None:
     axes.errorbar(
         list(found),
         [e.mean for e in found.values() if e],
-        [e.margin or 0.0 for e in found.values() if e],
+        [math.nan if e.margin is None else e.margin for e in found.values() if e],
         fmt="o-" if sweep.numeric else "o",
         capsize=5,
-        label="mean, 95 % interval",
+        label="mean, 95 % interval" if any(e and e.margin for e in found.values()) else "mean",
     )
     if not sweep.numeric:
         labels = [variant.label for variant in sweep.variants]
