@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from codetr.checkpoints.trusted import build_trusted
 from codetr.data.images import ImageError
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess
+from codetr.inference.grouping import grouped
 from codetr.inference.prediction import Prediction
 from codetr.inference.predictor import Predictor, build_predictor
 from codetr.inference.results import Writer, writers
@@ -159,7 +160,7 @@ def run(
     try:
         with Progress(*columns, TimeRemainingColumn()) as progress:
             task = progress.add_task("predicting", total=len(source) or None)
-            for frames in chunks(counted(source, progress, task, broken), batch):
+            for frames in grouped(counted(source, progress, task, broken), batch):
                 for frame, seen in found_in(predictor, frames, threshold, broken):
                     for output in outputs:
                         output.add(frame, seen)
@@ -200,15 +201,3 @@ def counted(
         else:
             yield item
         progress.advance(task)  # type: ignore[arg-type]
-
-
-def chunks(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
-    """Lists of ``size``, the last one shorter."""
-    waiting: list[Frame] = []
-    for frame in frames:
-        waiting.append(frame)
-        if len(waiting) == size:
-            yield waiting
-            waiting = []
-    if waiting:
-        yield waiting

@@ -15,6 +15,7 @@ from codetr.data.regions import Regions
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess
 from codetr.evaluation.detect import detect
+from codetr.inference.grouping import grouped
 from codetr.structures import Detections
 
 PRECISIONS: dict[str, torch.dtype | None] = {"32": None, "bf16": torch.bfloat16}
@@ -40,8 +41,8 @@ class DetectorFinder:
     def __call__(self, images: Sequence[Regions]) -> tuple[Detections, ...]:
         """One ``Detections`` per uint8 image (3, H, W), on the CPU."""
         found: list[Detections] = []
-        for start in range(0, len(images), self.batch):
-            found += self._together(images[start : start + self.batch])
+        for group in grouped(images, self.batch):
+            found += self._together(group)
         return tuple(found)
 
     @torch.inference_mode()

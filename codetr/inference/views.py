@@ -6,20 +6,19 @@ images; large ones may be files that are read in regions. What stands here takes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from codetr.data.regions import Regions
 from codetr.errors import UserError
+from codetr.inference.grouping import grouped
 from codetr.masks import joined_masks
 from codetr.nms import Nms, Suppress
 from codetr.structures import Detections
-
-T = TypeVar("T")
 
 SIDES = ("short", "long", "canvas")
 """What an evaluation's resize calls the pixels that it aims at."""
@@ -176,11 +175,6 @@ class Views:
         if self.tile is None:
             return finder
         return Tiled(finder, self.merge, limit, self.tile, self.overlap, batch=batch)
-
-
-def grouped(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """``size`` at a time; the last ones may be fewer."""
-    return (values[start : start + size] for start in range(0, len(values), size))
 
 
 def tile_starts(size: int, tile: int, overlap: float) -> list[int]:

@@ -1,0 +1,16 @@
+"""Values taken several at a time; ``itertools.batched`` of Python 3.12."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def grouped(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of ``size`` values, the last one maybe shorter, each made when it is asked for."""
+    rest = iter(values)
+    while group := list(islice(rest, size)):
+        yield group
