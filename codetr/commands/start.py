@@ -21,7 +21,13 @@ from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.moved_keys import require_present_keys
 from codetr.overrides import adding, readable
-from codetr.training.error_lines import FULL_ERROR, one_line, one_line_errors, print_any_name
+from codetr.training.error_lines import (
+    FULL_ERROR,
+    closed_stdout_in_silence,
+    one_line,
+    one_line_errors,
+    print_any_name,
+)
 from codetr.typos import explain
 
 Task = Callable[[DictConfig, Sequence[str]], object]
@@ -55,7 +61,7 @@ def start(
         with one_line_errors():
             return task(cfg, HydraConfig.get().overrides.task)
 
-    with _mistakes_in_one_line(name, line.overrides):
+    with closed_stdout_in_silence(), _mistakes_in_one_line(name, line.overrides):
         version.setbase("1.3")
         utils._run_hydra(line, parser, run, config_path=str(conf_folder()), config_name=name)
 
@@ -104,7 +110,8 @@ def _mistakes_in_one_line(command: str, arguments: Sequence[str]) -> Iterator[No
     def run_and_report(func: Any) -> Any:
         def explained() -> Any:
             try:
-                return func()
+                with closed_stdout_in_silence():
+                    return func()
             except (ConfigCompositionException, OverrideParseException) as error:
                 if os.environ.get(FULL_ERROR) == "1":
                     raise

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import re
+import select
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from codetr.training.stopping import Stopped
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Set to 1 in the environment, it lets errors through with their tracebacks."""
+_STDOUT = 1
 _FULL_KEY = re.compile(r"^full_key: (?P<key>\S+)$", re.MULTILINE)
 _CALLED = re.compile(r"'(?P<name>[\w.]+)'")
 
@@ -44,7 +47,8 @@ def one_line_errors() -> Iterator[None]:
     one line, and exits with the status of a process that the signal ended.
     """
     try:
-        yield
+        with closed_stdout_in_silence():
+            yield
     except Stopped as stopped:
         if not stopped.quiet:
             print(stopped.line(), file=sys.stderr, flush=True)
@@ -55,6 +59,23 @@ def one_line_errors() -> Iterator[None]:
             raise
         print(f"error: {text}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+
+
+@contextmanager
+def closed_stdout_in_silence() -> Iterator[None]:
+    """Exit with the status of a process that SIGPIPE ended where nobody reads stdout any more, as
+    in ``codetr-train --help | head``. Other broken pipes propagate.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        state = select.poll()
+        state.register(_STDOUT, 0)
+        if not any(event & select.POLLERR for _, event in state.poll(0)):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)  # for the flush at exit
+        raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 def one_line(error: BaseException) -> str | None:

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,14 +23,17 @@ from codetr.training.csv_logger import CsvLogger
 from codetr.writing import new_folder, remove_parts, replacing
 
 
-@pytest.fixture
-def full_disk() -> Iterator[Callable[[int], None]]:
-    """Call it to let no file of this process grow beyond so many bytes: the system refuses to write
-    on as it does where the disk is full, in other words.
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond ``size`` bytes: writing fails as it does on a full
+    disk. The limit also holds for a log file that pytest writes to, so it ends with the block.
     """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -131,12 +135,13 @@ def test_a_full_disk_is_one_line_and_costs_nothing(
     write: Callable[[Path], None],
     name: str,
     tmp_path: Path,
-    full_disk: Callable[[int], None],
 ) -> None:
     path = tmp_path / name
     path.write_text("step,loss\n0,1.0\n")
-    full_disk(16)
-    with pytest.raises(UserError, match=rf"{name}: cannot be written \(File too large\)"):
+    with (
+        full_disk(16),
+        pytest.raises(UserError, match=rf"{name}: cannot be written \(File too large\)"),
+    ):
         write(path)
     assert files(tmp_path) == {name: b"step,loss\n0,1.0\n"}
 
@@ -148,14 +153,15 @@ SHORT = (16, 500, 1000, 10**5, 10**6, -1)
 @pytest.mark.parametrize("room", SHORT)
 @pytest.mark.parametrize("write", [checkpoint, detector])
 def test_a_disk_that_is_full_at_any_byte(
-    write: Callable[[Path], None], room: int, tmp_path: Path, full_disk: Callable[[int], None]
+    write: Callable[[Path], None], room: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "last.ckpt"
     write(path)
     size = path.stat().st_size
     path.write_bytes(b"old")
-    full_disk(min(room if room > 0 else size + room, size - 1))
-    with pytest.raises(UserError, match=r"last.ckpt: cannot be written \(File too large\)"):
+    limit = min(room if room > 0 else size + room, size - 1)
+    message = r"last.ckpt: cannot be written \(File too large\)"
+    with full_disk(limit), pytest.raises(UserError, match=message):
         write(path)
     assert files(tmp_path) == {"last.ckpt": b"old"}
 
@@ -177,10 +183,10 @@ def test_a_folder_that_cannot_be_synced_is_no_end(
 
 
 def test_derived_annotations_on_a_full_disk(
-    tmp_path: Path, full_disk: Callable[[int], None]
+    tmp_path: Path,
 ) -> None:
-    full_disk(16)
-    with pytest.raises(UserError, match=r"cannot be written \(File too large\): free some space"):
+    message = r"cannot be written \(File too large\): free some space"
+    with full_disk(16), pytest.raises(UserError, match=message):
         write_derived(tmp_path, Path("a.json"), ["a long text"] * 1000)
     assert os.listdir(tmp_path) == []
 

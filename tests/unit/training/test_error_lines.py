@@ -1,6 +1,7 @@
 import errno
 import io
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -192,3 +193,20 @@ def test_where_a_checkpoint_cannot_be_written(
     assert os.strerror(number) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == b"earlier"
+
+
+@pytest.mark.parametrize("words", [["train", "--help"], ["predict", "--cfg", "job"]])
+def test_a_reader_that_leaves_ends_a_command_without_a_word(words: list[str]) -> None:
+    """As in ``codetr-train --help | head``."""
+    command, *rest = words
+    code = f"import sys; sys.argv[1:] = {rest}; from codetr.commands.{command} import main; main()"
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_other_broken_pipes_keep_their_traceback() -> None:
+    with pytest.raises(BrokenPipeError), one_line_errors():
+        raise BrokenPipeError
