@@ -1,4 +1,4 @@
-"""Detections from predictions, and how good they are."""
+"""Postprocessing of predictions to detections, and their evaluation."""
 
 from codetr.evaluation.coco import CocoEvaluator
 from codetr.evaluation.lvis import lvis_evaluator

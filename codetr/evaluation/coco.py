@@ -1,4 +1,4 @@
-"""COCO evaluation of a split, over one process or many."""
+"""COCO evaluation of a split, in one process or several."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ from codetr.structures import Detections, ImageInfo
 log = logging.getLogger(__name__)
 
 MASK = "mask_"
-"""Before the names of numbers that are of masks."""
+"""Prefix of the names of mask metrics."""
 
 
 class Measure(Protocol):
-    """What turns detections and ground truth into numbers."""
+    """What computes the metrics from detections and ground truth."""
 
     @property
     def lines(self) -> Mapping[str, Line]:
-        """The numbers by name, in the order of the table."""
+        """The metrics by name, in the order of the table."""
         ...
 
     @property
     def limit(self) -> Limit:
-        """How many objects of an image it can count as found."""
+        """The largest number of objects of an image that can count as found."""
         ...
 
     @property
@@ -64,17 +64,18 @@ class Measure(Protocol):
         num_classes: int,
         masks: Mapping[int, EncodedMasks] | None = None,
     ) -> CocoMetrics:
-        """Evaluate the images in ``detections``: by image id, rows (n, 6) float64 of label, score
-        and x, y, w, h in pixels; with ``masks``, by image id in the same order, these instead of
-        the boxes. ``truth`` knows these images.
+        """Evaluate ``detections``: by image id, rows (n, 6) float64 of label, score and x, y, w, h
+        in pixels. With ``masks`` (in the same order), evaluate these instead of the boxes.
+        ``truth`` must hold these images.
         """
         ...
 
 
 @dataclass(frozen=True)
 class CocoMeasure:
-    """The COCO numbers. ``max_detections`` are the numbers of best detections that count, of each
-    image and class: AR is measured for each, AP for the last. Raises UserError unless they rise.
+    """The COCO metrics. ``max_detections``: how many detections per image and class count, best
+    first; there is one AR for each number, and AP uses the last. Raises UserError unless the
+    numbers are positive and increasing.
     """
 
     exhaustive: ClassVar[bool] = True
@@ -100,7 +101,7 @@ class CocoMeasure:
         most = self.max_detections[-1]
         more = ",".join(map(str, [*self.max_detections, 10 * most]))
         remedy = f"evaluation.max_detections=[{more}] counts more"
-        return Limit(key="evaluation.max_detections", most=most, remedy=remedy, of_class=True)
+        return Limit(key="evaluation.max_detections", most=most, remedy=remedy, per_class=True)
 
     def __call__(
         self,
@@ -114,13 +115,13 @@ class CocoMeasure:
 
 
 class CocoEvaluator(DetectionMetric):
-    """Collects detections, then measures them against a COCO annotation file.
+    """Collects detections and evaluates them against a COCO annotation file.
 
-    Exactly the images that were given to ``update`` are evaluated, each once, however often and
-    on however many ranks it was given (samplers repeat images to fill the last batch). ``measure``
-    says how: by default numbers equal pycocotools' ``COCOeval`` on these images, with
-    ``max_detections`` (see ``CocoMeasure``), -1 where there is nothing to measure. With ``masks``
-    the detections have some, which are measured too: numbers of the same names after ``mask_``.
+    Exactly the images given to ``update`` are evaluated, each once, even if several batches or
+    ranks hold it (samplers repeat images to fill the last batch). ``measure`` computes the metrics;
+    the default is ``CocoMeasure(max_detections)``, which equals pycocotools' ``COCOeval``, with -1
+    where there is no ground truth. With ``masks``, the masks of the detections are evaluated too,
+    under the same names with the prefix ``mask_``.
     Raises UserError where the annotation file cannot be used (see ``read_ground_truth``).
     """
 
@@ -148,8 +149,8 @@ class CocoEvaluator(DetectionMetric):
         self._mask_metrics: CocoMetrics | None = None
 
     def update(self, detections: Sequence[Detections], infos: Sequence[ImageInfo]) -> None:
-        """Add the detections of some images. Raises UserError for an image that is not in the
-        annotation file, for a label that is not a class and for a value that is not finite.
+        """Add the detections of a batch. Raises UserError for an image that is not in the
+        annotation file, a label that is not a class, and a box or score that is not finite.
         """
         for found, info in zip(detections, infos, strict=True):
             on_host = found.to("cpu")
@@ -175,9 +176,9 @@ class CocoEvaluator(DetectionMetric):
             )
 
     def compute(self) -> dict[str, float]:
-        """The numbers of the measure by name (COCO: AP, AP50, AP75, APs, APm, APl, AR1, AR10,
-        AR100, ARs, ARm, ARl), on every rank. All ranks must call it. Raises UserError without any
-        image.
+        """The metrics by name (COCO: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm,
+        ARl), the same on every rank. All ranks must call it. Raises UserError where no image was
+        added.
         """
         self._detections = self.rows_by_image()
         if not self._detections:
@@ -195,29 +196,29 @@ class CocoEvaluator(DetectionMetric):
         self._mask_metrics = self.measure(
             self._detections, self.truth, len(self.classes), self._encoded
         )
-        return {**self._metrics.summary, **self._of_masks()}
+        return {**self._metrics.summary, **self._mask_summary()}
 
-    def _of_masks(self) -> dict[str, float]:
-        found = {} if self._mask_metrics is None else self._mask_metrics.summary
-        return {f"{MASK}{name}": value for name, value in found.items()}
+    def _mask_summary(self) -> dict[str, float]:
+        summary = {} if self._mask_metrics is None else self._mask_metrics.summary
+        return {f"{MASK}{name}": value for name, value in summary.items()}
 
     @property
     def metrics(self) -> CocoMetrics:
-        """The last result. Raises RuntimeError before ``compute``."""
+        """The result of the last ``compute``. Raises RuntimeError before it."""
         if self._metrics is None:
             raise RuntimeError("call compute() first")
         return self._metrics
 
     @property
     def per_class(self) -> dict[str, dict[str, float]]:
-        """AP, AP50 and AR of every class by its name, -1 for classes without boxes in the evaluated
+        """AP, AP50 and AR of each class by name; -1 for classes without a box in the evaluated
         images.
         """
         names = class_names(self.classes)
         return {n: dict(own) for n, own in zip(names, self.metrics.per_class, strict=True)}
 
     def table(self) -> str:
-        """The lines of the usual table, and of that of masks."""
+        """The usual table as text; with masks, one table for boxes and one for masks."""
         boxes = summary_text(self.metrics.summary, self.measure.lines)
         if self._mask_metrics is None:
             return boxes
@@ -226,23 +227,23 @@ class CocoEvaluator(DetectionMetric):
 
     @property
     def detections(self) -> Mapping[int, Tensor]:
-        """What the last ``compute`` measured, of all ranks: by image id, rows (n, 6) float64 of
-        label, score and x, y, w, h in pixels.
+        """The detections of all ranks that the last ``compute`` evaluated: by image id, rows (n, 6)
+        float64 of label, score and x, y, w, h in pixels.
         """
         return self._detections
 
     def class_table(self, curves: Curves | None = None) -> Table:
-        """Numbers and boxes of every class, as a rich table; see ``report.class_table``."""
+        """Metrics and number of boxes of each class; see ``report.class_table``."""
         truth = [self.truth[image_id] for image_id in self._detections]
         labels = torch.cat([image.labels[image.crowd == 0] for image in truth])
         num_boxes = labels.bincount(minlength=len(self.classes)).tolist()
         return class_table(self.metrics, self.classes, num_boxes, curves)
 
     def write_metrics(self, path: str | Path) -> None:
-        """Write the numbers, ``per_class`` and the number of images as JSON, on rank 0 only."""
+        """Write the metrics, ``per_class`` and the number of images as JSON, on rank 0 only."""
         content = {
             **self.metrics.summary,
-            **self._of_masks(),
+            **self._mask_summary(),
             "per_class": self.per_class,
             "images": len(self._detections),
             "images_in_split": len(self.truth),
@@ -252,25 +253,28 @@ class CocoEvaluator(DetectionMetric):
             write_json(Path(path), content)
 
     def write_predictions(self, path: str | Path) -> None:
-        """Write COCO result records (original ids, xywh pixels of the original image), on rank 0
-        only. Raises RuntimeError before ``compute``, which gathers them.
+        """Write COCO result records (ids as in the annotation file, boxes xywh in pixels of the
+        original image), on rank 0 only. Raises RuntimeError before ``compute``, which gathers them.
         """
         if self._metrics is None:
             raise RuntimeError("call compute() first")
         if is_first_rank():
-            records = prediction_records(self._detections, self.classes, names=self._names())
+            written_ids = self._written_ids()
+            records = prediction_records(self._detections, self.classes, written_ids=written_ids)
             write_json(Path(path), records)
 
     def write_mask_predictions(self, path: str | Path) -> None:
-        """Write the masks as COCO result records: run lengths, and the score of the mask. Without a
-        box, so that COCO's tools tell sizes by the mask. As ``write_predictions``.
+        """As ``write_predictions``, for masks: run lengths and mask scores. There is no box, so
+        that COCO's tools compute the area from the mask.
         """
         if self._metrics is None:
             raise RuntimeError("call compute() first")
         if is_first_rank():
-            records = mask_records(self._detections, self._encoded, self.classes, self._names())
+            records = mask_records(
+                self._detections, self._encoded, self.classes, self._written_ids()
+            )
             write_json(Path(path), records)
 
-    def _names(self) -> dict[int, int | str]:
-        """Ids of images that are texts in the annotation file."""
+    def _written_ids(self) -> dict[int, int | str]:
+        """The ids of those images whose id is a text in the annotation file."""
         return {number: one.name for number, one in self.truth.items() if one.name is not None}

@@ -1,4 +1,4 @@
-"""Which class is taken for which."""
+"""The confusion matrix of the classes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from codetr.evaluation.matching import NONE, Floats, Ints, Scene, match
 
 @dataclass(frozen=True, kw_only=True)
 class Confusion:
-    """How often objects of a class were found as another.
-
-    ``counts`` (K + 1, K + 1): row = true class, column = predicted class. The last column counts
-    objects that were missed, the last row detections where no object is.
+    """``counts`` (K + 1, K + 1): row = true class, column = predicted class; the last column counts
+    missed objects, the last row detections of the background.
     ``threshold``: the score above which detections count.
     """
 
@@ -23,7 +21,7 @@ class Confusion:
     threshold: float
 
     def most_frequent(self, count: int) -> list[tuple[int, int, int]]:
-        """The ``count`` most frequent mix-ups of two classes: true, predicted, how often."""
+        """The ``count`` most frequent confusions: true class, predicted class, number."""
         between = self.counts[:-1, :-1].copy()
         np.fill_diagonal(between, 0)
         order = np.argsort(-between, axis=None, kind="stable")[:count]
@@ -31,16 +29,18 @@ class Confusion:
         return [(int(t), int(p), int(between[t, p])) for t, p in pairs if between[t, p]]
 
     def most_confused(self, count: int) -> Ints:
-        """The ``count`` classes with the most mix-ups, in class order."""
+        """The ``count`` classes with the most confusions, in class order."""
         between = self.counts[:-1, :-1]
         wrong = between.sum(axis=0) + between.sum(axis=1) - 2 * between.diagonal()
         return np.sort(np.argsort(-wrong, kind="stable")[:count])
 
 
 def confusion(scenes: Sequence[Scene], num_classes: int, threshold: float) -> Confusion:
-    """Matches detections above ``threshold`` with objects of any class, one to one: the best
-    detection first takes the object that it overlaps most, from IoU 0.5 on. Detections without an
-    object, in a crowd region of their class, do not count.
+    """The confusion matrix of the detections with a score above ``threshold``.
+
+    They are matched one to one with objects of any class, in order of score, each with the free
+    object of the largest IoU, if it is at least 0.5. Unmatched detections in a crowd region of
+    their class do not count.
     """
     true, predicted = [], []
     for scene in scenes:
@@ -57,5 +57,5 @@ def confusion(scenes: Sequence[Scene], num_classes: int, threshold: float) -> Co
 
 
 def _own_class_first(scene: Scene) -> Floats:
-    """The overlaps, such that of two equal ones that with an object of its class is larger."""
+    """IoU (D, G), raised by one ulp for pairs of one class, so that these win ties."""
     return np.where(scene.same_class, np.nextafter(scene.iou, 2), scene.iou)

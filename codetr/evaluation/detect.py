@@ -1,4 +1,4 @@
-"""A detector and its postprocessing: from images to detections, with masks where it has some."""
+"""Detections of images: detector, postprocessing and, where there is one, mask branch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from codetr.structures import Detections, ImageInfo, Images
 def detect(
     detector: Any, postprocess: Postprocess, images: Images, infos: Sequence[ImageInfo]
 ) -> tuple[Detections, ...]:
-    """Detections in pixels of the original images. A ``mask_branch`` of the detector looks at what
-    is left by the postprocessing, on the maps that the boxes were found on.
+    """Detections in pixels of the original images. If the detector has a ``mask_branch``, it adds
+    masks to the postprocessed detections, computed from the same feature maps.
     """
     branch = getattr(detector, "mask_branch", None)
     if branch is None:

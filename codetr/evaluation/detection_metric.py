@@ -1,4 +1,4 @@
-"""Detections of a split, collected over batches and processes."""
+"""A metric that collects the detections of a split over batches and processes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _STATES = {
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedMasks:
-    """The masks of all detections of an image, in their order.
+    """The masks of an image's n detections, in the same order.
 
-    ``counts``: the run lengths of each, as the bytes that pycocotools calls "counts"; ``scores``
-    (n,), by which masks are ranked; ``size``: height and width of the original image in pixels.
+    ``counts``: compressed run lengths, as pycocotools' "counts"; ``scores`` (n,): mask scores;
+    ``size``: height and width of the original image in pixels.
     """
 
     counts: Sequence[bytes]
@@ -37,11 +37,11 @@ class EncodedMasks:
 
 
 class DetectionMetric(Metric):
-    """A metric of the detections of a split. Subclasses ``add`` them image by image, and compute
-    from ``rows_by_image`` and ``masks_by_image``, which know the images of all ranks in ``compute``
-    and each image once, however often it was added.
+    """A metric of the detections of a split. Subclasses ``add`` them image by image. In
+    ``compute``, ``rows_by_image`` and ``masks_by_image`` cover the images of all ranks, each image
+    once however often it was added.
 
-    States stay on the CPU, wherever the module goes, since a split may hold millions of boxes.
+    The states stay on the CPU wherever the module is moved: a split may have millions of boxes.
     """
 
     images: list[Tensor]
@@ -59,16 +59,16 @@ class DetectionMetric(Metric):
         """Forget all detections."""
         super().reset()
         for name, empty in _STATES.items():
-            # Never without an element: ranks must agree on type and columns to gather.
+            # Never an empty list: to gather, ranks must agree on dtype and number of columns.
             setattr(self, name, [empty])
 
     @property
     def update_called(self) -> bool:
-        """Always true: a rank without an image is no mistake that torchmetrics should warn of."""
+        """Always true, so that torchmetrics does not warn of a rank that has no image."""
         return True
 
     def add(self, found: Detections, info: ImageInfo, masks: EncodedMasks | None = None) -> None:
-        """Add the detections of one image, of every image with ``masks`` or of none."""
+        """Add the detections of one image. Give ``masks`` for every image or for none."""
         self.images.append(torch.tensor([[info.image_id, len(found), *info.original_size]]))
         self.rows.append(detection_rows(found))
         if masks is not None:
@@ -79,11 +79,11 @@ class DetectionMetric(Metric):
                 self.mask_bytes.append(torch.frombuffer(joined, dtype=torch.uint8))
 
     def rows_by_image(self) -> dict[int, Tensor]:
-        """Rows (n, 6) float64 of label, score and x, y, w, h in pixels by image id."""
+        """By image id, rows (n, 6) float64 of label, score and x, y, w, h in pixels."""
         return self._by_image(dim_zero_cat(self.rows))
 
     def masks_by_image(self) -> dict[int, EncodedMasks]:
-        """The masks by image id; nothing where detections have none."""
+        """The masks by image id; empty where no detection has a mask."""
         masks, content = dim_zero_cat(self.masks), dim_zero_cat(self.mask_bytes).numpy().tobytes()
         if not len(masks):
             return {}
@@ -101,7 +101,7 @@ class DetectionMetric(Metric):
         }
 
     def _by_image(self, rows: Tensor) -> dict[int, Tensor]:
-        """The part of each image by its id; of an image that was added again, the first."""
+        """``rows`` split by image id; an image that was added again keeps its first rows."""
         images = dim_zero_cat(self.images)
         by_image: dict[int, Tensor] = {}
         parts = rows.split(images[:, 1].tolist())
@@ -110,7 +110,7 @@ class DetectionMetric(Metric):
         return by_image
 
     def _apply(self, *_: Any, **__: Any) -> Self:
-        return self  # neither moved nor cast with the module that it is a part of
+        return self  # neither moved nor cast with the parent module
 
 
 def detection_rows(found: Detections) -> Tensor:
@@ -121,7 +121,7 @@ def detection_rows(found: Detections) -> Tensor:
 
 
 def gather_by_way_of_the_device(tensor: Tensor, group: Any = None) -> list[Tensor]:
-    """CPU tensors of all ranks, in rank order; NCCL takes them by way of the GPU."""
+    """The CPU tensors of all ranks, in rank order; for NCCL, by way of the GPU."""
     device = torch.device("cpu")
     if dist.get_backend(group) == "nccl":
         device = torch.device("cuda", torch.cuda.current_device())

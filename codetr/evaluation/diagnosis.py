@@ -1,4 +1,4 @@
-"""What goes wrong in an evaluation, and at which score: numbers, tables and files."""
+"""Error analysis of an evaluation: best score threshold, confusions and kinds of errors."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from codetr.evaluation.report import write_json
 from codetr.run_folder import RunFolder
 
 PICTURES = ("precision_recall.png", "f1.png", "confusion_matrix.png", "errors.png")
-_MOST_MIX_UPS = 10  # that are printed
+_MOST_CONFUSIONS = 10  # that are printed
 _DIGITS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """Detections at IoU 0.5 against the truth: ``curves`` by class, ``confusion`` between classes
-    at the threshold of the best mean F1, ``errors`` by kind. ``names`` (K,) of the classes.
+    """Results at IoU 0.5: ``curves`` of each class, ``confusion`` of classes at the threshold of
+    the best mean F1, ``errors`` by kind. ``names`` (K,): of the classes.
     """
 
     names: tuple[str, ...]
@@ -46,7 +46,7 @@ class Diagnosis:
     errors: Errors
 
     def threshold_line(self) -> str:
-        """The best score threshold, for the log."""
+        """A line for the log: the score threshold of the best mean F1."""
         best = self.curves.best()
         return (
             f"best mean F1 over classes: {best.f1:.3f} at threshold={best.threshold:.3f} "
@@ -54,7 +54,7 @@ class Diagnosis:
         )
 
     def error_table(self) -> Table:
-        """Number and cost of each kind of error."""
+        """Number of errors of each kind and the AP50 they cost."""
         table = Table("error", "meaning", title=f"errors at AP50 {self.errors.ap50():.3f}")
         table.add_column("number", justify="right")
         table.add_column("AP50 lost", justify="right")
@@ -64,8 +64,8 @@ class Diagnosis:
         return table
 
     def confusion_table(self) -> Table | None:
-        """The most frequent mix-ups of classes; None where there is none."""
-        pairs = self.confusion.most_frequent(_MOST_MIX_UPS)
+        """The most frequent confusions of two classes; None where there is none."""
+        pairs = self.confusion.most_frequent(_MOST_CONFUSIONS)
         if not pairs:
             return None
         title = f"most frequent confusions, scores above {self.confusion.threshold:.3f}"
@@ -79,7 +79,7 @@ class Diagnosis:
         return table
 
     def summary(self) -> dict[str, Any]:
-        """Thresholds and errors, for ``diagnosis.json``."""
+        """Thresholds and errors: the content of ``diagnosis.json``."""
         own = {self.names[k]: asdict(self.curves.best_of(int(k))) for k in self.curves.measured}
         return {
             "best_threshold": asdict(self.curves.best()),
@@ -92,8 +92,8 @@ class Diagnosis:
         }
 
     def write(self, folder: Path) -> list[Path]:
-        """Write ``diagnosis.json``, the curves and the confusion matrix as CSV, and the pictures,
-        whose paths are returned.
+        """Write ``diagnosis.json``, the curves and the confusion matrix as CSV files, and the
+        figures, whose paths are returned.
         """
         write_json(RunFolder(folder).diagnosis, self.summary())
         measured = self.curves.measured
@@ -122,9 +122,9 @@ def diagnose(
     names: Sequence[str],
     max_detections: int,
 ) -> Diagnosis:
-    """The diagnosis of the images in ``detections``: by image id, rows (n, 6) float64 of label,
-    score and x, y, w, h in pixels. The best ``max_detections`` of each image and class count.
-    ``truth`` must know the images and hold an object that is no crowd region in one of them.
+    """The diagnosis of ``detections``: by image id, rows (n, 6) float64 of label, score and x, y,
+    w, h in pixels, of which the best ``max_detections`` of each image and class count. ``truth``
+    must hold these images, with at least one object that is not a crowd region.
     """
     scenes = make_scenes(detections, truth, max_detections)
     found = curves(rank(scenes, len(names)))
@@ -137,16 +137,18 @@ def diagnose(
 
 
 def _write_curves(
-    path: Path, axis: str, places: Floats, names: Sequence[str], values: Floats
+    path: Path, axis: str, points: Floats, names: Sequence[str], values: Floats
 ) -> None:
-    """A row per place: the mean over classes, then each class; ``values`` (K, places)."""
-    table = np.column_stack([places, values.mean(axis=0), values.T])
+    """A row per point of ``axis``: ``points`` (P,), the mean over classes, then each class;
+    ``values`` (K, P).
+    """
+    table = np.column_stack([points, values.mean(axis=0), values.T])
     rows = ([round(number, _DIGITS) for number in row] for row in table.tolist())
     _write_csv(path, [axis, "mean of all", *names], rows)
 
 
 def _write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Texts are names of classes, which no spreadsheet must take for formulas."""
+    """Class names are escaped, so that a spreadsheet does not read them as formulas."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         for row in (head, *rows):

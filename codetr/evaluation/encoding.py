@@ -1,4 +1,4 @@
-"""Masks as COCO's run lengths, which are small whatever the image."""
+"""Masks as COCO's run lengths, which stay small for large images."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from codetr.masks import cropped_masks
 from codetr.structures import Detections
 
 RunLengths = Mapping[str, Any]
-"""``size``: [height, width]; ``counts``: compressed, as bytes. What pycocotools calls an RLE."""
+"""An RLE of pycocotools: ``size`` [height, width] and compressed ``counts`` as bytes."""
 
 
 def encode(found: Detections, size: tuple[int, int]) -> EncodedMasks:
-    """The masks of ``found``, pasted into their image of ``size`` (height, width), as run lengths.
-    Raises ValueError where there are none.
+    """The masks of ``found`` as run lengths of the image of ``size`` (height, width) in pixels.
+    Raises ValueError if the detections have no masks.
     """
     if found.cells is None:
         raise ValueError("these detections have no masks")
-    # cells are few: one copy of all of them, where each mask's pixels would be one of their own
+    # One copy from the device for all masks; the cells are few compared with the pasted pixels.
     cells, boxes = found.cells.probabilities.cpu(), found.boxes_xyxy_px.cpu()
     parts = cropped_masks(cells, boxes, size)
     plain = [{"size": size, "counts": _runs(part.numpy(), window, size)} for part, window in parts]
@@ -36,28 +36,28 @@ def encode(found: Detections, size: tuple[int, int]) -> EncodedMasks:
 def _runs(
     part: NDArray[np.bool_], window: tuple[int, int, int, int], size: tuple[int, int]
 ) -> list[int]:
-    """How many pixels are not in the mask, how many then are and so on, down the columns of an
-    image of ``size``: outside of its ``window`` (top, bottom, left, right) it is empty.
+    """Uncompressed run lengths, column by column, of an image of ``size`` that holds ``part`` in
+    its ``window`` (top, bottom, left, right) and is empty elsewhere.
     """
     top, _, left, _ = window
     (rows, columns), pixels = part.shape, size[0] * size[1]
-    closed = np.zeros((columns, rows + 1), np.int8)  # below its last row a column is empty
+    closed = np.zeros((columns, rows + 1), np.int8)  # one empty row ends each column's runs
     closed[:, :rows] = part.T
     column, row = np.divmod(np.flatnonzero(np.diff(closed.ravel(), prepend=0)), rows + 1)
     changes, times = np.unique((left + column) * size[0] + top + row, return_counts=True)
-    # twice: where a run that ends with the image's last row goes on at the top of the next column
+    # Found twice: a run that continues from the last row of the image in the next column.
     changes = changes[(times == 1) & (changes < pixels)]
     lengths: list[int] = np.diff(changes, prepend=0, append=pixels).tolist()
     return lengths
 
 
 def run_lengths(masks: EncodedMasks) -> list[RunLengths]:
-    """Each mask as pycocotools has it."""
+    """The RLE of each mask."""
     return [{"size": list(masks.size), "counts": counts} for counts in masks.counts]
 
 
 def decode(masks: Sequence[RunLengths], size: tuple[int, int]) -> Tensor:
-    """(n, H, W) bool of run lengths of an image of ``size`` (height, width)."""
+    """Bitmaps (n, H, W) bool of the masks of an image of ``size`` (height, width) in pixels."""
     found = torch.zeros(len(masks), *size, dtype=torch.bool)
     for bitmap, one in zip(found, masks, strict=True):
         bitmap.copy_(torch.from_numpy(rle.decode(one)))
@@ -65,9 +65,9 @@ def decode(masks: Sequence[RunLengths], size: tuple[int, int]) -> Tensor:
 
 
 def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> RunLengths:
-    """What an annotation of an image of ``size`` calls its segmentation: polygons, of which all
-    make one object, or run lengths as a list or compressed. Raises ValueError, TypeError or
-    KeyError for anything else.
+    """The RLE of a COCO annotation's ``segmentation`` in an image of ``size`` (height, width):
+    polygons, whose union is the mask, or run lengths, compressed or not. Raises ValueError,
+    TypeError or KeyError for anything else.
     """
     height, width = size
     if isinstance(segmentation, Mapping):

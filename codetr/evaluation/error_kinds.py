@@ -1,9 +1,8 @@
-"""Errors by kind, and what each kind costs: the TIDE decomposition.
+"""Kinds of detection errors and the AP50 that each costs: the TIDE decomposition.
 
 Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020
-(arXiv 2008.08115), section 2: every false positive is of one kind, and so is every object that was
-not found. The cost of a kind is the AP50 that is gained where an oracle mends the errors of that
-kind alone.
+(arXiv 2008.08115), section 2. Each false positive has one kind, and so has each missed object. The
+cost of a kind is the AP50 gained by an oracle that fixes only the errors of that kind.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from codetr.evaluation.matching import IOU, NONE, Bools, Floats, Ints, Scene
 from codetr.evaluation.precision_recall import precision_at_recalls
 
 BACKGROUND = 0.1
-"""What overlaps every object less than this is on the background."""
+"""A detection whose IoU with every object is below this is on the background."""
 
 
 class Kind(Enum):
-    """Kinds of errors, each with what it is (IoU with an object)."""
+    """The kinds of errors of TIDE, in the order of its tables."""
 
     CLASS = "class"
     LOCALISATION = "localisation"
@@ -33,7 +32,7 @@ class Kind(Enum):
 
     @property
     def meaning(self) -> str:
-        """In a line."""
+        """A short description for tables."""
         return _MEANING[self]
 
 
@@ -47,16 +46,17 @@ _MEANING = {
 }
 _KINDS = tuple(Kind)
 _CODE = {kind: code for code, kind in enumerate(_KINDS)}
-_RIGHT = -1
+_TRUE_POSITIVE = -1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Errors:
-    """All detections and objects of a split, with their errors.
+    """The errors of all D detections and G objects of a split.
 
-    ``labels``, ``scores`` (D,); ``kinds`` (D,) positions in ``Kind``, -1 where a detection is
-    right; ``targets`` (D,) the object that a wrong class or place is meant for, or ``NONE``.
-    ``true_labels`` (G,); ``found`` (G,) by a right detection; ``missed`` (G,).
+    ``labels``, ``scores`` (D,); ``kinds`` (D,): position in ``Kind``, -1 for a true positive;
+    ``targets`` (D,): for class and localisation errors the index of the object, else ``NONE``.
+    ``true_labels`` (G,); ``found`` (G,): whether a true positive is matched with the object;
+    ``missed`` (G,): whether it is neither found nor a target.
     """
 
     labels: Ints
@@ -69,26 +69,27 @@ class Errors:
     num_classes: int
 
     def count(self, kind: Kind) -> int:
-        """How many there are."""
+        """The number of errors of this kind."""
         if kind is Kind.MISSED:
             return int(self.missed.sum())
         return int((self.kinds == _CODE[kind]).sum())
 
     def cost(self, kind: Kind) -> float:
-        """AP50 that mending it would add."""
+        """The AP50 that is gained by fixing this kind alone."""
         return self.ap50({kind}) - self.ap50()
 
-    def ap50(self, mended: Collection[Kind] = ()) -> float:
-        """Mean over the classes that have objects; -1 where none has.
+    def ap50(self, fixed: Collection[Kind] = ()) -> float:
+        """AP50 after an oracle fixed the errors of some kinds: the mean over classes with objects,
+        -1 where there are none.
 
-        Mended: a wrong class or place becomes right where no right detection has the object, of
-        several for one object that with the best score, and the others go. Further false positives
-        go, and objects that were missed are no longer asked for; a class of which none is left has
-        AP 1 without detections, else 0.
+        A class or localisation error becomes a true positive if its object has none yet (of several
+        for one object, the one with the best score) and is removed otherwise. False positives of
+        other kinds are removed, and so are missed objects; a class without objects left has AP 1 if
+        it has no detections, else 0.
         """
-        asked = self.true_labels[~self.missed] if Kind.MISSED in mended else self.true_labels
-        num_true = np.bincount(asked, minlength=self.num_classes)
-        labels, hits, kept = self._mend(mended)
+        objects = self.true_labels[~self.missed] if Kind.MISSED in fixed else self.true_labels
+        num_true = np.bincount(objects, minlength=self.num_classes)
+        labels, hits, kept = self._fix(fixed)
         values = []
         for label in np.unique(self.true_labels):
             own = kept & (labels == label)
@@ -99,22 +100,22 @@ class Errors:
                 values.append(0.0 if own.any() else 1.0)
         return float(np.mean(values)) if values else -1.0
 
-    def _mend(self, mended: Collection[Kind]) -> tuple[Ints, Bools, Bools]:
-        """Labels, hits and what stays (D,) of the detections."""
-        chosen = np.isin(self.kinds, [_CODE[kind] for kind in mended])
+    def _fix(self, fixed: Collection[Kind]) -> tuple[Ints, Bools, Bools]:
+        """The detections (D,) with these errors fixed: label, true positive, not removed."""
+        chosen = np.isin(self.kinds, [_CODE[kind] for kind in fixed])
         candidates = np.flatnonzero(chosen & (self.targets != NONE))
         candidates = candidates[~self.found[self.targets[candidates]]]
         ranked = candidates[np.argsort(-self.scores[candidates], kind="stable")]
         _, first = np.unique(self.targets[ranked], return_index=True)
-        better = ranked[first]
-        labels, hits, kept = self.labels.copy(), self.kinds == _RIGHT, ~chosen
-        labels[better] = self.true_labels[self.targets[better]]
-        hits[better] = kept[better] = True
+        best = ranked[first]
+        labels, hits, kept = self.labels.copy(), self.kinds == _TRUE_POSITIVE, ~chosen
+        labels[best] = self.true_labels[self.targets[best]]
+        hits[best] = kept[best] = True
         return labels, hits, kept
 
 
 def find_errors(scenes: Sequence[Scene], num_classes: int) -> Errors:
-    """The errors of all scenes; detections in crowd regions of their class are none."""
+    """The errors of all scenes; ignored detections are left out."""
     kinds, targets, found = [], [], []
     before = 0
     for scene in scenes:
@@ -138,8 +139,8 @@ def find_errors(scenes: Sequence[Scene], num_classes: int) -> Errors:
 
 
 def _kinds(scene: Scene) -> tuple[Ints, Ints]:
-    """Kinds (D,), and targets (D,) in this scene. Of several kinds that fit a detection, the
-    first of: localisation, class, duplicate, background, both.
+    """Kinds (D,), and targets (D,) as indices of this scene. Where several kinds apply, the first
+    of: localisation, class, duplicate, background, both.
     """
     own, own_box = _largest(np.where(scene.same_class, scene.iou, 0.0))
     other, other_box = _largest(np.where(scene.same_class, 0.0, scene.iou))
@@ -149,9 +150,9 @@ def _kinds(scene: Scene) -> tuple[Ints, Ints]:
         Kind.DUPLICATE: own >= IOU,
         Kind.BACKGROUND: np.maximum(own, other) < BACKGROUND,
     }
-    right = scene.partner != NONE
-    codes = [_RIGHT, *(_CODE[kind] for kind in conditions)]
-    kind = np.select([right, *conditions.values()], codes, _CODE[Kind.BOTH])
+    matched = scene.partner != NONE
+    codes = [_TRUE_POSITIVE, *(_CODE[kind] for kind in conditions)]
+    kind = np.select([matched, *conditions.values()], codes, _CODE[Kind.BOTH])
     target = np.select(
         [kind == _CODE[Kind.LOCALISATION], kind == _CODE[Kind.CLASS]], [own_box, other_box], NONE
     )
@@ -159,7 +160,7 @@ def _kinds(scene: Scene) -> tuple[Ints, Ints]:
 
 
 def _largest(overlap: Floats) -> tuple[Floats, Ints]:
-    """The largest of each row (D, G) and its column; 0 and ``NONE`` without columns."""
+    """The largest value of each row of (D, G) and its column; 0 and ``NONE`` if G is 0."""
     if not overlap.shape[1]:
         return np.zeros(len(overlap)), np.full(len(overlap), NONE)
     column = overlap.argmax(axis=1)

@@ -18,13 +18,13 @@ from codetr.evaluation.matching import Floats
 from codetr.evaluation.precision_recall import RECALLS, THRESHOLDS, Curves
 
 MOST_CURVES = 10
-"""Classes of which each has a colour and a name."""
+"""With more classes, curves have neither a colour nor a name of their own."""
 MOST_ROWS = 20
-"""Classes of a confusion matrix that can be read."""
+"""Classes that a confusion matrix shows: more cannot be read."""
 
 
 def precision_recall_figure(curves: Curves, names: Sequence[str]) -> Figure:
-    """Precision over recall at IoU 0.5 of every class, and their mean."""
+    """Precision over recall at IoU 0.5: each class and the mean."""
     figure, axes = _square()
     precision = curves.precision[curves.measured]
     mean = precision.mean()
@@ -34,7 +34,7 @@ def precision_recall_figure(curves: Curves, names: Sequence[str]) -> Figure:
 
 
 def f1_figure(curves: Curves, names: Sequence[str]) -> Figure:
-    """F1 of every class over the score threshold, and where their mean is best."""
+    """F1 over the score threshold: each class, the mean, and where that is largest."""
     figure, axes = _square()
     best = curves.best()
     f1 = curves.f1_above[curves.measured]
@@ -46,7 +46,7 @@ def f1_figure(curves: Curves, names: Sequence[str]) -> Figure:
 
 
 def confusion_figure(confusion: Confusion, names: Sequence[str]) -> Figure:
-    """Counts, coloured by their share of the row; of many classes those that are mixed up most."""
+    """The confusion matrix, coloured by share of the row; of many classes, the most confused."""
     kept = confusion.most_confused(MOST_ROWS)
     title = f"detections with scores above {confusion.threshold:.3f}, IoU 0.5"
     if len(kept) < len(names):
@@ -74,7 +74,7 @@ def confusion_figure(confusion: Confusion, names: Sequence[str]) -> Figure:
 
 
 def error_figure(errors: Errors) -> Figure:
-    """What each kind of error costs, and how often it is made."""
+    """The AP50 that each kind of error costs, and its number of errors."""
     figure = Figure(figsize=(7.5, 3), layout="constrained")
     axes = figure.subplots()
     costs = [errors.cost(kind) for kind in Kind]
@@ -90,7 +90,7 @@ def error_figure(errors: Errors) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG; the folder is made where it is missing."""
+    """Write a PNG file; a missing folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with any_script():
         figure.savefig(path, dpi=110)
@@ -98,14 +98,14 @@ def save(figure: Figure, path: Path) -> None:
 
 @contextmanager
 def any_script() -> Iterator[None]:
-    """No warning where the font lacks letters of a class name: they become empty squares."""
+    """Suppress warnings of letters that the font lacks; they are drawn as empty squares."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
 def plain(name: str) -> str:
-    """No mathematics in names with dollar signs."""
+    """The name with dollar signs escaped, which matplotlib would read as mathematics."""
     return name.replace("$", r"\$")
 
 
@@ -118,7 +118,7 @@ def _square() -> tuple[Figure, Axes]:
 
 
 def _draw(axes: Axes, x: Floats, values: Floats, names: Sequence[str], mean: str) -> None:
-    """A line per class (K, len(x)), with a name each where they are few, and the mean."""
+    """A line per class, of ``values`` (K, len(x)), and their mean; few classes are named."""
     few = len(names) <= MOST_CURVES
     for place, (name, line) in enumerate(zip(names, values, strict=True)):
         colour, label = (_colour(place), plain(name)) if few else ("0.8", None)

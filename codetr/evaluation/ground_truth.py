@@ -1,4 +1,4 @@
-"""The boxes to be found, read from a COCO annotation file (crowd regions and areas included)."""
+"""The ground truth of an evaluation, from a COCO annotation file."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ from codetr.json_text import parse_json
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTruth:
-    """The annotations of one image.
+    """The n annotations of one image.
 
-    ``boxes_xywh_px`` (n, 4) float64, corner and size in pixels; ``labels`` (n,) int64 contiguous;
-    ``crowd`` (n,) int64, 1 = region with many objects that is ignored in matching; ``area`` (n,)
-    float64 in px^2, of the object (not the box), which decides between small, medium and large;
-    ``masks`` (n) their run lengths, where they were asked for; ``name``: the image's id in the file
-    where that is a text.
+    ``boxes_xywh_px`` (n, 4) float64, top left corner and size; ``labels`` (n,) int64, class
+    indices; ``crowd`` (n,) int64, 1 for crowd regions; ``area`` (n,) float64 in px^2, of the object
+    (not the box), by which objects are small, medium or large; ``masks`` (n): run lengths, if
+    requested; ``name``: the image id in the file, if it is a text.
     """
 
     boxes_xywh_px: Tensor
@@ -52,12 +51,12 @@ def read_json(path: Path) -> Any:
 
 
 def read_ground_truth(path: Path, classes: ClassList, masks: bool = False) -> dict[int, ImageTruth]:
-    """The annotations of every image of a COCO file, by image id; empty images are there too.
-    ``masks``: with those of the objects and crowd regions.
+    """The annotations of each image of a COCO file by image id, including images without objects;
+    with ``masks``, their masks too.
 
-    Missing or null ``iscrowd`` counts as 0, missing or null ``area`` as the area of the box. Raises
-    UserError where the file is not in COCO format, a value cannot be meant, a category is not in
-    the class list, or an object has no mask that is asked for.
+    A missing or null ``iscrowd`` means 0, a missing or null ``area`` the area of the box. Raises
+    UserError where the file is not in COCO format, a value is invalid, a category is not in the
+    class list, or a requested mask is missing.
     """
     content = require_lists(read_json(path), path, ("images", "annotations"))
     images = read_images(content, path)
@@ -69,7 +68,7 @@ def read_ground_truth(path: Path, classes: ClassList, masks: bool = False) -> di
     counts = np.bincount(objects.images, minlength=len(images.ids)).tolist()
     columns = (objects.boxes_xywh_px, labels, objects.crowd.astype(np.int64), objects.area)
     by_image = zip(*(torch.from_numpy(column).split(counts) for column in columns), strict=True)
-    outlines = _outlines(objects, images, path) if masks else None
+    encoded = _encoded_masks(objects, images, path) if masks else None
     ends = np.cumsum(counts).tolist()
     return {
         number: ImageTruth(
@@ -77,7 +76,7 @@ def read_ground_truth(path: Path, classes: ClassList, masks: bool = False) -> di
             labels=label,
             crowd=crowd,
             area=area,
-            masks=None if outlines is None else tuple(outlines[end - len(label) : end]),
+            masks=None if encoded is None else tuple(encoded[end - len(label) : end]),
             name=written if isinstance(written, str) else None,
         )
         for number, written, (boxes, label, crowd, area), end in zip(
@@ -86,7 +85,7 @@ def read_ground_truth(path: Path, classes: ClassList, masks: bool = False) -> di
     }
 
 
-def _outlines(objects: CocoObjects, images: CocoImages, path: Path) -> list[RunLengths]:
+def _encoded_masks(objects: CocoObjects, images: CocoImages, path: Path) -> list[RunLengths]:
     """The masks of ``objects``, in their order."""
     sizes, found = images.sizes.tolist(), []
     for entry, image in zip(objects.entries, objects.images.tolist(), strict=True):

@@ -1,9 +1,9 @@
 """LVIS evaluation: AP over all, rare, common and frequent classes, under federated annotation.
 
-Gupta et al., "LVIS", CVPR 2019. In an image, only classes that it is annotated for are measured:
-those with a box in it, and those that were checked to be absent (``neg_category_ids``). Of
-classes in ``not_exhaustive_category_ids`` not every object is annotated: a detection without a
-partner is no mistake there. Matching is faster-coco-eval's in its LVIS mode.
+Gupta et al., "LVIS", CVPR 2019. An image is evaluated only for the classes it was annotated for:
+those with a box in it and those verified to be absent (``neg_category_ids``). For the classes in
+``not_exhaustive_category_ids`` some objects may lack an annotation, so an unmatched detection is
+ignored. Matching is done by faster-coco-eval in its LVIS mode.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from codetr.evaluation.coco import CocoEvaluator
 from codetr.evaluation.detection_metric import EncodedMasks
 from codetr.evaluation.ground_truth import ImageTruth, read_json
 from codetr.evaluation.limits import Limit
-from codetr.evaluation.metrics import CocoMetrics, class_numbers
+from codetr.evaluation.metrics import IOU50, IOU75, CocoMetrics, class_numbers
 from codetr.evaluation.per_class import Rows, class_curves, mean
 from codetr.evaluation.report import Line
 
 FREQUENCIES = {"r": "APr", "c": "APc", "f": "APf"}
 """Rare (in 1 to 10 training images), common (11 to 100) and frequent classes."""
 _SIZES = {"small": "s", "medium": "m", "large": "l"}  # faster-coco-eval's area ranges, after "all"
-_IOU50, _IOU75 = 0, 5  # positions among the ten thresholds 0.5, 0.55 ... 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
 class LvisMeasure:
-    """Callable that measures detections as LVIS does, class by class.
+    """The LVIS metrics, computed class by class.
 
-    ``frequencies`` (K) "r", "c" or "f" by class; ``negative`` and ``not_exhaustive`` class indices
-    by image id. The best ``max_detections`` of each image count, whatever their class.
+    ``frequencies`` (K): "r", "c" or "f" for each class; ``negative`` and ``not_exhaustive``: class
+    indices by image id. The best ``max_detections`` of each image count, regardless of class.
+    Raises UserError unless ``max_detections`` is a whole number, 1 or more.
     """
 
     frequencies: tuple[str, ...]
@@ -57,7 +57,7 @@ class LvisMeasure:
 
     @property
     def lines(self) -> dict[str, Line]:
-        """The numbers, in the order of the LVIS table."""
+        """The metrics by name in the order of the LVIS table."""
         count = self.max_detections
         subsets = {"APr": "classes=rare", "APc": "classes=common", "APf": "classes=frequent"}
         areas = {suffix: f"area={size:>6}" for size, suffix in _SIZES.items()}
@@ -133,37 +133,37 @@ class LvisMeasure:
         self, precision: NDArray[np.float64], recall: NDArray[np.float64]
     ) -> dict[str, float]:
         groups = np.array(self.frequencies)
-        everywhere = precision[..., 0]
+        all_areas = precision[..., 0]
         numbers = {
-            "AP": mean(everywhere),
-            "AP50": mean(everywhere[:, _IOU50]),
-            "AP75": mean(everywhere[:, _IOU75]),
+            "AP": mean(all_areas),
+            "AP50": mean(all_areas[:, IOU50]),
+            "AP75": mean(all_areas[:, IOU75]),
             "AR": mean(recall[..., 0]),
         }
         for area, suffix in enumerate(_SIZES.values(), start=1):
             numbers[f"AP{suffix}"] = mean(precision[..., area])
             numbers[f"AR{suffix}"] = mean(recall[..., area])
         for frequency, name in FREQUENCIES.items():
-            numbers[name] = mean(everywhere[groups == frequency])
+            numbers[name] = mean(all_areas[groups == frequency])
         return {name: numbers[name] for name in self.lines}
 
 
 def lvis_evaluator(
     annotation_file: str | Path, classes: ClassList, max_detections: int = 300, masks: bool = False
 ) -> CocoEvaluator:
-    """An evaluator with the LVIS numbers; the rest is ``CocoEvaluator``.
+    """A ``CocoEvaluator`` with the LVIS metrics.
 
-    The official LVIS API counts 300 detections per image; the official Co-DETR recipes that start
-    from Objects365, and ViT-L, count 1000.
+    The official LVIS API counts 300 detections per image; the official Co-DETR recipes for ViT-L
+    and those that start from Objects365 count 1000.
     """
     measure = read_lvis_measure(Path(annotation_file), classes, max_detections)
     return CocoEvaluator(annotation_file, classes, measure, masks=masks)
 
 
 def read_lvis_measure(path: Path, classes: ClassList, max_detections: int = 300) -> LvisMeasure:
-    """The measure that an LVIS v1 annotation file defines.
+    """The LVIS metrics for an LVIS v1 annotation file.
 
-    Raises UserError where an image lacks the two lists, or a class its frequency.
+    Raises UserError where an image lacks one of the two class lists or a class its frequency.
     """
     content, index = read_json(path), classes.index()
     lists: dict[str, dict[int, frozenset[int]]] = {}

@@ -1,7 +1,7 @@
-"""Which detection is of which true box, at one overlap, image by image.
+"""Matching of detections and ground-truth boxes at IoU 0.5, image by image.
 
-The rules are those of COCO: the best detection chooses first, at most so many of each image and
-class count, and what lies in a crowd region of its class is neither right nor wrong.
+By COCO's rules: detections are matched in order of score, a limited number per image and class
+count, and an unmatched detection in a crowd region of its class is ignored.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 IOU = 0.5
-"""Of a detection and a true box that are of one object."""
+"""The least IoU of a match."""
 NONE = -1
-"""In place of an index: no partner."""
+"""Index of an unmatched detection."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """The detections of one image, best score first, beside its true boxes (crowd regions are none
-    of them).
+    """The D detections of one image, best score first, and its G ground-truth boxes (without crowd
+    regions).
 
-    ``labels`` and ``scores`` (D,); ``true_labels`` (G,); ``iou`` (D, G); ``partner`` (D,) the index
-    of the true box of its class that a detection found, or ``NONE``; ``in_crowd`` (D,) where it
-    lies in a crowd region of its class.
+    ``labels`` and ``scores`` (D,); ``true_labels`` (G,); ``iou`` (D, G); ``partner`` (D,): index of
+    the matched box of the same class, or ``NONE``; ``in_crowd`` (D,): whether the detection lies in
+    a crowd region of its class.
     """
 
     labels: Ints
@@ -44,18 +44,18 @@ class Scene:
 
     @property
     def ignored(self) -> Bools:
-        """(D,) neither right nor wrong."""
+        """(D,) neither a true nor a false positive."""
         return (self.partner == NONE) & self.in_crowd
 
     @property
     def same_class(self) -> Bools:
-        """(D, G) where detection and true box are of one class."""
+        """(D, G) whether detection and ground-truth box have the same class."""
         return self.labels[:, None] == self.true_labels[None, :]
 
 
 def make_scene(detections: Tensor, truth: ImageTruth, max_detections: int) -> Scene:
-    """A scene of rows (n, 6) float64 label, score, x, y, w, h in pixels, of which the best
-    ``max_detections`` of each class count; of equal scores the first.
+    """Match the detections of an image: rows (n, 6) float64 of label, score and x, y, w, h in
+    pixels, of which the best ``max_detections`` of each class count (ties: the first ones).
     """
     rows = detections.numpy()
     rows = rows[np.argsort(-rows[:, 1], kind="stable")]
@@ -81,14 +81,14 @@ def make_scene(detections: Tensor, truth: ImageTruth, max_detections: int) -> Sc
 def make_scenes(
     detections: Mapping[int, Tensor], truth: Mapping[int, ImageTruth], max_detections: int
 ) -> list[Scene]:
-    """The scenes of all images in ``detections``, in the order of their ids."""
+    """One scene per image in ``detections``, sorted by image id."""
     return [make_scene(detections[i], truth[i], max_detections) for i in sorted(detections)]
 
 
 def match(overlap: Floats, least: float = IOU) -> Ints:
-    """Each row of ``overlap`` (D, G), the first one first, takes the free column of its largest
-    overlap, if that is ``least`` at least; of equal ones the last, as in COCO. Returns the columns
-    (D,), ``NONE`` where there is none.
+    """Match the rows of ``overlap`` (D, G) greedily in their order: each takes the free column of
+    its largest overlap (ties: the last one, as in COCO), if it is at least ``least``. Returns the
+    columns (D,), ``NONE`` for unmatched rows.
     """
     partner = np.full(len(overlap), NONE)
     free = overlap.copy()
@@ -101,7 +101,7 @@ def match(overlap: Floats, least: float = IOU) -> Ints:
 
 
 def intersection(a: Floats, b: Floats) -> Floats:
-    """Shared area (D, G) of boxes (D, 4) and (G, 4), x, y, w, h."""
+    """Intersection area (D, G) of boxes (D, 4) and (G, 4), both x, y, w, h."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, :2] + a[:, None, 2:], b[None, :, :2] + b[None, :, 2:])
     sides = (high - low).clip(min=0)
@@ -109,12 +109,12 @@ def intersection(a: Floats, b: Floats) -> Floats:
 
 
 def ratio(part: Floats, whole: Floats) -> Floats:
-    """Their quotient; 0 where the whole is empty."""
+    """``part / whole``; 0 where ``whole`` is 0."""
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
 def rank_in_class(labels: Floats) -> Ints:
-    """How many rows (D,) before each one have its label."""
+    """For each of ``labels`` (D,), the number of equal labels before it (D,)."""
     order = np.argsort(labels, kind="stable")
     ordered = labels[order]
     first = np.searchsorted(ordered, ordered, side="left")

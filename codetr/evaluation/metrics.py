@@ -11,23 +11,25 @@ from torch import Tensor
 
 from codetr.evaluation.detection_metric import EncodedMasks
 from codetr.evaluation.ground_truth import ImageTruth
-from codetr.evaluation.per_class import Curves, Rows, class_curves, mean
+from codetr.evaluation.per_class import ClassCurves, Rows, class_curves, mean
 
 PER_CLASS = ("AP", "AP50", "AR")
-"""What is measured of every class: AR with as many detections as AP."""
+"""The metrics of each class; AR with as many detections as AP."""
 
 MAX_DETECTIONS = (1, 10, 100)
-"""Best detections that count, of each image and class: AR for each, the rest for the last."""
-_IOU50, _IOU75 = 0, 5  # positions among the ten thresholds 0.5, 0.55 ... 0.95
+"""Detections per image and class that count, best first: one AR for each number; AP and the rest
+use the last.
+"""
+IOU50, IOU75 = 0, 5  # positions among the ten thresholds 0.5, 0.55 ... 0.95
 _AREAS = {"s": 1, "m": 2, "l": 3}  # positions of small, medium and large among the areas
 
 
 @dataclass(frozen=True, kw_only=True)
 class CocoMetrics:
-    """``summary`` the numbers of all classes by name; ``per_class`` those of ``PER_CLASS`` of every
+    """``summary``: metrics over all classes by name; ``per_class``: those in ``PER_CLASS`` of each
     class, in class order.
 
-    All lie in [0, 1]; -1 where there is no ground truth to measure it on (COCO's convention).
+    All are in [0, 1], or -1 where there is no ground truth (COCO's convention).
     """
 
     summary: dict[str, float]
@@ -41,9 +43,9 @@ def coco_metrics(
     max_detections: Sequence[int] = MAX_DETECTIONS,
     masks: Mapping[int, EncodedMasks] | None = None,
 ) -> CocoMetrics:
-    """Evaluate the images in ``detections``: by image id, rows (n, 6) float64 of label, score and
-    x, y, w, h in pixels; with ``masks``, by image id in the same order, those and not the boxes.
-    ``truth`` must know these images.
+    """Evaluate ``detections``: by image id, rows (n, 6) float64 of label, score and x, y, w, h in
+    pixels. With ``masks`` (in the same order), evaluate these instead of the boxes. ``truth`` must
+    hold these images.
     """
     wanted = Rows.of_truth({image: truth[image] for image in detections}, masks is not None)
     found = Rows.of_detections(detections) if masks is None else Rows.of_masks(detections, masks)
@@ -57,8 +59,8 @@ def coco_metrics(
     return CocoMetrics(
         summary={
             "AP": mean(all_areas),
-            "AP50": mean(all_areas[:, _IOU50]),
-            "AP75": mean(all_areas[:, _IOU75]),
+            "AP50": mean(all_areas[:, IOU50]),
+            "AP75": mean(all_areas[:, IOU75]),
             **{f"AP{name}": mean(best[..., area]) for name, area in _AREAS.items()},
             **{f"AR{m}": mean(recall[:, :, 0, i]) for i, m in enumerate(max_detections)},
             **{f"AR{name}": mean(recall[:, :, area, -1]) for name, area in _AREAS.items()},
@@ -70,20 +72,20 @@ def coco_metrics(
 def class_numbers(
     precision: NDArray[np.float64], recall: NDArray[np.float64]
 ) -> tuple[dict[str, float], ...]:
-    """The numbers of ``PER_CLASS`` of every class, from its precision (K, 10 IoUs, 101 recalls) and
-    recall (K, 10), -1 where there is nothing to measure.
+    """The metrics in ``PER_CLASS`` of each class, from ``precision`` (K, 10 IoUs, 101 recalls) and
+    ``recall`` (K, 10); -1 in both means not measured.
     """
     return tuple(
-        dict(zip(PER_CLASS, (mean(p), mean(p[_IOU50]), mean(r)), strict=True))
+        dict(zip(PER_CLASS, (mean(p), mean(p[IOU50]), mean(r)), strict=True))
         for p, r in zip(precision, recall, strict=True)
     )
 
 
-def _class_curves(wanted: Rows, found: Rows, max_detections: Sequence[int]) -> Curves:
+def _class_curves(wanted: Rows, found: Rows, max_detections: Sequence[int]) -> ClassCurves:
     if not len(wanted):
         shape = (4, len(max_detections))
         return np.full((10, 101, *shape), -1.0), np.full((10, *shape), -1.0)
-    # Equal scores are ranked in the order of the images.
+    # Detections with equal scores are ranked in the order of the images.
     images = np.union1d(wanted.images, found.images).tolist()
     frame = {"images": [{"id": image} for image in images], "categories": [{"id": 1, "name": ""}]}
     return class_curves(frame, wanted, found, max_detections)

@@ -1,8 +1,8 @@
-"""Precision and recall of one class after another, by faster-coco-eval.
+"""Precision and recall of a single class, by faster-coco-eval.
 
-All numbers of COCO and LVIS are means over classes, so each class can be measured by itself: the
-library wants a dict for every box, and those of one class are few. All classes of LVIS at once
-would also be 24 million pairs of image and class.
+All metrics of COCO and LVIS are means over classes, so each class can be evaluated alone. This
+saves memory: the library needs a dict per box, and all of LVIS at once would be 24 million pairs of
+image and class.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from codetr.evaluation.detection_metric import EncodedMasks
 from codetr.evaluation.encoding import run_lengths
 from codetr.evaluation.ground_truth import ImageTruth
 
-Curves = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Precision (10 IoU thresholds, 101 recalls, 4 areas, M) and recall (10, 4, M), where the M best
-detections of each image count; -1 where there is no box to be found.
+ClassCurves = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Precision (10 IoU thresholds, 101 recalls, 4 areas, M) and recall (10, 4, M) for M limits on the
+detections per image; -1 where there is no ground truth.
 """
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Boxes of many images, sorted by label, in an image in the order they came: ``images`` (n,),
-    ``labels`` (n,), ``values`` (n, 7): x, y, w, h, area (px and px^2), score, crowd region;
-    ``masks`` (n,) their run lengths, where masks are measured and not boxes.
+    """Boxes of many images, sorted by label, then image id, then in the given order.
+
+    ``images`` (n,): image ids; ``labels`` (n,); ``values`` (n, 7): x, y, w, h in px, area in px^2,
+    score, 1 for a crowd region; ``masks`` (n,): run lengths, where masks are evaluated instead.
     """
 
     images: NDArray[np.int64]
@@ -45,14 +46,11 @@ class Rows:
 
     @classmethod
     def of_detections(cls, detections: Mapping[int, Tensor], limit: int | None = None) -> Rows:
-        """The ``limit`` best of each image, or all of them; rows (n, 6) label, score, x, y, w, h
-        by image id.
+        """From rows (n, 6) of label, score and x, y, w, h in pixels by image id: the ``limit`` best
+        of each image, or all.
         """
         parts = [detections[image] for image in sorted(detections)]
-        if limit is not None:
-            parts = [
-                part[part[:, 1].argsort(descending=True, stable=True)[:limit]] for part in parts
-            ]
+        parts = [part[_best(part[:, 1], limit)] for part in parts]
         images = np.repeat(sorted(detections), [len(part) for part in parts])
         table = torch.cat([torch.zeros(0, 6, dtype=torch.float64), *parts]).numpy()
         boxes, scores = table[:, 2:], table[:, 1]
@@ -67,13 +65,12 @@ class Rows:
         masks: Mapping[int, EncodedMasks],
         limit: int | None = None,
     ) -> Rows:
-        """The same of the ``masks`` of the detections: by their own scores and areas."""
+        """As ``of_detections``, with the masks and their scores and areas."""
         tables, encoded = [], []
         for image in sorted(detections):
             own = masks.get(image)
             scores = torch.zeros(0, dtype=torch.float64) if own is None else own.scores
-            order = scores.argsort(descending=True, stable=True)[:limit]
-            kept = order if limit is not None else torch.arange(len(scores))
+            kept = _best(scores, limit)
             table = detections[image][kept].clone()
             table[:, 1] = scores[kept]
             lengths = [] if own is None else run_lengths(own)
@@ -87,7 +84,7 @@ class Rows:
 
     @classmethod
     def of_truth(cls, truth: Mapping[int, ImageTruth], masks: bool = False) -> Rows:
-        """All boxes, or ``masks``, with score 1."""
+        """All annotated boxes, or ``masks``, with score 1."""
         ordered = [truth[image] for image in sorted(truth)]
         labels = torch.cat([t.labels for t in ordered]).numpy()
         images = np.repeat(sorted(truth), [len(t.labels) for t in ordered])
@@ -116,17 +113,16 @@ class Rows:
         return Rows(self.images[index], self.labels[index], self.values[index], masks)
 
     def of_class(self, label: int) -> Rows:
-        """Those of one class."""
+        """The rows of one class."""
         low, high = np.searchsorted(self.labels, [label, label + 1])
         return self._take(slice(low, high))
 
     def within(self, images: set[int]) -> Rows:
-        """Those in some images."""
-        inside = np.isin(self.images, list(images))
-        return self._take(inside)
+        """The rows of some images."""
+        return self._take(np.isin(self.images, list(images)))
 
     def sizes(self) -> dict[int, dict[str, int]]:
-        """Height and width of the images that masks are of."""
+        """Height and width in pixels of the images that have masks."""
         if self.masks is None:
             return {}
         return {
@@ -135,7 +131,7 @@ class Rows:
         }
 
     def annotations(self) -> list[dict[str, Any]]:
-        """As COCO annotations of category 1."""
+        """COCO annotations of category 1."""
         masks: Sequence[dict[str, Any]] = [{}] * len(self)
         if self.masks is not None:
             masks = [{"segmentation": dict(mask)} for mask in self.masks]
@@ -162,10 +158,10 @@ def class_curves(
     found: Rows,
     max_detections: Sequence[int],
     lvis: bool = False,
-) -> Curves:
-    """The curves of one class; ``frame`` holds the ``images`` and the ``categories`` (of which
-    there is one, with id 1) of its COCO data set. With ``lvis``, lists of these images say where
-    the class counts.
+) -> ClassCurves:
+    """Precision and recall of one class. ``frame`` holds the ``images`` and ``categories`` of a
+    COCO data set with a single category, of id 1. With ``lvis``, lists of the images tell in which
+    of them the class is evaluated.
     """
     sizes = wanted.sizes() | found.sizes()
     frame = {**frame, "images": [{**one, **sizes.get(one["id"], {})} for one in frame["images"]]}
@@ -182,17 +178,25 @@ def class_curves(
     return evaluation.eval["precision"][:, :, 0], evaluation.eval["recall"][:, 0]
 
 
+def _best(scores: Tensor, limit: int | None) -> Tensor:
+    """Indices of the ``limit`` highest scores, best first; without a limit of all, unsorted."""
+    if limit is None:
+        return torch.arange(len(scores))
+    return scores.argsort(descending=True, stable=True)[:limit]
+
+
 def _objects(values: Sequence[Any]) -> NDArray[np.object_]:
+    """An object array (n,), even where the values are sequences or mappings."""
     table = np.empty(len(values), dtype=object)
     table[:] = values
     return table
 
 
 def mean(values: NDArray[np.float64]) -> float:
-    """Over what was measured; -1 where nothing was."""
+    """The mean of the measured values (those above -1); -1 where there is none."""
     measured = values[values > -1]
     return float(measured.mean()) if measured.size else -1.0
 
 
 def _silent(*_: Any) -> None:
-    """faster-coco-eval prints its progress through this."""
+    """In place of faster-coco-eval's printing of its progress."""

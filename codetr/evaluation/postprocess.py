@@ -1,4 +1,4 @@
-"""From raw predictions to detections in the original image: the only place that does so."""
+"""From raw predictions to detections in pixels of the original image."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from codetr.structures import Detections, ImageInfo, Predictions
 
 
 class Postprocess:
-    """Top-k over (query, class), rescaling to the original image, optional soft-NMS.
+    """Top-k over (query, class) pairs, rescaling to the original image and optional soft-NMS.
 
-    ``max_detections`` per image come out (fewer where queries times classes are fewer). With
-    ``nms``, the best ``pre_nms`` go in (None: ``max_detections``). The official dialects are
-    numbers: Sense-X is 900 -> soft-NMS -> 300, the mmdet 3 port is 300 -> soft-NMS.
-    Raises UserError where a number is below 1 or ``pre_nms`` comes without ``nms``.
+    Returns at most ``max_detections`` per image. With ``nms``, the best ``pre_nms`` pairs enter it
+    (None: ``max_detections``). The official repositories differ in these numbers: Sense-X is
+    900 -> soft-NMS -> 300, the mmdet 3 port 300 -> soft-NMS.
+    Raises UserError where a number is below 1 or ``pre_nms`` is given without ``nms``.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class Postprocess:
         """
         boxes, scores, labels = self._top(predictions)
         boxes = in_original_pixels(boxes, sizes, infos)
-        # Scores of zero (a sigmoid that underflowed) say nothing and are sorted to the end. NaN is
-        # not dropped: a broken model must be noticed by whoever uses the detections.
+        # Scores of zero (a sigmoid that underflowed) are last and dropped. NaN is kept, so that a
+        # broken model is noticed.
         counts = (~(scores <= 0)).sum(dim=1).tolist()
         found = tuple(
             Detections(boxes_xyxy_px=b[:n], scores=s[:n], labels=k[:n])
@@ -83,8 +83,8 @@ class Postprocess:
 
 
 def in_original_pixels(boxes: Tensor, sizes: Tensor, infos: Sequence[ImageInfo]) -> Tensor:
-    """Relative cxcywh (B, k, 4) to xyxy pixels of the original images, within them; ``sizes`` and
-    ``infos`` as for ``Postprocess``.
+    """Relative cxcywh (B, k, 4) to xyxy pixels of the original images, clamped to them; ``sizes``
+    and ``infos`` as for ``Postprocess.__call__``.
     """
     size_whwh = sizes.flip(-1).repeat(1, 2)[:, None].to(boxes)
     corners = torch.minimum((cxcywh_to_xyxy(boxes) * size_whwh).clamp(min=0), size_whwh)

@@ -1,4 +1,4 @@
-"""Precision, recall and F1 of every class at IoU 0.5, over recall and over the score threshold."""
+"""Precision, recall and F1 of each class at IoU 0.5, over recall and over the score threshold."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 from codetr.evaluation.matching import NONE, Bools, Floats, Ints, Scene
 
 RECALLS = np.linspace(0, 1, 101)
-"""Where COCO reads precision off."""
+"""The recalls at which COCO samples precision."""
 THRESHOLDS = np.linspace(0, 1, 201)
-"""Of scores: what is above one counts, as in prediction."""
+"""Score thresholds; detections above one count, as in prediction."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """Detections of a class or of all, those ignored left out: ``labels``, ``scores`` and ``hits``
-    (D,), true where a detection found an object; ``num_true`` (K,) objects of each class.
+    """The detections of a split without the ignored ones: ``labels``, ``scores`` and ``hits`` (D,),
+    true for true positives; ``num_true`` (K,): number of objects of each class.
     """
 
     labels: Ints
@@ -28,8 +28,8 @@ class Ranking:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Operating:
-    """What a score threshold gives: precision, recall and F1 of the detections above it."""
+class OperatingPoint:
+    """A score threshold with precision, recall and F1 of the detections above it."""
 
     threshold: float
     precision: float
@@ -39,9 +39,9 @@ class Operating:
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """Of K classes, NaN for those without an object: ``precision`` (K, 101) at ``RECALLS``, whose
-    mean is AP50; ``precision_above``, ``recall_above`` and ``f1_above`` (K, 201) of the detections
-    above ``THRESHOLDS``.
+    """The curves of K classes, NaN for those without objects: ``precision`` (K, 101) at
+    ``RECALLS``, whose mean is AP50; ``precision_above``, ``recall_above`` and ``f1_above`` (K, 201)
+    of the detections above each of ``THRESHOLDS``.
     """
 
     precision: Floats
@@ -54,17 +54,17 @@ class Curves:
         """The classes that have objects."""
         return np.flatnonzero(~np.isnan(self.precision[:, 0]))
 
-    def best(self) -> Operating:
-        """Where the mean F1 of all classes is largest, with means over classes."""
+    def best(self) -> OperatingPoint:
+        """The threshold with the largest mean F1; all values are means over classes."""
         own = self.measured
         return self._at(_peak(self.f1_above[own].mean(axis=0)), own)
 
-    def best_of(self, label: int) -> Operating:
-        """Where the F1 of one class is largest."""
+    def best_of(self, label: int) -> OperatingPoint:
+        """The threshold with the largest F1 of one class."""
         return self._at(_peak(self.f1_above[label]), np.array([label]))
 
-    def _at(self, place: int, classes: Ints) -> Operating:
-        return Operating(
+    def _at(self, place: int, classes: Ints) -> OperatingPoint:
+        return OperatingPoint(
             threshold=float(THRESHOLDS[place]),
             precision=float(self.precision_above[classes, place].mean()),
             recall=float(self.recall_above[classes, place].mean()),
@@ -73,7 +73,7 @@ class Curves:
 
 
 def rank(scenes: Sequence[Scene], num_classes: int) -> Ranking:
-    """The detections of all scenes."""
+    """The detections of all scenes, without the ignored ones."""
     kept = [~scene.ignored for scene in scenes]
     true = np.concatenate([scene.true_labels for scene in scenes])
     return Ranking(
@@ -85,7 +85,7 @@ def rank(scenes: Sequence[Scene], num_classes: int) -> Ranking:
 
 
 def curves(ranking: Ranking) -> Curves:
-    """The curves of all classes."""
+    """The curves of each class."""
     num_classes = len(ranking.num_true)
     precision = np.full((num_classes, len(RECALLS)), np.nan)
     above = np.full((3, num_classes, len(THRESHOLDS)), np.nan)
@@ -103,8 +103,8 @@ def curves(ranking: Ranking) -> Curves:
 
 
 def precision_at_recalls(scores: Floats, hits: Bools, num_true: int) -> Floats:
-    """The largest precision at each of ``RECALLS`` or beyond, 0 where that is not reached: (101,),
-    of detections (D,) of which ``hits`` found one of ``num_true`` > 0 objects.
+    """For each of ``RECALLS`` (101,), the largest precision at this or a higher recall, 0 where it
+    is not reached; ``hits`` (D,) is true for true positives, ``num_true`` at least 1.
     """
     order = np.argsort(-scores, kind="stable")
     found = np.cumsum(hits[order])
@@ -115,8 +115,8 @@ def precision_at_recalls(scores: Floats, hits: Bools, num_true: int) -> Floats:
 
 
 def above_thresholds(scores: Floats, hits: Bools, num_true: int) -> Floats:
-    """Precision, recall and F1 (3, 201) of the detections above each of ``THRESHOLDS``; where there
-    is none, precision is 1: nothing said is wrong.
+    """Precision, recall and F1 (3, 201) of the detections above each of ``THRESHOLDS``. Without
+    detections, precision is 1.
     """
     kept = _above(scores)
     right = _above(scores[hits])
@@ -125,12 +125,12 @@ def above_thresholds(scores: Floats, hits: Bools, num_true: int) -> Floats:
 
 
 def _peak(values: Floats) -> int:
-    """Where the largest value is; of several places the middle one, far from either side."""
+    """Index of the largest value; of several, the middle one."""
     places = np.flatnonzero(values == values.max())
     return int(places[len(places) // 2])
 
 
 def _above(scores: Floats) -> Floats:
-    """How many of the scores are above each threshold."""
+    """The number of scores above each threshold."""
     below = np.searchsorted(np.sort(scores), THRESHOLDS, side="right")
     return (len(scores) - below).astype(np.float64)

@@ -17,14 +17,14 @@ from codetr.evaluation.metrics import PER_CLASS, CocoMetrics
 from codetr.evaluation.precision_recall import Curves
 
 Line = tuple[str, str, int]
-"""IoU range, subset (of areas or classes) and number of detections behind a number."""
+"""IoU range, subset (object size or class frequency) and number of detections of a metric."""
 
 MOST_CLASSES = 80
-"""That are printed; the files have all."""
+"""Rows of the printed table; the files list all classes."""
 
 
 def coco_lines(max_detections: Sequence[int]) -> dict[str, Line]:
-    """The numbers, in the order of the COCO table: with 1, 10 and 100 its twelve."""
+    """The metrics by name in the order of COCO's table; with (1, 10, 100), its twelve."""
     most, areas = max_detections[-1], {"s": "area= small", "m": "area=medium", "l": "area= large"}
     whole, every = "0.50:0.95", "area=   all"
     return {
@@ -38,7 +38,7 @@ def coco_lines(max_detections: Sequence[int]) -> dict[str, Line]:
 
 
 def summary_text(summary: Mapping[str, float], lines: Mapping[str, Line]) -> str:
-    """The lines that pycocotools prints, or the LVIS API."""
+    """The table as pycocotools and the LVIS API print it."""
     texts = []
     for name, (iou, subset, detections) in lines.items():
         title = "Average Precision" if name.startswith("AP") else "Average Recall"
@@ -55,10 +55,10 @@ def class_table(
     num_boxes: Iterable[int],
     curves: Curves | None = None,
 ) -> Table:
-    """The numbers of every class and its number of ground-truth boxes (crowd regions not counted);
-    with ``curves``, its best F1 and the score threshold of that.
+    """The metrics of every class and its number of ground-truth boxes (without crowd regions); with
+    ``curves``, also its best F1 and the score threshold where that is reached.
 
-    Of more than ``MOST_CLASSES`` classes, those with the highest and the lowest AP.
+    Where more than ``MOST_CLASSES`` classes have boxes, only those with the highest and lowest AP.
     """
     labels = range(len(classes))
     rows = list(zip(class_names(classes), num_boxes, metrics.per_class, labels, strict=True))
@@ -86,7 +86,7 @@ def class_table(
 
 
 def class_names(classes: ClassList) -> tuple[str, ...]:
-    """The names; a name that several classes share is told apart by its category id."""
+    """The class names, unique: a name that several classes share is followed by the category id."""
     return tuple(
         name if classes.names.count(name) == 1 else f"{name} ({category})"
         for name, category in zip(classes.names, classes.category_ids, strict=True)
@@ -97,16 +97,16 @@ def prediction_records(
     detections: Mapping[int, Tensor],
     classes: ClassList,
     masks: Mapping[int, EncodedMasks] | None = None,
-    names: Mapping[int, int | str] | None = None,
+    written_ids: Mapping[int, int | str] | None = None,
 ) -> list[dict[str, Any]]:
-    """COCO result records of rows (n, 6) label, score, x, y, w, h by image id; with ``masks``, by
-    image id in the same order, ``segmentation`` and ``mask_score`` too. ``names`` are the ids to
-    write where they are others.
+    """COCO result records of ``detections``: by image id, rows (n, 6) of label, score and x, y, w,
+    h in pixels. ``masks``, in the same order, add ``segmentation`` and ``mask_score``.
+    ``written_ids``: the image ids to write, where they differ from the keys.
     """
-    names = names or {}
+    written_ids = written_ids or {}
     records = [
         {
-            "image_id": names.get(image_id, image_id),
+            "image_id": written_ids.get(image_id, image_id),
             "category_id": classes.category_ids[int(label)],
             "bbox": box,
             "score": score,
@@ -115,7 +115,7 @@ def prediction_records(
         for label, score, *box in rows.tolist()
     ]
     if masks:
-        others = mask_records(detections, masks, classes, names)
+        others = mask_records(detections, masks, classes, written_ids)
         records = [
             one | {"segmentation": other["segmentation"], "mask_score": other["score"]}
             for one, other in zip(records, others, strict=True)
@@ -127,15 +127,13 @@ def mask_records(
     detections: Mapping[int, Tensor],
     masks: Mapping[int, EncodedMasks],
     classes: ClassList,
-    names: Mapping[int, int | str] | None = None,
+    written_ids: Mapping[int, int | str] | None = None,
 ) -> list[dict[str, Any]]:
-    """COCO result records of the masks of ``detections``, by image id and in the same order;
-    ``names`` as in ``prediction_records``.
-    """
-    names = names or {}
+    """COCO result records of the ``masks`` of ``detections``; see ``prediction_records``."""
+    written_ids = written_ids or {}
     return [
         {
-            "image_id": names.get(image_id, image_id),
+            "image_id": written_ids.get(image_id, image_id),
             "category_id": classes.category_ids[label],
             "segmentation": {"size": list(own.size), "counts": counts.decode("ascii")},
             "score": score,
@@ -148,6 +146,6 @@ def mask_records(
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write ``content``; the folder is made where it is missing."""
+    """Write ``content`` as JSON, a list on one line; a missing folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=None if isinstance(content, list) else 2) + "\n")

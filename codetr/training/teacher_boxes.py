@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 
 class ResultFile(DetectionMetric):
-    """Collects the best ``top_k`` boxes of every image (None: all) with a score of at least
-    ``min_score``, to write them as COCO results.
+    """Collects the best ``top_k`` boxes of each image (None: all) with a score of at least
+    ``min_score``, and writes them as COCO results. Raises UserError where ``top_k`` is below 1.
     """
 
     def __init__(self, classes: ClassList, top_k: int | None, min_score: float) -> None:
@@ -36,20 +36,20 @@ class ResultFile(DetectionMetric):
         self.classes, self.top_k, self.min_score = classes, top_k, min_score
 
     def update(self, detections: Sequence[Detections], infos: Sequence[ImageInfo]) -> None:
-        """Add the detections of some images, best score first."""
+        """Add the detections of a batch, best score first."""
         for found, info in zip(detections, infos, strict=True):
             kept = found.take(slice(self.top_k)).take(found.scores[: self.top_k] >= self.min_score)
             self.add(kept, info)
 
-    def compute(self, names: Mapping[int, int | str] | None = None) -> list[dict[str, Any]]:
-        """COCO result records of all ranks, each image once; ``names`` replace image ids. All
-        ranks must call it.
+    def compute(self, written_ids: Mapping[int, int | str] | None = None) -> list[dict[str, Any]]:
+        """COCO result records of all ranks, each image once; ``written_ids`` replace the
+        image ids. All ranks must call it.
         """
-        return prediction_records(self.rows_by_image(), self.classes, names=names)
+        return prediction_records(self.rows_by_image(), self.classes, written_ids=written_ids)
 
-    def write(self, path: Path, names: Mapping[int, int | str] | None = None) -> int:
+    def write(self, path: Path, written_ids: Mapping[int, int | str] | None = None) -> int:
         """Write the records on rank 0; returns their number. All ranks must call it."""
-        records = self.compute(names)
+        records = self.compute(written_ids)
         if is_first_rank():
             write_json(path, records)
         return len(records)
@@ -57,8 +57,8 @@ class ResultFile(DetectionMetric):
 
 def write_teacher_boxes(cfg: DictConfig, given: Sequence[str] = ()) -> int:
     """Run the checkpoint of ``cfg`` (conf/teacher_boxes.yaml) over a split and write its boxes to
-    ``cfg.output``; returns their number. ``given`` are the overrides of ``cfg``; one that would be
-    ignored is an error. Raises UserError for mistakes of a user.
+    ``cfg.output``; return their number. ``given``: the overrides of ``cfg``. Raises UserError for
+    invalid settings, including an override that would be ignored.
     """
     require_effect(given, (*ignored_in_evaluation(cfg.checkpoint, FOREIGN), *REPORTED))
     check_settings(cfg, given, nulls=True)
@@ -68,7 +68,7 @@ def write_teacher_boxes(cfg: DictConfig, given: Sequence[str] = ()) -> int:
     prepare_device(cfg, trainer.strategy.root_device)
     trainer.test(EvaluationModule(branch, results, classes), datamodule=datamodule, verbose=False)
     split = datamodule.eval_dataset.source.annotations
-    names = dict(zip(split.image_ids, split.written_ids, strict=True))
-    number = results.write(Path(cfg.output), names)
+    written_ids = dict(zip(split.image_ids, split.written_ids, strict=True))
+    number = results.write(Path(cfg.output), written_ids)
     log.info("wrote %d boxes to %s", number, cfg.output)
     return number

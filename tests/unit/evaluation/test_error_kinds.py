@@ -1,4 +1,4 @@
-"""The TIDE decomposition: one error of each kind, and what mending it gives."""
+"""The TIDE decomposition: one error of each kind, and the AP50 of fixing it."""
 
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def test_a_detection_in_a_crowd_of_its_class_is_no_error() -> None:
     assert counts(errors(([(DOG, 0.95, BOX), *found], true))) == {Kind.BACKGROUND: 1}
 
 
-def test_of_two_that_are_mended_for_one_object_the_better_stays() -> None:
+def test_of_two_errors_on_one_object_the_better_is_fixed() -> None:
     true = truth((CAT, BOX), (CAT, FAR))
     seen = errors(([(CAT, 0.9, FAR), (DOG, 0.8, BOX), (EEL, 0.7, BOX)], true))
     assert counts(seen) == {Kind.CLASS: 2}
