@@ -1,4 +1,4 @@
-"""Look into trained models, and compare them: see conf/analyse.yaml.
+"""Analyse and compare trained models: see conf/analyse.yaml.
 
 ``codetr-analyse analysis=discriminability checkpoint=[A.ckpt,B.ckpt]``
 """
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from codetr.commands.start import start
-from codetr.settings.check import OF_RECORD
+from codetr.settings.check import RECORD_GROUPS
 
 
 def _analyse(cfg: DictConfig, given: Sequence[str]) -> None:
-    """Analyse, and write what was found."""
+    """Run the analysis and write its findings."""
     from codetr.analysis.command import analyse  # after hydra has answered --help and typos
 
     analyse(cfg, given)
@@ -20,4 +20,4 @@ def _analyse(cfg: DictConfig, given: Sequence[str]) -> None:
 
 def main() -> None:
     """Compose from the command line, and run."""
-    start("analyse", _analyse, of_record=OF_RECORD)
+    start("analyse", _analyse, record_groups=RECORD_GROUPS)

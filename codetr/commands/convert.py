@@ -1,5 +1,5 @@
-"""Convert an official checkpoint (Sense-X/Co-DETR, or mmdetection 3's port) to one of ours: see
-conf/convert.yaml.
+"""Convert an official checkpoint (Sense-X/Co-DETR or its mmdetection 3 port) to a codetr
+checkpoint: see conf/convert.yaml.
 
 ``codetr-convert checkpoint=official:FILE experiment=NAME out=FILE.safetensors``
 """
@@ -12,15 +12,15 @@ from codetr.commands.start import start
 
 
 def _convert(cfg: DictConfig, given: Sequence[str]) -> None:
-    """Convert, report every key, and write."""
+    """Convert, report the mapping of all keys, and write the file."""
     from codetr.checkpoints.convert import convert  # after hydra has answered --help and typos
     from codetr.checkpoints.files import write_detector_file
     from codetr.settings import check_settings
-    from codetr.settings.relations import OF_MODEL
+    from codetr.settings.relations import MODEL_RELATIONS
     from codetr.training.ignored_settings import NOT_RECORDED, require_effect
 
     require_effect(given, NOT_RECORDED)
-    check_settings(cfg, given, relations=OF_MODEL)  # nothing is trained
+    check_settings(cfg, given, relations=MODEL_RELATIONS)  # nothing is trained
     content, report = convert(cfg, given)
     print("\n".join(report.lines()))
     if cfg.strict:

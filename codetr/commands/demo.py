@@ -11,7 +11,7 @@ from codetr.commands.start import start
 
 
 def _demo(cfg: DictConfig, given: Sequence[str]) -> None:
-    """Show the page until it is stopped."""
+    """Serve the page until interrupted."""
     from codetr.analysis.demo import demo  # after hydra has answered --help and typos
 
     demo(cfg, given)

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from codetr.commands.start import start
-from codetr.settings.check import OF_RECORD
+from codetr.settings.check import RECORD_GROUPS
 
 
 def _evaluate(cfg: DictConfig, given: Sequence[str]) -> float | None:
-    """Evaluate; returns the AP."""
+    """Evaluate and return the AP."""
     from codetr.training.evaluate import evaluate  # after hydra has answered --help and typos
 
     return evaluate(cfg, given).get("AP")
@@ -17,4 +17,4 @@ def _evaluate(cfg: DictConfig, given: Sequence[str]) -> float | None:
 
 def main() -> None:
     """Compose from the command line, and run."""
-    start("eval", _evaluate, of_record=OF_RECORD)
+    start("eval", _evaluate, record_groups=RECORD_GROUPS)

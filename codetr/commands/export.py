@@ -1,4 +1,4 @@
-"""Write a detector as a torch.export (.pt2) or ONNX file, and check it: see conf/export.yaml.
+"""Export a detector to a torch.export (.pt2) or ONNX file and check it: see conf/export.yaml.
 
 ``codetr-export checkpoint=runs/NAME/best.ckpt format=onnx out=model.onnx``
 """
@@ -11,7 +11,7 @@ from codetr.commands.start import start
 
 
 def _export(cfg: DictConfig, given: Sequence[str]) -> None:
-    """Export, run the file, and print the differences."""
+    """Export, and print how much the outputs of the file differ."""
     from codetr.inference.command import OF_EXPORT, open_chosen, require_used  # after --help
     from codetr.inference.export import export
     from codetr.inference.export_check import as_cases

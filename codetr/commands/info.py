@@ -1,4 +1,4 @@
-"""What a model costs: see conf/info.yaml.
+"""Report the size and cost of a model: see conf/info.yaml.
 
 ``codetr-info experiment=NAME`` or ``checkpoint=FILE``
 """
@@ -11,7 +11,7 @@ from codetr.commands.start import start
 
 
 def _info(cfg: DictConfig, given: Sequence[str]) -> None:
-    """Build, measure, print."""
+    """Build the model, measure it and print the result."""
     from codetr.inference.info import info  # after hydra has answered --help and typos
 
     print("\n".join(info(cfg, given).lines()))

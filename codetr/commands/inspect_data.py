@@ -1,4 +1,4 @@
-"""Look at a data set: see conf/inspect_data.yaml.
+"""Inspect a data set: see conf/inspect_data.yaml.
 
 ``codetr-inspect data=custom data.root=FOLDER``
 """
@@ -11,7 +11,7 @@ from codetr.commands.start import start
 
 
 def _inspect(cfg: DictConfig, given: Sequence[str]) -> None:
-    """Look, print what is found, and write the page."""
+    """Print the findings and write the report page."""
     from codetr.analysis.data_command import inspect  # after hydra has answered --help and typos
 
     inspect(cfg, given)

@@ -1,4 +1,4 @@
-"""Find objects in images or a video: see conf/predict.yaml.
+"""Detect objects in images or a video: see conf/predict.yaml.
 
 ``codetr-predict checkpoint=runs/NAME/best.ckpt source=FOLDER``
 """
@@ -11,7 +11,7 @@ from codetr.commands.start import start
 
 
 def _predict(cfg: DictConfig, given: Sequence[str]) -> None:
-    """Predict, and write the results."""
+    """Run the detector and write the results."""
     from codetr.inference.command import predict  # after hydra has answered --help and typos
 
     predict(cfg, given)
@@ -19,4 +19,4 @@ def _predict(cfg: DictConfig, given: Sequence[str]) -> None:
 
 def main() -> None:
     """Compose from the command line, and run."""
-    start("predict", _predict, of_record=["evaluation"])
+    start("predict", _predict, record_groups=["evaluation"])

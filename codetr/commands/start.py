@@ -1,4 +1,4 @@
-"""How every command starts: its words become a configuration, and mistakes are told in one line."""
+"""Entry point of all commands: composes the configuration and reports user errors in one line."""
 
 from __future__ import annotations
 
@@ -31,32 +31,33 @@ from codetr.training.error_lines import (
 from codetr.typos import explain
 
 Task = Callable[[DictConfig, Sequence[str]], object]
-"""What a command does with its configuration and the overrides that this was made with. It imports
-what takes time itself: hydra has then answered ``--help`` and typos.
+"""A command's function of its configuration and the overrides that this was composed with. It does
+slow imports itself, so that ``--help`` and typos are answered at once.
 """
 
 
 def start(
     name: str,
     task: Task,
-    of_record: Iterable[str] = (),
+    record_groups: Iterable[str] = (),
     choose: Callable[[Sequence[str]], list[str]] = list,
     sweeps: bool = True,
 ) -> None:
-    """Compose ``name`` of conf/ from the command line, and do ``task``.
+    """Compose ``name`` of conf/ from the command line and run ``task``.
 
-    Any file name is read as it was typed. Settings of the groups ``of_record`` may be those of a
-    checkpoint alone. ``choose`` replaces overrides by others. ``sweeps``: whether there is ``-m``.
-    Exits with one line and status 2 for whatever a user can correct.
+    File names need no quoting for Hydra. Settings in the ``record_groups`` may exist only in a
+    checkpoint's record. ``choose`` maps the overrides to those that are used. ``sweeps``: whether
+    ``-m`` is allowed. For an error that the user can correct, prints one line and exits with
+    status 2.
     """
     parser = utils.get_args_parser()
     with one_line_errors():
         line = _parsed(parser, name, sys.argv[1:], sweeps)
         require_present_keys(line.overrides)
-    line.overrides = choose(adding(readable(line.overrides, line.multirun), of_record))
+    line.overrides = choose(adding(readable(line.overrides, line.multirun), record_groups))
     print_any_name()
 
-    @wraps(task)  # whose module names hydra's log
+    @wraps(task)  # Hydra names its log file after the task's module
     def run(cfg: DictConfig) -> object:
         with one_line_errors():
             return task(cfg, HydraConfig.get().overrides.task)
@@ -69,30 +70,35 @@ def start(
 def _parsed(
     parser: argparse.ArgumentParser, command: str, words: Sequence[str], sweeps: bool
 ) -> argparse.Namespace:
-    """The command line, with Hydra's flags at any place in it.
+    """The parsed command line; Hydra's flags may be anywhere in it.
 
-    Raises UserError for a setting that is written as a flag, which Hydra would take for one of its
-    own that begins so; for ``-m`` where there are no sweeps; for the flag that reads a pickle; and
-    for a folder of ``--config-dir`` that does not exist or flags that exclude each other, of which
-    Hydra makes exceptions.
+    Raises UserError for a setting written as a flag, which Hydra could take for an abbreviation of
+    one of its own; for ``-m`` where sweeps are not supported; for the flag that reads a pickle; and
+    for a ``--config-dir`` that does not exist and for mutually exclusive flags, for which Hydra
+    would print a traceback.
     """
     parser.allow_abbrev = False
     line, unknown = parser.parse_known_intermixed_args(words)
-    with_spaces = (word for word in line.overrides if word.startswith("-"))  # argparse lets them be
+    # argparse takes a word with a space for an argument, even after dashes
+    with_spaces = (word for word in line.overrides if word.startswith("-"))
     for word in (*unknown, *with_spaces):
         flag, _, value = word.partition("=")
         setting = f"{flag.lstrip('-').replace('-', '_')}={value or 'VALUE'}"
         raise UserError(
-            f"{word}: settings have no dashes: write {setting}; --help lists what there is"
+            f"{word}: settings have no dashes: write {setting}; --help lists all of them"
         )
     if line.multirun and not sweeps:
-        raise UserError(f"--multirun: {command} makes no sweeps: give one value of each setting")
+        raise UserError(
+            f"--multirun: {command} does not support sweeps: give one value of each setting"
+        )
     if line.experimental_rerun is not None:
         raise UserError(
             "--experimental-rerun: reads a pickle, which may run code: give the overrides again"
         )
     if line.config_dir is not None and not Path(line.config_dir).is_dir():
-        raise UserError(f"--config-dir {line.config_dir}: is no folder: give one of option files")
+        raise UserError(
+            f"--config-dir {line.config_dir}: is not a folder: give a folder of option files"
+        )
     exclusive = ("run", "multirun", "cfg", "info", "shell_completion")
     both = [f"--{flag.replace('_', '-')}" for flag in exclusive if getattr(line, flag)]
     if len(both) > 1:
@@ -102,8 +108,8 @@ def _parsed(
 
 @contextmanager
 def _mistakes_in_one_line(command: str, arguments: Sequence[str]) -> Iterator[None]:
-    """Let Hydra say in one line, with the nearest name, what it does not find, and which
-    file of the run folder it cannot write; and exit with status 2.
+    """Print Hydra's errors in one line and exit with status 2: for an unknown name with the most
+    similar one, for a run folder that cannot be written with the file.
     """
     report = utils.run_and_report
 
@@ -134,6 +140,6 @@ def _mistakes_in_one_line(command: str, arguments: Sequence[str]) -> Iterator[No
 
 
 def _refusal(error: Exception) -> OSError | None:
-    """What the system said when Hydra made a run's folder and files; ``logging`` wraps that."""
+    """The OSError of creating the run folder or its log file, which ``logging`` wraps."""
     cause = error.__cause__ if isinstance(error, ValueError) else error
     return cause if isinstance(cause, OSError) and cause.filename is not None else None

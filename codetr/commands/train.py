@@ -9,7 +9,7 @@ from codetr.training.small_machine import for_this_machine
 
 
 def _train(cfg: DictConfig, given: Sequence[str]) -> float | None:
-    """Train; returns the validation AP, which sweeps look at."""
+    """Train and return the validation AP, the objective of a sweep."""
     from codetr.training.train import train  # after hydra has answered --help and typos
 
     return train(cfg, given).get("AP")

@@ -9,7 +9,7 @@ from codetr.training.small_machine import for_this_machine
 
 
 def _tune(cfg: DictConfig, given: Sequence[str]) -> None:
-    """Find, and say what was found."""
+    """Run the search and print its result."""
     from codetr.training.tuning.command import tune  # after hydra has answered --help and typos
 
     tune(cfg, given)

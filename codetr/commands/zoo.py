@@ -1,4 +1,4 @@
-"""List published weights, or fetch some: see conf/zoo.yaml.
+"""List published weights or download them: see conf/zoo.yaml.
 
 ``codetr-zoo [checkpoint=zoo:NAME]``
 """
@@ -11,7 +11,7 @@ from codetr.commands.start import start
 
 
 def _zoo(cfg: DictConfig, given: Sequence[str]) -> None:
-    """List them, or fetch the one that is named and print where it is."""
+    """Print the tables, or download ``checkpoint`` and print its path."""
     from rich.console import Console  # after hydra has answered --help and typos
 
     from codetr.checkpoints.zoo import find_entry, read_zoo, zoo_folder

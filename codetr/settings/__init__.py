@@ -1,4 +1,4 @@
-"""What values settings may have: the one place where a composed configuration is validated."""
+"""Validation of composed configurations."""
 
 from codetr.settings.check import check_settings, names_as_text
 

@@ -1,4 +1,4 @@
-"""What constructors say of their arguments."""
+"""The kinds of constructor arguments, from their annotations."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _KINDS: Mapping[Any, Kind] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """``kinds`` of a constructor's arguments by name, None where any value may do; ``open``: it
-    takes others, too.
+    """``kinds`` of a constructor's arguments by name, None where any value is valid; ``open``:
+    whether it takes further keyword arguments.
     """
 
     kinds: Mapping[str, Kind | None]
@@ -35,14 +35,13 @@ class Arguments:
 
 @cache
 def arguments_of(target: str) -> Arguments:
-    """What the constructor or function of that dotted name takes.
-
-    Raises what importing raises where there is none.
+    """The arguments of the class or function with the dotted name ``target``. An error while it is
+    imported is passed on.
     """
     found: Callable[..., Any] = pkgutil.resolve_name(target)
     try:
         parameters = inspect.signature(found).parameters.values()
-    except (TypeError, ValueError):  # built-in ones have none
+    except (TypeError, ValueError):  # some built-ins have no signature
         return Arguments(kinds={}, open=True)
     hints = _hints(found)
     keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -55,12 +54,12 @@ def arguments_of(target: str) -> Arguments:
 def _hints(found: Callable[..., Any]) -> Mapping[str, Any]:
     try:
         return typing.get_type_hints(found.__init__ if inspect.isclass(found) else found)
-    except Exception:  # names that are imported for type checkers alone
+    except Exception:  # e.g. names imported under TYPE_CHECKING only
         return {}
 
 
 def _kind_of(annotation: Any) -> Kind | None:
-    """The kind of a plain annotation, None for any other."""
+    """The kind of a plain type or a union of plain types, None for any other annotation."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         kinds = [_kind_of(part) for part in typing.get_args(annotation)]
         if None in kinds:

@@ -19,26 +19,34 @@ from codetr.settings.rules import is_own, rule_for
 
 Key = tuple[str, ...]
 """The parts of a dotted key."""
-OF_HYDRA = frozenset({"_target_", "_partial_", "_convert_", "_recursive_", "_args_"})
-FREE = ("callbacks", "checkpointing", "logger", "scheme", "aux_heads", "optimizer.rules", "swept")
-"""Where a user may add parts of any name."""
+HYDRA_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_", "_args_"})
+OPEN_GROUPS = (
+    "callbacks",
+    "checkpointing",
+    "logger",
+    "scheme",
+    "aux_heads",
+    "optimizer.rules",
+    "swept",
+)
+"""Groups to which a user may add parts of any name."""
 OPTION_LISTS = ("scheme", "aux_heads", "logger")
-"""Groups of which several options are chosen."""
-OF_RECORD = {
+"""Groups that take a list of options."""
+RECORD_GROUPS = {
     "data": "data._target_",
     "evaluation": "evaluation.evaluator._target_",
     "augmentation": "augmentation.eval._target_",
 }
-"""Groups of which a command on a checkpoint changes single settings of its record, and what each
-has where one of its options is chosen instead.
+"""Groups whose settings in a checkpoint's record a command can override one by one, each with a key
+that exists only where an option of the group was chosen instead.
 """
-SHOWN = 60
+_MAX_SHOWN = 60  # characters of a value in a message
 _NAMED = re.compile(r"[^\s{}:,$'\"()\[\]]+")
 
 
 def names_as_text(cfg: DictConfig, given: Sequence[str] = ()) -> None:
-    """Make texts, in place, of ``name=12`` and ``data.root=2024``, which hydra reads as numbers: a
-    folder may be called so. The text is that of the override in ``given`` (``1e3``, not 1000.0).
+    """Convert file and folder names that Hydra parsed as numbers (``data.root=2024``) to strings,
+    in place, spelled as in the override in ``given`` (``1e3``, not 1000.0).
     """
     written = {key_of(override): override.partition("=")[2] for override in given}
     for key, value, takes in settings_of(_plain(cfg), ()):
@@ -63,19 +71,19 @@ def check_settings(
     nulls: bool = False,
     relations: Sequence[Relation] = RELATIONS,
 ) -> None:
-    """Check every setting of ``cfg``: its value by ``rules`` and by the annotations of what it is
-    an argument of, whether anything takes it, and the ``relations`` between settings.
+    """Check every setting of ``cfg``: its value, by ``rules`` and the annotations of constructors;
+    whether anything reads it; and the ``relations`` between settings.
 
-    ``given`` are the overrides that ``cfg`` was made with, of which ``+key=value`` may be new.
-    With ``nulls`` any setting may be null, since its value is then taken from elsewhere (as eval.py
-    does), so that relations are not known. Names of files become texts: ``names_as_text``. Raises
-    UserError for the first mistake: key, value and remedy in one line.
+    ``given`` are the overrides that ``cfg`` was composed with, among them new keys
+    (``+key=value``). With ``nulls``, any setting may be null, since a checkpoint supplies its
+    value, and relations are not checked. File names are converted to strings (``names_as_text``).
+    Raises UserError for the first mistake: key, value and remedy in one line.
     """
     _require_distinct(given)
-    single = single_settings(_plain(cfg), given) if nulls else ()
-    _require_known(_plain(cfg), given, single)
+    recorded = record_keys(_plain(cfg), given) if nulls else ()
+    _require_known(_plain(cfg), given, recorded)
     names_as_text(cfg, given)
-    _check(_plain(cfg), nulls, interpolated=False, parts_of=single)
+    _check(_plain(cfg), nulls, interpolated=False, recorded=recorded)
     if nulls:
         return
     try:
@@ -95,7 +103,7 @@ def _interpolation_text(error: OmegaConfBaseException) -> str:
 
 
 def require_setting(name: str, value: Any) -> None:
-    """Raise UserError where a setting is not of its kind; its name is the whole key."""
+    """Raise UserError if ``value`` is not of the kind of the setting with the full key ``name``."""
     takes = rule_for(tuple(name.split(".")))
     if takes is not None and not takes.takes(value):
         raise UserError(_not_of_its_kind(name, value, takes))
@@ -105,29 +113,31 @@ def _not_of_its_kind(name: str, value: Any, takes: Kind) -> str:
     return f"{name}={_shown(value)}: give {takes}"
 
 
-def _check(config: Any, nulls: bool, interpolated: bool, parts_of: Sequence[str] = ()) -> None:
-    """``parts_of``: settings of which the parts are a checkpoint's."""
+def _check(config: Any, nulls: bool, interpolated: bool, recorded: Sequence[str] = ()) -> None:
+    """Raise UserError for a value that is not of its kind. ``interpolated``: whether interpolations
+    are resolved. A mapping at a key in ``recorded`` may lack what a checkpoint's record adds.
+    """
     wrong = []
     for key, value, takes in settings_of(config, ()):
         written = isinstance(value, str) and "${" in value and not interpolated
         missing = value == "???"
         if takes is None or written or missing or (nulls and value is None):
             continue
-        if isinstance(value, Mapping) and any(is_within(s, [".".join(key)]) for s in parts_of):
+        if isinstance(value, Mapping) and any(is_within(k, [".".join(key)]) for k in recorded):
             continue
         if not takes.takes(value):
             wrong.append((key, value, takes))
-    if wrong:  # the shortest key is the one that others refer to
+    if wrong:  # of a value and its copies by interpolation, the shortest key is the original
         key, value, takes = min(wrong, key=lambda found: len(found[0]))
         raise UserError(_not_of_its_kind(".".join(key), value, takes))
 
 
 def settings_of(value: Any, key: Key) -> Iterator[tuple[Key, Any, Kind | None]]:
-    """Every key and value below ``key``, groups too, with its kind where that is known."""
+    """Every key and value below ``key``, including groups, with its kind where that is known."""
     if isinstance(value, Mapping):
         takes = _arguments(value, key)
         for name, part in value.items():
-            if name in OF_HYDRA:
+            if name in HYDRA_KEYS:
                 continue
             inner = (*key, str(name))
             yield inner, part, _kind(inner, part, takes.get(str(name)))
@@ -139,8 +149,9 @@ def settings_of(value: Any, key: Key) -> Iterator[tuple[Key, Any, Kind | None]]:
 
 
 def _kind(key: Key, value: Any, annotated: Kind | None) -> Kind | None:
-    """The kind by rule, else by the annotation of the argument. A rule for many settings of a name
-    leaves null to the annotation, and to the constructor a part that takes the place of a value.
+    """The kind by rule, or else by the annotation. A rule that does not name the whole key applies
+    to several constructors: null is then valid if the annotation says so, and an object built in
+    place of a value is checked by its own constructor.
     """
     rule = rule_for(key)
     if rule is None or is_own(key):
@@ -152,19 +163,21 @@ def _kind(key: Key, value: Any, annotated: Kind | None) -> Kind | None:
 
 
 def _arguments(part: Mapping[Any, Any], key: Key) -> Mapping[str, Kind | None]:
-    """What the ``_target_`` of a part takes. Raises UserError for what it does not take."""
+    """The arguments that the ``_target_`` of ``part`` takes, by name. Raises UserError if it cannot
+    be imported, and for a setting that it does not take.
+    """
     target = part.get("_target_")
     if not isinstance(target, str) or "${" in target:
         return {}
     try:
         arguments = arguments_of(target)
-    except Exception as error:  # whatever importing it raises
+    except Exception as error:  # the imported module may raise anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{'.'.join(key)}._target_={_shown(target)}: cannot be imported ({reason}): correct it"
         ) from None
     for name in part:
-        known = str(name) in arguments.kinds or name in OF_HYDRA or is_own((*key, str(name)))
+        known = str(name) in arguments.kinds or name in HYDRA_KEYS or is_own((*key, str(name)))
         if not known and not arguments.open:
             own = sorted(arguments.kinds.keys() - {"self"})
             raise UserError(
@@ -175,7 +188,7 @@ def _arguments(part: Mapping[Any, Any], key: Key) -> Mapping[str, Kind | None]:
 
 
 def _require_distinct(given: Iterable[str]) -> None:
-    """Raise UserError for a list of options that names one twice: Hydra would take it once."""
+    """Raise UserError if a list of options names one twice: Hydra would include it only once."""
     for override in given:
         group, _, value = override.partition("=")
         if group not in OPTION_LISTS:
@@ -189,15 +202,15 @@ def _require_distinct(given: Iterable[str]) -> None:
             raise UserError(f"{override}: names {twice} twice: {remedy}")
 
 
-def single_settings(config: Any, given: Iterable[str]) -> list[str]:
-    """The keys of ``given`` that change a checkpoint's record, see ``OF_RECORD``."""
-    single = [g for g, mark in OF_RECORD.items() if _at(config, tuple(mark.split("."))) is None]
-    return [key for key in map(key_of, given) if key.startswith(tuple(f"{g}." for g in single))]
+def record_keys(config: Any, given: Iterable[str]) -> list[str]:
+    """The keys of ``given`` that override a checkpoint's record, see ``RECORD_GROUPS``."""
+    groups = [g for g, mark in RECORD_GROUPS.items() if _at(config, tuple(mark.split("."))) is None]
+    return [key for key in map(key_of, given) if key.startswith(tuple(f"{g}." for g in groups))]
 
 
 def require_taken(config: Any, keys: Iterable[str]) -> None:
-    """Check settings that were put into a checkpoint's record: raise UserError for the first that
-    the part above it does not take, and for a value that is not of its kind.
+    """Check the settings ``keys`` of ``config`` that override a checkpoint's record. Raises
+    UserError for the first that its constructor does not take or whose value is not of its kind.
     """
     for name in keys:
         key = tuple(name.split("."))
@@ -210,31 +223,31 @@ def require_taken(config: Any, keys: Iterable[str]) -> None:
 
 
 def _require_known(
-    config: Mapping[str, Any], given: Iterable[str], elsewhere: Sequence[str]
+    config: Mapping[str, Any], given: Iterable[str], recorded: Sequence[str]
 ) -> None:
-    """Raise UserError for a key that was added where nothing reads it; those of ``elsewhere`` are
-    checked where they are read.
+    """Raise UserError for an added key that nothing reads; ``require_taken`` checks the keys in
+    ``recorded``.
     """
     for override in given:
         name = override.lstrip("+").partition("=")[0]
         if not override.startswith("+") or "/" in name or "@" in name:
             continue
-        if key_of(override) in elsewhere:
+        if key_of(override) in recorded:
             continue
         key = tuple(key_of(override).split("."))
         if _chose_an_option(config, key, override):
             _require_read(config, key, override)
             continue
         above, held = ".".join(key[:-1]), _at(config, key)
-        if is_own(key) or any(f"{above}.".startswith(f"{free}.") for free in FREE):
+        if is_own(key) or any(f"{above}.".startswith(f"{group}.") for group in OPEN_GROUPS):
             continue
         beside = _at(config, key[:-1])
         if isinstance(beside, Mapping) and "_target_" in beside:
-            continue  # its constructor knows
+            continue  # an argument: checked with its constructor
         if isinstance(held, Mapping) and "_target_" in held:
-            continue  # a part that something may refer to
+            continue  # an object that an interpolation may refer to
         if len(key) > 1 and rule_for(key) is not None:
-            continue  # one of the configuration's own, given as ++key
+            continue  # an existing setting, given as ++key
         own = ".".join(key)
         known = [".".join(k) for k, *_ in settings_of(config, ()) if k[: len(key)] != key]
         raise UserError(
@@ -243,8 +256,8 @@ def _require_known(
 
 
 def _chose_an_option(config: Mapping[str, Any], key: Key, override: str) -> bool:
-    """Whether ``+key=value`` has chosen options of a config group, which lies anywhere in Hydra's
-    search path: then the key holds what their files say, or nothing where they have a package.
+    """Whether ``+key=value`` has chosen options of a config group in Hydra's search path. The key
+    then holds the content of their files, or is absent if they declare another package.
     """
     if override.partition("=")[2].lstrip().startswith("{"):
         return False
@@ -254,8 +267,8 @@ def _chose_an_option(config: Mapping[str, Any], key: Key, override: str) -> bool
 
 
 def _require_read(config: Mapping[str, Any], key: Key, override: str) -> None:
-    """Raise UserError where the option of a user's own group has brought settings that nothing
-    reads: they are none of the configuration's, and no value refers to them.
+    """Raise UserError if an option of a user's own group adds settings that nothing reads: no rule
+    names them, and no interpolation refers to them.
     """
     brought = [key] if isinstance(_at(config, key), Mapping) else [(name,) for name in config]
     known = [str(name) for name in config if rule_for((str(name),)) is not None]
@@ -271,7 +284,7 @@ def _require_read(config: Mapping[str, Any], key: Key, override: str) -> None:
 
 
 def _is_referred_to(value: Any, own: Key, place: Key = ()) -> bool:
-    """Whether an interpolation in a value elsewhere than below the key ``own`` names it."""
+    """Whether an interpolation outside of the key ``own`` refers to it."""
     if place == own:
         return False
     if isinstance(value, Mapping):
@@ -284,8 +297,8 @@ def _is_referred_to(value: Any, own: Key, place: Key = ()) -> bool:
 
 
 def _interpolated(text: str, place: Key) -> Iterator[str]:
-    """What may be a key in the interpolations of the value at ``place``: also within others
-    (``${a.${b}}``), relative (``${..a}``), and as arguments of resolvers (``${oc.select:a,0}``).
+    """All possible keys in the interpolations of the value at ``place``: also nested
+    (``${a.${b}}``), relative (``${..a}``) and as arguments of resolvers (``${oc.select:a,0}``).
     """
     inside = text.partition("${")[2]
     for found in _NAMED.findall(re.sub(r"(?<=\w)\[", ".", inside)):
@@ -301,7 +314,7 @@ def _at(config: Any, key: Key) -> Any:
 
 
 def instead(name: str, known: Sequence[str]) -> str:
-    """The nearest name, or a key that ends so."""
+    """A remedy for an unknown name: the known key that ends in it, or the most similar one."""
     near = [k for k in known if k.endswith(f".{name}")]
     near = near or difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else "correct its name, or leave it out"
@@ -309,4 +322,4 @@ def instead(name: str, known: Sequence[str]) -> str:
 
 def _shown(value: Any) -> str:
     text = "null" if value is None else " ".join(str(value).split())
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

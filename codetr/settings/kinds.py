@@ -1,4 +1,4 @@
-"""Kinds of values: what a setting takes, and how to say it."""
+"""Kinds of values that settings can take, with their descriptions for messages."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 
 MILLION = 1_000_000
 UNBOUNDED = 1e15
-"""A bound that none would meet."""
+"""Bounds of this size are left out of descriptions."""
 
 
 class Kind(ABC):
-    """A set of plain values; as a text, what belongs to it: "a whole number of at least 1"."""
+    """A set of plain values; ``str`` describes it for a message: "a whole number from 1 to 10"."""
 
     @abstractmethod
     def takes(self, value: Any) -> bool:
-        """Whether a value belongs to it."""
+        """Whether ``value`` is of this kind."""
 
     def __or__(self, other: Kind) -> Kind:
         return Either(self, other)
@@ -27,7 +27,7 @@ class Kind(ABC):
 
 @dataclass(frozen=True)
 class Either(Kind):
-    """What belongs to one of two kinds."""
+    """Values of one of two kinds."""
 
     first: Kind
     second: Kind
@@ -42,7 +42,7 @@ class Either(Kind):
 
 @dataclass(frozen=True)
 class Whole(Kind):
-    """Whole numbers from ``least`` to ``most``. True and false are none."""
+    """Integers from ``least`` to ``most``, without booleans."""
 
     least: int = 0
     most: int = MILLION
@@ -57,7 +57,7 @@ class Whole(Kind):
 
 @dataclass(frozen=True)
 class Real(Kind):
-    """Finite numbers from ``least``, or above it, to ``most``, or below it."""
+    """Finite numbers from ``least`` to ``most``; ``above`` and ``below`` exclude these bounds."""
 
     least: float = 0.0
     most: float = MILLION
@@ -93,19 +93,19 @@ class Flag(Kind):
 
 @dataclass(frozen=True)
 class Text(Kind):
-    """Any text that is not empty."""
+    """Strings that are not blank."""
 
     def takes(self, value: Any) -> bool:
         """See ``Kind``."""
         return isinstance(value, str) and bool(value.strip()) and "\0" not in value
 
     def __str__(self) -> str:
-        return "a text"
+        return "a string"
 
 
 @dataclass(frozen=True)
 class FilePath(Text):
-    """Paths of files and folders, which may well be called ``2024``: see ``names_as_text``."""
+    """Paths of files and folders; see ``names_as_text`` for those like ``2024``."""
 
     def __str__(self) -> str:
         return "the path of a file or folder"
@@ -113,7 +113,7 @@ class FilePath(Text):
 
 @dataclass(frozen=True)
 class FolderName(Kind):
-    """Names of folders; numbers are names, too: see ``names_as_text``."""
+    """Names of folders; a number counts as a name, see ``names_as_text``."""
 
     longest: int = 200  # bytes
 
@@ -132,7 +132,7 @@ class FolderName(Kind):
 
 @dataclass(frozen=True)
 class Matching(Kind):
-    """Texts that a regular expression matches as a whole."""
+    """Strings that fully match a regular expression; ``name`` describes them."""
 
     pattern: str
     name: str
@@ -146,7 +146,7 @@ class Matching(Kind):
 
 
 class OneOf(Kind):
-    """Some values by name."""
+    """An enumeration of values."""
 
     def __init__(self, *choices: Any) -> None:
         self.choices = choices
@@ -161,7 +161,7 @@ class OneOf(Kind):
 
 @dataclass(frozen=True)
 class Each(Kind):
-    """Lists of values of a kind: ``length`` of them, or any number from ``least``."""
+    """Lists of values of a kind: ``length`` of them, or at least ``least``."""
 
     kind: Kind
     length: int | None = None
@@ -184,7 +184,7 @@ class Each(Kind):
 
 @dataclass(frozen=True)
 class Part(Kind):
-    """What is built: a mapping with a ``_target_``, the option of a group."""
+    """Mappings with a ``_target_``, from which an object is built."""
 
     def takes(self, value: Any) -> bool:
         """See ``Kind``."""

@@ -1,4 +1,4 @@
-"""What settings must be to each other. Each function gives what is wrong, None if nothing is."""
+"""Constraints between settings. Each function returns an error message, or None if it holds."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from omegaconf import DictConfig, OmegaConf
 Relation = Callable[[DictConfig], str | None]
 
 FURTHER_QUERIES = frozenset({"Collaborative", "Denoising", "Group", "Hybrid"})
-"""Schemes that train query groups of their own, and not the main one."""
+"""Schemes that train only query groups of their own, not the main queries."""
 NORM_GROUPS = 32
 
 
 def at(cfg: DictConfig, key: str) -> Any:
-    """A value of the configuration; None where it has no such key."""
+    """A value of the configuration; None if the key does not exist or its value is missing."""
     return OmegaConf.select(cfg, key, default=None, throw_on_missing=False)
 
 
 def main_queries_are_trained(cfg: DictConfig) -> str | None:
-    """Some scheme supervises what is deployed."""
+    """At least one scheme trains the main queries."""
     schemes = at(cfg, "scheme") or {}
     classes = {str(at(cfg, f"scheme.{name}._target_")).rpartition(".")[2] for name in schemes}
     if classes - FURTHER_QUERIES:
@@ -32,7 +32,7 @@ def main_queries_are_trained(cfg: DictConfig) -> str | None:
 
 
 def heads_divide_the_width(cfg: DictConfig) -> str | None:
-    """Each attention head has a whole number of channels."""
+    """``model.dim`` is divisible by the number of attention heads."""
     dim, heads = at(cfg, "model.dim"), at(cfg, "model.heads")
     if dim is None or heads is None or dim % heads == 0:
         return None
@@ -40,7 +40,7 @@ def heads_divide_the_width(cfg: DictConfig) -> str | None:
 
 
 def norm_groups_divide_the_width(cfg: DictConfig) -> str | None:
-    """The group norms of neck and auxiliary heads have 32 groups."""
+    """``model.dim`` is divisible by the 32 groups of the norms in neck and auxiliary heads."""
     dim = at(cfg, "model.dim")
     if dim is None or dim % NORM_GROUPS == 0:
         return None
@@ -48,7 +48,7 @@ def norm_groups_divide_the_width(cfg: DictConfig) -> str | None:
 
 
 def checkpointed_layers_exist(cfg: DictConfig) -> str | None:
-    """No more encoder layers are run again than there are."""
+    """Activation checkpointing applies to at most all encoder layers."""
     checkpointed, layers = at(cfg, "model.checkpointed"), at(cfg, "model.encoder_layers")
     if checkpointed is None or layers is None or checkpointed <= layers:
         return None
@@ -59,7 +59,7 @@ def checkpointed_layers_exist(cfg: DictConfig) -> str | None:
 
 
 def levels_are_those_of_the_neck(cfg: DictConfig) -> str | None:
-    """The encoder is made for as many maps as it gets."""
+    """``model.levels`` is the number of feature maps that backbone and neck return."""
     maps, levels = number_of_maps(cfg), at(cfg, "model.levels")
     if maps is None or levels is None or maps == levels:
         return None
@@ -70,7 +70,7 @@ def levels_are_those_of_the_neck(cfg: DictConfig) -> str | None:
 
 
 def number_of_maps(cfg: DictConfig) -> int | None:
-    """Maps that backbone and neck give; None where that is not known."""
+    """The number of feature maps that backbone and neck return; None where it is not known."""
     neck = str(at(cfg, "model.neck._target_")).rpartition(".")[2]
     if neck == "SimpleFeaturePyramid":
         return 5
@@ -79,7 +79,9 @@ def number_of_maps(cfg: DictConfig) -> int | None:
 
 
 def auxiliary_heads_see_the_maps_made_for_them(cfg: DictConfig) -> str | None:
-    """They see the encoder's maps and a coarser one, or as many more as an adapter makes."""
+    """``model.aux_levels`` counts the encoder's levels and those that the adapter adds: one coarser
+    level by default.
+    """
     levels, own = at(cfg, "model.levels"), at(cfg, "model.aux_levels")
     heads = at(cfg, "scheme.collaborative.heads")
     parts = [at(cfg, f"supervision.adapter.{name}") for name in ("finer", "coarser")]
@@ -93,7 +95,7 @@ def auxiliary_heads_see_the_maps_made_for_them(cfg: DictConfig) -> str | None:
 
 
 def milestones_lie_within_the_schedule(cfg: DictConfig) -> str | None:
-    """The rate drops before training ends."""
+    """All milestones are within the training epochs."""
     milestones, epochs = at(cfg, "schedule.milestones"), at(cfg, "schedule.epochs")
     if not milestones or not isinstance(epochs, int) or max(milestones) <= epochs:
         return None
@@ -106,7 +108,7 @@ def milestones_lie_within_the_schedule(cfg: DictConfig) -> str | None:
 
 
 def batches_are_accumulated_to_a_number_of_images(cfg: DictConfig) -> str | None:
-    """Accumulation follows from the images per step, which would overwrite it."""
+    """Accumulation is not set directly: it is computed from ``trainer.effective_batch``."""
     key = "trainer.accumulate_grad_batches"
     if at(cfg, key) is None:
         return None
@@ -125,12 +127,12 @@ def bounds_are_in_order(cfg: DictConfig) -> str | None:
     for low, high in pairs:
         least, most = at(cfg, low), at(cfg, high)
         if least is not None and most is not None and least > most:
-            return f"{low}={least} exceeds {high}={most}: exchange or change them"
+            return f"{low}={least} exceeds {high}={most}: swap or change them"
     return None
 
 
 def the_best_is_the_highest(cfg: DictConfig) -> str | None:
-    """Metrics of validation are better the higher they are, and losses the lower."""
+    """The mode of a monitor is max for validation metrics and min for losses."""
     for name in ("checkpointing.best", "callbacks.early_stopping"):
         monitor, mode = at(cfg, f"{name}.monitor"), at(cfg, f"{name}.mode")
         right = "max" if str(monitor).startswith("val/") else "min"
@@ -140,7 +142,7 @@ def the_best_is_the_highest(cfg: DictConfig) -> str | None:
 
 
 def teachers_have_files(cfg: DictConfig) -> str | None:
-    """The scheme teacher learns from boxes that data brings."""
+    """The scheme ``teacher`` needs teacher boxes in ``data.teachers``."""
     targets = {str(at(cfg, f"scheme.{name}._target_")) for name in at(cfg, "scheme") or {}}
     taught = any(target.endswith(".Teacher") for target in targets)
     if not taught or at(cfg, "data.teachers"):
@@ -148,38 +150,38 @@ def teachers_have_files(cfg: DictConfig) -> str | None:
     return "scheme=teacher without teachers: give data.teachers=[FILE.json,...]"
 
 
-def divided_weights_are_left_as_they_are(cfg: DictConfig) -> str | None:
-    """What is divided among processes is neither compiled nor reordered in memory."""
+def sharded_weights_keep_their_format(cfg: DictConfig) -> str | None:
+    """Sharded weights are neither compiled nor converted to channels_last."""
     if not str(at(cfg, "trainer.strategy._target_")).endswith(".ShardedStrategy"):
         return None
     if at(cfg, "trainer.compile"):
         return (
-            f"trainer.compile={list(cfg.trainer.compile)}: does not go with trainer=fsdp, which "
-            "divides weights: leave it out"
+            f"trainer.compile={list(cfg.trainer.compile)}: is not supported with trainer=fsdp, "
+            "which shards the weights: leave it out"
         )
     if at(cfg, "trainer.channels_last") in (True, "auto"):
         return (
-            f"trainer.channels_last={cfg.trainer.channels_last}: does not go with trainer=fsdp, "
-            "which divides weights as they lie in memory: set it to false"
+            f"trainer.channels_last={cfg.trainer.channels_last}: is not supported with "
+            "trainer=fsdp, which shards the weights: set it to false"
         )
     return None
 
 
-OF_MODEL: Sequence[Relation] = (
+MODEL_RELATIONS: Sequence[Relation] = (
     main_queries_are_trained,
     heads_divide_the_width,
     norm_groups_divide_the_width,
     levels_are_those_of_the_neck,
     auxiliary_heads_see_the_maps_made_for_them,
 )
-"""Those between settings that a model and its schemes are built from."""
+"""Relations between the settings of a model and its schemes."""
 RELATIONS: Sequence[Relation] = (
-    *OF_MODEL,
+    *MODEL_RELATIONS,
     checkpointed_layers_exist,
     milestones_lie_within_the_schedule,
     batches_are_accumulated_to_a_number_of_images,
     bounds_are_in_order,
     the_best_is_the_highest,
     teachers_have_files,
-    divided_weights_are_left_as_they_are,
+    sharded_weights_keep_their_format,
 )

@@ -1,8 +1,8 @@
-"""What each setting takes, by its name.
+"""The kind of each setting, by its name.
 
-A name is the end of a key: ``dim`` stands for ``model.dim`` and ``model.neck.dim``, ``body.dim``
-for ``model.backbone.body.dim`` alone, and ``.seed`` for the whole key ``seed``. The longest that
-fits counts. Settings without a rule take what the annotations of their constructor say.
+A name is the end of a key: ``dim`` matches ``model.dim`` and ``model.neck.dim``, ``body.dim`` only
+``model.backbone.body.dim``, and ``.seed`` the whole key ``seed``. The longest match applies.
+Settings without a rule follow the annotations of their constructor.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SIDES = Each(PIXELS, least=1)
 TURN = Real(-0.5, 0.5)
 BELOW_ONE = Real(0, 1, below=True)
 BATCHES = Whole(0) | Real(0, 1)
-"""Of an epoch: a whole number counts batches, any other is a share."""
+"""Batches per epoch: an integer is a number, a float a share of the epoch."""
 ACCELERATOR = Matching("auto|cpu|gpu|cuda", "auto, cpu, gpu or cuda")
 METRIC = Matching(
     r"val/(mask_)?A[PR](\d+|[smlrcf])?|loss(/.+)?", "val/AP or another metric such as val/AP50"
@@ -230,7 +230,7 @@ RULES: Mapping[str, tuple[tuple[Kind, str], ...]] = {
         (METRIC, "monitor"),
         (OneOf("max", "min"), "mode"),
         (Whole(-1), "save_top_k"),
-        (OneOf(1), ".checkpointing.best.save_top_k"),  # they would share the name best.ckpt
+        (OneOf(1), ".checkpointing.best.save_top_k"),  # more would share the name best.ckpt
         (COUNT | NULL, "every_n_steps"),
         (POSITIVE | NULL, "every_minutes"),
         (WEIGHT, "checkpointing.last.seconds_apart"),
@@ -256,7 +256,7 @@ def _by_name() -> Mapping[tuple[str, ...], Kind]:
 
 
 def rule_for(key: tuple[str, ...]) -> Kind | None:
-    """The kind of a key, given by its parts; None where no rule has a name for it."""
+    """The kind of a setting by the parts of its key; None if no rule matches."""
     rules, parts = _by_name(), ("", *key)
     for start in range(len(parts)):
         ending = parts[start:]
@@ -267,5 +267,5 @@ def rule_for(key: tuple[str, ...]) -> Kind | None:
 
 
 def is_own(key: tuple[str, ...]) -> bool:
-    """Whether a rule names the whole key: then it is a setting, whatever takes it."""
+    """Whether a rule names the whole key: a setting, even if no constructor takes it."""
     return ("", *key) in _by_name()

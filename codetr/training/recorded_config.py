@@ -14,13 +14,13 @@ from codetr.checkpoints.trusted import require_trusted
 from codetr.errors import UserError
 from codetr.models.detectors.protocol import MAIN
 from codetr.overrides import is_within, key_of
-from codetr.settings.check import OF_RECORD, instead, require_taken, single_settings
+from codetr.settings.check import RECORD_GROUPS, instead, record_keys, require_taken
 from codetr.settings.rules import is_own
 
 
 def with_run(cfg: DictConfig, record: RunRecord, given: Sequence[str] = ()) -> DictConfig:
     """The run's configuration with the choices of ``cfg``: groups for which it has an option, and
-    single settings of the others (``OF_RECORD``) that are not null, or were set to null by an
+    single settings of the others (``RECORD_GROUPS``) that are not null, or were set to null by an
     override of ``given``.
 
     Normalisation and padding stay those of the run, since they depend on the weights, not on the
@@ -33,10 +33,10 @@ def with_run(cfg: DictConfig, record: RunRecord, given: Sequence[str] = ()) -> D
     full = OmegaConf.create(dict(record.config))
     if "num_train" in source and source["num_train"] is None:
         del full.data.source["num_train"]  # earlier runs on data=custom have it, without effect
-    given_keys = single_settings(cfg, given)
-    whole = {key for key, mark in OF_RECORD.items() if OmegaConf.select(cfg, mark) is not None}
+    given_keys = record_keys(cfg, given)
+    whole = {key for key, mark in RECORD_GROUPS.items() if OmegaConf.select(cfg, mark) is not None}
     for key, value in cfg.items_ex(resolve=False):
-        if value is not None and value != {} and (key not in OF_RECORD or key in whole):
+        if value is not None and value != {} and (key not in RECORD_GROUPS or key in whole):
             full[key] = value
     if "data" in whole:
         _take_classes(full, record.config, given)
@@ -80,7 +80,7 @@ def as_built(
     checked = plain(parts, cfg.checkpoint, "configuration")
     if not cfg.trust:
         require_trusted(checked, cfg.checkpoint, cfg)
-    require_taken(checked, map(_placed, single_settings(cfg, given)))
+    require_taken(checked, map(_placed, record_keys(cfg, given)))
     return OmegaConf.create(checked)
 
 
@@ -122,6 +122,6 @@ def _part(cfg: DictConfig, groups: Iterable[str]) -> DictConfig:
 
 
 def _placed(name: str) -> str:
-    """The key of a setting of ``OF_RECORD`` in the result of ``as_built``."""
+    """The key of a setting of ``RECORD_GROUPS`` in the result of ``as_built``."""
     old, new = "augmentation.eval", "data.eval_augmentation"
     return new + name.removeprefix(old) if is_within(name, [old]) else name

@@ -231,5 +231,5 @@ def test_what_is_no_name_of_a_file_stays() -> None:
     cfg = mistaken("name=null", "data.root=null")
     names_as_text(cfg)
     assert cfg.name is cfg.data.root is None
-    assert message("model.backbone.name=5") == "model.backbone.name=5: give a text"
+    assert message("model.backbone.name=5") == "model.backbone.name=5: give a string"
     assert message("data.root=[2024]").startswith("data.root=[2024]: give the path of a file")

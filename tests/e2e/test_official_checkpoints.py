@@ -16,7 +16,7 @@ from codetr.checkpoints.files import read_detector_file
 from codetr.conf_folder import conf_folder
 from codetr.data.shapes import SHAPES
 from codetr.settings import check_settings
-from codetr.settings.relations import OF_MODEL
+from codetr.settings.relations import MODEL_RELATIONS
 
 EXPERIMENT = "co_dino_5scale_r50_1x_coco"
 DATA = (
@@ -143,7 +143,7 @@ def test_settings_that_contradict_are_not_converted(
     assert not out.exists()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         cfg = compose("convert", ["experiment=teach_yolos_s_150e_coco"])
-    check_settings(cfg, relations=OF_MODEL)
+    check_settings(cfg, relations=MODEL_RELATIONS)
 
 
 def test_malicious_file_is_not_converted(

@@ -20,7 +20,7 @@ from codetr.errors import UserError
 from codetr.overrides import adding
 from codetr.run_folder import RunFolder
 from codetr.settings import check_settings
-from codetr.settings.check import OF_RECORD
+from codetr.settings.check import RECORD_GROUPS
 from codetr.training.csv_logger import CsvLogger
 from codetr.training.recorded_config import as_built, with_run
 from codetr.training.train import build_callbacks, build_loggers, configure_logging
@@ -120,7 +120,7 @@ def test_evaluation_takes_the_run_and_changes_what_it_is_told() -> None:
 
 def evaluated(run: RunRecord, *given: str) -> DictConfig:
     """What ``eval.py checkpoint=x GIVEN`` builds its parts from."""
-    overrides = adding(["checkpoint=x", "paths.run_dir=x", *given], OF_RECORD)
+    overrides = adding(["checkpoint=x", "paths.run_dir=x", *given], RECORD_GROUPS)
     cfg = composed("eval", *overrides)
     check_settings(cfg, overrides, nulls=True)
     return as_built(with_run(cfg, run, overrides), cfg, overrides)
