@@ -75,7 +75,7 @@ def _parsed(
     Raises UserError for a setting written as a flag, which Hydra could take for an abbreviation of
     one of its own; for ``-m`` where sweeps are not supported; for the flag that reads a pickle; and
     for a ``--config-dir`` that does not exist and for mutually exclusive flags, for which Hydra
-    would print a traceback.
+    would print a traceback; and for flags of ``--cfg`` without it.
     """
     parser.allow_abbrev = False
     line, unknown = parser.parse_known_intermixed_args(words)
@@ -103,6 +103,10 @@ def _parsed(
     both = [f"--{flag.replace('_', '-')}" for flag in exclusive if getattr(line, flag)]
     if len(both) > 1:
         raise UserError(f"{' '.join(both)}: exclude each other: give one of them")
+    of_cfg = {"--resolve": line.resolve and not line.help, "--package": line.package}
+    ignored = [flag for flag, given in of_cfg.items() if given and line.cfg is None]
+    if ignored:
+        raise UserError(f"{' '.join(ignored)}: has no effect without --cfg: add --cfg job")
     return line
 
 

@@ -124,7 +124,7 @@ def measure(detector: nn.Module, height: int, width: int, repeats: int = 3) -> C
 
 
 def _rounded(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
 
 
 def _size(part: nn.Module) -> int:

@@ -68,11 +68,12 @@ def closed_stdout_in_silence() -> Iterator[None]:
     """
     try:
         yield
-        sys.stdout.flush()
+        print(end="", flush=True)  # sys.stdout is None if the process started without one
     except BrokenPipeError:
         state = select.poll()
         state.register(_STDOUT, 0)
-        if not any(event & select.POLLERR for _, event in state.poll(0)):
+        closed = select.POLLERR | select.POLLHUP  # of a pipe, of a socket
+        if not any(event & closed for _, event in state.poll(0)):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)  # for the flush at exit
         raise SystemExit(128 + signal.SIGPIPE) from None

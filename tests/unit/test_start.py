@@ -23,6 +23,8 @@ from codetr.conf_folder import about, conf_folder
         (["--multirun", "size=[8,8]"], "--multirun: info does not support sweeps"),
         (["--config-dir", "nowhere"], "--config-dir nowhere: is not a folder: give a"),
         (["--cfg", "job", "--info", "all"], "--cfg --info: exclude each other: give one"),
+        (["--resolve"], "--resolve: has no effect without --cfg: add --cfg job"),
+        (["--package", "model"], "--package: has no effect without --cfg: add --cfg job"),
         (["--experimental-rerun", "x"], "--experimental-rerun: reads a pickle, which may run code"),
     ],
 )

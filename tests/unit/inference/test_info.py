@@ -51,6 +51,8 @@ def test_large_numbers_are_whole() -> None:
     cost = measure(Pointwise().eval(), 20, 30, repeats=1)
     cost = replace(cost, multiply_adds=849 * 10**9)
     assert "849 billion multiply-adds (1,698 GFLOP)" in cost.lines()[1]
+    cost = replace(cost, multiply_adds=999_700_000_000)
+    assert "1,000 billion multiply-adds (1,999 GFLOP)" in cost.lines()[1]
 
 
 def test_size_is_the_one_of_the_recipe() -> None:

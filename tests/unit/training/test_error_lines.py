@@ -1,6 +1,7 @@
 import errno
 import io
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -205,6 +206,31 @@ def test_a_reader_that_leaves_ends_a_command_without_a_word(words: list[str]) ->
     ended = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE)
     os.close(write)
     assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+PRINTING = """
+from codetr.training.error_lines import one_line_errors
+with one_line_errors():
+    print("text", flush=True)
+"""
+
+
+def test_a_closed_socket_ends_a_command_without_a_word() -> None:
+    """A service manager reads stdout through one."""
+    ours, theirs = socket.socketpair()
+    ours.close()
+    with theirs:
+        ended = subprocess.run(
+            [sys.executable, "-c", PRINTING], stdout=theirs, stderr=subprocess.PIPE
+        )
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_a_command_runs_without_stdout() -> None:
+    """As in ``codetr-train >&-``: Python then has no ``sys.stdout``."""
+    command = ["sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, PRINTING]
+    ended = subprocess.run(command, stderr=subprocess.PIPE)
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 def test_other_broken_pipes_keep_their_traceback() -> None:
