@@ -145,12 +145,14 @@ def naming(path: Path) -> Iterator[None]:
         ) from None
 
 
-def require_smaller(path: Path, size: tuple[int, int], rules: PixelRules) -> None:
-    """Raises ImageError for a (height, width) of more pixels than ``rules`` allow."""
+def require_smaller(path: Path, size: tuple[int, int], rules: PixelRules, where: str = "") -> None:
+    """Raise ImageError if a (height, width), described by ``where`` unless it is that of the whole
+    image, has more pixels than ``rules`` allow.
+    """
     megapixels = size[0] * size[1] / 1e6
     if megapixels > rules.max_megapixels:
         raise ImageError(
-            f"image {path} has {size[1]}x{size[0]} pixels, which is more than "
+            f"image {path} has {size[1]}x{size[0]} pixels{where}, which is more than "
             f"{rules.max_megapixels:g} million and takes {_PEAK_BYTES * megapixels:.0f} MB to "
             f"read: {rules.remedy}{megapixels + 1:.0f}, or cut the image into smaller files"
         )

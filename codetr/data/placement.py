@@ -22,6 +22,11 @@ from codetr.errors import UserError
 AUTO, UPRIGHT, STORED, SCALED = "auto", "upright", "stored", "scaled"
 READINGS = (AUTO, UPRIGHT, STORED, SCALED)
 
+_PIXELS = {
+    UPRIGHT: "pixels of the image as displayed",
+    STORED: "pixels of the image as stored",
+    SCALED: "pixels of the declared size",
+}
 _TURNED, _RESIZED = "turned", "resized"
 _SAME_PX = 1  # annotation tools round
 _BEYOND_PX, _BEYOND_SHARE = 2.0, 0.01  # tolerance for boxes beyond the image, the latter of a side
@@ -170,22 +175,21 @@ def _decided(kind: str, claims: Iterable[Claim], choice: str) -> dict[str, str]:
         found |= dict.fromkeys(possible, reading)
     rest = [claim for file, claim in open_ones.items() if file not in found]
     if rest:
-        raise _undecided(kind, rest)
+        raise _undecided(rest)
     return found
 
 
-def _undecided(kind: str, claims: Sequence[Claim]) -> UserError:
+def _undecided(claims: Sequence[Claim]) -> UserError:
     first = claims[0]
-    settings = " or ".join(f"data.boxes={reading}" for reading in first.readings())
-    fit = "both" if first.fits(UPRIGHT) else "neither"
-    why = {
-        _TURNED: "pixels of the image as displayed (upright) or as stored",
-        _RESIZED: "pixels of the file (upright) or of the declared size (scaled)",
-    }[kind]
+    readings = first.readings()
+    settings = " or ".join(f"data.boxes={reading} ({_PIXELS[reading]})" for reading in readings)
+    fit = (
+        "fit both" if first.fits(UPRIGHT) else "fit neither" if len(readings) > 1 else "do not fit"
+    )
     return UserError(
         f"{len(claims)} images have another size than their annotations say, such as {first.file}: "
-        f"{_text(first.upright_wh)} pixels upright, {_text(first.declared_wh)} declared; boxes fit "
-        f"{fit}: set {settings}: {why}"
+        f"{_text(first.upright_wh)} pixels upright, {_text(first.declared_wh)} declared; boxes "
+        f"{fit}: set {settings}"
     )
 
 

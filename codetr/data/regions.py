@@ -110,7 +110,8 @@ class TiffImage:
             min(down.stop * height, self._file.size[0]) - down.start * height,
             min(across.stop * width, self._file.size[1]) - across.start * width,
         )
-        require_smaller(self._file.path, touched, self._rules)
+        where = " in the tiles or strips of a region"
+        require_smaller(self._file.path, touched, self._rules, where)
         needed = list(product(down, across))
         self._kept = {place: self._kept[place] for place in needed if place in self._kept}
         out = np.empty((rows[1] - rows[0], columns[1] - columns[0], 3), np.uint8)

@@ -143,7 +143,9 @@ def test_one_box_decides_for_all_of_a_kind_in_both_splits(kind: str, tmp_path: P
 def test_where_both_readings_fit_it_is_asked(kind: str, tmp_path: Path) -> None:
     root = tmp_path / "root"
     turned(kind, root, dict.fromkeys(TWO, NEAR))
-    with pytest.raises(UserError, match=r"data\.boxes=upright or data\.boxes=stored") as error:
+    with pytest.raises(
+        UserError, match=r"data\.boxes=upright \(.*\) or data\.boxes=stored"
+    ) as error:
         opened(kind, root)
     assert "0.png" in str(error.value)
     assert on_their_objects(opened(kind, root, "stored"))
@@ -175,7 +177,7 @@ def test_images_resized_since_they_were_annotated(
     boxes = {name: tuple(v / factor for v in FAR) for name in TWO}
     annotate(kind, root, dict.fromkeys(TWO, told), boxes)  # type: ignore[arg-type]
     if factor == 2:  # boxes of a smaller picture fit a larger one, too
-        with pytest.raises(UserError, match=r"data\.boxes=upright or data\.boxes=scaled"):
+        with pytest.raises(UserError, match=r"data\.boxes=upright \(.*\) or data\.boxes=scaled"):
             opened(kind, root)
         assert on_their_objects(opened(kind, root, "scaled"))
         return
@@ -191,6 +193,15 @@ def test_boxes_that_fit_nothing_are_asked_about(kind: str, tmp_path: Path) -> No
     annotate(kind, root, dict.fromkeys(TWO, STORED_WH), dict.fromkeys(TWO, (10, 10, 300, 300)))
     with pytest.raises(UserError, match="boxes fit neither"):
         opened(kind, root)
+
+
+def test_exchanged_sides_without_an_orientation_have_one_interpretation() -> None:
+    geometry = Geometry((80, 120), 1)
+    corners = np.array([[10.0, 10, 300, 300]])
+    claim = Claim(file="a", declared_wh=(80, 120), corners=corners, geometry=geometry)
+    with pytest.raises(UserError, match="boxes do not fit: set data.boxes=upright") as error:
+        place([claim])
+    assert "stored" not in str(error.value)
 
 
 def test_shares_of_the_stored_picture_turn_where_it_is_said(tmp_path: Path) -> None:
