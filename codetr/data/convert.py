@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,30 +14,11 @@ from codetr.data.formats.content import Box, LabelledImage, Problem, finite
 from codetr.data.images import Geometry, ImageError, read_geometry
 from codetr.data.json_columns import number_of
 from codetr.data.placement import AUTO, Claim, Placement, place
-from codetr.errors import UserError
 
 Content = dict[str, Any]
 Advance = Callable[[], None]
 
 _OUTSIDE_PX = 1.0  # tolerance beyond the border: annotation tools round
-
-
-def divide(
-    images: Sequence[LabelledImage], val_share: float, seed: int
-) -> dict[str, list[LabelledImage]]:
-    """Split images at random into ``train`` and ``val``, depending on ``seed`` but not on their
-    order. Raises UserError for fewer than two images.
-    """
-    if len(images) < 2:
-        raise UserError(
-            f"{len(images)} annotated images cannot be split into train and val: add images, or "
-            "a folder or list for each split, or validate on them too with data.source.val=train"
-        )
-    shuffled = sorted(images, key=lambda image: image.file)
-    random.Random(seed).shuffle(shuffled)
-    count = min(max(round(val_share * len(shuffled)), 1), len(shuffled) - 1)
-    by_name = {"train": shuffled[count:], "val": shuffled[:count]}
-    return {name: sorted(part, key=lambda image: image.file) for name, part in by_name.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,14 +16,15 @@ from typing import Any
 from rich.progress import Progress
 
 from codetr.data.box_formats import XYWH, require_box_format
-from codetr.data.convert import CocoWriter, divide
+from codetr.data.convert import CocoWriter
 from codetr.data.files import counted_suffixes, is_foreign, missing_plugin
 from codetr.data.formats import coco, labelme, voc, yolo
-from codetr.data.formats.content import UNSPLIT, FolderContent, LabelledImage, Problem
-from codetr.data.formats.tree import SPARE, Tree, list_files
+from codetr.data.formats.content import FolderContent, LabelledImage, Problem, SplitContent
+from codetr.data.formats.tree import Tree, list_files
 from codetr.data.other_tools import advice_for_json, advice_for_text
 from codetr.data.placement import AUTO, require_reading
 from codetr.data.sources import MAX_LOST, Split, Splits, require_share, rounded_up_share
+from codetr.data.split_choice import SplitChoice
 from codetr.errors import UserError
 from codetr.json_text import parse_json
 from codetr.writing import new_folder
@@ -45,10 +46,7 @@ class Options:
     """The parameters of a conversion; see ``CustomFolder``."""
 
     format: str
-    train: str
-    val: str
-    val_share: float
-    seed: int
+    splits: SplitChoice
     max_lost: float
     box_format: str
     boxes: str = AUTO
@@ -93,10 +91,7 @@ class CustomFolder:
         require_share(max_lost)
         self.options = Options(
             format=format,
-            train=train,
-            val=val,
-            val_share=val_share,
-            seed=seed,
+            splits=SplitChoice(train=train, val=val, val_share=val_share, seed=seed),
             max_lost=max_lost,
             box_format=box_format,
         )
@@ -143,7 +138,7 @@ class CustomFolder:
         name = recognise(tree) if options.format == "auto" else options.format
         found = FORMATS[name].read(tree, options.box_format)
         problems = list(found.problems)
-        if not any(found.splits.values()):
+        if not any(split.images for split in found.splits.values()):
             first = f"; the first problem: {problems[0]}" if problems else ""
             raise UserError(
                 f"{tree.root} has no usable annotated image in {FORMATS[name].FORMAT}{first}"
@@ -151,9 +146,9 @@ class CustomFolder:
         if not found.categories:
             first = f"the first problem: {problems[0]}" if problems else "annotate images"
             raise UserError(f"{tree.root} has no annotated object, so no class: {first}")
-        parts, remarks = self._choose(tree, found)
-        contents, placed = _contents(tree, found, parts, problems, options)
-        remarks = [f"recognised as {FORMATS[name].FORMAT}", *found.remarks, *remarks, *placed]
+        train, val, chosen = options.splits(tree.root, found.splits)
+        contents, placed = _contents(tree, found, (train, val), problems, options)
+        remarks = [f"recognised as {FORMATS[name].FORMAT}", *found.remarks, *chosen, *placed]
         remarks += _foreign(tree)
         remarks += [_classes(tuple(found.categories.values())), f"converted to {folder}"]
         about = {"remarks": remarks, "problems": [str(problem) for problem in problems]}
@@ -161,85 +156,6 @@ class CustomFolder:
         with new_folder(folder) as unfinished:
             for name, content in zip(names, (*contents, about), strict=True):
                 (unfinished / name).write_text(json.dumps(content))
-
-    def _choose(self, tree: Tree, found: FolderContent) -> tuple[tuple[_Part, _Part], list[str]]:
-        """Training and validation images, and remarks about them."""
-        options, splits, lost = self.options, dict(found.splits), dict(found.lost)
-        flawed = dict(found.flawed)
-        share, remarks = options.val_share, []
-        spare = next((name for name in SPARE if name in splits), None)
-        if spare and "val" not in splits and options.val == "val" and options.train != spare:
-            alone = not splits.keys() & {options.train, UNSPLIT}  # then the data is not split
-            for by_split in (splits, lost, flawed):
-                _rename(by_split, spare, UNSPLIT if alone else "val")
-            if not alone:
-                remarks.append(
-                    f"the split '{spare}' is used as val, since there is none of that name"
-                )
-        if "train" not in splits and UNSPLIT in splits:
-            splits["train"], lost["train"] = splits.pop(UNSPLIT), lost.pop(UNSPLIT, ())
-            flawed["train"] = flawed.pop(UNSPLIT, 0)
-        if "val" in (options.train, options.val) and "val" not in splits and "train" in splits:
-            count = len(splits["train"])
-            splits |= divide(splits["train"], share, options.seed)
-            without = lost.pop("train", ())  # distributed in proportion
-            part = len(splits["train"]) / count
-            place = round(len(without) * part)
-            lost |= {"train": without[:place], "val": without[place:]}
-            flawed["val"] = flawed.get("train", 0) - round(flawed.get("train", 0) * part)
-            flawed["train"] = flawed.get("train", 0) - flawed["val"]
-            remarks.append(
-                f"split {count} images at random, {share:.0%} for val, with data.source.seed="
-                f"{options.seed}"
-            )
-        for name in (options.train, options.val):
-            if not splits.get(name) and lost.get(name):
-                raise UserError(
-                    f"none of the {len(lost[name])} images of the split '{name}' of {tree.root} "
-                    f"can be used; the first one: {lost[name][0]}"
-                )
-            if not splits.get(name):
-                raise UserError(
-                    f"{tree.root} has no images for the split '{name}', only for "
-                    f"{', '.join(splits)}: name one with data.source.train or data.source.val"
-                )
-        counts = ", ".join(f"{name} {len(images)}" for name, images in splits.items())
-        remarks.append(
-            f"images: {counts}; training on {options.train}, validating on {options.val}"
-        )
-        train, val = splits[options.train], splits[options.val]
-        shared = {image.file for image in train} & {image.file for image in val}
-        if options.train == options.val:
-            remarks.append("validating on the training images: results are too good")
-        elif shared:
-            remarks.append(f"{len(shared)} images are in both splits: results will be too good")
-        unused = len(splits.get(UNSPLIT, ())) if UNSPLIT not in (options.train, options.val) else 0
-        if unused:
-            remarks.append(
-                f"{unused} images belong to no split and are not used: set "
-                f"data.source.val={UNSPLIT}, or rename their folder or file to train or val"
-            )
-        parts = (
-            _Part(images=splits[name], lost=lost.get(name, ()), flawed=flawed.get(name, 0))
-            for name in (options.train, options.val)
-        )
-        return (next(parts), next(parts)), remarks
-
-
-def _rename(by_split: dict[str, Any], old: str, new: str) -> None:
-    if old in by_split:
-        by_split[new] = by_split.pop(old)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """The usable images of a split, a problem for each of its ``lost`` images, and the number of
-    ``flawed`` boxes that are not counted with an image.
-    """
-
-    images: Sequence[LabelledImage]
-    lost: Sequence[Problem]
-    flawed: int
 
 
 def recognise(tree: Tree) -> str:
@@ -282,7 +198,7 @@ def _refuse_other_tools(tree: Tree) -> None:
 def _contents(
     tree: Tree,
     found: FolderContent,
-    parts: Sequence[_Part],
+    parts: Sequence[SplitContent],
     problems: list[Problem],
     options: Options,
 ) -> tuple[list[dict[str, Any]], list[str]]:

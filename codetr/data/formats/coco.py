@@ -28,6 +28,7 @@ from codetr.data.formats.content import (
     FolderContent,
     LabelledImage,
     Problem,
+    SplitContent,
     short_repr,
 )
 from codetr.data.formats.tree import Tree, split_of_folders, split_of_name
@@ -72,9 +73,7 @@ def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
             "data.source.format"
         )
     categories = _categories(tree, contents)
-    splits: dict[str, list[LabelledImage]] = {}
-    lost: dict[str, list[Problem]] = {}
-    flawed: dict[str, int] = {}
+    splits: dict[str, SplitContent] = {}
     files: dict[str, str] = {}
     remarks: list[str] = []
     for file, content in contents.items():
@@ -86,8 +85,8 @@ def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
             )
         files[split] = file
         reader = _Reader(tree, file, categories, problems, box_format)
-        splits[split], lost[split] = reader.images(content), reader.lost
-        flawed[split] = reader.flawed
+        images = reader.images(content)
+        splits[split] = SplitContent(images=images, lost=reader.lost, flawed=reader.flawed)
         if reader.outlined:
             remarks.append(
                 f"{file}: {reader.outlined} objects without bbox got that of their outline"
@@ -97,13 +96,11 @@ def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
                 f"{file}: {len(reader.renamed)} images have other names on disk, the first is "
                 f"{found} for {short_repr(name)}"
             )
-    used = {b.category for images in splits.values() for image in images for b in image.boxes}
+    used = {b.category for s in splits.values() for image in s.images for b in image.boxes}
     dropped = unused_parents(list(contents.values()), categories, used)
     return FolderContent(
         splits=splits,
         categories={i: name for i, name in sorted(categories.items()) if i not in dropped},
-        lost=lost,
-        flawed=flawed,
         remarks=(
             *remarks,
             *(

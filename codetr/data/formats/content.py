@@ -55,25 +55,42 @@ class LabelledImage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SplitContent:
+    """The usable ``images`` of a split; a problem for each image in its annotations that is
+    ``lost``, since it cannot be used; and the number of ``flawed`` boxes, which cannot be read and
+    whose image is unknown.
+    """
+
+    images: Sequence[LabelledImage] = ()
+    lost: Sequence[Problem] = ()
+    flawed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class FolderContent:
     """The content of a folder in one of the formats.
 
-    ``splits``: images by split name (train, val, test, ..., or ``unsplit``). ``lost``, by split: a
-    problem for every image in the annotations that cannot be used; ``flawed``, by split: the number
-    of boxes that cannot be read and whose image is unknown. ``categories``: names by id.
-    ``remarks`` are for the user; ``problems`` are all problems, including those of ``lost``.
+    ``splits`` are named train, val, test, ..., or ``unsplit``. ``categories``: names by id.
+    ``remarks`` are for the user; ``problems`` are all problems, including those of lost images.
     """
 
-    splits: Mapping[str, Sequence[LabelledImage]]
+    splits: Mapping[str, SplitContent]
     categories: Mapping[int, str]
-    lost: Mapping[str, Sequence[Problem]] = field(default_factory=dict)
-    flawed: Mapping[str, int] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
 
 
 UNSPLIT = "unsplit"
 """Name of the split of images that belong to no split."""
+
+
+def by_split(
+    images: Mapping[str, Sequence[LabelledImage]], lost: Mapping[str, Sequence[Problem]]
+) -> dict[str, SplitContent]:
+    """The splits that have ``images`` or ``lost`` ones."""
+    names = dict.fromkeys([*images, *lost])
+    found = {n: SplitContent(images=images.get(n, ()), lost=lost.get(n, ())) for n in names}
+    return {name: split for name, split in found.items() if split.images or split.lost}
 
 
 def finite(values: Sequence[Any]) -> bool:

@@ -16,6 +16,7 @@ from codetr.data.formats.content import (
     FolderContent,
     LabelledImage,
     Problem,
+    by_split,
     one_line,
     short_repr,
 )
@@ -95,9 +96,8 @@ def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
     if joined:
         remarks.append(f"{joined} shapes were joined to others of their label and group_id")
     return FolderContent(
-        splits=dict(splits),
+        splits=by_split(splits, lost),
         categories={i: name for name, i in ids.items()},
-        lost=dict(lost),
         remarks=tuple(remarks),
         problems=tuple(problems),
     )

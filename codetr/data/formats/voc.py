@@ -23,6 +23,8 @@ from codetr.data.formats.content import (
     FolderContent,
     LabelledImage,
     Problem,
+    SplitContent,
+    by_split,
     one_line,
     short_repr,
 )
@@ -99,16 +101,16 @@ def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
     images = {a.file: _labelled(a, ids, form, first) for a in annotations}
     lists = _image_sets(tree)
     if lists:
-        splits, lost = _listed(tree, lists, images, unusable, problems)
-        problems += [problem for part in lost.values() for problem in part]
+        splits = _listed(tree, lists, images, unusable, problems)
+        problems += [problem for split in splits.values() for problem in split.lost]
     else:
-        splits, lost = _by_folder(images.values()), _by_folder(unusable)
-    unlisted = len(images) - len({image.source for part in splits.values() for image in part})
+        splits = by_split(_by_folder(images.values()), _by_folder(unusable))
+    listed = {image.source for split in splits.values() for image in split.images}
+    unlisted = len(images) - len(listed)
     left_out = (f"{unlisted} annotated images are in no list: skipped",) if unlisted else ()
     return FolderContent(
         splits=splits,
         categories={i: name for name, i in ids.items()},
-        lost=lost,
         remarks=(*_remarks(tree, objects, form, first, images), *left_out),
         problems=(*unusable, *problems),
     )
@@ -281,7 +283,7 @@ def _listed(
     images: Mapping[str, LabelledImage],
     unusable: Iterable[Problem],
     problems: list[Problem],
-) -> tuple[dict[str, list[LabelledImage]], dict[str, list[Problem]]]:
+) -> dict[str, SplitContent]:
     """The images in the lists of ImageSets/Main by split, and a problem for each entry without a
     usable image.
     """
@@ -312,7 +314,7 @@ def _listed(
                     text = f"{short_repr(name)} is {first.source}, which is also in another line"
                 why = "; it was skipped"
             lost[split].append(Problem(file=file, text=text + why))
-    return dict(found), dict(lost)
+    return by_split(found, lost)
 
 
 def _place(file: str) -> str:

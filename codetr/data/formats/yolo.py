@@ -20,6 +20,8 @@ from codetr.data.formats.content import (
     FolderContent,
     LabelledImage,
     Problem,
+    SplitContent,
+    by_split,
     one_line,
     short_repr,
 )
@@ -86,14 +88,13 @@ def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
     if config.num_classes not in (None, len(config.names)):
         text = f"has nc: {config.num_classes}, but {len(config.names)} names; nc was ignored"
         problems.append(Problem(file=config.file, text=text))
-    splits, lost = _splits(tree, images, config, problems)
-    problems += [problem for part in lost.values() for problem in part]
+    splits = _splits(tree, images, config, problems)
+    problems += [problem for split in splits.values() for problem in split.lost]
     if unlabelled:
         remarks.append(f"{unlabelled} images without label file were taken as images without boxes")
     return FolderContent(
         splits=splits,
         categories=config.names,
-        lost=lost,
         remarks=tuple(remarks),
         problems=tuple(problems),
     )
@@ -321,7 +322,7 @@ def _splits(
     images: Mapping[str, LabelledImage],
     config: _Config,
     problems: list[Problem],
-) -> tuple[dict[str, list[LabelledImage]], dict[str, list[Problem]]]:
+) -> dict[str, SplitContent]:
     """Images by split from the entries of data.yaml, and a problem for each line of a list without
     an image; if no entry leads to images, by the names of folders.
     """
@@ -338,11 +339,11 @@ def _splits(
         if members:
             found[split] = [images[image] for image in dict.fromkeys(members)]
     if found:
-        return found, lost
+        return by_split(found, lost)
     by_folder: dict[str, list[LabelledImage]] = defaultdict(list)
     for file, image in images.items():
         by_folder[split_of_folders(file) or UNSPLIT].append(image)
-    return dict(by_folder), {}
+    return by_split(by_folder, {})
 
 
 def _images_of(tree: Tree, entry: str, config: _Config, lost: list[Problem]) -> list[str]:

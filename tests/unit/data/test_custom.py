@@ -1,6 +1,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,12 @@ from custom_folders import CELLS, coco_content, voc_xml, write_images, write_voc
 from PIL import ExifTags, Image
 
 from codetr.data.annotations import CocoAnnotations, load_annotations
-from codetr.data.convert import divide
 from codetr.data.custom import CustomFolder, recognise
-from codetr.data.formats.content import LabelledImage
+from codetr.data.formats.content import LabelledImage, Problem, SplitContent
 from codetr.data.formats.tree import list_files, split_of_name
 from codetr.data.images import read_image, read_scaled, read_size
 from codetr.data.sources import Splits
+from codetr.data.split_choice import divide
 from codetr.errors import UserError
 
 NAMES = ["cup", "öl 油"]
@@ -170,16 +171,26 @@ def test_split_without_val_takes_it_from_train_and_not_from_test(tmp_path: Path)
     assert "e" not in boxes_of(train, val)
 
 
+def test_val_of_which_no_image_can_be_used_is_not_drawn_from_train(tmp_path: Path) -> None:
+    sets = {"train": ["a", "b", "c", "d"], "val": ["gone", "lost"]}
+    root = write_voc(tmp_path / "root", CELLS, sets)
+    with pytest.raises(UserError, match=r"none of the 2 images of the split 'val'.*'gone'"):
+        convert(root)
+
+
 def test_division_is_seeded_whole_and_whatever_the_order() -> None:
     images = [LabelledImage(file=f"{i}.png", source="", boxes=()) for i in range(50)]
-    parts = divide(images, 0.2, 0)
-    assert {name: len(part) for name, part in parts.items()} == {"train": 40, "val": 10}
-    assert {i.file for part in parts.values() for i in part} == {i.file for i in images}
-    assert divide(images[::-1], 0.2, 0) == parts
-    assert divide(images, 0.2, 1) != parts
-    assert len(divide(images[:2], 0.01, 0)["val"]) == 1
+    whole = SplitContent(images=images, lost=[Problem(file=f, text="") for f in "abc"], flawed=6)
+    parts = divide(whole, 0.2, 0)
+    assert {name: len(part.images) for name, part in parts.items()} == {"train": 40, "val": 10}
+    assert {i.file for part in parts.values() for i in part.images} == {i.file for i in images}
+    assert [*parts["train"].lost, *parts["val"].lost] == whole.lost
+    assert (parts["train"].flawed, parts["val"].flawed) == (5, 1)
+    assert divide(replace(whole, images=images[::-1]), 0.2, 0) == parts
+    assert divide(whole, 0.2, 1) != parts
+    assert len(divide(replace(whole, images=images[:2]), 0.01, 0)["val"].images) == 1
     with pytest.raises(UserError, match="1 annotated images cannot be split"):
-        divide(images[:1], 0.2, 0)
+        divide(replace(whole, images=images[:1]), 0.2, 0)
 
 
 @pytest.mark.parametrize("ending", [".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])

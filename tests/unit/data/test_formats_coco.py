@@ -32,7 +32,7 @@ def one_file(root: Path, **changes: Any) -> dict[str, Any]:
 
 
 def files(found: FolderContent) -> dict[str, list[str]]:
-    return {name: [image.file for image in images] for name, images in found.splits.items()}
+    return {name: [image.file for image in split.images] for name, split in found.splits.items()}
 
 
 def test_one_file_beside_the_images(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_one_file_beside_the_images(tmp_path: Path) -> None:
     found = read(tmp_path)
     assert files(found) == {"unsplit": list(FILES)}
     assert found.categories == NAMES
-    first = found.splits["unsplit"][0]
+    first = found.splits["unsplit"].images[0]
     assert [(NAMES[b.category], b.xyxy) for b in first.boxes] == CELLS["a"]
     assert not found.problems
 
@@ -86,7 +86,7 @@ def test_crowds_are_ignored_and_segmentations_kept(tmp_path: Path) -> None:
     polygon = [[0, 0, 5, 0, 5, 5]]
     content["annotations"][0] |= {"iscrowd": 1, "segmentation": polygon}
     write(tmp_path / "labels.json", content)
-    box = read(tmp_path).splits["unsplit"][0].boxes[0]
+    box = read(tmp_path).splits["unsplit"].images[0].boxes[0]
     assert box.ignored
     assert box.extra["segmentation"] == polygon
 

@@ -33,11 +33,12 @@ from variants import (
 from codetr.classes import ClassList
 from codetr.data import convert
 from codetr.data.annotations import load_annotations
-from codetr.data.convert import CocoWriter, divide
+from codetr.data.convert import CocoWriter
 from codetr.data.custom import FORMATS, CustomFolder, recognise
 from codetr.data.formats.content import UNSPLIT
 from codetr.data.formats.tree import Tree, list_files
 from codetr.data.images import read_geometry
+from codetr.data.split_choice import divide
 from codetr.errors import UserError
 from codetr.evaluation.ground_truth import read_ground_truth
 
@@ -108,11 +109,11 @@ def read_variant(kind: str, tree: Tree) -> str:
         found = FORMATS[kind].read(tree)
         problems = list(found.problems)
         splits = dict(found.splits)
-        if len(splits.get(UNSPLIT, ())) > 1:
+        if UNSPLIT in splits and len(splits[UNSPLIT].images) > 1:
             splits |= divide(splits.pop(UNSPLIT), 0.2, 0)
-        for images in splits.values() if found.categories else ():
+        for split in splits.values() if found.categories else ():
             writer = CocoWriter(root=tree.root, categories=found.categories, problems=problems)
-            require_usable(json.loads(json.dumps(writer.content(images))))
+            require_usable(json.loads(json.dumps(writer.content(split.images))))
     except UserError as error:
         require_clear(str(error))
         return "error"
@@ -268,14 +269,15 @@ def test_what_goes_in_is_used_or_named(case: str, tmp_path: Path) -> None:
             found = FORMATS[kind].read(tree)
         except UserError:
             continue  # all of it is named
-        all_images = [image for images in found.splits.values() for image in images]
-        lost = [problem for part in found.lost.values() for problem in part]
+        all_images = [image for split in found.splits.values() for image in split.images]
+        lost = [problem for split in found.splits.values() for problem in split.lost]
         own = [image for image in all_images if image.source == file]
         used = sum(len(image.boxes) + image.flawed for image in own)
+        flawed = sum(split.flawed for split in found.splits.values())
         if kind == "coco":
             tree_of_values = json.loads(variant)
             assert entries(tree_of_values, "images") == len(all_images) + len(lost), variant
-            assert entries(tree_of_values, "annotations") == used + sum(found.flawed.values())
+            assert entries(tree_of_values, "annotations") == used + flawed
         elif kind == "labelme" and not entries(json.loads(variant), "shapes"):
             continue
         elif any(problem.file == file for problem in lost) or not own:

@@ -49,7 +49,7 @@ def test_every_shape_with_an_area_is_a_box(kind: str, tmp_path: Path) -> None:
     found = labelme.read(tree)
     assert found.categories == {1: "cup"}
     assert not found.problems
-    (box,) = found.splits["unsplit"][0].boxes
+    (box,) = found.splits["unsplit"].images[0].boxes
     expected = (2, 4, 20, 22) if kind == "circle" else (3, 4, 20, 22)
     assert box.xyxy == expected
     assert ("segmentation" in box.extra) == (kind in ("polygon", "of earlier versions"))
@@ -63,7 +63,7 @@ def test_files_in_other_encodings_are_found_beside_usual_ones(
     other = write(tmp_path, "b", [KINDS["polygon"]])
     other.write_text(other.read_text(encoding="utf-8"), encoding=encoding)
     found = labelme.read(list_files(tmp_path))
-    assert sum(len(image.boxes) for image in found.splits["unsplit"]) == 2
+    assert sum(len(image.boxes) for image in found.splits["unsplit"].images) == 2
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_shapes_that_are_no_boxes_are_named_and_counted(
     (problem,) = found.problems
     assert problem.text.startswith("shape 1 ")
     assert reason in problem.text
-    (image,) = found.splits["unsplit"]
+    (image,) = found.splits["unsplit"].images
     assert (len(image.boxes), image.flawed) == (2, 1)
 
 
@@ -100,7 +100,7 @@ def test_shapes_of_a_group_are_one_object(tmp_path: Path) -> None:
     ]
     write(tmp_path, "a", parts)
     found = labelme.read(list_files(tmp_path))
-    boxes = found.splits["unsplit"][0].boxes
+    boxes = found.splits["unsplit"].images[0].boxes
     assert found.remarks == ("1 shapes were joined to others of their label and group_id",)
     assert [box.xyxy for box in boxes] == [(3, 4, 20, 22), (3, 4, 9, 9)]
     assert len(boxes[0].extra["segmentation"]) == 2
@@ -111,7 +111,7 @@ def test_image_is_found_by_its_path_or_by_the_name_of_the_file(path: Any, tmp_pa
     write(tmp_path / "labels", "a", [KINDS["rectangle"]], imagePath=path)
     (tmp_path / "labels/a.png").rename(tmp_path / "a.png")
     found = labelme.read(list_files(tmp_path))
-    assert [image.file for image in found.splits["unsplit"]] == ["a.png"]
+    assert [image.file for image in found.splits["unsplit"].images] == ["a.png"]
 
 
 def test_an_image_that_is_only_in_the_file_is_said(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_an_image_that_is_only_in_the_file_is_said(tmp_path: Path) -> None:
     write(tmp_path, "a", [KINDS["rectangle"]], imageData="iVBORw0KGgo=")
     (tmp_path / "a.png").unlink()
     found = labelme.read(list_files(tmp_path))
-    assert "imageData" in found.lost["unsplit"][0].text
+    assert "imageData" in found.splits["unsplit"].lost[0].text
 
 
 def test_from_folders_of_splits_to_coco(tmp_path: Path) -> None:
@@ -145,5 +145,5 @@ def test_files_that_are_broken_are_lost(content: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(text)
     if '"shapes"' in text and '"imagePath"' in text:
         found = labelme.read(list_files(tmp_path))
-        assert len(found.splits["unsplit"]) == 3
+        assert len(found.splits["unsplit"].images) == 3
         assert [p.file for p in found.problems] == ["a.json"]

@@ -11,6 +11,10 @@ from codetr.errors import UserError
 SETS = {"train": ["a", "b"], "val": ["c", "d"], "trainval": ["a", "b", "c", "d"], "test": ["e"]}
 
 
+def counts(found: FolderContent) -> dict[str, int]:
+    return {name: len(split.images) for name, split in found.splits.items()}
+
+
 def read(root: Path) -> FolderContent:
     return voc.read(list_files(root))
 
@@ -18,12 +22,12 @@ def read(root: Path) -> FolderContent:
 def test_reads_boxes_classes_and_image_sets(tmp_path: Path) -> None:
     found = read(write_voc(tmp_path, CELLS, SETS))
     assert found.categories == {1: "cup", 2: "öl 油"}
-    assert {name: len(images) for name, images in found.splits.items()} == {
+    assert counts(found) == {
         "train": 2,
         "val": 2,
         "test": 1,
     }
-    first = found.splits["train"][0]
+    first = found.splits["train"].images[0]
     assert (first.file, first.source) == ("JPEGImages/a.png", "Annotations/a.xml")
     assert [(found.categories[b.category], b.xyxy) for b in first.boxes] == CELLS["a"]
     assert first.declared_wh == (40, 30)
@@ -35,7 +39,7 @@ def test_coordinates_are_edges_where_a_zero_occurs(tmp_path: Path) -> None:
     path = tmp_path / "Annotations/b.xml"
     path.write_text(voc_xml([("cup", (-1, 4, 20, 22))]))  # xmin 0 in the file
     found = read(tmp_path)
-    boxes = {image.file: image.boxes for image in found.splits["unsplit"]}
+    boxes = {image.file: image.boxes for image in found.splits["unsplit"].images}
     assert boxes["JPEGImages/b.png"][0].xyxy == (0, 5, 20, 22)
     assert boxes["JPEGImages/a.png"][0].xyxy == (1, 1, 10, 12)
     assert any("from 0" in remark for remark in found.remarks)
@@ -43,14 +47,20 @@ def test_coordinates_are_edges_where_a_zero_occurs(tmp_path: Path) -> None:
 
 def test_trainval_alone_is_not_divided(tmp_path: Path) -> None:
     found = read(write_voc(tmp_path, CELLS, {"trainval": ["a", "b", "c"], "test": ["d"]}))
-    assert {name: len(images) for name, images in found.splits.items()} == {"unsplit": 3, "test": 1}
+    assert counts(found) == {
+        "unsplit": 3,
+        "test": 1,
+    }
     assert "1 annotated images are in no list: skipped" in found.remarks
 
 
 def test_class_wise_lists_are_not_splits_and_unknown_names_are_problems(tmp_path: Path) -> None:
     sets = {"train": ["a", "b.png", "gone"], "val": ["d 1"], "cup_train": ["a  1", "b -1"]}
     found = read(write_voc(tmp_path, CELLS, sets))
-    assert {name: len(images) for name, images in found.splits.items()} == {"train": 2, "val": 1}
+    assert counts(found) == {
+        "train": 2,
+        "val": 1,
+    }
     assert [str(p) for p in found.problems] == [
         "ImageSets/Main/train.txt: 'gone' has no usable annotation; it was skipped"
     ]
@@ -61,7 +71,7 @@ def test_xml_beside_images_in_folders_of_splits(tmp_path: Path) -> None:
         write_images(tmp_path / split, [f"{name}.jpg", "unlabelled.jpg"])
         (tmp_path / split / f"{name}.xml").write_text(voc_xml(CELLS[name], f"{name}.jpg"))
     found = read(tmp_path)
-    assert {name: [i.file for i in images] for name, images in found.splits.items()} == {
+    assert {name: [i.file for i in split.images] for name, split in found.splits.items()} == {
         "train": ["train/a.jpg"],
         "val": ["valid/b.jpg"],
     }
@@ -73,7 +83,7 @@ def test_image_is_found_by_its_name_in_the_file(tmp_path: Path) -> None:
     (tmp_path / "Annotations").mkdir()
     text = voc_xml(CELLS["a"], "C:\\photos\\first.png")
     (tmp_path / "Annotations/0001.xml").write_text(text)
-    assert read(tmp_path).splits["unsplit"][0].file == "pictures/first.png"
+    assert read(tmp_path).splits["unsplit"].images[0].file == "pictures/first.png"
 
 
 def test_of_several_endings_the_named_one_is_the_image(tmp_path: Path) -> None:
@@ -81,7 +91,7 @@ def test_of_several_endings_the_named_one_is_the_image(tmp_path: Path) -> None:
     (tmp_path / "Annotations").mkdir()
     for stem, filename in (("a", "C:\\x\\a.png"), ("b", "renamed.jpg"), ("c", "c.jpg")):
         (tmp_path / f"Annotations/{stem}.xml").write_text(voc_xml(CELLS["a"], filename))
-    files = [image.file for image in read(tmp_path).splits["unsplit"]]
+    files = [image.file for image in read(tmp_path).splits["unsplit"].images]
     assert files == [f"JPEGImages/{name}" for name in ("a.png", "b.jpg", "c.webp")]
 
 
@@ -89,7 +99,7 @@ def test_difficult_objects_are_ignored(tmp_path: Path) -> None:
     write_voc(tmp_path, CELLS)
     (tmp_path / "Annotations/b.xml").write_text(voc_xml(CELLS["b"], difficult=1))
     found = read(tmp_path)
-    assert [b.ignored for i in found.splits["unsplit"] for b in i.boxes].count(True) == 1
+    assert [b.ignored for i in found.splits["unsplit"].images for b in i.boxes].count(True) == 1
     assert any("1 difficult" in remark for remark in found.remarks)
 
 
@@ -98,7 +108,7 @@ def test_parts_of_an_object_are_no_boxes_of_it(tmp_path: Path) -> None:
     path = tmp_path / "Annotations/a.xml"
     part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
     path.write_text(path.read_text().replace("<object>", f"<object>{part}"))
-    (image,) = read(tmp_path).splits["unsplit"]
+    (image,) = read(tmp_path).splits["unsplit"].images
     assert [b.xyxy for b in image.boxes] == [(3, 4, 20, 22)]
 
 
@@ -121,7 +131,7 @@ def test_broken_files_are_left_out_with_a_reason(
     write_voc(tmp_path, CELLS)
     (tmp_path / "Annotations/b.xml").write_bytes(content)
     found = read(tmp_path)
-    assert len(found.splits["unsplit"]) == 4
+    assert len(found.splits["unsplit"].images) == 4
     (problem,) = found.problems
     assert problem.file == "Annotations/b.xml"
     assert reason in problem.text

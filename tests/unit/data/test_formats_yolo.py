@@ -21,14 +21,14 @@ def read(root: Path) -> FolderContent:
 
 
 def counts(found: FolderContent) -> dict[str, int]:
-    return {name: len(images) for name, images in found.splits.items()}
+    return {name: len(split.images) for name, split in found.splits.items()}
 
 
 def test_reads_boxes_classes_and_splits_of_data_yaml(tmp_path: Path) -> None:
     found = read(write_yolo(tmp_path, SPLITS, NAMES))
     assert found.categories == dict(enumerate(NAMES))
     assert counts(found) == {"train": 3, "val": 1, "test": 1}
-    first = found.splits["train"][0]
+    first = found.splits["train"].images[0]
     assert first.file == "train/images/a.png"
     assert first.relative
     for box, (name, (x0, y0, x1, y1)) in zip(first.boxes, CELLS["a"], strict=True):
@@ -64,7 +64,7 @@ def test_lists_of_images(tmp_path: Path) -> None:
     assert counts(found) == {"train": 3, "val": 1}
     (problem,) = found.problems
     assert str(problem) == "train.txt: line 4 ('no.png') is no image below the root; it was skipped"
-    assert list(found.lost["train"]) == [problem]
+    assert list(found.splits["train"].lost) == [problem]
 
 
 def test_labels_beside_images_with_a_list_of_names(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_labels_beside_images_with_a_list_of_names(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
     found = read(tmp_path)
     assert counts(found) == {"unsplit": 3}
-    assert [len(image.boxes) for image in found.splits["unsplit"]] == [2, 1, 0]
+    assert [len(image.boxes) for image in found.splits["unsplit"].images] == [2, 1, 0]
     assert found.categories == dict(enumerate(NAMES))
     assert any("1 images without label file" in remark for remark in found.remarks)
     assert not found.problems
@@ -85,11 +85,11 @@ def test_polygons_become_boxes_and_keypoints_are_passed_over(tmp_path: Path) -> 
     (tmp_path / "a.txt").write_text("0 0.1 0.2 0.5 0.3 0.4 0.9\n")
     config = tmp_path / "data.yaml"
     config.write_text("names: [cup]\n")
-    (image,) = read(tmp_path).splits["unsplit"]
+    (image,) = read(tmp_path).splits["unsplit"].images
     assert image.boxes[0].xyxy == (0.1, 0.2, 0.5, 0.9)
     (tmp_path / "a.txt").write_text("0 0.5 0.5 0.5 0.5 0.4 0.9 0.1 0.1\n")
     config.write_text("names: [cup]\nkpt_shape: [2, 2]\n")
-    (image,) = read(tmp_path).splits["unsplit"]
+    (image,) = read(tmp_path).splits["unsplit"].images
     assert image.boxes[0].xyxy == (0.25, 0.25, 0.75, 0.75)
 
 
@@ -114,7 +114,7 @@ def test_bad_lines_are_left_out_with_a_reason(tmp_path: Path, line: str, reason:
     assert problem.file == "train/labels/c.txt"
     assert problem.text.startswith("line 1 ")
     assert reason in problem.text
-    assert len(found.splits["train"][2].boxes) == 1
+    assert len(found.splits["train"].images[2].boxes) == 1
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_exchanged_sides_without_an_orientation_have_one_interpretation() -> Non
     geometry = Geometry((80, 120), 1)
     corners = np.array([[10.0, 10, 300, 300]])
     claim = Claim(file="a", declared_wh=(80, 120), corners=corners, geometry=geometry)
-    with pytest.raises(UserError, match="boxes do not fit: set data.boxes=upright") as error:
+    with pytest.raises(UserError, match=r"boxes do not fit: set data\.boxes=upright") as error:
         place([claim])
     assert "stored" not in str(error.value)
 
