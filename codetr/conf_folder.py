@@ -26,14 +26,14 @@ def conf_folder() -> Path:
 
 
 def options_given(hydra: DictConfig) -> list[str]:
-    """The ``--config-name`` and ``--config-dir`` of a command, from its configuration of Hydra."""
+    """The ``--config-name`` and ``--config-dir`` of a command, from its Hydra configuration."""
     sources = hydra.runtime.config_sources if "runtime" in hydra else []
     folders = [f"--config-dir={s.path}" for s in sources if s.provider == "command-line"]
     return [f"--config-name={hydra.job.config_name}", *folders]
 
 
 def about(command: str) -> str:
-    """What a command's file of conf/ begins with, for its ``--help``."""
+    """The leading comment of a command's file in conf/, for its ``--help``."""
     file = conf_folder() / f"{command}.yaml"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     comment = takewhile(lambda line: line.startswith("#"), lines)

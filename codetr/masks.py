@@ -68,8 +68,8 @@ def paste(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor
 def cropped_masks(
     probabilities: Tensor, boxes: Tensor, size: tuple[int, int]
 ) -> Iterator[tuple[Tensor, tuple[int, int, int, int]]]:
-    """What ``paste`` makes, of each mask only the window (top, bottom, left, right) of the image
-    that its box can reach: (rows, columns) bool, and where that is.
+    """The masks of ``paste``, each as (rows, columns) bool cropped to the part of the image that
+    its box can reach, and that window (top, bottom, left, right).
     """
     for cells, box, window in zip(probabilities, boxes, _windows(boxes, size), strict=True):
         yield probability(cells, box, window) >= THRESHOLD, window

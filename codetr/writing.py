@@ -41,8 +41,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which is renamed to ``folder`` at the end, unless another process has
-    already written the same content there. It is beside ``folder``, and removed after an error.
+    """A temporary folder next to ``folder``, which is renamed to it at the end, unless another
+    process has already written the same content there, or removed after an error.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

@@ -86,7 +86,7 @@ class Conflict:
             known = [maps.divergence for maps in seen if maps.divergence is not None]
             if not known:
                 raise UserError(
-                    f"images: every head of {name} finds an object in none of them: give more"
+                    f"images: in none of them does every head of {name} find an object: give more"
                 )
             heads, matrix = seen[0].heads, torch.stack(known).double().mean(0)
             matrices[name] = heads, matrix

@@ -75,8 +75,8 @@ class ZooEntry:
 
     @property
     def pinned(self) -> bool:
-        """Whether its content cannot change unnoticed: its hash is known, or its address is not a
-        branch or tag on the Hub.
+        """Whether its hash is known, or its address is fixed: not a branch or tag on the Hub, which
+        may change.
         """
         fixed = not isinstance(self.place, HubFile) or bool(
             re.fullmatch("[0-9a-f]{40}", self.place.revision or "")

@@ -19,16 +19,16 @@ from codetr.data.files import missing_plugin, register_plugins
 from codetr.errors import UserError
 
 ON_THEIR_SIDE = (5, 6, 7, 8)
-"""EXIF orientations that exchange width and height."""
+"""EXIF orientations that swap width and height."""
 
 _PEAK_BYTES = 7
-"""Of memory for a pixel while it is decoded: Pillow's own 4, and 3 of what is made of it."""
+"""Peak memory per pixel during decoding: 4 in Pillow, and 3 of the result."""
 _BAND_PIXELS = 2**18
-"""How much of an image is copied at a time: little enough for memory that is used again."""
+"""Pixels of an image that are copied at a time, few enough for the allocator to reuse memory."""
 
 
 class Geometry(NamedTuple):
-    """The (height, width) of an upright image, and the EXIF orientation that turns it so."""
+    """The (height, width) of the upright image, and the EXIF orientation of the file."""
 
     size: tuple[int, int]
     orientation: int
@@ -48,14 +48,14 @@ class ImageError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class PixelRules:
-    """How files become pixels of 8 bits: images of more than ``max_megapixels`` are refused;
-    ``grey_bits`` is how many bits grey values of deeper files have, such as 12 of a microscope's
-    (None: as few of 8, 10, 12, 14 and 16 as the brightest pixel of the image needs). The upper 8
-    are kept. ``in_regions``: large files may be left undecoded until parts of them are looked at,
-    and the limit is one of parts; see ``codetr.data.regions``. ``remedy`` is how messages call the
-    setting of the limit, up to its value.
+    """How files are decoded to 8 bits. Images of more than ``max_megapixels`` are refused.
+    ``grey_bits``: number of bits of grey values in files with more than 8, such as 12 from a
+    microscope, of which the upper 8 are kept (None: the fewest of 8, 10, 12, 14 and 16 that hold
+    the brightest pixel of the image). ``in_regions``: large files may be decoded in regions, on
+    demand, and the limit applies to regions; see ``codetr.data.regions``. ``remedy``: the setting
+    of the limit in messages, up to its value.
 
-    Raises UserError where a number is out of range.
+    Raises UserError if a number is out of range.
     """
 
     max_megapixels: float = 180.0
@@ -76,7 +76,7 @@ DEFAULT_RULES = PixelRules()
 def read_annotated(
     path: Path, annotated: tuple[int, int], rules: PixelRules = DEFAULT_RULES
 ) -> Tensor:
-    """As ``read_image``. Raises ImageError also where the (height, width) is not as annotated."""
+    """``read_image``, which also raises ImageError if the (height, width) is not as annotated."""
 
     def accept(size: tuple[int, int]) -> None:
         if size != annotated:
@@ -91,10 +91,9 @@ def read_annotated(
 def read_image(path: Path, rules: PixelRules = DEFAULT_RULES) -> Tensor:
     """The file as RGB, (3, H, W) uint8, turned upright by its EXIF orientation.
 
-    Any format that Pillow knows; grey, palette and CMYK are converted, alpha is dropped. For JPEG
-    the bytes are those that OpenCV gives. In memory the three values of a pixel lie side by side
-    (channels last), which torchvision resizes several times as fast. Raises ImageError for
-    missing, foreign, damaged and too large files.
+    Supports all formats of Pillow; grey, palette and CMYK are converted, alpha is dropped. JPEG
+    gives the same bytes as OpenCV. The memory format is channels-last, which torchvision resizes
+    several times faster. Raises ImageError for missing, foreign, damaged and too large files.
     """
     return read_scaled(path, None, rules)[0]
 
@@ -105,13 +104,12 @@ def read_scaled(
     rules: PixelRules = DEFAULT_RULES,
     accept: Callable[[tuple[int, int]], object] = lambda size: None,
 ) -> tuple[Tensor, tuple[int, int]]:
-    """What ``read_image`` gives, perhaps smaller, and the (height, width) of all of it.
+    """``read_image``, possibly at a reduced size, and the full (height, width).
 
     With ``least``, (height, width), a JPEG file of at least twice that size is decoded at 1/2, 1/4
-    or 1/8 of it (libjpeg's scaled DCT), never smaller than ``least``: quicker, but other pixels
-    than decoding all of it and shrinking that. ``accept`` is called with the (height, width) of
-    the header and may raise ImageError, before anything is decoded: a small file can hold millions
-    of pixels.
+    or 1/8 (libjpeg's scaled DCT), never smaller than ``least``: faster, but with other pixels than
+    by resizing the full image. ``accept`` is called with the (height, width) in the header before
+    anything is decoded, and may raise ImageError: a small file can contain millions of pixels.
     """
     register_plugins()  # in every worker
     with naming(path), unlimited(), Image.open(path) as file:
@@ -120,10 +118,10 @@ def read_scaled(
         accept(size)
         turned = orientation in ON_THEIR_SIDE
         if turned and isinstance(file, TiffImageFile):
-            file.filename = ""  # else Pillow may map it into memory as if it were upright already
+            file.filename = ""  # else Pillow may map the file into memory as if it were upright
         if least:
-            file.draft(None, least if turned else least[::-1])  # heeded by JPEG alone
-        # Pillow would copy an image that is upright already.
+            file.draft(None, least if turned else least[::-1])  # has an effect on JPEG only
+        # ``exif_transpose`` copies images that are already upright.
         upright = file if orientation == 1 else ImageOps.exif_transpose(file)
         pixels = as_array(as_rgb(upright, rules.grey_bits))
     return torch.from_numpy(pixels).permute(2, 0, 1), size
@@ -131,14 +129,14 @@ def read_scaled(
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Turns what goes wrong with an image file into an ImageError that names it."""
+    """Raise ImageError with the name of the image file in place of any exception in the block."""
     try:
         yield
     except FileNotFoundError:
         raise ImageError(f"image {path} does not exist: restore the file or name another") from None
     except ImageError:
         raise
-    except Exception as error:  # Pillow's decoders raise many kinds for damaged files
+    except Exception as error:  # Pillow's decoders raise many types for damaged files
         raise ImageError(
             f"cannot decode image {path} ({_reason(error)}): "
             f"{missing_plugin(path.name) or 'replace the file or leave it out'}"
@@ -160,7 +158,7 @@ def require_smaller(path: Path, size: tuple[int, int], rules: PixelRules, where:
 
 @contextmanager
 def unlimited() -> Iterator[None]:
-    """Without Pillow's own limit of sizes: ``PixelRules`` has one that can be set."""
+    """Disable Pillow's own limit of sizes within the block, in favour of that of ``PixelRules``."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield
@@ -169,7 +167,7 @@ def unlimited() -> Iterator[None]:
 
 
 def read_geometry(path: Path) -> Geometry:
-    """Of the image that ``read_image`` gives, from the file's header alone.
+    """The geometry of the image that ``read_image`` returns, from the file's header only.
 
     Raises ImageError for missing and foreign files.
     """
@@ -177,7 +175,7 @@ def read_geometry(path: Path) -> Geometry:
     try:
         with unlimited(), Image.open(path) as file:
             return geometry(file)
-    except Exception as error:  # Pillow's readers of headers raise many kinds, too
+    except Exception as error:  # reading a header may also raise many types
         raise ImageError(
             f"cannot read image {path} ({_reason(error)}): "
             f"{missing_plugin(path.name) or 'replace the file'}"
@@ -190,7 +188,7 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def geometry(file: Image.Image) -> Geometry:
-    """As ``read_geometry``, of a file that is only opened."""
+    """``read_geometry`` for an open file."""
     width, height = file.size
     if isinstance(file, TiffImageFile):  # Pillow may have exchanged its sides already
         width, height = (file.tag_v2[key] for key in (IMAGEWIDTH, IMAGELENGTH))
@@ -206,7 +204,7 @@ def _reason(error: Exception) -> str:
 
 
 def as_rgb(image: Image.Image, grey_bits: int | None = None) -> Image.Image:
-    """8-bit RGB; of deeper grey values the upper 8 of ``grey_bits``, see ``PixelRules``."""
+    """The image as 8-bit RGB; for deeper grey values see ``grey_bits`` of ``PixelRules``."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no fixed range")
     if image.mode.startswith("I"):
@@ -217,8 +215,8 @@ def as_rgb(image: Image.Image, grey_bits: int | None = None) -> Image.Image:
 
 
 def as_array(image: Image.Image) -> NDArray[np.uint8]:
-    """(H, W, 3) of an RGB image. Pillow gives the bytes as a copy, so that large images are taken
-    in bands: a third less memory, and several times as fast.
+    """The pixels (H, W, 3) of an RGB image. Large images are converted in bands, since Pillow
+    returns a copy of all bytes: this takes a third less memory and is several times faster.
     """
     width, height = image.size
     if width * height <= 2 * _BAND_PIXELS:
@@ -232,5 +230,5 @@ def as_array(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def depth(brightest: int) -> int:
-    """The fewest bits of the usual depths that hold a value."""
+    """The smallest usual bit depth that can represent a value."""
     return next((bits for bits in (8, 10, 12, 14, 16) if brightest < 2**bits), 32)

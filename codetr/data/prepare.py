@@ -1,4 +1,4 @@
-"""From an image of which nothing else is known to what a network is given."""
+"""Preprocessing of images without annotations."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from codetr.data.sample import Sample, as_sample
 
 
 def prepared(image: Regions, preprocess: Augmentation) -> Sample:
-    """``image`` after ``preprocess``. Where that begins with an ``EvalResize``, never all pixels of
-    an image that is read in regions are in memory.
+    """The sample of ``image`` after ``preprocess``. If that begins with an ``EvalResize``, an image
+    that is read in regions is never completely in memory.
     """
     if isinstance(image, Tensor):
         return preprocess(as_sample(image))

@@ -1,6 +1,4 @@
-"""Large TIFF files of which only regions are decoded: of the tiles or strips that the file is cut
-into, those that are looked at.
-"""
+"""Reading regions of large TIFF files, by decoding the tiles or strips that a region touches."""
 
 from __future__ import annotations
 
@@ -36,37 +34,37 @@ from codetr.data.images import (
 log = logging.getLogger(__name__)
 
 LARGE = 2**25
-"""Pixels of an image: up to here files are decoded whole."""
+"""Pixels of an image up to which files are decoded as a whole."""
 MOST_PIXELS, MOST_CHUNKS, CHUNK_PIXELS = 2**34, 2**20, 2**24
-"""Pixels of an image; its tiles or strips; pixels of one of these. What has more is decoded whole,
-if its size is allowed: a small file can claim any.
+"""Limits: pixels of an image, number of its tiles or strips, and pixels of one of these. Larger
+files, since even a small file can claim any size, are decoded as a whole if that is allowed.
 """
 
 COMPRESSION, COLOURS, SAMPLES, PLANES = 259, 262, 277, 284
 CODING = (258, COMPRESSION, COLOURS, 266, SAMPLES, PLANES, 292, 293, 317, 320, 332, 338, 339, 347)
-"""Tags that say how pixels are stored (TIFF 6.0, part 2; 347 are JPEG's tables)."""
+"""Tags that define how pixels are stored (TIFF 6.0, part 2; 347 are JPEG's tables)."""
 OLD_JPEG, JPEG = 6, 7
-"""Of COMPRESSION."""
+"""Values of COMPRESSION."""
 YCBCR, SEPARATE = 6, 2
-"""Of COLOURS and PLANES."""
+"""Values of COLOURS and PLANES."""
 
 
 def open_image(path: Path, rules: PixelRules) -> Regions:
-    """What ``read_image`` gives or, with ``rules.in_regions`` and for a large TIFF that allows it,
-    what has the same pixels and decodes them when a region is asked for.
+    """The image as returned by ``read_image`` or, with ``rules.in_regions`` and for a large TIFF
+    that allows it, as a ``TiffImage`` with the same pixels, which decodes regions on demand.
 
-    Raises ImageError as ``read_image`` does, whose limit of size then is that of a region.
+    Raises ImageError as ``read_image``; the maximum size of a ``TiffImage`` applies to its regions.
     """
     return (rules.in_regions and _open_tiff(path, rules)) or read_image(path, rules)
 
 
 class TiffImage:
-    """A TIFF file in place of a tensor (3, H, W), uint8 RGB: what a ``Finder`` and a resize need of
-    one. ``image[:, top:bottom, left:right]`` is decoded each time; only the tiles and strips of the
-    last region are kept.
+    """A TIFF file with the part of the interface of a uint8 RGB tensor (3, H, W) that ``Finder``
+    and resizing need. ``image[:, top:bottom, left:right]`` decodes the tiles or strips that it
+    touches; those of the last region are cached.
 
-    Asking for a region raises ImageError where its part of the file is damaged, and where the tiles
-    or strips that it touches have more pixels than ``rules`` allow: all of these are in memory.
+    Indexing raises ImageError if that part of the file is damaged, or if the tiles or strips have
+    more pixels than ``rules`` allow, since all of them are in memory at once.
     """
 
     def __init__(self, file: _Chunks, orientation: int, rules: PixelRules) -> None:
@@ -80,7 +78,7 @@ class TiffImage:
         return (3, *(self._file.size[::-1] if turned else self._file.size))
 
     def flip(self, dim: int) -> TiffImage:
-        """The mirror image: ``dim`` is -1."""
+        """The horizontally flipped image; ``dim`` must be -1."""
         assert dim == -1, dim
         return TiffImage(self._file, (self._orientation - 1 ^ 1) + 1, self._rules)
 
@@ -89,8 +87,8 @@ class TiffImage:
         _, height, width = self.shape
         top, bottom, _ = window[1].indices(height)
         left, right, _ = window[2].indices(width)
-        # the axes of the upright image are those of the file, exchanged for the last four
-        # orientations, and then reversed or not
+        # The axes of the upright image are those of the file, swapped for the last four
+        # orientations; each may be reversed.
         down, across = self._orientation in (3, 4, 7, 8), self._orientation in (2, 3, 6, 7)
         rows = (height - bottom, height - top) if down else (top, bottom)
         columns = (width - right, width - left) if across else (left, right)
@@ -103,7 +101,7 @@ class TiffImage:
         return pixels.flip(reversed_axes) if reversed_axes else pixels
 
     def _stored(self, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
-        """(h, w, 3) of a window of the file as it is stored."""
+        """The pixels (h, w, 3) of a window in the stored orientation."""
         height, width = self._file.chunk
         down, across = _touched(rows, height), _touched(columns, width)
         touched = (
@@ -126,28 +124,31 @@ class TiffImage:
 
 
 def _touched(wanted: tuple[int, int], side: int) -> range:
-    """Which chunks of ``side`` pixels an interval reaches into."""
+    """The indices of the chunks of ``side`` pixels that an interval overlaps."""
     return range(wanted[0] // side, -(-wanted[1] // side))
 
 
 def _shared(wanted: tuple[int, int], start: int) -> tuple[int, slice]:
-    """Where the chunk that begins at ``start`` comes in an interval, and what of it."""
+    """The position in an interval of the chunk that begins at ``start``, and the part of the chunk
+    that overlaps.
+    """
     return max(start - wanted[0], 0), slice(max(wanted[0] - start, 0), wanted[1] - start)
 
 
 Regions = Tensor | TiffImage
-"""An image (3, H, W), uint8 RGB, of which parts can be looked at."""
+"""A uint8 RGB image (3, H, W) that can be sliced."""
 
 
 class _Whole(Exception):
-    """Why a file has to be decoded as a whole."""
+    """The reason why a file has to be decoded as a whole."""
 
 
 @dataclass(frozen=True)
 class _Chunks:
-    """The tiles or strips of a TIFF file of ``size`` (height, width) as stored, row by row, each of
-    size ``chunk``. Of separate planes, all of one come before those of the next. ``coding`` are the
-    tags that say how they are to be decoded, ``order`` is that of the bytes.
+    """The tiles or strips of a TIFF file, row by row: ``size`` and ``chunk`` are the stored
+    (height, width) of the image and of each of them. With separate planes, all chunks of a plane
+    precede those of the next one. ``coding``: the tags needed for decoding; ``order``: the byte
+    order mark.
     """
 
     path: Path
@@ -165,9 +166,8 @@ class _Chunks:
         return -(-self.size[0] // self.chunk[0]), -(-self.size[1] // self.chunk[1])
 
     def decoded(self, row: int, column: int) -> Image.Image:
-        """What of the image is in a chunk: the last ones of a row and a column may reach beyond it.
-
-        For damaged parts of a file Pillow and this raise many kinds of exceptions.
+        """The part of the image in a chunk; the last chunks of rows and columns may extend beyond
+        the image. Damaged files cause many types of exceptions.
         """
         rows, columns = self.grid
         height = min(self.chunk[0], self.size[0] - row * self.chunk[0])
@@ -195,8 +195,8 @@ def _tiff(
     size: tuple[int, int],
     parts: Sequence[bytes],
 ) -> bytes:
-    """A TIFF file of one strip of ``size`` (height, width), in as many ``parts`` as it has planes:
-    header, pixels, directory of tags, and the values of those that have more than four bytes.
+    """A TIFF file with a single strip of ``size`` (height, width), one of ``parts`` per plane:
+    header, pixels, directory of tags, and values of more than four bytes.
     """
     endian = "<" if order == b"II" else ">"
     starts = accumulate((len(part) for part in parts[:-1]), initial=8)
@@ -209,7 +209,7 @@ def _tiff(
         Tiff.STRIPBYTECOUNTS: tuple(map(len, parts)),
     }
     pixels = b"".join(parts)
-    pixels += bytes(len(pixels) % 2)  # whatever an offset names is at an even one
+    pixels += bytes(len(pixels) % 2)  # offsets must be even
     directory = 8 + len(pixels)
     values_at = directory + 2 + 12 * len(tags) + 4
     entries, values = b"", b""
@@ -231,7 +231,7 @@ def _longs(endian: str, numbers: Sequence[int]) -> bytes:
 
 
 def _open_tiff(path: Path, rules: PixelRules) -> TiffImage | None:
-    """None where the file is to be decoded as a whole."""
+    """The TIFF file at ``path``; None if it has to be decoded as a whole."""
     register_plugins()
     try:
         with unlimited(), Image.open(path) as file:
@@ -244,9 +244,9 @@ def _open_tiff(path: Path, rules: PixelRules) -> TiffImage | None:
                 raise _Whole(f"its tags are not those of a TIFF ({error!r})") from error
             deep = file.mode.startswith("I")
     except _Whole as why:
-        log.info("%s is decoded as a whole, tiles of it too: %s", path, why)
+        log.info("%s is decoded as a whole, also for its tiles: %s", path, why)
         return None
-    except Exception:  # ``read_image`` says what is wrong with it
+    except Exception:  # ``read_image`` reports what is wrong
         return None
     if deep and rules.grey_bits is None:
         with naming(path):
@@ -257,7 +257,7 @@ def _open_tiff(path: Path, rules: PixelRules) -> TiffImage | None:
 
 
 def _chunks(path: Path, file: Tiff.TiffImageFile, orientation: int) -> _Chunks:
-    """Raises _Whole."""
+    """The tiles or strips of a TIFF file. Raises _Whole if they cannot be decoded separately."""
     tags = file.tag_v2
     height, width = tags[Tiff.IMAGELENGTH], tags[Tiff.IMAGEWIDTH]
     tiled = Tiff.TILEOFFSETS in tags

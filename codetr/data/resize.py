@@ -21,7 +21,7 @@ Window = tuple[int, int, int, int]
 """Top, left, height and width of a part of an image, pixels."""
 
 _BAND_PIXELS = 2**20
-"""Of what ``resize_regions`` looks at at a time."""
+"""Pixels that ``resize_regions`` reads at a time."""
 _WEIGHT_ONE = 2048  # OpenCV's 11-bit interpolation weights
 
 
@@ -82,7 +82,7 @@ def resize_bilinear_opencv(
 
 
 def _opencv(image: Regions, size: tuple[int, int], window: Window, step: int) -> Tensor:
-    """``resize_bilinear_opencv``, of which ``step`` rows are made at a time."""
+    """``resize_bilinear_opencv``, computing ``step`` rows at a time."""
     from codetr.data.resize_loops import interpolate  # numba takes half a second to import
 
     channels, height, width = image.shape
@@ -101,14 +101,14 @@ def _opencv(image: Regions, size: tuple[int, int], window: Window, step: int) ->
 
 
 def resize_regions(image: Regions, size: tuple[int, int], antialias: bool) -> Tensor:
-    """What ``resize_bilinear`` makes of ``image``, looked at in bands: to the bit or, where torch
-    does not compute in uint8 (Intel processors without AVX2), to one grey level.
+    """``resize_bilinear`` of an image that is read in bands. Bit-exact or, if torch does not
+    compute in uint8 (Intel processors without AVX2), up to one grey level.
     """
     channels, height, width = image.shape
     step = max(1, _BAND_PIXELS // width)
     if not antialias:
         return _opencv(image, size, (0, 0, *size), max(1, step * size[0] // height))
-    # torch resizes across, rounds, and then resizes down
+    # torch resizes the width first, and rounds before it resizes the height
     narrow = torch.empty(height, size[1], channels, dtype=torch.uint8)
     for top in range(0, height, step):
         band = image[:, top : top + step, :]

@@ -1,4 +1,4 @@
-"""Values taken several at a time; ``itertools.batched`` of Python 3.12."""
+"""Grouping of values; ``itertools.batched`` needs Python 3.12."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def grouped(values: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of ``size`` values, the last one maybe shorter, each made when it is asked for."""
+    """Lists of ``size`` values, built lazily; the last one may be shorter."""
     rest = iter(values)
     while group := list(islice(rest, size)):
         yield group

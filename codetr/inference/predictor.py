@@ -34,17 +34,17 @@ log = logging.getLogger(__name__)
 
 
 THRESHOLD = 0.3
-"""Of scores, where a predictor is called; as conf/predict.yaml."""
+"""Default score threshold of calls, the same as in conf/predict.yaml."""
 PICTURE_SIDE = 2048
-"""Pixels of what is shown of an image that is read in regions."""
+"""Longer side in pixels of pictures of images that are read in regions."""
 
 
 class Predictor(ModelHubMixin):
-    """Finds objects in images of any kind. ``load`` makes one from a checkpoint.
+    """Detects objects in images of any type. ``load`` builds one from a checkpoint.
 
-    ``finder`` looks at uint8 tensors; ``detector`` is the network in it, ``record`` what its file
-    says of it, ``results`` what its run measured; ``rules`` say how image files become pixels. On
-    the Hugging Face Hub: ``save_pretrained``, ``push_to_hub``, ``from_pretrained``.
+    ``finder`` processes uint8 tensors with the network ``detector``; ``record`` is the metadata of
+    the checkpoint, ``results`` are the metrics of its run; ``rules`` say how image files are
+    decoded. For the Hugging Face Hub: ``save_pretrained``, ``push_to_hub``, ``from_pretrained``.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class Predictor(ModelHubMixin):
         self, images: ImageLike | Sequence[ImageLike], threshold: float = 0.0
     ) -> Prediction | list[Prediction]:
         """Detections with a score above ``threshold``, on the CPU: one ``Prediction`` for an image,
-        a list for several. Images are file names, http(s) addresses, Pillow images, uint8 arrays
-        (H, W, 3) or uint8 tensors (3, H, W), all RGB. Raises UserError for anything else and for
-        what cannot be read.
+        a list for several. Images are file names, http(s) URLs, Pillow images, uint8 arrays
+        (H, W, 3) or uint8 tensors (3, H, W), all RGB. Raises UserError for other values and for
+        files that cannot be read.
         """
         one = is_one_image(images)
         given: Sequence[Any] = [images] if one else list(images)  # type: ignore[arg-type]
@@ -178,14 +178,14 @@ def load(
         overrides: to that experiment, as for train.py.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ...
         precision: ``32`` or ``bf16``.
-        batch: so many images at a time.
+        batch: number of images per batch.
         views: test-time augmentation; by default none.
         postprocess: by default the one that the checkpoint was evaluated with.
         trust: build whatever classes the file names, not only those of ``codetr``: classes of your
             own. Never for files of strangers, which could run any code. Also: download published
             weights that neither a revision nor a hash pins.
-        max_megapixels: larger image files are refused; with ``views.tile``, of TIFF files that can
-            be read in regions larger regions.
+        max_megapixels: larger image files are refused; with ``views.tile``, TIFF files that can be
+            read in regions may be larger, but not their regions.
 
     Raises UserError for whatever a user can correct.
     """
@@ -296,9 +296,7 @@ def build_detector(content: DetectorFile, source: str, trust: bool = False) -> n
 
 
 def picture(image: Regions) -> Tensor:
-    """``image`` or, of one that is read in regions, a picture (3, h, w) that fits into
-    ``PICTURE_SIDE``.
-    """
+    """``image`` or, if it is read in regions, a copy (3, h, w) reduced to ``PICTURE_SIDE``."""
     if isinstance(image, Tensor):
         return image
     size = image.shape[-2], image.shape[-1]

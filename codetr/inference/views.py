@@ -1,7 +1,8 @@
-"""Test-time augmentation: a finder that looks at an image in several ways.
+"""Test-time augmentation: detection in several views of an image.
 
 A finder is a callable from uint8 RGB images (3, H, W) to their detections, in pixels of those
-images; large ones may be files that are read in regions. What stands here takes finders and is one.
+images; large images may be files that are read in regions. The classes here are finders that
+wrap other finders.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from codetr.nms import Nms, Suppress
 from codetr.structures import Detections
 
 SIDES = ("short", "long", "canvas")
-"""What an evaluation's resize calls the pixels that it aims at."""
+"""Arguments of an evaluation's resize that are target sizes in pixels."""
 
 
 class Finder(Protocol):
@@ -34,7 +35,7 @@ class Finder(Protocol):
 
 @dataclass(frozen=True)
 class Mirrored:
-    """Looks at the images with left and right exchanged."""
+    """Detects objects in the horizontally flipped images."""
 
     finder: Finder
 
@@ -53,7 +54,7 @@ class Mirrored:
 
 @dataclass(frozen=True)
 class Several:
-    """What several finders see in the same image, as one: at most ``limit`` detections."""
+    """Merges the detections of several finders to at most ``limit`` per image."""
 
     finders: Sequence[Finder]
     suppress: Suppress
@@ -67,16 +68,16 @@ class Several:
 
 @dataclass(frozen=True)
 class Tiled:
-    """Looks at large images in square tiles of ``tile`` pixels, and as a whole.
+    """Detects objects in square tiles of large images, ``tile`` pixels wide, and in whole images.
 
-    Neighbouring tiles share at least ``overlap`` of a tile. A box that ends within ``border``
-    pixels of a tile's edge, where the image goes on, is a cut object: it is dropped, since another
-    tile has the whole of it, or the view of the whole image where it is larger than the overlap.
-    Images that fit into one tile are looked at once; of others ``batch`` views are made at a time.
-    Akyol et al., "Slicing Aided Hyper Inference" (arXiv 2202.06934), section 3, with that rule for
-    cut objects.
+    Neighbouring tiles overlap by at least the share ``overlap`` of their side. A box that ends
+    within ``border`` pixels of a tile's edge, unless that is the edge of the image, is a truncated
+    object and is dropped: another tile contains all of it or, if it is larger than the overlap, the
+    view of the whole image does. Images that fit into one tile are processed once; ``batch`` views
+    of other images are created at a time. Akyol et al., "Slicing Aided Hyper Inference" (arXiv
+    2202.06934), section 3; the rule for truncated objects is ours.
 
-    Raises UserError where a number is out of range.
+    Raises UserError if a number is out of range.
     """
 
     finder: Finder
@@ -116,7 +117,7 @@ class Tiled:
         return merged([*views, found[-1]], self.suppress, self.limit)
 
     def _view(self, image: Regions, corner: tuple[int, int] | None) -> Regions:
-        """The tile whose top left is at ``corner`` (x, y), or the image."""
+        """The tile with its top left at ``corner`` (x, y); the whole image for None."""
         if corner is None:
             return image
         x, y = corner
@@ -125,7 +126,7 @@ class Tiled:
     def _whole_objects(
         self, found: Detections, corner: tuple[int, int], image_wh: tuple[int, int]
     ) -> Detections:
-        """A tile's detections without cut objects, in pixels of the image."""
+        """A tile's detections without truncated objects, in pixels of the image."""
         boxes = found.boxes_xyxy_px + torch.tensor(corner * 2).to(found.boxes_xyxy_px)
         whole = torch.ones(len(found), dtype=torch.bool)
         for axis, (start, size) in enumerate(zip(corner, image_wh, strict=True)):
@@ -138,11 +139,11 @@ class Tiled:
 
 @dataclass(frozen=True)
 class Views:
-    """Which views of an image to put together; by default the image alone.
+    """The views of an image whose detections are merged; by default the image only.
 
-    ``flip`` adds its mirror image; ``scales`` are factors of the checkpoint's image size, each a
-    view ((1.0,) is that size alone); ``tile`` cuts larger images into tiles of so many pixels,
-    which share ``overlap`` of a side; ``merge`` decides between the boxes of several views.
+    ``flip`` adds the horizontally flipped image; ``scales`` are factors of the checkpoint's image
+    size, with a view for each; ``tile`` divides larger images into tiles of that many pixels, which
+    overlap by the share ``overlap`` of their side; ``merge`` suppresses duplicates between views.
     """
 
     flip: bool = False
@@ -157,18 +158,18 @@ class Views:
 
     @property
     def single(self) -> bool:
-        """Whether each image is looked at once, as it is."""
+        """Whether the only view is the unchanged image."""
         return not self.flip and self.tile is None and tuple(self.scales) == (1.0,)
 
     def resizes(self, resize: Mapping[str, Any], source: str) -> tuple[Mapping[str, Any], ...]:
-        """The configuration of a resize at each scale; ``source`` names the checkpoint that it is
-        of. Raises UserError where it aims at no size.
+        """The configuration of a resize at each scale; ``source`` is the checkpoint's name in
+        messages. Raises UserError if the resize has no target size.
         """
         return tuple(scaled(resize, factor, source) for factor in self.scales)
 
     def compose(self, finders: Sequence[Finder], limit: int, batch: int = 1) -> Finder:
-        """One finder from those of each scale; ``limit`` detections per image come out. ``batch``
-        is how many images they take at a time.
+        """A finder for all views from those of each scale, with at most ``limit`` detections per
+        image. ``batch``: number of images that ``finders`` process at a time.
         """
         seen = [*finders, *(Mirrored(finder) for finder in finders if self.flip)]
         finder = seen[0] if len(seen) == 1 else Several(seen, self.merge, limit)
@@ -178,8 +179,8 @@ class Views:
 
 
 def tile_starts(size: int, tile: int, overlap: float) -> list[int]:
-    """Where tiles begin along a side of ``size`` pixels: evenly spread, the first at 0 and the
-    last one's end at the side's, as few as share ``overlap`` of a tile at least.
+    """The first pixels of the tiles along a side of ``size`` pixels: evenly spaced from edge to
+    edge, with the smallest number of tiles that overlap by at least the share ``overlap``.
     """
     if size <= tile:
         return [0]
@@ -189,7 +190,7 @@ def tile_starts(size: int, tile: int, overlap: float) -> list[int]:
 
 
 def merged(views: Sequence[Detections], suppress: Suppress, limit: int) -> Detections:
-    """The best ``limit`` detections of all ``views``, each object once."""
+    """The best ``limit`` detections of all ``views`` after suppression of duplicates."""
     boxes = torch.cat([view.boxes_xyxy_px for view in views])
     scores = torch.cat([view.scores for view in views])
     labels = torch.cat([view.labels for view in views])
@@ -204,15 +205,15 @@ def merged(views: Sequence[Detections], suppress: Suppress, limit: int) -> Detec
 
 
 def mirrored_boxes(boxes_xyxy_px: Tensor, width: int) -> Tensor:
-    """Boxes (n, 4) of the mirror image of an image of that width."""
+    """Boxes (n, 4) in the horizontally flipped image of ``width`` pixels."""
     x0, y0, x1, y1 = boxes_xyxy_px.unbind(-1)
     return torch.stack([width - x1, y0, width - x0, y1], dim=-1)
 
 
 def scaled(resize: Mapping[str, Any], factor: float, source: str) -> Mapping[str, Any]:
-    """A resize's configuration that aims at ``factor`` times as many pixels.
+    """A resize's configuration with its target sizes multiplied by ``factor``.
 
-    Raises UserError where it aims at no size.
+    Raises UserError if it has none.
     """
     if factor == 1:
         return resize
