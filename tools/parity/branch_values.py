@@ -29,7 +29,7 @@ from tools.parity.case import Case
 from tools.parity.mask_values import has_original_sizes, original_infos
 from tools.parity.probe import probe
 from tools.parity.recorded import Recorded
-from tools.parity.values import Values, scored
+from tools.parity.values import Values, sampled, scored
 
 
 @contextmanager
@@ -65,21 +65,22 @@ def trained_regions(
     said, hidden = _hidden(branch, pyramid, boxes, labels)
     truth = mask_targets(targets, boxes, numbers, [s.shape[-1] for s in said.stages])
     visible = visible_shares(targets, boxes, numbers)
+    levels = roi_levels(torch.cat(boxes), pyramid.strides[0], len(pyramid.maps))
     return said, {
         **hidden,
         **{f"mask{b}_pos_idx": sample.positive for b, sample in enumerate(samples)},
         "mask_rois": with_image(boxes),
         "mask_labels": labels,
         "mask_assigned_gt": torch.cat(numbers),
-        "mask_level": roi_levels(torch.cat(boxes), pyramid.strides[0], len(pyramid.maps)),
+        "mask_level": levels,
         "mask_feats": pool_rois(pyramid, boxes, branch.head.roi_size),
         **{f"stage{i}_logits": logits for i, logits in enumerate(said.stages)},
         **{f"stage{i}_targets": target > 0 for i, target in enumerate(truth)},
         "mask_iou_targets": iou_targets(said.stages[REFINED_FROM], truth[REFINED_FROM], visible),
         "mask_area_ratios": visible,
-        "stage_losses": torch.stack(stage_losses(said.stages, truth)),
-        "pos": torch.tensor([len(r.target) for r in regions]),
-        "neg": torch.tensor([len(r) - len(r.target) for r in regions]),
+        "counts/stage_losses_unweighted": torch.stack(stage_losses(said.stages, truth)),
+        **sampled("", regions),
+        "counts/level": torch.bincount(levels, minlength=len(pyramid.maps)),
     }
 
 

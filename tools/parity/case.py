@@ -54,14 +54,15 @@ class Case:
             return {}
         return dict(self.schemes["collaborative"].heads.items())
 
-    def own_names(self, official: str) -> list[str]:
-        """Our parameters that hold an official one; none if we have no such parameter."""
-        names = self.conversion.used.get(self.recorded.short(official))
-        return names.split(", ") if names else []
-
-    def drops(self, official: str) -> bool:
-        """Whether a parameter holds nothing that we need."""
-        return self.recorded.short(official) in self.conversion.dropped
+    def own_names(self, official: str) -> list[str] | None:
+        """Our parameters that hold an official one: none if it holds nothing that we need. None if
+        no rule knows it.
+        """
+        short = self.recorded.short(official)
+        if short in self.conversion.dropped:
+            return []
+        names = self.conversion.used.get(short)
+        return None if names is None else names.split(", ")
 
 
 Convert = Callable[[Mapping[str, Tensor], DictConfig], Conversion]
@@ -75,7 +76,7 @@ def load_case(
     dtype: torch.dtype = torch.float64,
 ) -> Case:
     """Build the experiment at full size and load the official state dict into it, strictly; the
-    recorded runs drop no layers. ``overrides`` as for train.py.
+    recorded runs drop neither layers nor values. ``overrides`` as for train.py.
 
     Raises UserError if there is no such experiment, or if a key is left over or missing.
     """
@@ -96,6 +97,10 @@ def load_case(
     for module in root.modules():
         if isinstance(module, DropPath):
             module.drop_prob = 0.0
+        elif isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
     root.to(dtype)
     lsj = recorded.of_co_detr and cfg.augmentation.eval._target_.endswith("LsjEval")
     return Case(

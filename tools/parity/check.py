@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from codetr.errors import UserError
+from tools.parity.co_detr import co_detr
 from tools.parity.components import COMPONENTS
-from tools.parity.detr import check_detr
+from tools.parity.detector import Family, check_detector
 from tools.parity.heads import check_head
-from tools.parity.models import check_model
 from tools.parity.ms_detr import MS_DETR
 from tools.parity.recorded import Recorded
 from tools.parity.refine_mask import check_refine_mask, is_refine_mask
 from tools.parity.students import STUDENTS
 from tools.parity.table import Row
-from tools.parity.teach_detr import check_teach_detr
+from tools.parity.teach_detr import TEACH_DETR
 from tools.parity.tokens import VIDT, YOLOS
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
@@ -29,17 +28,15 @@ GIVEN = re.compile(r"^in/|_paste_(index|window)$|^dn_draw_")
 """Recorded arrays that say what was given or done, not what came out."""
 HEAD_ALONE = {"head_config", "roi_head"}
 """Keys of info.json that only the records of auxiliary heads alone have."""
-FAMILIES: dict[str, Callable[[Recorded], list[Row]]] = {
-    "ms_detr": partial(check_detr, family=MS_DETR),
-    "h_deformable": check_teach_detr,
-    "teach_h_deformable": check_teach_detr,
-    "yolos": partial(check_detr, family=YOLOS),
-    "vidt": partial(check_detr, family=VIDT),
-    **dict.fromkeys(
-        ("conditional_detr", "dab_detr", "dn_detr", "dino"), partial(check_detr, family=STUDENTS)
-    ),
+FAMILIES: dict[str, Family] = {
+    "ms_detr": MS_DETR,
+    "h_deformable": TEACH_DETR,
+    "teach_h_deformable": TEACH_DETR,
+    "yolos": YOLOS,
+    "vidt": VIDT,
+    **dict.fromkeys(("conditional_detr", "dab_detr", "dn_detr", "dino"), STUDENTS),
 }
-"""Checks of detectors of other repositories, by how the experiment in info.json begins."""
+"""Detectors of other repositories, by how the experiment in info.json begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,21 +68,22 @@ def check(folder: Path, precision: str | None = None) -> Report:
         return Report(title=name, rows=tuple(COMPONENTS[name](folder)))
     recorded = Recorded.load(folder)
     if not recorded.of_co_detr:
-        rows = _family(recorded)(recorded)
+        rows = check_detector(recorded, _family(recorded))
         return _report(f"{name}: {recorded.experiment}, float64", recorded, rows)
     if is_refine_mask(recorded):
         return _report(f"heads/{name}", recorded, check_refine_mask(recorded))
     if HEAD_ALONE & set(recorded.info):
-        return Report(title=f"heads/{name}", rows=tuple(check_head(recorded)))
+        return _report(f"heads/{name}", recorded, check_head(recorded))
     chosen = precision or recorded.info.get("precision", "float64")
-    rows = check_model(recorded, PRECISIONS[chosen])
+    dtype = PRECISIONS[chosen]
+    rows = check_detector(recorded, co_detr(dtype), dtype)
     return _report(f"{name}: {recorded.experiment}, {chosen}", recorded, rows)
 
 
-def _family(recorded: Recorded) -> Callable[[Recorded], list[Row]]:
-    for beginning, check_family in FAMILIES.items():
+def _family(recorded: Recorded) -> Family:
+    for beginning, family in FAMILIES.items():
         if recorded.experiment.startswith(beginning):
-            return check_family
+            return family
     raise UserError(
         f"{recorded.folder}/info.json: experiment {recorded.experiment} is none whose records are "
         f"known: give one that begins with {', '.join(FAMILIES)}"
@@ -93,7 +91,7 @@ def _family(recorded: Recorded) -> Callable[[Recorded], list[Row]]:
 
 
 def _report(title: str, recorded: Recorded, rows: Sequence[Row]) -> Report:
-    known = {row.quantity for row in rows}
+    known = {row.quantity.split(" (")[0] for row in rows}
     rest = (name for name in recorded.arrays if name not in known and not GIVEN.search(name))
     return Report(title=title, rows=tuple(rows), untouched=tuple(rest))
 

@@ -198,7 +198,7 @@ def paa_values(run: HeadRun) -> Values:
         **values,
         **_positives(run, wanted, assigned, anchors.boxes),
         **_at_positives(run, wanted, "iou_target", iou),
-        "counts/gmm iterations": torch.cat(iterations),
+        "counts/gmm_iterations": torch.cat(iterations),
     }
 
 

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from codetr.loss_terms import Losses, total_loss
+from codetr.loss_terms import total_loss
 from codetr.structures import Batch, Images, Pyramid
+from tools.parity.co_detr import FLOAT64
 from tools.parity.head_inputs import STRIDES, make_boxes, make_features
-from tools.parity.head_kinds import Kind, kind_of
+from tools.parity.head_kinds import kind_of
 from tools.parity.inputs import targets_of
 from tools.parity.recorded import Recorded
 from tools.parity.rules import Array, make_tensor
-from tools.parity.table import EXACT, Row, Tolerance, compare
+from tools.parity.step import count_rows, gradient_rows, loss_rows
+from tools.parity.table import Row, compare
 from tools.parity.values import Values
-
-ARRAYS = Tolerance(absolute=1e-5, relative=1e-5)
-PIXELS = Tolerance(absolute=1e-3, relative=1e-5)
-LOSSES = Tolerance(relative=1e-6)
-GRADIENTS = Tolerance(absolute=1e-9, relative=1e-5)
-
-IN_PIXELS = re.compile(
-    r"_(anchor|target_box|point|ltrb|query_coords|proposals|pred_box)$|rois|query/[ct]"
-)
 
 
 def check_head(recorded: Recorded) -> list[Row]:
-    """Everything recorded, in float64: inputs, raw outputs, assignments, detections,
-    losses and gradients. A recorded quantity that ours does not have is a row that fails.
+    """Everything recorded, in float64: inputs, raw outputs, assignments, detections, losses and
+    gradients.
 
     Raises UserError if the head is none of those known here.
     """
@@ -45,11 +37,16 @@ def check_head(recorded: Recorded) -> list[Row]:
     run = kind.run(head, pyramid, batch)
     total = total_loss(run.output.losses)
     total.backward()
+    official = recorded.step()
+    values = kind.values(run)
+    ours = {f"loss_{name}": term for name, term in run.output.losses.items()}
     return [
         *_input_rows(recorded, pyramid, truth),
-        *_value_rows(recorded, kind.values(run)),
-        *_loss_rows(recorded, run.output.losses, float(total.detach())),
-        *_gradient_rows(recorded, kind, head, pyramid),
+        *_value_rows(recorded, values),
+        *loss_rows(official, ours, float(total.detach()), FLOAT64),
+        *count_rows(official, values),
+        *gradient_rows(official, head, lambda name: [kind.rename(name)], FLOAT64.gradients),
+        *feature_rows(recorded, pyramid),
     ]
 
 
@@ -102,65 +99,27 @@ def _input_rows(
 
 
 def _value_rows(recorded: Recorded, values: Values) -> Iterator[Row]:
-    """One row per recorded array, and the counts."""
-    for name, stored in recorded.arrays.items():
-        if name.startswith(("in/", "grad/")):
-            continue
-        if name not in values:
-            lost = float("inf")
-            yield Row(quantity=f"{name} (not ours)", absolute=lost, relative=lost, tolerance="",
-                      ok=False)  # fmt: skip
-        elif name.endswith("_boxes_scores"):
-            yield from _detection_rows(name, values[name], stored)
-        else:
-            yield recorded.row(name, values[name], _tolerance(name, stored))
-    counts = recorded.losses["counts"]
-    if "gmm" in counts:
-        counts = counts | {"gmm iterations": [fit["iterations"] for fit in counts["gmm"]]}
-    for name in ("usable", "gmm iterations", "box_avg_factor"):
-        if name in counts:
-            ours = values[f"counts/{name}"]
-            yield compare(f"counts/{name}", ours, counts[name], Tolerance(relative=1e-9))
-
-
-def _detection_rows(name: str, ours: Tensor, stored: Array) -> Iterator[Row]:
-    """Boxes and scores by themselves. A box without area that official voting turned into NaN
-    stays in ours: only that it has no area is compared.
+    """Boxes and scores of detections by themselves. A box without area that official voting turned
+    into NaN stays in ours: only that it has no area is compared.
     """
-    boxes = ours[:, :4].clone()
-    if boxes.shape == stored[:, :4].shape:
-        flat = (boxes[:, 2:] <= boxes[:, :2]).any(dim=1)
-        boxes[flat & torch.from_numpy(np.isnan(stored[:, 0]))] = torch.nan
-    yield compare(name.removesuffix("_scores"), boxes, stored[:, :4], PIXELS)
-    yield compare(name.replace("_boxes", ""), ours[:, 4], stored[:, 4], ARRAYS)
+    found = {name: v for name, v in values.items() if name.endswith("_boxes_scores")}
+    yield from recorded.rows({k: v for k, v in values.items() if k not in found}, FLOAT64)
+    for name, ours in found.items():
+        stored, boxes = recorded.arrays[name], ours[:, :4].clone()
+        if ours.shape == stored.shape:
+            flat = (boxes[:, 2:] <= boxes[:, :2]).any(dim=1)
+            boxes[flat & torch.from_numpy(np.isnan(stored[:, 0]))] = torch.nan
+        tolerance = FLOAT64.of_array(name, stored)
+        yield compare(f"{name} (boxes)", boxes, stored[:, :4], tolerance)
+        yield compare(f"{name} (scores)", ours[:, 4], stored[:, 4], FLOAT64.arrays)
 
 
-def _tolerance(name: str, stored: Array) -> Tolerance:
-    if stored.dtype.kind in "iu":
-        return EXACT
-    return PIXELS if IN_PIXELS.search(name) else ARRAYS
-
-
-def _loss_rows(recorded: Recorded, losses: Losses, total: float) -> Iterator[Row]:
-    """Official losses are weighted, some of them one per level."""
-    for name, official in recorded.losses["losses"].items():
-        if name.startswith("loss_"):
-            term = losses[name.removeprefix("loss_")]
-            ours = float(term.value.detach()) * term.weight
-            yield compare(f"losses/{name}", ours, float(np.sum(official)), LOSSES)
-    yield compare("losses/total", total, recorded.losses["total"], LOSSES)
-
-
-def _gradient_rows(
-    recorded: Recorded, kind: Kind, head: nn.Module, pyramid: Pyramid
-) -> Iterator[Row]:
-    parameters = dict(head.named_parameters())
-    for key, official in recorded.losses["grad_norms"].items():
-        gradient = parameters[kind.rename(key)].grad
-        ours = float("nan") if gradient is None else float(gradient.norm())
-        yield compare(f"gradient/{key}", ours, official, GRADIENTS)
-    for level, features in enumerate(pyramid.maps):
-        assert features.grad is not None
-        official = recorded.losses["feature_grad_norms"][level]
-        yield recorded.row(f"grad/feature{level}", features.grad, GRADIENTS)
-        yield compare(f"gradient/feature{level}", features.grad.norm(), official, GRADIENTS)
+def feature_rows(recorded: Recorded, pyramid: Pyramid) -> Iterator[Row]:
+    """Gradients of the maps that a head read, zeros where it read none."""
+    for level, official in enumerate(recorded.losses["feature_grad_norms"]):
+        features = pyramid.maps[level]
+        own = torch.zeros_like(features) if features.grad is None else features.grad
+        name = f"grad/feature{level}"
+        if name in recorded.arrays:
+            yield recorded.row(name, own, FLOAT64.gradients)
+        yield compare(f"grad norm of feature{level}", own.norm(), official, FLOAT64.gradients)

@@ -132,7 +132,8 @@ def trained_masks(case: Case, head: Any, pyramid: Pyramid, regions: Sequence[Any
     numbers = [r.target for r in regions]
     labels = torch.cat([r.positive_labels for r in regions])
     features = head.pool(pyramid, boxes, head.mask_head.roi_size)
-    size = head.mask_head.mask_size
+    size, levels = head.mask_head.mask_size, _levels(pyramid, boxes, head)
+    wanted = mask_targets(targets, boxes, numbers, [size])[0] > 0
     shares = [
         mask_shares(true_masks(target), box, row, [size])[0]
         for target, box, row in zip(targets, boxes, numbers, strict=True)
@@ -141,10 +142,12 @@ def trained_masks(case: Case, head: Any, pyramid: Pyramid, regions: Sequence[Any
         "mask_rois": with_image(boxes),
         "mask_labels": labels,
         "mask_assigned_gt": torch.cat(numbers),
-        "mask_level": _levels(pyramid, boxes, head),
+        "mask_level": levels,
+        "counts/mask_pos_per_level": torch.bincount(levels, minlength=head.num_levels - 1),
         "mask_feats": features,
         "mask_pred": _all_classes(head.mask_head, features),
         "mask_pred_own": at_least_float32(head.mask_head(features, labels)),
-        "mask_targets": mask_targets(targets, boxes, numbers, [size])[0] > 0,
+        "mask_targets": wanted,
+        "counts/mask_target_ones": wanted.sum(),
         "mask_targets_soft": torch.cat(shares),
     }

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from codetr.structures import Assignment, Predictions, Targets
+from codetr.structures import Assignment, Decoded, Predictions, Targets
+from codetr.supervision.schemes.one_to_one import proposal_targets
 
 TERMS = {"cls": "ce", "bbox": "bbox", "giou": "giou"}
 PATTERNS = {
@@ -69,6 +71,33 @@ def layered(
             predictions=layer,
             pairs=own,
             targets=targets,
+        )
+
+
+def matched(
+    name: str,
+    scheme: Any,
+    main: Decoded,
+    targets: Sequence[Targets],
+    match: str = "match_l{}",
+    proposals: str = "match_enc",
+    encoder: str = "_enc",
+) -> Iterator[Measured]:
+    """Every layer of the main queries and the encoder's proposals, if there are any, matched with
+    ``targets`` again by the ``scheme`` called ``name``. ``match`` is as for ``layered``,
+    ``proposals`` and ``encoder`` are the official names of the proposals' pairs and losses.
+    """
+    yield from layered(name, main.layers, scheme.matcher(main.layers, targets), targets, match)
+    if main.proposals is not None:
+        labelled = proposal_targets(targets, scheme.proposal_labels)
+        matcher = getattr(scheme, "proposal_matcher", scheme.matcher)
+        (pairs,) = matcher([main.proposals], labelled)
+        yield Measured(
+            name=pattern(name, "encoder", len(main.layers), encoder),
+            match=proposals,
+            predictions=main.proposals,
+            pairs=pairs,
+            targets=labelled,
         )
 
 

@@ -8,6 +8,8 @@ keys.json, with the state dict under ``keys`` (see ``rules_detr``).
 from __future__ import annotations
 
 import json
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from tools.parity import rules, rules_detr
 from tools.parity.inputs import Inputs
 from tools.parity.rules import Array
 from tools.parity.rules_masks import has_masks, make_masks, make_tensor
-from tools.parity.table import EXACT, Row, Tolerance, compare, compare_bits
+from tools.parity.table import EXACT, Row, Tolerance, Tolerances, compare, compare_bits
 
 INFO, ARRAYS, STRIDES, KEYS, LOSSES = (
     "info.json",
@@ -31,6 +33,22 @@ INFO, ARRAYS, STRIDES, KEYS, LOSSES = (
     "losses.json",
 )
 ENTRIES = "entries"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedStep:
+    """One official training step. ``losses`` by official name are raw and have ``weights``, or are
+    weighted already and have none; gradient ``norms`` are those of parameters by official name,
+    ``norm`` that of all together, None where it is not recorded; ``counts`` are numbers of samples
+    and the like, and the losses of stages.
+    """
+
+    losses: Mapping[str, float]
+    weights: Mapping[str, float] | None = None
+    total: float
+    norms: Mapping[str, float]
+    norm: float | None
+    counts: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +166,54 @@ class Recorded:
         if has_masks(list(self.shapes)):
             masks = [make_masks(own, size) for own, size in zip(boxes, sizes, strict=True)]
         return Inputs(pixels=pixels, sizes=sizes, boxes=boxes, labels=labels, masks=masks)
+
+    def step(self, kind: str = "") -> RecordedStep:
+        """The training step, or one of several by the ``kind`` that its numbers' names end with.
+        What was also computed in float64 is taken in float64.
+        """
+        end = f"_{kind}" if kind else ""
+        said = ChainMap(self.losses.get("float64", {}), self.losses)
+        norms = {name: value or 0.0 for name, value in said[f"grad_norms{end}"].items()}
+        counts, stages = said.get("counts", {}), "stage_losses_unweighted"
+        if "gmm" in counts:
+            counts = counts | {"gmm_iterations": [fit["iterations"] for fit in counts["gmm"]]}
+        if stages in said:
+            counts = counts | {stages: said[stages]}
+        if self.of_co_detr:
+            parts = {name: own for name, own in said["losses"].items() if "loss" in name}
+            return RecordedStep(
+                losses={name: float(np.sum(own)) for name, own in parts.items()},
+                total=said["total"],
+                norms=norms,
+                norm=said.get("total_grad_norm"),
+                counts=counts,
+            )
+        return RecordedStep(
+            losses=said[f"losses{end}" if kind else "losses_unweighted"],
+            weights=said["weight_dict_used"],
+            total=said[f"weighted_total{end}"],
+            norms=norms,
+            norm=said[f"grad_norm_all{end}"],
+            counts=counts,
+        )
+
+    @property
+    def frozen(self) -> list[str]:
+        """Official parameters that are not trained, where they are listed."""
+        names: list[str] = self.losses.get("frozen", self.keys.get("requires_grad_false", []))
+        return names
+
+    def rows(
+        self,
+        values: Mapping[str, Any],
+        tolerances: Tolerances,
+        where: Mapping[str, Tensor] | None = None,
+    ) -> Iterator[Row]:
+        """One for each of ``values`` that is recorded; ``where`` as for ``row``, by name."""
+        for name, value in values.items():
+            if name in self.arrays:
+                tolerance = tolerances.of_array(name, self.arrays[name])
+                yield self.row(name, value, tolerance, (where or {}).get(name))
 
     def row(
         self, name: str, ours: Any, tolerance: Tolerance = EXACT, where: Tensor | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -13,25 +14,22 @@ from torch import Tensor, nn
 
 from codetr.checkpoints.experiment import compose_experiment
 from codetr.checkpoints.official import convert_official
-from codetr.loss_terms import LossTerm
 from codetr.models.masks import MaskBranch
 from codetr.structures import Detections, ImageInfo, Memory, Pyramid, Targets
 from codetr.supervision.aux_heads.matched import RegionSampler
 from tools.parity.branch_values import found_masks, samples_of, trained_regions
+from tools.parity.co_detr import FLOAT64
 from tools.parity.head_inputs import STRIDES, make_boxes, make_features
+from tools.parity.heads import feature_rows
 from tools.parity.inputs import targets_of
 from tools.parity.recorded import Recorded
 from tools.parity.rules import fixed_permutation
 from tools.parity.rules_masks import BRANCHES, make_candidates, make_masks
-from tools.parity.step_details import detail_rows
-from tools.parity.table import EXACT, Row, Tolerance, compare
+from tools.parity.step import count_rows, gradient_rows, loss_rows
+from tools.parity.table import Row
 from tools.parity.values import Values, scored
 
-ARRAYS = Tolerance(absolute=1e-5, relative=1e-5)
-PIXELS = Tolerance(absolute=1e-3)
-LOSSES = Tolerance(relative=1e-6)
-GRADIENTS = Tolerance(absolute=1e-9, relative=1e-5)
-FEW_PIXELS = Tolerance(absolute=2)
+PREFIX = "detector.mask_branch."
 LEVELS = 5
 """Of the encoder, finest first."""
 
@@ -65,7 +63,7 @@ def check_refine_mask(recorded: Recorded) -> list[Row]:
     rows += _training(recorded, branch, scheme, given, factor)
     with torch.no_grad():
         values = _evaluation(recorded, branch, given)
-    return rows + _rows(recorded, values)
+    return [*rows, *recorded.rows(values, FLOAT64)]
 
 
 def _num_classes(recorded: Recorded) -> int:
@@ -75,8 +73,7 @@ def _num_classes(recorded: Recorded) -> int:
 def _load(branch: nn.Module, recorded: Recorded) -> None:
     conversion = convert_official(recorded.state())
     assert not conversion.unused, conversion.unused
-    prefix = "detector.mask_branch."
-    branch.load_state_dict({k.removeprefix(prefix): v for k, v in conversion.state.items()})
+    branch.load_state_dict({k.removeprefix(PREFIX): v for k, v in conversion.state.items()})
 
 
 def _inputs(recorded: Recorded) -> Inputs:
@@ -104,7 +101,7 @@ def _given_rows(recorded: Recorded, given: Inputs) -> Iterator[Row]:
         assert target.masks is not None
         yield recorded.row(f"in/gt{b}_labels", target.labels)
         yield recorded.row(f"in/gt{b}_masks", target.masks)
-        yield recorded.row(f"in/candidates{b}", given.boxes[b], ARRAYS)
+        yield recorded.row(f"in/candidates{b}", given.boxes[b], FLOAT64.arrays)
         yield recorded.row(f"in/candidates{b}_labels", given.labels[b])
 
 
@@ -122,15 +119,15 @@ def _training(
     losses = scheme.losses(said, regions, targets, factor)
     total = torch.stack([t.value * t.weight for t in losses.values()]).sum()
     total.backward()
-    values |= {
-        f"grad/feature{level}": torch.zeros_like(m) if m.grad is None else m.grad
-        for level, m in enumerate(pyramid.maps)
-    }
     named = {f"train/{k}" if "/" not in k else k: v for k, v in values.items()}
+    official = recorded.step()
+    ours = {f"loss_{name}": term for name, term in losses.items()}
     return [
-        *_rows(recorded, named),
-        *_loss_rows(recorded, losses, float(total.detach()), values),
-        *_gradient_rows(recorded, branch, pyramid),
+        *recorded.rows(named, FLOAT64),
+        *loss_rows(official, ours, float(total.detach()), FLOAT64),
+        *count_rows(official, values),
+        *gradient_rows(official, branch, partial(_own_names, recorded), FLOAT64.gradients),
+        *feature_rows(recorded, pyramid),
     ]
 
 
@@ -162,41 +159,7 @@ def _memory(pyramid: Pyramid) -> Memory:
     )
 
 
-def _rows(recorded: Recorded, values: Values) -> list[Row]:
-    rows = []
-    for name, value in values.items():
-        if name in recorded.arrays:
-            rows.append(recorded.row(name, value, _tolerance(name, recorded)))
-    return rows
-
-
-def _tolerance(name: str, recorded: Recorded) -> Tolerance:
-    if name.endswith(("_bits", "_area")):
-        return FEW_PIXELS
-    if recorded.arrays[name].dtype.kind in "iu":
-        return EXACT
-    return PIXELS if name.endswith(("_rois", "_boxes_scores")) else ARRAYS
-
-
-def _loss_rows(
-    recorded: Recorded, losses: dict[str, LossTerm], total: float, values: Values
-) -> Iterator[Row]:
-    for name, official in recorded.losses["losses"].items():
-        term = losses[name.removeprefix("loss_")]
-        yield compare(name, float(term.value.detach()) * term.weight, official, LOSSES)
-    yield compare("total", total, recorded.losses["total"], LOSSES)
-    yield from detail_rows(recorded, values, LOSSES)
-
-
-def _gradient_rows(recorded: Recorded, branch: nn.Module, pyramid: Pyramid) -> Iterator[Row]:
-    parameters = dict(branch.named_parameters())
-    shapes = recorded.shapes
-    for key, official in recorded.losses["grad_norms"].items():
-        (ours,) = convert_official({key: torch.zeros(shapes[key])}).state
-        gradient = parameters[ours.removeprefix("detector.mask_branch.")].grad
-        norm = float("nan") if gradient is None else float(gradient.norm())
-        yield compare(f"grad {key}", norm, official, GRADIENTS)
-    for level, official in enumerate(recorded.losses["feature_grad_norms"]):
-        gradient = pyramid.maps[level].grad
-        norm = 0.0 if gradient is None else float(gradient.norm())
-        yield compare(f"grad norm of feature{level}", norm, official, GRADIENTS)
+def _own_names(recorded: Recorded, official: str) -> list[str]:
+    """The branch's parameters that hold an official one."""
+    (ours,) = convert_official({official: torch.zeros(recorded.shapes[official])}).state
+    return [ours.removeprefix(PREFIX)]

@@ -15,7 +15,7 @@ from codetr.supervision.aux_heads.dense import DensePredictions
 from codetr.supervision.aux_heads.matched import boxes_xyxy_px
 from tools.parity.head_values import HeadRun, outputs
 from tools.parity.rules import fixed_permutation
-from tools.parity.values import Values, anchor_samples, classified, detections, proposals
+from tools.parity.values import Values, anchor_samples, classified, detections, proposals, sampled
 
 
 def run_regions(head: nn.Module, pyramid: Pyramid, batch: Batch) -> HeadRun:
@@ -65,6 +65,7 @@ def _regions(run: HeadRun, first: Any) -> Values:
         values[f"roi{b}_pos_gt"] = assigned[chosen.positive]
         values[f"roi{b}_neg_idx"] = chosen.negative
     regions = head.sample([p.boxes for p in found], targets)
+    values |= sampled("roi_", regions)
     return values | classified(head, run.pyramid, [r.boxes for r in regions])
 
 

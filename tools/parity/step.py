@@ -1,18 +1,19 @@
-"""One training step and one evaluation of a case by our own code, and the rows that records of all
-detectors share.
+"""One training step and one evaluation of a case by our own code, and the rows that all records of
+training have.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from codetr.loss_terms import Losses, total_loss
 from codetr.models.detectors.protocol import MAIN
@@ -20,7 +21,14 @@ from codetr.structures import Decoded, Memory, Predictions
 from codetr.training.losses import training_losses
 from tools.parity.case import Case
 from tools.parity.probe import Seen, probe
-from tools.parity.table import Row, Tolerance, compare
+from tools.parity.recorded import RecordedStep
+from tools.parity.table import EXACT, Row, Tolerance, Tolerances, compare
+from tools.parity.values import Values
+
+MEANS = Tolerance(relative=1e-9)
+"""Of what is counted in fractions."""
+
+Patches = Sequence[AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +48,7 @@ class Step:
 
 
 def training_step(
-    case: Case,
-    watched: Mapping[str, nn.Module] | None = None,
-    patches: Sequence[AbstractContextManager[Any]] = (),
+    case: Case, watched: Mapping[str, nn.Module] | None = None, patches: Patches = ()
 ) -> Step:
     """One step of the real training code within ``patches``, forward and backward, from clean
     gradients.
@@ -57,9 +63,7 @@ def training_step(
         found: Mapping[str, Decoded] = said["decoded"]
         return found
 
-    with ExitStack() as stack:
-        for patch in patches:
-            stack.enter_context(patch)
+    with entered(patches):
         with probe(watched or {}) as seen, mock.patch.object(case.detector, "decode", remember):
             losses = training_losses(case.detector, case.schemes, case.batch)
         total = total_loss(losses)
@@ -68,44 +72,81 @@ def training_step(
 
 
 @torch.no_grad()
-def evaluated(case: Case, patches: Sequence[AbstractContextManager[Any]] = ()) -> Predictions:
+def evaluated(case: Case, patches: Patches = ()) -> Predictions:
     """What the detector finds within ``patches``."""
     case.root.eval()
-    with ExitStack() as stack:
-        for patch in patches:
-            stack.enter_context(patch)
+    with entered(patches):
         last: Predictions = case.detector(case.batch.images)
     return last
 
 
-def gradient_rows(
-    case: Case,
-    theirs: Mapping[str, float],
-    everything: tuple[float, Tolerance],
-    tolerance: Tolerance,
-    kind: str = "",
+def recorded_selection(case: Case, name: str) -> AbstractContextManager[Any]:
+    """A patch by which the array called ``name`` says which proposals are selected."""
+    indices = torch.from_numpy(case.recorded.arrays[name]).long()
+    return mock.patch.object(case.detector.query_init.stage, "select", return_value=indices)
+
+
+@contextmanager
+def entered(patches: Patches) -> Iterator[None]:
+    """All ``patches`` are in place inside the context."""
+    with ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        yield
+
+
+def loss_rows(
+    official: RecordedStep,
+    ours: Losses,
+    total: float,
+    tolerances: Tolerances,
+    logged: Mapping[str, float] | None = None,
 ) -> Iterator[Row]:
-    """L2 norms of the gradients of the weighted total: ``theirs`` by official name, and of all."""
-    norms = {name: _norm(p.grad) for name, p in _trained(case).items()}
-    for official, value in theirs.items():
-        names = case.own_names(official)
-        known = bool(names) or case.drops(official)
-        own = math.hypot(*(norms.get(name, 0.0) for name in names)) if known else -1.0
-        yield compare(f"grad {official}{kind}", own, value, tolerance)
-    total, wide = everything
-    yield compare(f"grad (all){kind}", math.hypot(*norms.values()), total, wide)
+    """Every loss of ``ours``, by official name, its weight and the ``total``; and what is only
+    ``logged``.
+    """
+    weights = official.weights
+    found = {
+        name: float(term.value.detach()) * (term.weight if weights is None else 1.0)
+        for name, term in ours.items()
+    }
+    found |= logged or {}
+    for name, value in official.losses.items():
+        yield compare(name, found.get(name, math.nan), value, tolerances.of_loss(name))
+        if weights and name in weights and name in ours:
+            yield compare(f"weight of {name}", ours[name].weight, weights[name])
+    known = official.losses if weights is None else weights
+    extra = [name for name in ours if name not in known]
+    yield compare("losses that only we have", len(extra), 0)
+    yield compare("total", total, official.total, tolerances.losses)
 
 
-def frozen_row(case: Case, frozen: Iterable[str]) -> Row:
-    """Of official parameters that have no gradient."""
-    trained = _trained(case)
-    count = sum(name in trained for official in frozen for name in case.own_names(official))
-    return compare("frozen parameters that we train", count, 0)
+def gradient_rows(
+    official: RecordedStep,
+    ours: nn.Module,
+    names: Callable[[str], Sequence[str] | None],
+    tolerance: Tolerance,
+) -> Iterator[Row]:
+    """L2 norms of the gradients of the weighted total, and of all of them together. ``names`` gives
+    the parameters of ``ours`` that hold an official one, None where it is unknown.
+    """
+    norms = {
+        name: 0.0 if p.grad is None else float(p.grad.norm())
+        for name, p in ours.named_parameters()
+        if p.requires_grad
+    }
+    for name, value in official.norms.items():
+        held = names(name)
+        own = math.nan if held is None else math.hypot(*(norms.get(one, 0.0) for one in held))
+        yield compare(f"grad {name}", own, value, tolerance)
+    if official.norm is not None:
+        yield compare("grad (all)", math.hypot(*norms.values()), official.norm, tolerance)
 
 
-def _trained(case: Case) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in case.root.named_parameters() if p.requires_grad}
-
-
-def _norm(gradient: Tensor | None) -> float:
-    return 0.0 if gradient is None else float(gradient.norm())
+def count_rows(official: RecordedStep, values: Values) -> Iterator[Row]:
+    """What official steps count, against ours: ``values`` called ``counts/...``."""
+    for name, value in official.counts.items():
+        ours = values.get(f"counts/{name}")
+        if ours is not None:
+            exact = np.asarray(value).dtype.kind in "iu"
+            yield compare(f"counts/{name}", ours, value, EXACT if exact else MEANS)

@@ -17,6 +17,7 @@ from codetr.structures import Batch, Decoded, Tap
 from codetr.supervision.schemes import denoising, query_denoising
 from tools.parity.noise import items
 from tools.parity.step import Step
+from tools.parity.values import layers
 
 EPS = 1e-12
 """For logits of boxes that are inside the image."""
@@ -42,7 +43,7 @@ def step_values(detector: Any, step: Step, batch: Batch) -> dict[str, Any]:
         "reference_points": main.group.queries.anchors,
         "references": torch.cat([anchors, _refined(detector, step, anchors, last)[None]]),
         "decoder_hidden": torch.stack([_swapped(step, h) for h in step.seen.outputs["norm"]]),
-        "boxes": torch.stack([layer.boxes for layer in main.layers]),
+        **layers("", main.layers),
         "query_content_unknown": main.group.queries.content[0, 0],
     }
     if step.memory.position is not None:
@@ -52,7 +53,6 @@ def step_values(detector: Any, step: Step, batch: Batch) -> dict[str, Any]:
         values["references"] = anchors  # the last refinement is not recorded
     else:
         values |= _selection(detector, step)
-    values |= {f"logits_l{i}": layer.logits for i, layer in enumerate(main.layers)}
     return values | _denoising(step, batch)
 
 
@@ -123,6 +123,5 @@ def _denoising(step: Step, batch: Batch) -> dict[str, Any]:
         "attention_mask_blocked_packed": np.packbits(blocked, axis=1),
         "attention_mask_size": np.array(blocked.shape),
         "dn_pad_and_groups": np.array([number, number // size]),
-        "dn_boxes": torch.stack([layer.boxes for layer in answer.layers]),
-        **{f"dn_logits_l{i}": layer.logits for i, layer in enumerate(answer.layers)},
+        **layers("dn_", answer.layers),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -15,30 +15,17 @@ from codetr.checkpoints.renaming import Conversion
 from codetr.supervision.schemes import query_denoising
 from codetr.supervision.schemes.denoising import GROUP as CONTRASTIVE
 from tools.parity.case import Case
-from tools.parity.detr import NO_DROPOUT, Family
-from tools.parity.measured import Measured, layered, pattern
+from tools.parity.detector import NO_DROPOUT, Family
+from tools.parity.measured import Measured, layered, matched, official_loss
 from tools.parity.noise import dino_noise, query_noise
-from tools.parity.step import Step
+from tools.parity.step import Patches, Step
 from tools.parity.student_values import noised, step_values
-from tools.parity.table import EXACT, Tolerance
+from tools.parity.table import Tolerance, Tolerances
 
-ARRAYS = Tolerance(absolute=1e-5, relative=1e-6)
-BOXES = Tolerance(absolute=1e-6)
-UNDISTURBED = Tolerance(absolute=1e-10)
-
-WHOLE_NUMBERS = ("topk_index", "match_", "proposal_valid", "attention_mask", "dn_pad", "dn_slot")
 NOISE = {query_denoising.GROUP: query_noise, CONTRASTIVE: dino_noise}
 DENOISING_LOSSES = ("tgt_", "_dn")
 PROPOSALS = "_interm"
 """What the official code calls the encoder's."""
-
-
-def _tolerance(name: str) -> Tolerance:
-    if name.startswith("eval_"):
-        return UNDISTURBED
-    if name.startswith(WHOLE_NUMBERS) or "labels" in name:
-        return EXACT
-    return BOXES if "boxes" in name or "references" in name else ARRAYS
 
 
 def _convert(official: Mapping[str, Tensor], _: Any) -> Conversion:
@@ -51,7 +38,7 @@ def _watched(detector: Any) -> dict[str, nn.Module]:
     return {"backbone": detector.backbone, "norm": decoder.norm, "last": decoder.layers[-1]}
 
 
-def _recorded_noise(case: Case) -> list[AbstractContextManager[Any]]:
+def _recorded_noise(case: Case) -> Patches:
     counts = [len(t) for t in case.batch.targets]
     if max(counts) == 0:
         return []
@@ -66,24 +53,16 @@ def _recorded_noise(case: Case) -> list[AbstractContextManager[Any]]:
 
 def _measured(case: Case, step: Step) -> Iterator[Measured]:
     """Every layer that the official code measures, matched again by the schemes' own matchers."""
-    one, main, targets = case.schemes["one_to_one"], step.main, case.batch.targets
-    pairs = one.matcher(main.layers, targets)
-    yield from layered("one_to_one", main.layers, pairs, targets, "match_l{}")
+    one, targets = case.schemes["one_to_one"], case.batch.targets
+    yield from matched(
+        "one_to_one", one, step.main, targets, proposals="match_interm", encoder=PROPOSALS
+    )
     group = noised(step)
     if group is not None:
         answer = step.decoded[group]
         assert answer.group.assignment is not None
         same = [answer.group.assignment] * len(answer.layers)
         yield from layered(group, answer.layers, same, targets)
-    if main.proposals is not None:
-        (own,) = one.proposal_matcher([main.proposals], targets)
-        yield Measured(
-            name=pattern("one_to_one", "encoder", len(main.layers), PROPOSALS),
-            match="match_interm",
-            predictions=main.proposals,
-            pairs=own,
-            targets=targets,
-        )
 
 
 def _absent(step: Step, name: str) -> bool:
@@ -106,10 +85,16 @@ STUDENTS = Family(
     patches=_recorded_noise,
     values=lambda case, step: step_values(case.detector, step, case.batch),
     measured=_measured,
-    tolerance=_tolerance,
-    losses=Tolerance(absolute=1e-12, relative=1e-9),
-    gradients=Tolerance(absolute=1e-9, relative=1e-7),
-    encoder=PROPOSALS,
+    tolerances=Tolerances(
+        arrays=Tolerance(absolute=1e-5, relative=1e-6),
+        losses=Tolerance(absolute=1e-12, relative=1e-9),
+        gradients=Tolerance(absolute=1e-9, relative=1e-7),
+        special={
+            "^eval_": Tolerance(absolute=1e-10),
+            "boxes|references": Tolerance(absolute=1e-6),
+        },
+    ),
+    loss_name=partial(official_loss, encoder=PROPOSALS),
     absent=_absent,
     left_out=_unread,
 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,29 @@ class Tolerance:
 
 
 EXACT = Tolerance()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerances:
+    """Of recorded ``arrays``, ``losses`` and norms of ``gradients``. Arrays of whole numbers must
+    be equal. ``special`` goes before all that: the first pattern that is found in a name.
+    """
+
+    arrays: Tolerance
+    losses: Tolerance
+    gradients: Tolerance
+    special: Mapping[str, Tolerance] = field(default_factory=dict)
+
+    def of_array(self, name: str, recorded: np.ndarray) -> Tolerance:
+        """Of one that may hold whole numbers."""
+        return self._special(name) or (EXACT if recorded.dtype.kind in "biu" else self.arrays)
+
+    def of_loss(self, name: str) -> Tolerance:
+        """Of one by its official name."""
+        return self._special(name) or self.losses
+
+    def _special(self, name: str) -> Tolerance | None:
+        return next((own for part, own in self.special.items() if re.search(part, name)), None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -12,35 +13,25 @@ from codetr.checkpoints.renaming import Conversion
 from codetr.checkpoints.vidt import convert_vidt
 from codetr.checkpoints.yolos import convert_yolos
 from tools.parity.case import Case
-from tools.parity.detr import Family
-from tools.parity.measured import Measured, layered
+from tools.parity.detector import Family
+from tools.parity.measured import Measured, matched
 from tools.parity.step import Step
-from tools.parity.table import EXACT, Row, Tolerance, compare
-
-ARRAYS = Tolerance(absolute=1e-5, relative=1e-7)
-BOXES = Tolerance(absolute=1e-6)
-
-
-def _tolerance(name: str) -> Tolerance:
-    if name.startswith(("match", "mask_")):
-        return EXACT
-    return BOXES if name == "boxes" or "reference" in name else ARRAYS
+from tools.parity.table import Row, Tolerance, Tolerances, compare
+from tools.parity.values import layers, numbered
 
 
 def _measured(case: Case, step: Step) -> Iterator[Measured]:
-    layers, targets = step.main.layers, case.batch.targets
-    pairs = case.schemes["one_to_one"].matcher(layers, targets)
-    match = "match" if len(pairs) == 1 else "match_l{}"
-    return layered("one_to_one", layers, pairs, targets, match)
+    one, main = case.schemes["one_to_one"], step.main
+    match = "match" if len(main.layers) == 1 else "match_l{}"
+    return matched("one_to_one", one, main, case.batch.targets, match)
 
 
 def _answers(step: Step) -> dict[str, Tensor]:
     """Predictions; those of a detector with one answer are recorded without the layers' axis."""
-    layers = step.main.layers
-    if len(layers) == 1:
-        return {"boxes": layers[0].boxes, "logits": layers[0].logits}
-    logits = {f"logits_l{i}": layer.logits for i, layer in enumerate(layers)}
-    return {"boxes": torch.stack([layer.boxes for layer in layers]), **logits}
+    first, *rest = step.main.layers
+    if not rest:
+        return {"boxes": first.boxes, "logits": first.logits}
+    return layers("", step.main.layers)
 
 
 def _of_yolos(_: Case, step: Step) -> dict[str, Tensor]:
@@ -61,14 +52,11 @@ def _of_vidt(_: Case, step: Step) -> dict[str, Tensor]:
     hidden = [queries.content, *(made.content for made in _layers(step))]
     masks = step.memory.padding.split([h * w for h, w in step.memory.shapes], dim=1)
     return _answers(step) | {
-        **{f"patch_{i}": made for i, made in enumerate(pyramid.maps)},
-        **{f"stage{i}_det": step.seen.outputs[f"stage{i}"][0][1] for i in range(4)},
+        **numbered("patch_{}", pyramid.maps),
+        **numbered("stage{}_det", (step.seen.outputs[f"stage{i}"][0][1] for i in range(4))),
         "det_projected": queries.content,
         "query_pos": queries.position[:1],  # the same for all images
-        **{
-            f"mask_{i}": mask.unflatten(1, shape)
-            for i, (mask, shape) in enumerate(zip(masks, step.memory.shapes, strict=True))
-        },
+        **numbered("mask_{}", map(Tensor.unflatten, masks, repeat(1), step.memory.shapes)),
         "init_reference": queries.anchors,
         "inter_references": torch.stack([layer.boxes for layer in step.main.layers]),
         "decoder_hidden": torch.stack(hidden),
@@ -88,16 +76,12 @@ def _left_out(case: Case) -> int:
     return sum(torch.Size(shapes[name]).numel() for name in case.conversion.dropped)
 
 
-def _present(norms: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: value for name, value in norms.items() if value is not None}
-
-
-def _parameters_left_out(case: Case) -> Iterable[Row]:
+def _parameters_left_out(case: Case, _: Step) -> Iterable[Row]:
     """What has no gradient there is what we leave out."""
     losses = case.recorded.losses
     if losses:
         norms = losses.get("float64", losses)["grad_norms"]
-        none = set(norms) - set(_present(norms))
+        none = {name for name, value in norms.items() if value is None}
         yield compare("parameters left out", len(none ^ set(case.conversion.dropped)), 0)
 
 
@@ -111,10 +95,12 @@ def _family(
         watched=watched,
         values=values,
         measured=_measured,
-        tolerance=_tolerance,
-        losses=Tolerance(relative=1e-9),
-        gradients=Tolerance(absolute=1e-9, relative=1e-7),
-        norms=_present,
+        tolerances=Tolerances(
+            arrays=Tolerance(absolute=1e-5, relative=1e-7),
+            losses=Tolerance(relative=1e-9),
+            gradients=Tolerance(absolute=1e-9, relative=1e-7),
+            special={"^boxes$|reference": Tolerance(absolute=1e-6)},
+        ),
         left_out=_left_out,
         further=_parameters_left_out,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
 
@@ -22,7 +22,7 @@ from tools.parity.inference import atss_outputs
 from tools.parity.mask_values import trained_masks
 from tools.parity.rules import fixed_permutation
 from tools.parity.step import Step
-from tools.parity.values import Values, anchor_samples, classified, proposals
+from tools.parity.values import Values, anchor_samples, classified, proposals, sampled
 
 DENOISING = "denoising"
 MASKS = "masks"
@@ -37,15 +37,6 @@ def without_randomness(case: Case) -> list[AbstractContextManager[Any]]:
         mock.patch.object(torch, "randperm", fixed_permutation),
         *(mock.patch.object(case.schemes[DENOISING], name, 0.0) for name in noise),
     ]
-
-
-def official_losses(step: Step) -> dict[str, float]:
-    """Weighted losses by official name."""
-    layers = len(step.main.layers)
-    return {
-        official_loss(name, layers): float(term.value.detach()) * term.weight
-        for name, term in step.losses.items()
-    }
 
 
 def official_loss(name: str, num_layers: int) -> str:
@@ -73,22 +64,22 @@ def _number(head: str) -> str:
 
 @torch.no_grad()
 def training_values(case: Case, step: Step) -> Values:
-    """Queries, predictions and assignments of ``step``; the heads' parts are computed again."""
+    """Queries, predictions and assignments of ``step``. Heads are computed again: call it within
+    ``without_randomness``.
+    """
     values = _main(step.decoded) | _denoising(step.decoded)
-    with ExitStack() as stack:
-        for patch in without_randomness(case):
-            stack.enter_context(patch)
-        if MASKS in case.schemes:
-            values |= trained_branch(case, step.memory, step.decoded)
-        if case.heads:
-            values |= _heads(case, step)
-    return {f"train/{name}": value for name, value in values.items()}
+    if MASKS in case.schemes:
+        values |= trained_branch(case, step.memory, step.decoded)
+    if case.heads:
+        values |= _heads(case, step)
+    return {n if n.startswith("counts/") else f"train/{n}": v for n, v in values.items()}
 
 
 def _heads(case: Case, step: Step) -> Values:
     """The auxiliary heads, and the queries that are made of their positives."""
     pyramid = case.schemes["collaborative"].auxiliary_pyramid(step.memory)
-    values: Values = {}
+    counts = [len(step.decoded[f"positive_{name}"].group) for name in case.heads]
+    values: Values = {"counts/aux_num": torch.tensor(counts)}
     for number, (name, head) in enumerate(case.heads.items()):
         output = head(pyramid, case.batch)
         answer = step.decoded[f"positive_{name}"]
@@ -187,8 +178,7 @@ def _rcnn(case: Case, head: Any, pyramid: Any) -> Values:
         **anchor_samples(head, first, targets),
         **proposals("rpn{}", found),
         **masks,
-        "roi_pos": torch.tensor([len(r.target) for r in regions]),
-        "roi_neg": torch.tensor([len(r) - len(r.target) for r in regions]),
+        **sampled("roi_", regions),
         **classified(head, pyramid, [r.boxes for r in regions]),
     }
 
@@ -197,7 +187,7 @@ def _atss(case: Case, head: Any, pyramid: Any) -> Values:
     anchors = head.grid(pyramid, case.batch.images.padded_sizes)
     assigned = head.assign(head.predictions(pyramid), anchors, case.batch)
     wanted = head.targets(assigned, anchors, case.batch)
-    values = {}
+    values: Values = {"counts/atss_pos": wanted.positive.sum(dim=1)}
     for b, positives in enumerate(wanted.positive):
         positive = positives.nonzero()[:, 0]
         values[f"atss{b}_pos_idx"] = positive

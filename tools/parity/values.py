@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from codetr.models.ops.roi_pool import with_image
-from codetr.structures import Detections, Pyramid, Targets
-from codetr.supervision.aux_heads.matched import boxes_xyxy_px
+from codetr.structures import Detections, Predictions, Pyramid, Targets
+from codetr.supervision.aux_heads.matched import Regions, boxes_xyxy_px
 
 Values = dict[str, Tensor]
 
@@ -18,6 +18,12 @@ Values = dict[str, Tensor]
 def numbered(name: str, values: Iterable[Tensor]) -> Values:
     """``name`` with the number of each in place of ``{}``."""
     return {name.format(i): value for i, value in enumerate(values)}
+
+
+def layers(name: str, predictions: Sequence[Predictions]) -> Values:
+    """``{name}boxes`` of all layers (L, B, Q, 4), and each one's logits, ``{name}logits_l0`` ..."""
+    logits = numbered(f"{name}logits_l{{}}", (layer.logits for layer in predictions))
+    return {f"{name}boxes": torch.stack([layer.boxes for layer in predictions]), **logits}
 
 
 def scored(boxes: Tensor, scores: Tensor) -> Tensor:
@@ -46,6 +52,13 @@ def anchor_samples(head: Any, first: Any, targets: Sequence[Targets]) -> Values:
         values[f"rpn{b}_sampled_anchor_idx"] = sample.index.sort().values
         values[f"rpn{b}_positive_anchor_idx"] = sample.positive
     return values
+
+
+def sampled(name: str, regions: Sequence[Regions]) -> Values:
+    """How many regions of each image are positive and negative, counted as ``name``."""
+    positive = torch.tensor([len(one.target) for one in regions])
+    size = torch.tensor([len(one) for one in regions])
+    return {f"counts/{name}pos": positive, f"counts/{name}neg": size - positive}
 
 
 def classified(head: Any, pyramid: Pyramid, boxes: Sequence[Tensor]) -> Values:

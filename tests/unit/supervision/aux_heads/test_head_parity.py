@@ -10,6 +10,7 @@ import pytest
 
 from codetr.errors import UserError
 from tools.parity import head_inputs
+from tools.parity.check import check
 from tools.parity.heads import check_head
 from tools.parity.recorded import Recorded
 
@@ -31,13 +32,14 @@ def test_another_number_and_an_unknown_one_are_noticed(tmp_path: Path) -> None:
     losses["losses"]["loss_bbox"] *= 1 + 1e-5
     losses["grad_norms"]["bbox_head.0.scales.1.scale"] *= 1 + 1e-4
     (folder / "losses.json").write_text(json.dumps(losses))
-    assert {row.quantity for row in check_head(Recorded.load(folder)) if not row.ok} == {
+    report = check(folder)
+    assert {row.quantity for row in report.rows if not row.ok} == {
         "out/ctr3",
         "assign1_pos_idx",
-        "assign0_pos_wisdom (not ours)",
-        "losses/loss_bbox",
-        "gradient/bbox_head.0.scales.1.scale",
+        "loss_bbox",
+        "grad bbox_head.0.scales.1.scale",
     }
+    assert report.untouched == ("assign0_pos_wisdom",)
 
 
 def test_an_unknown_head_is_named(tmp_path: Path) -> None:
