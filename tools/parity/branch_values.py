@@ -14,7 +14,7 @@ from torch import Tensor
 
 from codetr.models.masks import MaskBranch, MaskPredictions
 from codetr.models.masks.refine import REFINED_FROM, refined
-from codetr.models.ops.roi_pool import pool_rois, roi_levels, with_image
+from codetr.models.ops.roi_pool import pool_rois, roi_levels
 from codetr.structures import Decoded, Detections, ImageInfo, Memory, Pyramid, Targets
 from codetr.supervision.assigners.sampling import Sample
 from codetr.supervision.aux_heads.matched import Regions
@@ -29,7 +29,8 @@ from tools.parity.case import Case
 from tools.parity.mask_values import has_original_sizes, original_infos
 from tools.parity.probe import probe
 from tools.parity.recorded import Recorded
-from tools.parity.values import Values, sampled, scored
+from tools.parity.region_values import counts, with_masks
+from tools.parity.values import Values, scored
 
 
 @contextmanager
@@ -59,19 +60,15 @@ def trained_regions(
     among the true boxes and the predicted ones; and all that comes before it, with what it should
     have said.
     """
-    boxes = [r.positive_boxes for r in regions]
-    numbers = [r.target for r in regions]
-    labels = torch.cat([r.positive_labels for r in regions])
-    said, hidden = _hidden(branch, pyramid, boxes, labels)
+    boxes, numbers, regional = with_masks(regions)
+    said, hidden = _hidden(branch, pyramid, boxes, regional["mask_labels"])
     truth = mask_targets(targets, boxes, numbers, [s.shape[-1] for s in said.stages])
     visible = visible_shares(targets, boxes, numbers)
     levels = roi_levels(torch.cat(boxes), pyramid.strides[0], len(pyramid.maps))
     return said, {
         **hidden,
         **{f"mask{b}_pos_idx": sample.positive for b, sample in enumerate(samples)},
-        "mask_rois": with_image(boxes),
-        "mask_labels": labels,
-        "mask_assigned_gt": torch.cat(numbers),
+        **regional,
         "mask_level": levels,
         "mask_feats": pool_rois(pyramid, boxes, branch.head.roi_size),
         **{f"stage{i}_logits": logits for i, logits in enumerate(said.stages)},
@@ -79,7 +76,7 @@ def trained_regions(
         "mask_iou_targets": iou_targets(said.stages[REFINED_FROM], truth[REFINED_FROM], visible),
         "mask_area_ratios": visible,
         "counts/stage_losses_unweighted": torch.stack(stage_losses(said.stages, truth)),
-        **sampled("", regions),
+        **counts("", regions),
         "counts/level": torch.bincount(levels, minlength=len(pyramid.maps)),
     }
 

@@ -15,12 +15,19 @@ from codetr.structures import Batch, Detections, Pyramid
 from codetr.supervision.aux_heads.coder import centerness, centres_xyxy, encode_distances
 from codetr.supervision.aux_heads.dense import (
     DenseBranches,
-    DensePredictions,
     focal_and_giou_losses,
 )
 from codetr.supervision.aux_heads.matched import DenseTargets, boxes_xyxy_px
 from codetr.supervision.aux_heads.protocol import AuxOutput
-from tools.parity.values import Values, detections, numbered
+from tools.parity.values import (
+    Values,
+    at_positives,
+    branch_maps,
+    detections,
+    numbered,
+    places,
+    positives,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +64,8 @@ def dense_values(
     with mock.patch.object(run.head, "predictions", return_value=run.predictions):
         found = run.head.predict(run.pyramid, run.batch.images)
     own = detections("det{}", (arrange(one) for one in found))
-    return outputs(run, quality) | own | assignments(run)
+    raw = branch_maps("out/", run.predictions, run.pyramid, quality)
+    return raw | own | assignments(run)
 
 
 def by_class(found: Detections) -> Detections:
@@ -65,50 +73,11 @@ def by_class(found: Detections) -> Detections:
     return found.take(found.labels.argsort(stable=True))
 
 
-def outputs(run: HeadRun, quality: str) -> Values:
-    """``out/cls{l}`` and so on: (B, channels, h, w) of level l."""
-    said: DensePredictions = run.predictions
-    parts = {"cls": said.logits, "reg": said.regression}
-    if said.quality is not None:
-        parts[quality] = said.quality[..., None]
-    values = {}
-    for name, flat in parts.items():
-        cells = [h * w for h, w in run.pyramid.shapes]
-        per_cell = flat.shape[1] // sum(cells)
-        levels = flat.split([n * per_cell for n in cells], dim=1)
-        for level, (shape, value) in enumerate(zip(run.pyramid.shapes, levels, strict=True)):
-            maps = value.reshape(len(run.batch), *shape, -1).permute(0, 3, 1, 2)
-            values[f"out/{name}{level}"] = maps
-    return values
-
-
-def _positives(run: HeadRun, wanted: DenseTargets, assigned: Tensor, anchors: Tensor) -> Values:
-    """Place, label, target and anchor of every positive."""
-    values = {}
-    for b, (row, target) in enumerate(zip(assigned, run.batch.targets, strict=True)):
-        positive = _where(wanted.positive[b])
-        values[f"assign{b}_pos_idx"] = positive
-        values[f"assign{b}_pos_label"] = wanted.labels[b, positive]
-        values[f"assign{b}_pos_target_box"] = boxes_xyxy_px(target.boxes, target)[row[positive]]
-        values[f"assign{b}_pos_anchor"] = anchors[positive]
-    return values
-
-
-def _at_positives(run: HeadRun, wanted: DenseTargets, name: str, table: Tensor) -> Values:
-    """``assign{b}_pos_NAME``: the rows of ``table`` (B, A, ...) at the positives."""
-    rows = (values[positive] for values, positive in zip(table, wanted.positive, strict=True))
-    return numbered(f"assign{{}}_pos_{name}", rows)
-
-
-def _where(mask: Tensor) -> Tensor:
-    return mask.nonzero().squeeze(1)
-
-
-def _assignment(run: HeadRun) -> tuple[Any, Tensor, DenseTargets]:
-    """The head's priors, which box each of them has, and what that asks for."""
+def _assignment(run: HeadRun) -> tuple[Any, DenseTargets]:
+    """The head's priors, and what their assignment asks for."""
     priors = run.head.grid(run.pyramid, run.batch.images.padded_sizes)
     assigned = run.head.assign(run.predictions, priors, run.batch)
-    return priors, assigned, run.head.targets(assigned, priors, run.batch)
+    return priors, run.head.targets(assigned, priors, run.batch)
 
 
 def _usable(anchors: Any) -> Values:
@@ -117,31 +86,31 @@ def _usable(anchors: Any) -> Values:
 
 def atss_values(run: HeadRun) -> Values:
     """The assignment, and the centerness that it asks for."""
-    anchors, assigned, wanted = _assignment(run)
+    anchors, wanted = _assignment(run)
     quality = centerness(encode_distances(centres_xyxy(anchors.boxes), wanted.boxes_px))
     return {
         **_usable(anchors),
-        **_positives(run, wanted, assigned, anchors.boxes),
-        **_at_positives(run, wanted, "centerness", quality),
+        **positives("assign{}", wanted, anchors.boxes),
+        **at_positives("assign{}_pos_centerness", wanted, quality),
     }
 
 
 def retinanet_values(run: HeadRun) -> Values:
     """The assignment, which anchors it ignores, and the offsets that it asks for."""
-    anchors, assigned, wanted = _assignment(run)
+    anchors, wanted = _assignment(run)
     offsets = run.head.coder.encode(anchors.boxes, wanted.boxes_px)
-    ignored = (_where(row) for row in wanted.ignored & anchors.usable)
+    ignored = (places(row) for row in wanted.ignored & anchors.usable)
     return {
         **_usable(anchors),
-        **_positives(run, wanted, assigned, anchors.boxes),
-        **_at_positives(run, wanted, "delta_target", offsets),
+        **positives("assign{}", wanted, anchors.boxes),
+        **at_positives("assign{}_pos_delta_target", wanted, offsets),
         **numbered("assign{}_ignored_idx", ignored),
     }
 
 
 def fcos_values(run: HeadRun) -> Values:
     """The assignment, the distances and centerness that it asks for, and the queries' boxes."""
-    points, assigned, wanted = _assignment(run)
+    points, wanted = _assignment(run)
     sides = encode_distances(points.centres, wanted.boxes_px)
     values = {}
     for b, (found, target) in enumerate(zip(run.output.candidates, run.batch.targets, strict=True)):
@@ -150,26 +119,26 @@ def fcos_values(run: HeadRun) -> Values:
         values[f"assign{b}_pos_point"] = points.centres[positive]
     return {
         **values,
-        **_positives(run, wanted, assigned, points.boxes),
-        **_at_positives(run, wanted, "ltrb", sides),
-        **_at_positives(run, wanted, "centerness", centerness(sides)),
+        **positives("assign{}", wanted, points.boxes),
+        **at_positives("assign{}_pos_ltrb", wanted, sides),
+        **at_positives("assign{}_pos_centerness", wanted, centerness(sides)),
     }
 
 
 def gfl_values(run: HeadRun) -> Values:
     """The assignment, and the targets that depend on the predictions."""
-    anchors, assigned, wanted = _assignment(run)
+    anchors, wanted = _assignment(run)
     boxes = run.head.decode(anchors, run.predictions.regression)
     weight = run.predictions.logits.sigmoid().amax(dim=2) * wanted.positive
     distances = encode_distances(centres_xyxy(anchors.boxes), wanted.boxes_px)
     distances = run.head.coder.clamp(distances / anchors.strides[:, None])
     return {
         **_usable(anchors),
-        **_positives(run, wanted, assigned, anchors.boxes),
-        **_at_positives(run, wanted, "quality", paired_iou(boxes, wanted.boxes_px)),
-        **_at_positives(run, wanted, "box_weight", weight),
-        **_at_positives(run, wanted, "distance_target", distances),
-        **_at_positives(run, wanted, "pred_box", boxes),
+        **positives("assign{}", wanted, anchors.boxes),
+        **at_positives("assign{}_pos_quality", wanted, paired_iou(boxes, wanted.boxes_px)),
+        **at_positives("assign{}_pos_box_weight", wanted, weight),
+        **at_positives("assign{}_pos_distance_target", wanted, distances),
+        **at_positives("assign{}_pos_pred_box", wanted, boxes),
         "counts/box_avg_factor": weight.sum().clamp(min=1),
     }
 
@@ -177,7 +146,7 @@ def gfl_values(run: HeadRun) -> Values:
 def paa_values(run: HeadRun) -> Values:
     """Both stages of the assignment, and the mixture of every box in between."""
     head, batch = run.head, run.batch
-    anchors, assigned, wanted = _assignment(run)
+    anchors, wanted = _assignment(run)
     proposed = DenseBranches.assign(head, run.predictions, anchors, batch)
     first_targets = head.targets(proposed, anchors, batch)
     boxes = head.decode(anchors, run.predictions.regression)
@@ -187,7 +156,7 @@ def paa_values(run: HeadRun) -> Values:
     values = _usable(anchors)
     iterations: list[Tensor] = []
     for b, target in enumerate(batch.targets):
-        first = _where(proposed[b] >= 0)
+        first = places(proposed[b] >= 0)
         values[f"assign{b}_initial_pos_idx"] = first
         values[f"assign{b}_initial_gt"] = proposed[b, first]
         values[f"assign{b}_initial_loss"] = losses[b, first]
@@ -196,8 +165,8 @@ def paa_values(run: HeadRun) -> Values:
         iterations.append(steps)
     return {
         **values,
-        **_positives(run, wanted, assigned, anchors.boxes),
-        **_at_positives(run, wanted, "iou_target", iou),
+        **positives("assign{}", wanted, anchors.boxes),
+        **at_positives("assign{}_pos_iou_target", wanted, iou),
         "counts/gmm_iterations": torch.cat(iterations),
     }
 

@@ -12,12 +12,13 @@ from codetr.evaluation import Postprocess
 from codetr.models.detectors.protocol import MAIN
 from codetr.models.transformers.queries import grid_proposals
 from codetr.structures import Detections, Memory, Predictions, Pyramid, QueryGroup
-from codetr.supervision.aux_heads.matched import boxes_xyxy_px
+from codetr.supervision.aux_heads.matched import true_boxes
 from tools.parity.branch_values import evaluated_branch
 from tools.parity.case import Case
 from tools.parity.mask_values import evaluated_masks
 from tools.parity.probe import probe
-from tools.parity.values import Values, detections, numbered, proposals
+from tools.parity.region_values import first_stage
+from tools.parity.values import Values, branch_maps, detections, numbered
 
 
 @torch.no_grad()
@@ -120,7 +121,7 @@ def _auxiliary(case: Case, pyramid: Pyramid, main: Sequence[Detections]) -> Valu
     heads: dict[str, Any] = case.heads
     images = case.batch.images
     if "atss" in heads:
-        values |= atss_outputs(heads["atss"], pyramid)
+        values |= branch_maps("atss_", heads["atss"].predictions(pyramid), pyramid, "ctr")
         values |= detections("atss_det{}", heads["atss"].predict(pyramid, images))
     if "rcnn" in heads:
         found = heads["rcnn"].predict(pyramid, images)
@@ -130,29 +131,11 @@ def _auxiliary(case: Case, pyramid: Pyramid, main: Sequence[Detections]) -> Valu
     return values
 
 
-def atss_outputs(head: Any, pyramid: Pyramid) -> Values:
-    """``atss_cls0`` ... as the branches give them, offsets times the level's scale."""
-    with probe({"cls": head.cls, "reg": head.reg, "ctr": head.centerness}) as seen:
-        head.predictions(pyramid)
-    scaled = [m * s for m, s in zip(seen.outputs["reg"], head.scales, strict=True)]
-    return {
-        **numbered("atss_cls{}", seen.outputs["cls"]),
-        **numbered("atss_reg{}", scaled),
-        **numbered("atss_ctr{}", seen.outputs["ctr"]),
-    }
-
-
 def _rcnn(case: Case, head: Any, pyramid: Pyramid) -> Values:
-    images = case.batch.images
-    with probe({"cls": head.rpn.cls, "reg": head.rpn.reg}) as seen:
-        first = head.rpn(pyramid, images)
-    found = head.rpn.proposals(first, images.sizes, head.rpn.inference_selection)
-    features = head.pool(pyramid, [boxes_xyxy_px(t.boxes, t) for t in case.batch.targets])
+    features = head.pool(pyramid, true_boxes(case.batch.targets))
     logits, deltas = head.classify(features)
     return {
-        **numbered("rpn_cls{}", seen.outputs["cls"]),
-        **numbered("rpn_reg{}", seen.outputs["reg"]),
-        **proposals("rpn{}", found),
+        **first_stage(head, pyramid, case.batch.images),
         "gt_roi_feats": features,
         "gt_roi_cls": logits,
         "gt_roi_reg": deltas.flatten(1),

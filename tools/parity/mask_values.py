@@ -13,11 +13,12 @@ from codetr.boxes import at_least_float32
 from codetr.masks import probability
 from codetr.models.ops.roi_pool import roi_levels, with_image
 from codetr.structures import Detections, ImageInfo, Pyramid
-from codetr.supervision.aux_heads.matched import boxes_xyxy_px
+from codetr.supervision.aux_heads.matched import true_boxes
 from codetr.supervision.mask_targets import mask_shares, mask_targets, true_masks
 from codetr.training.branches import in_original
 from tools.parity.case import Case
 from tools.parity.recorded import Recorded
+from tools.parity.region_values import with_masks
 from tools.parity.values import Values, detections
 
 
@@ -76,8 +77,8 @@ def evaluated_masks(
     for b, one in enumerate(head.with_masks(pyramid, tuple(main))):
         values[f"query_mask{b}_logits"] = own[b]
         values |= _bitmaps(f"query_mask{b}", one.bitmaps(case.batch.infos[b].original_size))
-    truths = [boxes_xyxy_px(t.boxes, t) for t in case.batch.targets]
-    return values | _of_regions("gt", head, pyramid, truths) | _wide(case, head, pyramid)
+    truth = true_boxes(case.batch.targets)
+    return values | _of_regions("gt", head, pyramid, truth) | _wide(case, head, pyramid)
 
 
 def _bitmaps(name: str, bits: Tensor) -> Values:
@@ -128,9 +129,7 @@ def _wide(case: Case, head: Any, pyramid: Pyramid) -> Values:
 def trained_masks(case: Case, head: Any, pyramid: Pyramid, regions: Sequence[Any]) -> Values:
     """The positive regions of a training step: predictions and targets."""
     targets = case.batch.targets
-    boxes = [r.positive_boxes for r in regions]
-    numbers = [r.target for r in regions]
-    labels = torch.cat([r.positive_labels for r in regions])
+    boxes, numbers, values = with_masks(regions)
     features = head.pool(pyramid, boxes, head.mask_head.roi_size)
     size, levels = head.mask_head.mask_size, _levels(pyramid, boxes, head)
     wanted = mask_targets(targets, boxes, numbers, [size])[0] > 0
@@ -138,15 +137,12 @@ def trained_masks(case: Case, head: Any, pyramid: Pyramid, regions: Sequence[Any
         mask_shares(true_masks(target), box, row, [size])[0]
         for target, box, row in zip(targets, boxes, numbers, strict=True)
     ]
-    return {
-        "mask_rois": with_image(boxes),
-        "mask_labels": labels,
-        "mask_assigned_gt": torch.cat(numbers),
+    return values | {
         "mask_level": levels,
         "counts/mask_pos_per_level": torch.bincount(levels, minlength=head.num_levels - 1),
         "mask_feats": features,
         "mask_pred": _all_classes(head.mask_head, features),
-        "mask_pred_own": at_least_float32(head.mask_head(features, labels)),
+        "mask_pred_own": at_least_float32(head.mask_head(features, values["mask_labels"])),
         "mask_targets": wanted,
         "counts/mask_target_ones": wanted.sum(),
         "mask_targets_soft": torch.cat(shares),

@@ -1,25 +1,26 @@
-"""All quantities of the two-stage auxiliary head alone, under their official names."""
+"""Quantities of the two-stage auxiliary head, under their official names."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from codetr.boxes import cxcywh_to_xyxy
-from codetr.structures import Batch, Pyramid
+from codetr.models.ops.roi_pool import with_image
+from codetr.structures import Batch, Images, Pyramid
 from codetr.supervision.aux_heads.dense import DensePredictions
-from codetr.supervision.aux_heads.matched import boxes_xyxy_px
-from tools.parity.head_values import HeadRun, outputs
+from codetr.supervision.aux_heads.matched import Regions, true_boxes
+from tools.parity.head_values import HeadRun
 from tools.parity.rules import fixed_permutation
-from tools.parity.values import Values, anchor_samples, classified, detections, proposals, sampled
+from tools.parity.values import Values, branch_maps, detections, numbered, scored
 
 
 def run_regions(head: nn.Module, pyramid: Pyramid, batch: Batch) -> HeadRun:
-    """The two-stage head, with the fixed permutation for randomness."""
+    """The head alone, with the fixed permutation for randomness."""
     with mock.patch.object(torch, "randperm", fixed_permutation):
         output = head(pyramid, batch)
     return HeadRun(head=head, pyramid=pyramid, batch=batch, predictions=None, output=output)
@@ -27,46 +28,80 @@ def run_regions(head: nn.Module, pyramid: Pyramid, batch: Batch) -> HeadRun:
 
 @torch.no_grad()
 def rcnn_values(run: HeadRun) -> Values:
-    """Both stages: raw outputs, proposals, samples, regions, detections and queries."""
-    with mock.patch.object(torch, "randperm", fixed_permutation):
-        first = run.head.rpn(run.pyramid, run.batch.images)
-        with mock.patch.object(run.head.rpn, "forward", return_value=first):
-            found = run.head.predict(run.pyramid, run.batch.images)
-            return {
-                **_first_stage(run, first),
-                **detections("det{}", found),
-                **_regions(run, first),
-                **_queries(run),
-            }
+    """Of the head alone: both stages, detections and queries."""
+    head, pyramid, batch = run.head, run.pyramid, run.batch
+    first = head.rpn(pyramid, batch.images)
+    with (
+        mock.patch.object(torch, "randperm", fixed_permutation),
+        mock.patch.object(head.rpn, "forward", return_value=first),
+    ):
+        stage = first_stage(head, pyramid, batch.images, "test{}")
+        maps = {f"out/{name}": value for name, value in stage.items() if "proposals" not in name}
+        values, _ = trained(head, pyramid, batch, "train{}")
+        found = detections("det{}", head.predict(pyramid, batch.images))
+    return stage | maps | values | found | _queries(run)
 
 
-def _first_stage(run: HeadRun, first: Any) -> Values:
-    head, images = run.head, run.batch.images
+def first_stage(head: Any, pyramid: Pyramid, images: Images, name: str = "rpn{}") -> Values:
+    """Raw outputs ``rpn_cls0`` ..., and the proposals of an evaluation."""
+    first = head.rpn(pyramid, images)
     raw = DensePredictions(logits=first.logits[..., None], regression=first.deltas)
-    said = outputs(replace(run, predictions=raw), "")
-    values = {name.replace("out/", "out/rpn_"): maps for name, maps in said.items()}
     found = head.rpn.proposals(first, images.sizes, head.rpn.inference_selection)
-    return {
-        **values,
-        **proposals("test{}", found),
-        **anchor_samples(head, first, run.batch.targets),
-    }
+    return branch_maps("rpn_", raw, pyramid) | _proposals(name, found)
 
 
-def _regions(run: HeadRun, first: Any) -> Values:
-    head, targets = run.head, run.batch.targets
-    found = head.rpn.proposals(first, run.batch.images.sizes, head.rpn.training_selection)
-    values = proposals("train{}", found)
-    for b, (one, target) in enumerate(zip(found, targets, strict=True)):
-        truth = boxes_xyxy_px(target.boxes, target)
+def trained(
+    head: Any, pyramid: Pyramid, batch: Batch, name: str = "rpn{}"
+) -> tuple[Values, Sequence[Regions]]:
+    """Anchors, proposals and regions of a training step, what is said of the regions, and they."""
+    first, targets = head.rpn(pyramid, batch.images), batch.targets
+    found = head.rpn.proposals(first, batch.images.sizes, head.rpn.training_selection)
+    values = _proposals(name, found)
+    for b, (one, truth) in enumerate(zip(found, true_boxes(targets), strict=True)):
+        _, anchors = head.rpn.sample(first.anchors, b, truth)
+        values[f"rpn{b}_sampled_anchor_idx"] = anchors.index.sort().values
+        values[f"rpn{b}_positive_anchor_idx"] = anchors.positive
         assigned = torch.cat([torch.arange(len(truth)), head.assigner(one.boxes, truth)])
         chosen = head.sampler(assigned)
         values[f"roi{b}_pos_idx"] = chosen.positive
         values[f"roi{b}_pos_gt"] = assigned[chosen.positive]
         values[f"roi{b}_neg_idx"] = chosen.negative
-    regions = head.sample([p.boxes for p in found], targets)
-    values |= sampled("roi_", regions)
-    return values | classified(head, run.pyramid, [r.boxes for r in regions])
+    regions = head.sample([one.boxes for one in found], targets)
+    boxes = [one.boxes for one in regions]
+    features = head.pool(pyramid, boxes)
+    logits, deltas = head.classify(features)
+    values |= counts("roi_", regions)
+    return values | {
+        "roi_rois": with_image(boxes),
+        "roi_feats": features,
+        "roi_cls_score": logits,
+        "roi_bbox_pred": deltas.flatten(1),
+    }, regions
+
+
+def counts(name: str, regions: Sequence[Regions]) -> Values:
+    """How many regions of each image are positive and negative."""
+    positive = torch.tensor([len(one.target) for one in regions])
+    size = torch.tensor([len(one) for one in regions])
+    return {f"counts/{name}pos": positive, f"counts/{name}neg": size - positive}
+
+
+def with_masks(regions: Sequence[Regions]) -> tuple[list[Tensor], list[Tensor], Values]:
+    """Boxes and objects of the positive regions, which have masks, and what is recorded of them."""
+    boxes, objects = [one.positive_boxes for one in regions], [one.target for one in regions]
+    return (
+        boxes,
+        objects,
+        {
+            "mask_rois": with_image(boxes),
+            "mask_labels": torch.cat([one.positive_labels for one in regions]),
+            "mask_assigned_gt": torch.cat(objects),
+        },
+    )
+
+
+def _proposals(name: str, images: Iterable[Any]) -> Values:
+    return numbered(f"{name}_proposals", (scored(one.boxes, one.scores) for one in images))
 
 
 def _queries(run: HeadRun) -> Values:

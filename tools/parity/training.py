@@ -14,15 +14,15 @@ from torch import Tensor
 from codetr.boxes import logit
 from codetr.models.detectors.grouping import attention_mask
 from codetr.models.detectors.protocol import MAIN
-from codetr.structures import Candidates, Decoded, QueryGroup
+from codetr.structures import Batch, Candidates, Decoded, Pyramid, QueryGroup
 from codetr.supervision.schemes.positives import positive_group
 from tools.parity.branch_values import trained_branch
 from tools.parity.case import Case
-from tools.parity.inference import atss_outputs
 from tools.parity.mask_values import trained_masks
+from tools.parity.region_values import trained
 from tools.parity.rules import fixed_permutation
 from tools.parity.step import Step
-from tools.parity.values import Values, anchor_samples, classified, proposals, sampled
+from tools.parity.values import Values, at_positives, branch_maps, positives
 
 DENOISING = "denoising"
 MASKS = "masks"
@@ -80,15 +80,18 @@ def _heads(case: Case, step: Step) -> Values:
     pyramid = case.schemes["collaborative"].auxiliary_pyramid(step.memory)
     counts = [len(step.decoded[f"positive_{name}"].group) for name in case.heads]
     values: Values = {"counts/aux_num": torch.tensor(counts)}
-    for number, (name, head) in enumerate(case.heads.items()):
-        output = head(pyramid, case.batch)
+    for number, (name, part) in enumerate(case.heads.items()):
+        output = part(pyramid, case.batch)
         answer = step.decoded[f"positive_{name}"]
         values |= _positives(f"aux{number}", answer, case, output.candidates)
     if "rcnn" in case.heads:
-        values |= _rcnn(case, case.heads["rcnn"], pyramid)
+        head: Any = case.heads["rcnn"]
+        found, regions = trained(head, pyramid, case.batch)
+        values |= found
+        if head.mask_head is not None:
+            values |= trained_masks(case, head, pyramid, regions)
     if "atss" in case.heads:
-        values |= atss_outputs(case.heads["atss"], pyramid)
-        values |= _atss(case, case.heads["atss"], pyramid)
+        values |= _atss(case.heads["atss"], pyramid, case.batch)
     return values
 
 
@@ -168,30 +171,12 @@ def _features(case: Case, candidates: Sequence[Candidates]) -> Tensor:
     return group.queries.content
 
 
-def _rcnn(case: Case, head: Any, pyramid: Any) -> Values:
-    images, targets = case.batch.images, case.batch.targets
-    first = head.rpn(pyramid, images)
-    found = head.rpn.proposals(first, images.sizes, head.rpn.training_selection)
-    regions = head.sample([p.boxes for p in found], targets)
-    masks = {} if head.mask_head is None else trained_masks(case, head, pyramid, regions)
+def _atss(head: Any, pyramid: Pyramid, batch: Batch) -> Values:
+    anchors, said = head.grid(pyramid, batch.images.padded_sizes), head.predictions(pyramid)
+    wanted = head.targets(head.assign(said, anchors, batch), anchors, batch)
     return {
-        **anchor_samples(head, first, targets),
-        **proposals("rpn{}", found),
-        **masks,
-        **sampled("roi_", regions),
-        **classified(head, pyramid, [r.boxes for r in regions]),
+        "counts/atss_pos": wanted.positive.sum(dim=1),
+        **branch_maps("atss_", said, pyramid, "ctr"),
+        **positives("atss{}", wanted, anchors.boxes),
+        **at_positives("atss{}_pos_target", wanted, wanted.boxes_px),
     }
-
-
-def _atss(case: Case, head: Any, pyramid: Any) -> Values:
-    anchors = head.grid(pyramid, case.batch.images.padded_sizes)
-    assigned = head.assign(head.predictions(pyramid), anchors, case.batch)
-    wanted = head.targets(assigned, anchors, case.batch)
-    values: Values = {"counts/atss_pos": wanted.positive.sum(dim=1)}
-    for b, positives in enumerate(wanted.positive):
-        positive = positives.nonzero()[:, 0]
-        values[f"atss{b}_pos_idx"] = positive
-        values[f"atss{b}_pos_label"] = wanted.labels[b, positive]
-        values[f"atss{b}_pos_anchor"] = anchors.boxes[positive]
-        values[f"atss{b}_pos_target"] = wanted.boxes_px[b, positive]
-    return values

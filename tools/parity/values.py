@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from codetr.models.ops.roi_pool import with_image
-from codetr.structures import Detections, Predictions, Pyramid, Targets
-from codetr.supervision.aux_heads.matched import Regions, boxes_xyxy_px
+from codetr.structures import Detections, Predictions, Pyramid
+from codetr.supervision.aux_heads.dense import DensePredictions
+from codetr.supervision.aux_heads.matched import DenseTargets
 
 Values = dict[str, Tensor]
 
@@ -39,35 +38,47 @@ def detections(name: str, images: Iterable[Detections]) -> Values:
     return numbered(f"{name}_boxes_scores", boxes) | numbered(f"{name}_labels", labels)
 
 
-def proposals(name: str, images: Iterable[Any]) -> Values:
-    """(n, 5) of a region proposal network."""
-    return numbered(f"{name}_proposals", (scored(one.boxes, one.scores) for one in images))
-
-
-def anchor_samples(head: Any, first: Any, targets: Sequence[Targets]) -> Values:
-    """Which anchors a region proposal network is trained on."""
-    values = {}
-    for b, target in enumerate(targets):
-        _, sample = head.rpn.sample(first.anchors, b, boxes_xyxy_px(target.boxes, target))
-        values[f"rpn{b}_sampled_anchor_idx"] = sample.index.sort().values
-        values[f"rpn{b}_positive_anchor_idx"] = sample.positive
+def branch_maps(name: str, said: DensePredictions, pyramid: Pyramid, quality: str = "") -> Values:
+    """``{name}cls0`` ... (B, channels, h, w) of every level: classes, regression, and the quality,
+    by its official name.
+    """
+    parts = {"cls": said.logits, "reg": said.regression}
+    if said.quality is not None:
+        parts[quality] = said.quality[..., None]
+    cells = torch.tensor([h * w for h, w in pyramid.shapes])
+    values: Values = {}
+    for part, flat in parts.items():
+        per_cell = flat.shape[1] // int(cells.sum())
+        levels = flat.split((cells * per_cell).tolist(), dim=1)
+        maps = (
+            value.unflatten(1, (*shape, per_cell)).flatten(3).permute(0, 3, 1, 2)
+            for value, shape in zip(levels, pyramid.shapes, strict=True)
+        )
+        values |= numbered(f"{name}{part}{{}}", maps)
     return values
 
 
-def sampled(name: str, regions: Sequence[Regions]) -> Values:
-    """How many regions of each image are positive and negative, counted as ``name``."""
-    positive = torch.tensor([len(one.target) for one in regions])
-    size = torch.tensor([len(one) for one in regions])
-    return {f"counts/{name}pos": positive, f"counts/{name}neg": size - positive}
-
-
-def classified(head: Any, pyramid: Pyramid, boxes: Sequence[Tensor]) -> Values:
-    """What the second stage of a two-stage ``head`` says of regions ``boxes`` (n, 4) px."""
-    features = head.pool(pyramid, boxes)
-    logits, deltas = head.classify(features)
-    return {
-        "roi_rois": with_image(boxes),
-        "roi_feats": features,
-        "roi_cls_score": logits,
-        "roi_bbox_pred": deltas.flatten(1),
+def positives(name: str, wanted: DenseTargets, anchors: Tensor) -> Values:
+    """Place, label, target and anchor (one of (A, 4)) of every positive; ``name`` as for
+    ``numbered``.
+    """
+    every = {
+        "label": wanted.labels,
+        "target_box": wanted.boxes_px,
+        "anchor": anchors.expand_as(wanted.boxes_px),
     }
+    values = numbered(f"{name}_pos_idx", map(places, wanted.positive))
+    for part, table in every.items():
+        values |= at_positives(f"{name}_pos_{part}", wanted, table)
+    return values
+
+
+def at_positives(name: str, wanted: DenseTargets, table: Tensor) -> Values:
+    """The rows of ``table`` (B, A, ...) at the positives; ``name`` as for ``numbered``."""
+    rows = (own[positive] for own, positive in zip(table, wanted.positive, strict=True))
+    return numbered(name, rows)
+
+
+def places(mask: Tensor) -> Tensor:
+    """(P,) where ``mask`` (A,) is True."""
+    return mask.nonzero().squeeze(1)
