@@ -24,7 +24,7 @@ from tools.parity.tokens import VIDT, YOLOS
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 LOSS = re.compile(r"loss|total")
-GIVEN = re.compile(r"^in/|_paste_(index|window)$|^dn_draw_")
+GIVEN = re.compile(r"_paste_(index|window)$|^dn_draw_")
 """Recorded arrays that say what was given or done, not what came out."""
 HEAD_ALONE = {"head_config", "roi_head"}
 """Keys of info.json that only the records of auxiliary heads alone have."""

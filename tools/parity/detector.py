@@ -5,12 +5,10 @@ What the official codes have in common is here; a ``Family`` says what is its ow
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,17 +27,10 @@ from tools.parity.step import (
     loss_rows,
     training_step,
 )
-from tools.parity.table import EXACT, Row, Tolerance, Tolerances, compare
+from tools.parity.table import Row, Tolerances, compare
 
 NO_DROPOUT = ("model.dropout=0.0",)
 """Of attention, too, which has it as an argument."""
-
-INPUTS = Tolerances(
-    arrays=EXACT,
-    losses=EXACT,
-    gradients=EXACT,
-    special={"mean_std": Tolerance(relative=1e-6)},
-)
 
 
 def recorded_number(recorded: Recorded) -> int | None:
@@ -81,26 +72,37 @@ class Family:
     compared: Callable[[Case, str], bool] = lambda _, quantity: True
 
 
+def two_stages(step: Step) -> dict[str, Tensor]:
+    """The encoder, all its proposals, and which were selected; ``step`` has seen ``stage``."""
+    proposals: Any = step.main.proposals
+    return {
+        "encoder_memory": step.memory.tokens,
+        "enc_logits_channel0": proposals.logits[..., 0],
+        "enc_logits": proposals.logits,
+        "enc_boxes": proposals.boxes,
+        "topk_index": step.seen.outputs["stage"][0][1],
+    }
+
+
 def check_detector(
     recorded: Recorded, family: Family, dtype: torch.dtype = torch.float64
 ) -> list[Row]:
     """Every recorded quantity against ours. A folder may record fewer than the published ones."""
     whole = load_case(recorded, family.convert, family.overrides, dtype)
-    rows = list(_input_rows(whole))
+    rows = list(recorded.input_rows())
     for number, (kind, case) in enumerate(family.steps(whole)):
         step = training_step(case, family.watched(case.detector), family.patches(case))
         with torch.no_grad():
             measured = list(family.measured(case, step))
-            values = {**family.values(case, step), **matches(measured)} if number == 0 else {}
-        rows += _value_rows(recorded, step, family, values)
+            if number == 0:
+                values = {**family.values(case, step), **matches(measured)}
+                image = dict.fromkeys(family.visible, ~step.memory.padding[..., None])
+                rows += recorded.rows(values, family.tolerances, image)
+                rows += count_rows(recorded, values)
+                rows += family.further(case, step)
         if recorded.losses:
-            said = [
-                *_step_rows(case, step, family, measured, recorded.step(kind)),
-                *count_rows(recorded.step(kind), values),
-            ]
+            said = _step_rows(case, step, family, measured, recorded.step(kind))
             rows += [replace(r, quantity=f"{r.quantity} {kind}".rstrip()) for r in said]
-        if number == 0:
-            rows += family.further(case, step)
     rows += _parameter_rows(whole, family.left_out(whole))
     limit = family.limit(recorded)
     if limit is not None:
@@ -109,28 +111,6 @@ def check_detector(
         rows.append(compare("max_detections", case.postprocess.max_detections, limit))
         rows += best_detections(recorded, last, case.batch, limit)
     return [row for row in rows if family.compared(whole, row.quantity)]
-
-
-def _input_rows(case: Case) -> Iterator[Row]:
-    inputs = case.recorded.inputs()
-    pixels = inputs.pixels
-    flat = pixels.reshape(len(pixels), -1).astype(np.float64)
-    boxes, labels = enumerate(inputs.relative or ()), enumerate(inputs.labels)
-    values = {
-        "in/image_crc32_f32": np.array([zlib.crc32(pixels.tobytes())]),
-        "image_first": pixels[:, :, :2, :8],
-        "image_mean_std": np.stack([flat.mean(1), flat.std(1)], axis=1),
-        **{name: own for b, own in boxes for name in (f"gt_boxes_cxcywh_{b}", f"target_boxes_{b}")},
-        **{name: own for b, own in labels for name in (f"gt_labels_{b}", f"target_labels_{b}")},
-    }
-    yield from case.recorded.rows(values, INPUTS)
-
-
-def _value_rows(
-    recorded: Recorded, step: Step, family: Family, values: Mapping[str, Any]
-) -> Iterator[Row]:
-    image = dict.fromkeys(family.visible, ~step.memory.padding[..., None])
-    return recorded.rows(values, family.tolerances, image)
 
 
 def _step_rows(

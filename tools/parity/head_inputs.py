@@ -6,17 +6,18 @@ what one draws does not hang on the others.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
-from tools.parity.rules import Array
+from codetr.structures import Pyramid
+from tools.parity.rules import Array, block_noise, generator
 
 STRIDES = (4, 8, 16, 32, 64, 128)
 CHANNELS = 256
-BLOCK = 4
-COARSE, FINE = 0.8, 0.6
+BLOCKS = ((4, 0.8), (1, 0.6))
+"""(side, weight) of the noise."""
 BOX_STREAM = 999
 """The number of the generator of boxes, where that of a map is its level."""
 
@@ -41,7 +42,7 @@ def make_boxes(
     int64: those of the ``drawn`` ones that ``keep`` lists, in its order.
     """
     height, width = size
-    rng = _generator(seed, BOX_STREAM)
+    rng = generator(1000 * seed + BOX_STREAM)
     x, y, w, h = rng.random((drawn, 4)).T
     x, y = (0.1 + 0.8 * x) * width, (0.1 + 0.8 * y) * height
     half_w, half_h = (0.06 + 0.8 * w**2) * width / 2, (0.06 + 0.8 * h**2) * height / 2
@@ -52,15 +53,17 @@ def make_boxes(
     return corners[chosen], labels[chosen]
 
 
+def make_pyramid(
+    seeds: Sequence[int], sizes: Sequence[Sequence[int]], levels: int = len(STRIDES)
+) -> Pyramid:
+    """The finest maps of images of ``sizes`` (height, width), float64; they collect gradients."""
+    maps = make_features(seeds, [max(side) for side in zip(*sizes, strict=True)])
+    return Pyramid(
+        maps=tuple(torch.from_numpy(m).double().requires_grad_() for m in maps[:levels]),
+        strides=STRIDES[:levels],
+    )
+
+
 def _map(seed: int, level: int, height: int, width: int) -> Array:
-    rng = _generator(seed, level)
-    coarse = rng.random((CHANNELS, -(-height // BLOCK), -(-width // BLOCK)))
-    coarse = coarse.repeat(BLOCK, axis=1).repeat(BLOCK, axis=2)[:, :height, :width]
-    fine = rng.random((CHANNELS, height, width))
-    unit = math.sqrt(12.0)
-    noise = COARSE * ((coarse - 0.5) * unit) + FINE * ((fine - 0.5) * unit)
-    return noise.astype(np.float32)
-
-
-def _generator(seed: int, stream: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(1000 * seed + stream))
+    rng = generator(1000 * seed + level)
+    return block_noise(rng, (CHANNELS, height, width), BLOCKS)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,6 +30,24 @@ class Inputs:
     labels: list[Array]
     relative: list[Array] | None = None
     masks: list[Array] | None = None
+
+
+def input_values(inputs: Inputs) -> dict[str, Any]:
+    """All that is recorded of inputs, by its names."""
+    pixels = inputs.pixels
+    flat = pixels.reshape(len(pixels), -1).astype(np.float64)
+    values = {
+        "in/image_crc32_f32": np.array([zlib.crc32(pixels.tobytes())]),
+        "in/image_sample": pixels,
+        "image_first": pixels[:, :, :2, :8],
+        "image_mean_std": np.stack([flat.mean(1), flat.std(1)], axis=1),
+    }
+    for b, (boxes, labels) in enumerate(zip(inputs.boxes, inputs.labels, strict=True)):
+        values |= {f"in/gt{b}_boxes": boxes, f"in/gt{b}_labels": labels}
+        values |= {f"gt_labels_{b}": labels, f"target_labels_{b}": labels}
+    for b, boxes in enumerate(inputs.relative or ()):
+        values |= {f"gt_boxes_cxcywh_{b}": boxes, f"target_boxes_{b}": boxes}
+    return values | {f"in/gt{b}_masks": masks for b, masks in enumerate(inputs.masks or ())}
 
 
 def make_batch(

@@ -18,9 +18,9 @@ from codetr.data.mask_bounds import mask_bounds
 from codetr.data.sample import BoxSet, Sample
 from codetr.data.segmentation import read_segmentations
 from tools.parity.recorded import ARRAYS, read_arrays
-from tools.parity.table import Row, Tolerance, compare, compare_bits
+from tools.parity.table import Row, Tolerance, Tolerances, compare, compare_all, compare_bits
 
-BOXES = Tolerance(absolute=1e-4)
+BOXES = Tolerances(arrays=Tolerance(absolute=1e-4))
 DIVISOR = 32
 
 
@@ -35,12 +35,12 @@ def check_mask_pipeline(folder: Path) -> list[Row]:
         assert targets.masks is not None
         masks = targets.masks.numpy()
         recorded = arrays[f"{step}/masks"]
+        found = {"boxes": targets.boxes, "labels": targets.labels}
         bits = np.unpackbits(recorded, axis=-1, count=case["steps"][step]["mask_shape"][-1])
         rows += [
             compare_bits(f"{step}/masks", masks, bits),
             compare(f"{step}/areas", masks.sum(axis=(1, 2)), case["steps"][step]["areas"]),
-            compare(f"{step}/boxes", targets.boxes, arrays[f"{step}/boxes"], BOXES),
-            compare(f"{step}/labels", targets.labels, arrays[f"{step}/labels"]),
+            *compare_all(found, arrays, BOXES, f"{step}/"),
         ]
     return rows
 

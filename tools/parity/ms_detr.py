@@ -16,7 +16,7 @@ from torch import Tensor
 from codetr.checkpoints.ms_detr import convert_ms_detr
 from codetr.structures import CROSS_ATTENTION
 from tools.parity.case import Case
-from tools.parity.detector import NO_DROPOUT, Family
+from tools.parity.detector import NO_DROPOUT, Family, two_stages
 from tools.parity.measured import Measured, layered, matched
 from tools.parity.recorded import Recorded
 from tools.parity.step import Patches, Step, recorded_selection
@@ -40,12 +40,8 @@ def _values(case: Case, step: Step) -> dict[str, Tensor]:
     proposals: Any = main.proposals
     taps = main.taps[CROSS_ATTENTION]
     return {
-        "encoder_memory": step.memory.tokens,
-        "enc_logits_channel0": proposals.logits[..., 0],
-        "enc_logits": proposals.logits,
-        "enc_boxes": proposals.boxes,
+        **two_stages(step),
         "enc_anchors": proposals.anchors,
-        "topk_index": step.seen.outputs["stage"][0][1],
         "init_reference": taps[0].anchors,
         "inter_references": torch.stack(
             [*(tap.anchors for tap in taps[1:]), main.layers[-1].boxes]

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from codetr.errors import UserError
 from tools.parity import rules, rules_detr
-from tools.parity.inputs import Inputs
+from tools.parity.head_inputs import make_boxes
+from tools.parity.inputs import Inputs, input_values
 from tools.parity.rules import Array
 from tools.parity.rules_masks import has_masks, make_masks, make_tensor
 from tools.parity.table import EXACT, Row, Tolerance, Tolerances, compare, compare_bits
@@ -33,14 +34,14 @@ INFO, ARRAYS, STRIDES, KEYS, LOSSES = (
     "losses.json",
 )
 ENTRIES = "entries"
+INPUTS = Tolerances(special={"mean_std": Tolerance(relative=1e-6)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedStep:
     """One official training step. ``losses`` by official name are raw and have ``weights``, or are
     weighted already and have none; gradient ``norms`` are those of parameters by official name,
-    ``norm`` that of all together, None where it is not recorded; ``counts`` are numbers of samples
-    and the like, and the losses of stages.
+    ``norm`` that of all together, None where it is not recorded.
     """
 
     losses: Mapping[str, float]
@@ -48,7 +49,6 @@ class RecordedStep:
     total: float
     norms: Mapping[str, float]
     norm: float | None
-    counts: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,25 +143,39 @@ class Recorded:
         makes itself.
         """
         replaced = self.info.get("weight_overrides") or self.keys.get("weight_overrides") or ()
-        made = (
-            (key, make_tensor(key, shape))
-            if self.of_co_detr
-            else (key, rules_detr.make_tensor(key, shape, replaced))
-            for key, shape in self.shapes.items()
-        )
-        return {key: torch.from_numpy(np.asarray(v)) for key, v in made if v is not None}
+        extra = self.info.get("weight_rule_overrides", {})
+        biases = [(part, (mean, amplitude)) for part, mean, amplitude in extra.get("bias", ())]
+        state = {}
+        for key, shape in self.shapes.items():
+            if self.of_co_detr:
+                kept = key.endswith(tuple(extra.get("keep", ())))
+                made = None if kept else make_tensor(key, shape, biases, extra.get("gain", ()))
+            else:
+                made = rules_detr.make_tensor(key, shape, replaced)
+            if made is not None:
+                state[key] = torch.from_numpy(made)
+        return state
 
     def inputs(self) -> Inputs:
-        """Images, boxes, and masks where the detector has a mask head, made by rule."""
+        """Images, boxes, and masks where the detector has a mask head, made by rule. A head alone
+        reads no images: they are one pixel large.
+        """
         if not self.of_co_detr:
             keys = self.keys
             return rules_detr.make_inputs(
                 keys["seed"], keys["sizes"], keys["num_gts"], self.num_classes
             )
         info, sizes = self.info, self.info["sizes"]
-        pixels, boxes, labels = rules.make_inputs(
-            info["seeds"], sizes, info["num_gts"], self.num_classes, info.get("keep")
-        )
+        if "num_gts" in info:
+            pixels, boxes, labels = rules.make_inputs(
+                info["seeds"], sizes, info["num_gts"], self.num_classes, info.get("keep")
+            )
+        else:
+            pixels = np.zeros((len(sizes), 3, 1, 1), dtype=np.float32)
+            made = [
+                make_boxes(*own) for own in zip(info["seeds"], sizes, info["keep"], strict=True)
+            ]
+            boxes, labels = [own[0] for own in made], [own[1] for own in made]
         masks = None
         if has_masks(list(self.shapes)):
             masks = [make_masks(own, size) for own, size in zip(boxes, sizes, strict=True)]
@@ -174,11 +188,6 @@ class Recorded:
         end = f"_{kind}" if kind else ""
         said = ChainMap(self.losses.get("float64", {}), self.losses)
         norms = {name: value or 0.0 for name, value in said[f"grad_norms{end}"].items()}
-        counts, stages = said.get("counts", {}), "stage_losses_unweighted"
-        if "gmm" in counts:
-            counts = counts | {"gmm_iterations": [fit["iterations"] for fit in counts["gmm"]]}
-        if stages in said:
-            counts = counts | {stages: said[stages]}
         if self.of_co_detr:
             parts = {name: own for name, own in said["losses"].items() if "loss" in name}
             return RecordedStep(
@@ -186,7 +195,6 @@ class Recorded:
                 total=said["total"],
                 norms=norms,
                 norm=said.get("total_grad_norm"),
-                counts=counts,
             )
         return RecordedStep(
             losses=said[f"losses{end}" if kind else "losses_unweighted"],
@@ -194,14 +202,26 @@ class Recorded:
             total=said[f"weighted_total{end}"],
             norms=norms,
             norm=said[f"grad_norm_all{end}"],
-            counts=counts,
         )
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """Numbers of samples and the like, and the losses of stages."""
+        found = dict(self.losses.get("counts", {}))
+        if "gmm" in found:
+            found["gmm_iterations"] = [fit["iterations"] for fit in found["gmm"]]
+        stages = "stage_losses_unweighted"
+        return found | ({stages: self.losses[stages]} if stages in self.losses else {})
 
     @property
     def frozen(self) -> list[str]:
         """Official parameters that are not trained, where they are listed."""
         names: list[str] = self.losses.get("frozen", self.keys.get("requires_grad_false", []))
         return names
+
+    def input_rows(self) -> Iterator[Row]:
+        """What is made by rule against what is recorded of it."""
+        return self.rows(input_values(self.inputs()), INPUTS)
 
     def rows(
         self,

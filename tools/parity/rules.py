@@ -78,10 +78,19 @@ def make_tensor(
         return np.zeros(tuple(shape), dtype=np.int64)
     if key.endswith(BUILT):
         return None
-    seed = zlib.crc32(f"189/{key}".encode())
-    centred = 2.0 * np.random.Generator(np.random.PCG64(seed)).random(size=tuple(shape)) - 1.0
     offset, scale = _range(key, tuple(shape), (*biases, *BIASES), (*gains, *GAINS))
-    return np.asarray(offset + scale * centred, dtype=np.float32)
+    return np.asarray(offset + scale * centred(f"189/{key}", shape), dtype=np.float32)
+
+
+def generator(seed: int) -> np.random.Generator:
+    """What all draws of all rules come from."""
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def centred(text: str, shape: Sequence[int]) -> Array:
+    """Uniform in [-1, 1), seeded by the CRC-32 of ``text``."""
+    values: Array = 2.0 * generator(zlib.crc32(text.encode())).random(size=tuple(shape)) - 1.0
+    return values
 
 
 def _range(key: str, shape: tuple[int, ...], biases: Extra, gains: Extra) -> tuple[float, float]:
@@ -124,7 +133,7 @@ def make_inputs(
     pixels = np.zeros((len(sizes), 3, height, width), dtype=np.float32)
     boxes, labels = [], []
     for b, ((h, w), count) in enumerate(zip(sizes, num_boxes, strict=True)):
-        rng = np.random.Generator(np.random.PCG64(seeds[b]))
+        rng = generator(seeds[b])
         pixels[b, :, :h, :w] = make_image(rng, h, w)
         x, y, bw, bh = rng.random((count, 4)).T
         x, y = (0.15 + 0.7 * x) * w, (0.15 + 0.7 * y) * h
@@ -140,11 +149,19 @@ def make_inputs(
 
 def make_image(rng: np.random.Generator, height: int, width: int) -> Array:
     """(3, H, W): unit-variance noise in blocks of 32, 8 and 1 pixels, weighted 4 : 2 : 1."""
-    total = np.zeros((3, height, width))
-    for block, weight in ((32, 1.0), (8, 0.5), (1, 0.25)):
-        cells = rng.random((3, -(-height // block), -(-width // block)))
+    return block_noise(rng, (3, height, width), ((32, 1.0), (8, 0.5), (1, 0.25)))
+
+
+def block_noise(
+    rng: np.random.Generator, shape: tuple[int, int, int], blocks: Sequence[tuple[int, float]]
+) -> Array:
+    """(C, H, W) sum of uniform noise of unit variance, in square blocks of each (side, weight)."""
+    channels, height, width = shape
+    total = np.zeros(shape)
+    for side, weight in blocks:
+        cells = rng.random((channels, -(-height // side), -(-width // side)))
         noise = (cells - 0.5) * math.sqrt(12.0)
-        total += weight * noise.repeat(block, 1).repeat(block, 2)[:, :height, :width]
+        total += weight * noise.repeat(side, 1).repeat(side, 2)[:, :height, :width]
     return total.astype(np.float32)
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 import re
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tools.parity.inputs import Inputs
-from tools.parity.rules import Array, make_image
+from tools.parity.rules import Array, centred, generator, make_image
 
 PROPOSAL_BIAS = (0.0, 0.0, 1.2, 1.2)
 """Middle of the proposals' last box bias: boxes larger than their anchors."""
@@ -32,8 +31,6 @@ def make_tensor(
     whole name replaces the rule: by ``gain``, or by ``offset`` (a number, or one for each entry of
     the last axis) and ``scale``.
     """
-    generator = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode())))
-    unit = 2.0 * generator.random(size=tuple(shape)) - 1.0
     chosen = next((o for o in overrides if re.fullmatch(o["pattern"], key)), None)
     if chosen is None:
         middle, width = _range(key, tuple(shape))
@@ -41,7 +38,7 @@ def make_tensor(
         middle, width = 0.0, chosen["gain"] * _fan(shape)
     else:
         middle, width = np.asarray(chosen["offset"]), chosen["scale"]
-    return np.asarray(middle + width * unit, dtype=np.float32)
+    return np.asarray(middle + width * centred(key, shape), dtype=np.float32)
 
 
 def _fan(shape: Sequence[int]) -> float:
@@ -81,19 +78,19 @@ def make_inputs(
     pixels = np.zeros((len(sizes), 3, height, width), dtype=np.float32)
     boxes, relative, labels = [], [], []
     for b, ((h, w), count) in enumerate(zip(sizes, num_boxes, strict=True)):
-        generator = np.random.Generator(np.random.PCG64(1000 * seed + b))
-        pixels[b, :, :h, :w] = make_image(generator, h, w)
-        corners = _boxes(generator, h, w, count)
+        rng = generator(1000 * seed + b)
+        pixels[b, :, :h, :w] = make_image(rng, h, w)
+        corners = _boxes(rng, h, w, count)
         boxes.append(corners)
         relative.append(_relative(corners, h, w))
-        labels.append(np.floor(num_classes * generator.random(count)).astype(np.int64))
+        labels.append(np.floor(num_classes * rng.random(count)).astype(np.int64))
     return Inputs(pixels=pixels, sizes=sizes, boxes=boxes, labels=labels, relative=relative)
 
 
-def _boxes(generator: np.random.Generator, height: int, width: int, count: int) -> Array:
+def _boxes(rng: np.random.Generator, height: int, width: int, count: int) -> Array:
     """(n, 4) xyxy px float32, clipped to the image."""
     size = np.array([width, height])
-    drawn = generator.random((count, 4))
+    drawn = rng.random((count, 4))
     centre, half = (0.15 + 0.7 * drawn[:, :2]) * size, (0.1 + 0.5 * drawn[:, 2:]) * size / 2
     corners = np.concatenate([centre - half, centre + half], axis=1)
     return corners.clip(0, np.tile(size, 2)).astype(np.float32)

@@ -5,13 +5,12 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from tools.parity import rules
-from tools.parity.rules import Array
+from tools.parity.rules import Array, Extra
 
 BRANCHES = ("mask_head", "mask_iou_head")
 CENTRED = "stage_instance_logits"
@@ -31,14 +30,15 @@ def has_masks(keys: Sequence[str]) -> bool:
     return any(branch in key for key in keys for branch in BRANCHES)
 
 
-def make_tensor(key: str, shape: Sequence[int]) -> Array | None:
-    """The value of the state-dict entry ``key``; None where the built value stays."""
+def make_tensor(
+    key: str, shape: Sequence[int], biases: Extra = (), gains: Extra = ()
+) -> Array | None:
+    """As ``rules.make_tensor``."""
     if len(shape) < 2 or not has_masks([key]):
-        return rules.make_tensor(key, shape)
-    seed = zlib.crc32(f"189/{key}".encode())
-    centred = 2.0 * np.random.Generator(np.random.PCG64(seed)).random(size=tuple(shape)) - 1.0
+        return rules.make_tensor(key, shape, biases, gains)
     gain = next((gain for part, gain in GAINS if part in key), GAIN)
-    values = gain * math.sqrt(3.0 / float(math.prod(shape[1:]))) * centred
+    scale = gain * math.sqrt(3.0 / float(math.prod(shape[1:])))
+    values = scale * rules.centred(f"189/{key}", shape)
     if CENTRED in key:
         values = values - values.mean(axis=1, keepdims=True)
     return np.asarray(values, dtype=np.float32)
@@ -73,7 +73,7 @@ def make_candidates(
     a little and with its label, the second much and with any label.
     """
     height, width = size
-    drawn = np.random.Generator(np.random.PCG64(1000 * seed + 998)).random((count, 6))
+    drawn = rules.generator(1000 * seed + 998).random((count, 6))
     near = np.arange(count) < count / 2
     own = np.arange(count) % len(boxes)
     x0, y0, x1, y1 = np.asarray(boxes, dtype=np.float64)[own].T

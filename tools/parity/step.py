@@ -21,7 +21,7 @@ from codetr.structures import Decoded, Memory, Predictions
 from codetr.training.losses import training_losses
 from tools.parity.case import Case
 from tools.parity.probe import Seen, probe
-from tools.parity.recorded import RecordedStep
+from tools.parity.recorded import Recorded, RecordedStep
 from tools.parity.table import EXACT, Row, Tolerance, Tolerances, compare
 from tools.parity.values import Values
 
@@ -143,9 +143,9 @@ def gradient_rows(
         yield compare("grad (all)", math.hypot(*norms.values()), official.norm, tolerance)
 
 
-def count_rows(official: RecordedStep, values: Values) -> Iterator[Row]:
-    """What official steps count, against ours: ``values`` called ``counts/...``."""
-    for name, value in official.counts.items():
+def count_rows(recorded: Recorded, values: Values) -> Iterator[Row]:
+    """What the official step counted, against ours: ``values`` called ``counts/...``."""
+    for name, value in recorded.counts.items():
         ours = values.get(f"counts/{name}")
         if ours is not None:
             exact = np.asarray(value).dtype.kind in "iu"

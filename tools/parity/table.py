@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,9 +35,9 @@ class Tolerances:
     be equal. ``special`` goes before all that: the first pattern that is found in a name.
     """
 
-    arrays: Tolerance
-    losses: Tolerance
-    gradients: Tolerance
+    arrays: Tolerance = EXACT
+    losses: Tolerance = EXACT
+    gradients: Tolerance = EXACT
     special: Mapping[str, Tolerance] = field(default_factory=dict)
 
     def of_array(self, name: str, recorded: np.ndarray) -> Tolerance:
@@ -103,6 +103,18 @@ def compare(quantity: str, ours: Any, recorded: Any, tolerance: Tolerance = EXAC
         tolerance=str(tolerance),
         ok=same and within,
     )
+
+
+def compare_all(
+    ours: Mapping[str, Any],
+    recorded: Mapping[str, np.ndarray],
+    tolerances: Tolerances,
+    place: str = "",
+) -> Iterator[Row]:
+    """All of ``ours`` with what is recorded under ``place`` and its name."""
+    for name, value in ours.items():
+        stored = recorded[place + name]
+        yield compare(place + name, value, stored, tolerances.of_array(place + name, stored))
 
 
 def _array(value: Any) -> np.ndarray:

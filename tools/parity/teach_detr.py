@@ -20,7 +20,7 @@ from codetr.errors import UserError
 from codetr.structures import Targets
 from codetr.supervision.schemes.hybrid import GROUP as HYBRID
 from tools.parity.case import Case
-from tools.parity.detector import Family
+from tools.parity.detector import Family, two_stages
 from tools.parity.measured import Measured, layered, matched, matches
 from tools.parity.step import Step
 from tools.parity.table import Row, Tolerance, Tolerances, compare
@@ -62,13 +62,8 @@ def _steps(case: Case) -> Iterator[tuple[str, Case]]:
 
 def _values(case: Case, step: Step) -> dict[str, Tensor]:
     """Encoder, selection and both groups' predictions."""
-    proposals: Any = step.main.proposals
     return {
-        "encoder_memory": step.memory.tokens,
-        "enc_logits_channel0": proposals.logits[..., 0],
-        "enc_logits": proposals.logits,
-        "enc_boxes": proposals.boxes,
-        "topk_index": step.seen.outputs["stage"][0][1],
+        **two_stages(step),
         **layers("one2one_", step.main.layers),
         **layers("one2many_", step.decoded[HYBRID].layers),
     }

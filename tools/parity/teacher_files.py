@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from codetr.data.teachers import Suppression, TeacherBoxes
 from codetr.errors import UserError
 from tools.parity.recorded import Recorded, read_arrays
 from tools.parity.rules import Array
-from tools.parity.table import Row, Tolerance, compare
+from tools.parity.table import Row, Tolerance, Tolerances, compare_all
 
 LOADER = "loader_cases.npz"
 
-BOXES = Tolerance(absolute=1e-6)
-SCORES = Tolerance(absolute=1e-7)
+TOLERANCES = Tolerances(
+    arrays=Tolerance(absolute=1e-6), special={"scores": Tolerance(absolute=1e-7)}
+)
 
 
 class _Crop(v2.Transform):
@@ -55,9 +56,12 @@ def check_loader(recorded: Recorded) -> list[Row]:
         sample = _sample(recorded, sizes[int(number)], boxes)
         place = f"{case}/{number}"
         moved = _moved(sample, case, arrays[f"{place}/size"])
-        rows += _rows(place, moved, arrays)
+        values = _values(moved)
+        rows += compare_all(values, arrays, TOLERANCES, f"{place}/")
         if case == "plain" and int(number) in recorded.keys["image_ids"]:
-            rows += _targets(recorded, recorded.keys["image_ids"].index(int(number)), moved)
+            image = recorded.keys["image_ids"].index(int(number))  # the losses saw its teachers
+            seen = {f"target_{name}_{image}": value for name, value in values.items()}
+            rows += recorded.rows({k: v for k, v in seen.items() if "_ext_" in k}, TOLERANCES)
     return rows
 
 
@@ -118,20 +122,14 @@ def _numbers(case: str, pattern: str) -> list[float] | None:
     return None if match is None else [float(value) for value in match.groups()]
 
 
-def _rows(place: str, sample: Sample, arrays: Mapping[str, Array]) -> Iterator[Row]:
+def _values(sample: Sample) -> dict[str, Any]:
     batch = Collate()([sample])
     (targets,), ((teacher,),) = batch.targets, batch.teachers
-    yield compare(f"{place}/size", sample.size, arrays[f"{place}/size"])
-    yield compare(f"{place}/boxes", targets.boxes, arrays[f"{place}/boxes"], BOXES)
-    yield compare(f"{place}/labels", targets.labels, arrays[f"{place}/labels"])
-    yield compare(f"{place}/ext_boxes", teacher.boxes, arrays[f"{place}/ext_boxes"], BOXES)
-    yield compare(f"{place}/ext_labels", teacher.labels, arrays[f"{place}/ext_labels"])
-    yield compare(f"{place}/ext_scores", teacher.weights, arrays[f"{place}/ext_scores"], SCORES)
-
-
-def _targets(recorded: Recorded, number: int, sample: Sample) -> Iterator[Row]:
-    """What the recorded losses saw of the teachers."""
-    ((teacher,),) = Collate()([sample]).teachers
-    yield recorded.row(f"target_ext_boxes_{number}", teacher.boxes, BOXES)
-    yield recorded.row(f"target_ext_labels_{number}", teacher.labels)
-    yield recorded.row(f"target_ext_scores_{number}", teacher.weights, SCORES)
+    return {
+        "size": sample.size,
+        "boxes": targets.boxes,
+        "labels": targets.labels,
+        "ext_boxes": teacher.boxes,
+        "ext_labels": teacher.labels,
+        "ext_scores": teacher.weights,
+    }

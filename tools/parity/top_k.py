@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,10 +10,11 @@ import torch
 from codetr.structures import Predictions, Targets
 from codetr.supervision.assigners import TopKAssigner
 from tools.parity.recorded import read_arrays
-from tools.parity.table import Row, Tolerance, compare
+from tools.parity.rules import Array
+from tools.parity.table import Row, Tolerance, Tolerances, compare, compare_all
 
 FILE = "o2m_matcher_cases.npz"
-QUALITY = Tolerance(absolute=1e-6)
+TOLERANCES = Tolerances(arrays=Tolerance(absolute=1e-6))
 
 
 def check_matcher(folder: Path, assigner: TopKAssigner) -> list[Row]:
@@ -21,42 +23,29 @@ def check_matcher(folder: Path, assigner: TopKAssigner) -> list[Row]:
     """
     arrays, rows = read_arrays(folder / FILE), []
     for case in sorted({name.split("/")[0] for name in arrays}):
-        own = {
-            name.split("/")[1]: torch.from_numpy(value)
-            for name, value in arrays.items()
-            if name.startswith(f"{case}/")
-        }
-        rows += [
-            Row(**{**vars(row), "quantity": f"{FILE.removesuffix('.npz')}/{case}/{row.quantity}"})
-            for row in _rows(own, assigner)
-        ]
+        own = {k.removeprefix(f"{case}/"): v for k, v in arrays.items() if k.startswith(f"{case}/")}
+        place = f"{FILE.removesuffix('.npz')}/{case}/"
+        rows += [replace(r, quantity=place + r.quantity) for r in _rows(own, assigner)]
     return rows
 
 
-def _rows(case: dict[str, torch.Tensor], assigner: TopKAssigner) -> list[Row]:
-    boxes, logits = case["pred_boxes"].double(), case["pred_logits"].double()
-    count = len(case["gt_labels"])
+def _rows(case: dict[str, Array], assigner: TopKAssigner) -> list[Row]:
+    boxes, logits = (
+        torch.from_numpy(case[f"pred_{name}"]).double() for name in ("boxes", "logits")
+    )
     targets = Targets(
-        boxes=case["gt_boxes"].double(),
-        labels=case["gt_labels"],
-        weights=torch.ones(count, dtype=torch.float64),
+        boxes=torch.from_numpy(case["gt_boxes"]).double(),
+        labels=torch.from_numpy(case["gt_labels"]),
+        weights=torch.ones(len(case["gt_labels"]), dtype=torch.float64),
         size=torch.ones(2, dtype=torch.float64) * 1000,
     )
-    quality = assigner.quality(logits, boxes, targets)
-    rows = [compare("quality", quality, case["quality"], QUALITY)]
-    if count:
-        best, positive = assigner.votes(quality)
-        rows += [
-            compare("best_gt", best, case["best_gt"]),
-            compare("positive", positive, case["positive"]),
-        ]
+    values = {"quality": assigner.quality(logits, boxes, targets)}
+    if len(targets):
+        values["best_gt"], values["positive"] = assigner.votes(values["quality"])
     (pairs,) = assigner([Predictions(logits=logits[None], boxes=boxes[None])], [targets])
-    if int(case["positive"].sum()) > int(assigner.share * len(boxes)):
-        most = torch.bincount(pairs.target, minlength=count).max()
-        over = (most - assigner.k).clamp(min=0)
-        return [*rows, compare("pairs per target over the bound", over, 0)]
-    return [
-        *rows,
-        compare("pair_query", pairs.query, case["pair_query"]),
-        compare("pair_gt", pairs.target, case["pair_gt"]),
-    ]
+    if int(case["positive"].sum()) <= int(assigner.share * len(boxes)):
+        values |= {"pair_query": pairs.query, "pair_gt": pairs.target}
+        return [*compare_all(values, case, TOLERANCES)]
+    most = torch.bincount(pairs.target, minlength=len(targets)).max()
+    bound = compare("pairs per target over the bound", (most - assigner.k).clamp(min=0), 0)
+    return [*compare_all(values, case, TOLERANCES), bound]
