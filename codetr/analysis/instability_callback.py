@@ -12,7 +12,7 @@ from codetr.analysis.subject import matcher_of
 from codetr.errors import UserError
 from codetr.models.detectors.protocol import Detector
 from codetr.structures import Batch
-from codetr.training.log_interval import OF_FIRST_RANK
+from codetr.training.log_interval import FIRST_RANK_ONLY
 
 
 class MatchingInstability(Callback):
@@ -78,7 +78,7 @@ class MatchingInstability(Callback):
             for layer in range(layers)
             if total[which, 1, layer] > 0
         }
-        pl_module.log_dict(values, batch_size=1, **OF_FIRST_RANK)
+        pl_module.log_dict(values, batch_size=1, **FIRST_RANK_ONLY)
 
     def state_dict(self) -> dict[str, Any]:
         """The matching that the next validation is compared with, in plain types. A list per key,

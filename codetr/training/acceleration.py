@@ -17,8 +17,9 @@ PARTS: dict[str, Callable[[Any], list[nn.Module]]] = {
     "encoder": lambda detector: list(detector.encoder.layers),
     "decoder": lambda detector: list(detector.decoder.layers),
 }
-"""What can be compiled: the backbone as a whole, encoder and decoder layer by layer, so that equal
-layers share compiled code."""
+"""The parts that can be compiled: the backbone as a whole, encoder and decoder layer by layer, so
+that equal layers share compiled code.
+"""
 
 
 def accelerate(detector: nn.Module, trainer: DictConfig, device: torch.device) -> None:
@@ -29,7 +30,7 @@ def accelerate(detector: nn.Module, trainer: DictConfig, device: torch.device) -
 
 
 def compile_parts(detector: nn.Module, names: Sequence[str]) -> None:
-    """Compile the named ``PARTS`` in place, so that the names of weights do not change.
+    """Compile the named ``PARTS`` in place, which keeps the names of weights.
 
     Raises UserError for a name that is not one of them.
     """
@@ -45,8 +46,8 @@ def compile_parts(detector: nn.Module, names: Sequence[str]) -> None:
 
 
 def wants_channels_last(detector: nn.Module, choice: bool | str, device: torch.device) -> bool:
-    """Whether to use the channels-last memory format, which the maps of a convolutional backbone
-    inherit from its input. ``auto``: on CUDA devices, for convolutional backbones.
+    """Whether to use the channels-last memory format. ``auto``: on CUDA devices, for convolutional
+    backbones, whose feature maps inherit the format of the input.
 
     Raises UserError for any other choice than true, false and auto.
     """
@@ -60,8 +61,8 @@ def wants_channels_last(detector: nn.Module, choice: bool | str, device: torch.d
 
 
 def use_channels_last(detector: nn.Module) -> None:
-    """Pass pixels to the backbone in channels-last format, and store the weights of its
-    convolutions in it, so that they are not reordered in every step.
+    """Pass images to the backbone in channels-last format, and store its convolution weights in it,
+    so that they are not converted in every step.
     """
     backbone = detector.get_submodule("backbone")
     backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

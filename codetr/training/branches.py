@@ -1,6 +1,5 @@
-"""Branches to evaluate: the detector, or one of the auxiliary heads on its encoder.
-
-The paper compares both in Table 11.
+"""Branches that can be evaluated: the detector, or an auxiliary head on its encoder, as in Table 11
+of the Co-DETR paper.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ OPTIONS = conf_folder() / "aux_heads"
 
 
 def branch_key(name: str, heads: Mapping[str, Any]) -> str:
-    """The key of ``name`` among the configured ``heads``. A variant such as ``rcnn_mask`` has the
-    key of the head it varies, and is recognised by the classes of its parts. Returns ``name`` where
+    """The key of ``name`` among the configured ``heads``. A variant such as ``rcnn_mask`` is stored
+    under the key of its base head, and recognised by the classes of its parts. Returns ``name`` if
     there is no such head.
     """
     key, *variant = name.split("_")
@@ -41,7 +40,7 @@ def branch_key(name: str, heads: Mapping[str, Any]) -> str:
 
 
 class Branch(Protocol):
-    """An ``nn.Module`` on ``detector``; its detections are in pixels of the original images."""
+    """A module that predicts with ``detector``; detections are in pixels of the original images."""
 
     detector: nn.Module
 
@@ -51,7 +50,7 @@ class Branch(Protocol):
 
 
 class MainBranch(nn.Module):
-    """The detector, as it is deployed."""
+    """The detector as deployed."""
 
     def __init__(self, detector: nn.Module, postprocess: Postprocess) -> None:
         super().__init__()
@@ -63,7 +62,7 @@ class MainBranch(nn.Module):
 
 
 class Finder(Protocol):
-    """Finds objects in uint8 RGB images (3, H, W), as ``codetr.inference.views`` has it."""
+    """Detects objects in uint8 RGB images (3, H, W), as ``codetr.inference.views`` does."""
 
     def __call__(self, images: Sequence[Regions]) -> tuple[Detections, ...]:
         """Detections of every image, on the CPU."""
@@ -72,8 +71,8 @@ class Finder(Protocol):
 
 @dataclass(frozen=True)
 class BranchFinder:
-    """A ``Finder``: a branch on ``device``, on one image at a time. ``prepare`` makes a batch of
-    one such image.
+    """A ``Finder`` that runs a branch on ``device``, one image at a time; ``prepare`` turns an
+    image into a batch.
     """
 
     branch: Branch
@@ -88,9 +87,9 @@ class BranchFinder:
 
 
 class ViewedBranch(nn.Module):
-    """``branch`` on several views of each image: each of ``prepare`` turns a uint8 image (3, H, W)
-    into a batch of one, and ``compose`` merges their finders into one. The batches of the module
-    hold the images as read from files: values from 0 to 255, in original size.
+    """``branch`` on several views of each image. Each function of ``prepare`` turns a uint8 image
+    (3, H, W) into a batch of one; ``compose`` merges their finders into one. Input batches hold
+    images as read from files, with values from 0 to 255 in original size.
     """
 
     def __init__(
@@ -115,9 +114,8 @@ class ViewedBranch(nn.Module):
 
 
 class AuxiliaryBranch(nn.Module):
-    """Head ``name`` of ``scheme`` on the detector's encoder, with the head's own NMS.
-
-    Raises UserError where there is no such head.
+    """Head ``name`` of ``scheme`` on the detector's encoder, with the head's own NMS. Raises
+    UserError if there is no such head.
     """
 
     def __init__(self, detector: nn.Module, scheme: Collaborative, name: str) -> None:
@@ -135,7 +133,7 @@ class AuxiliaryBranch(nn.Module):
 
 
 def in_original(found: Sequence[Detections], infos: Sequence[ImageInfo]) -> tuple[Detections, ...]:
-    """Map detections from the network's input to the original images."""
+    """Convert boxes from pixels of the network's input to pixels of the original images."""
     return tuple(
         replace(
             one,
@@ -148,9 +146,8 @@ def in_original(found: Sequence[Detections], infos: Sequence[ImageInfo]) -> tupl
 def auxiliary_branch(
     name: str, detector: nn.Module, schemes: Mapping[str, nn.Module], held: Sequence[str]
 ) -> AuxiliaryBranch:
-    """The branch of head ``name``; ``held`` are the names of the tensors in the checkpoint.
-
-    Raises UserError where no scheme has such a head, or the checkpoint lacks its weights.
+    """The branch of head ``name``; ``held``: the names of the tensors in the checkpoint. Raises
+    UserError if no scheme has such a head or the checkpoint lacks its weights.
     """
     found = {k: s for k, s in schemes.items() if isinstance(s, Collaborative)}
     key = next((k for k, s in found.items() if name in s.heads), None)

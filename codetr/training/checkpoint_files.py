@@ -1,4 +1,4 @@
-"""Checkpoint files: written atomically, and found again for resuming."""
+"""Writing checkpoints atomically, and finding the one to resume from."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ NEEDED = frozenset({"state_dict", "optimizer_states", "lr_schedulers", "loops", 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes each checkpoint to a new file in the same folder, which then replaces the old one.
 
-    Lightning writes to the system's folder for temporary files, and copies over the old checkpoint
-    if that is on another file system.
+    Lightning writes to the system's temporary folder; if this is on another file system, the old
+    checkpoint is overwritten by a copy, which is not atomic.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Raises UserError where the disk is full or the folder not writable."""
+        """Raises UserError if the disk is full or the folder is not writable."""
         with replacing(Path(path)) as file:
             torch.save(materialised(checkpoint), file)
 
 
 def resume_path(ckpt_path: str | None, folder: RunFolder) -> str | None:
-    """The checkpoint to resume from: that of the run folder for ``last`` (the newest readable one
-    where it is damaged or not there, None where there is none at all), else the named file.
+    """The checkpoint to resume from: the file ``ckpt_path``, or for ``last`` the run folder's
+    last.ckpt. If this is damaged or missing, it is the newest readable checkpoint of the folder;
+    None if there is none.
 
-    Raises UserError where that does not exist or cannot be read.
+    Raises UserError if the named file, or every file of the folder, cannot be resumed from.
     """
     if ckpt_path is None:
         return None
@@ -76,8 +77,8 @@ def resume_path(ckpt_path: str | None, folder: RunFolder) -> str | None:
 
 
 def damage(path: Path) -> str | None:
-    """Why a run cannot resume from the file, in a few words; None if it can. Weights are memory-
-    mapped, not read: every process of a run checks.
+    """Why a run cannot resume from the file, in a few words; None if it can. Weights are
+    memory-mapped, not loaded, since every process of a run checks.
     """
     try:
         require_archive(path)
@@ -93,7 +94,7 @@ def damage(path: Path) -> str | None:
         return "it is cut off, damaged, or no checkpoint"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch's unpickler raises all kinds of errors
+    except Exception as error:  # torch's unpickler may raise any error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return f"it is whole, but what it holds cannot be loaded: {reason}"
     try:

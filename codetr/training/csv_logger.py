@@ -1,4 +1,4 @@
-"""A CSV file of a run's numbers, which survives resuming."""
+"""A CSV file of the logged values of a run, which is continued on resuming."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ STEP = "step"
 
 
 class CsvLogger(Logger):
-    """One row per logged step in ``<folder>/metrics.csv``; new names become new columns.
+    """Writes one row per logged step to ``<folder>/metrics.csv``; new names become new columns.
 
-    Rows of the same step are merged. A resumed run continues after the rows that were in the file
-    when its checkpoint was written; any other replaces those at or after its first step.
+    A resumed run continues after the rows that were in the file when its checkpoint was written;
+    any other run replaces the rows from its first step on.
     """
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
         self.path = RunFolder(Path(folder)).log
         self._columns: list[str] = [STEP]
-        self._row: dict[str, Any] = {}  # of the last step
-        self._place: int | None = None  # its offset in the file, once written
+        self._row: dict[str, Any] = {}  # the row of the last step
+        self._place: int | None = None  # its offset in the file in bytes, once written
         self._pending = False
         self._started = False
         self._resumed: list[dict[str, Any]] | None = None
@@ -43,16 +43,16 @@ class CsvLogger(Logger):
 
     @property
     def version(self) -> str:
-        """One file per run folder, hence always empty."""
+        """Empty: there is one file per run folder."""
         return ""
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
-        """Nothing: the run folder has config.yaml."""
+        """Do nothing: the run folder has config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Add numbers of one optimiser step."""
+        """Add values to the row of an optimiser step."""
         step = int(step or 0)
         if not self._started:
             self._continue(step)
@@ -66,7 +66,7 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the row of the last step, in place of what was written of it before."""
+        """Write the row of the last step, replacing an earlier version of it."""
         if not self._pending:
             return
         self._pending = False
@@ -84,25 +84,25 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is pending."""
+        """Write the pending row."""
         self.save()
 
     def read(self) -> list[dict[str, str]]:
-        """All written rows; a number that was not logged at a step is an empty string."""
+        """All written rows; a value that was not logged at a step is an empty string."""
         if not self.path.exists():
             return []
         with self.path.open(newline="") as file:
             return list(csv.DictReader(file))
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints: how many rows are written, and the last one, which may still grow."""
+        """For checkpoints: the number of rows, and the last one, which may get more values."""
         self.save()
         rows = self.read()
         return {"rows": len(rows), "last": dict(rows[-1]) if rows else {}}
 
     @rank_zero_only
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """From a checkpoint: the first row that is logged will come after those of then."""
+        """From a checkpoint: continue after the rows of that time."""
         before = self.read()[: max(state["rows"] - 1, 0)]
         if state["rows"] and len(before) == state["rows"] - 1:
             self._resumed = [*before, dict(state["last"])]
@@ -116,7 +116,6 @@ class CsvLogger(Logger):
             rows = [row for row in self.read() if int(row[STEP]) < step]
         if rows:
             self._columns = list(dict.fromkeys(name for row in rows for name in row))
-        if rows:
             self._write(rows)
             if int(rows[-1][STEP]) == step:
                 self._row = {**rows[-1], STEP: step}

@@ -22,29 +22,25 @@ from codetr.settings.check import require_setting
 from codetr.training.stopping import Stopped
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
-"""Set to 1 in the environment, it lets errors through with their tracebacks."""
+"""Environment variable: with 1, errors are shown with their tracebacks."""
 _STDOUT = 1
 _FULL_KEY = re.compile(r"^full_key: (?P<key>\S+)$", re.MULTILINE)
 _CALLED = re.compile(r"'(?P<name>[\w.]+)'")
-
-
 _GIVEN = {"data.root": "FOLDER", "checkpoint": "FILE", "source": "FILE or FOLDER", "out": "FILE"}
 """Placeholders for the values of required keys."""
 
 
 def print_any_name() -> None:
-    """Let stdout take file names that are not UTF-8: such bytes are printed as ``\\udcff``, as
-    stderr does.
-    """
+    """Escape bytes of file names that are not UTF-8 in stdout (``\\udcff``), as stderr does."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Print an error that a user can correct as one line on stderr and exit with status 2; others
-    propagate, and all do if ``FULL_ERROR`` is set. A run that was stopped by a signal says so in
-    one line, and exits with the status of a process that the signal ended.
+    """Print an error that a user can correct as one line on stderr and exit with status 2. Other
+    errors propagate, and all do if ``FULL_ERROR`` is set. A run stopped by a signal prints one line
+    and exits with the status of that signal.
     """
     try:
         with closed_stdout_in_silence():
@@ -80,9 +76,9 @@ def closed_stdout_in_silence() -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str | None:
-    """The message for a user: of the UserError that the error is or was caused by, of a part that
-    could not be built, of a wrong interpolation, of Lightning about its settings, or of the system
-    about a file. None for any other error.
+    """The message for an error that a user can correct: a UserError (also as a cause), an object
+    that cannot be built, a wrong interpolation, a wrong Trainer setting, or an OSError of a file.
+    None for any other error.
     """
     found = user_error(error)
     if found is not None:
@@ -95,8 +91,8 @@ def one_line(error: BaseException) -> str | None:
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key or 'configuration'}: {_joined(str(error.msg or error))}"
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}: check its name, its folder and the rights"
-    if type(error).__name__ == "MisconfigurationException":  # of Lightning, which is slow to import
+        return f"{error.filename}: {error.strerror}: check its name, folder and permissions"
+    if type(error).__name__ == "MisconfigurationException":  # by name: Lightning is slow to import
         return _joined(str(error))
     return None
 
@@ -112,7 +108,7 @@ def _not_built(error: InstantiationException) -> str:
     name = "" if cause is error else f"{type(cause).__name__}: "
     return (
         f"{where}: cannot be built ({name}{_joined(reason)}): correct its settings; {FULL_ERROR}=1 "
-        "in the environment shows where it arose"
+        "in the environment shows the traceback"
     )
 
 
@@ -121,8 +117,8 @@ def _joined(text: str) -> str:
 
 
 class RequireFolder(Callback):
-    """Refuses, before Hydra makes the folder of a run, a ``name`` that names none, and a run that
-    lacks a required key.
+    """Checks, before Hydra creates the folder of a run, that ``name`` is a folder name and that no
+    required key is missing.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -133,6 +129,6 @@ class RequireFolder(Callback):
                 OmegaConf.select(config, key, throw_on_missing=True)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Before a sweep, which may give each job its own value of such a key."""
+        """Before a sweep, whose jobs may have required keys of their own."""
         with one_line_errors():
             require_setting("name", config.name)

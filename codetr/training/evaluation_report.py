@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: tables, files, pictures, and the same for the loggers."""
+"""The results of an evaluation as tables, files, figures and logged values."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 
 
 class EvaluationReport(Callback):
-    """Measures what ``evaluator`` has collected once the split is through, prints the tables, and
-    writes metrics.json, predictions.json and the files of the diagnosis into ``folder``; numbers,
-    tables and pictures go to the trainer's loggers too. ``metrics``: the numbers, on all ranks.
+    """At the end of the test split, computes the metrics of ``evaluator``, prints the tables, and
+    writes metrics.json, predictions.json and the files of the diagnosis to ``folder``. The
+    trainer's loggers get metrics, tables and figures too. ``metrics``: by name, on all ranks.
     """
 
     def __init__(self, evaluator: CocoEvaluator, folder: str | Path) -> None:
@@ -31,7 +31,7 @@ class EvaluationReport(Callback):
         self.metrics: dict[str, float] = {}
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure on all ranks, report on the first."""
+        """Compute on all ranks, report on the first."""
         self.metrics = self.evaluator.compute()
         self.evaluator.write_metrics(self.folder.metrics)
         self.evaluator.write_predictions(self.folder.predictions)
@@ -63,8 +63,8 @@ class EvaluationReport(Callback):
 
 
 def diagnosed(evaluator: CocoEvaluator) -> Diagnosis | None:
-    """What went wrong in a computed evaluation; None, with a line in the log, where that cannot be
-    told.
+    """The diagnosis of an evaluation after ``compute``; None, with a line in the log, if there can
+    be none.
     """
     found, truth, measure = evaluator.detections, evaluator.truth, evaluator.measure
     if not measure.exhaustive:
@@ -85,7 +85,7 @@ def publish(
     diagnosis: Diagnosis | None,
     pictures: Sequence[Path],
 ) -> None:
-    """Give W&B the tables and the pictures."""
+    """Log the tables and figures to W&B."""
     classes = [[name, *own.values()] for name, own in evaluator.per_class.items()]
     logger.log_table("eval/per_class", ["class", "AP", "AP50", "AR"], classes)
     if diagnosis is not None:

@@ -1,4 +1,4 @@
-"""The evaluator of a configuration, and what it cannot count."""
+"""Building the evaluator from the configuration."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ log = logging.getLogger(__name__)
 def build_evaluator(
     cfg: DictConfig, annotation_file: Path, classes: ClassList, source: str
 ) -> CocoEvaluator:
-    """What measures detections as ``cfg.evaluation`` of ``source`` says; warns of images with more
-    objects than it counts, than are kept of an image, or than the model has queries.
+    """The evaluator that ``cfg.evaluation`` defines; ``source`` is what error messages call
+    ``cfg``. Warns of images with more objects than the evaluator counts, the postprocessing
+    returns, or the model has queries.
     """
-    chosen = cfg.evaluation.get("max_detections")  # runs of earlier versions do not say
+    chosen = cfg.evaluation.get("max_detections")  # runs of earlier versions do not have it
     chosen = OmegaConf.to_object(chosen) if OmegaConf.is_list(chosen) else chosen
     evaluator: CocoEvaluator = build_part(cfg.evaluation.evaluator, source)(
         annotation_file=annotation_file,
@@ -38,7 +39,7 @@ def build_evaluator(
 
 
 def finds_masks(cfg: DictConfig) -> bool:
-    """Whether the evaluated branch finds masks, and these are to be measured."""
+    """Whether the evaluated branch predicts masks and their evaluation is not switched off."""
     if cfg.evaluation.get("masks") is False:
         return False
     if is_main(cfg):
@@ -49,12 +50,12 @@ def finds_masks(cfg: DictConfig) -> bool:
 
 
 def is_main(cfg: DictConfig) -> bool:
-    """Whether the main branch is evaluated: an auxiliary head has limits of its own."""
+    """Whether the main branch, not an auxiliary head, is evaluated."""
     return bool(cfg.evaluation.get("branch", MAIN) == MAIN)
 
 
 def model_limits(cfg: DictConfig) -> list[Limit]:
-    """Of the postprocessing and of the queries, as far as the configuration names them."""
+    """Limits by the postprocessing and the number of queries, where the configuration has them."""
     limits = []
     kept = cfg.evaluation.postprocess.get("max_detections")
     if isinstance(kept, int):

@@ -1,7 +1,7 @@
-"""Heartbeats of the processes of a run, and what they tell the other processes.
+"""Heartbeats by which the processes of a run know each other's state.
 
-Each process writes to the shared folder ``RUN/ranks`` that it is alive and what it is doing. So the
-others can name the one they wait for, even if it no longer responds.
+Each process writes to the shared folder ``RUN/ranks`` that it is alive and what it is doing. The
+others can then name the one that they wait for, even if it no longer responds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 DONE = "done"
-"""How a process ended that left the run without an error."""
+"""``Heartbeat.ended`` of a process that finished without an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class HeartbeatFolder:
         self._earlier = frozenset(beat.process for beat in ended)
 
     def clear(self) -> None:
-        """Remove what an earlier run left."""
+        """Remove the files of an earlier run."""
         for path in self.folder.glob("*"):
             with suppress(OSError):
                 path.unlink()
@@ -118,7 +118,7 @@ class HeartbeatFolder:
             part.replace(path)
 
     def read(self) -> Mapping[int, Heartbeat]:
-        """The latest heartbeat of each process, by rank."""
+        """The latest heartbeat of each process by rank."""
         found = {}
         paths: list[Path] = []
         with suppress(OSError):
@@ -151,7 +151,7 @@ def process_state(pid: int) -> tuple[str, int] | None:
 
 
 def is_gone(beat: Heartbeat) -> bool:
-    """Whether the process is known not to exist any more."""
+    """Whether the process is known to exist no longer."""
     if not beat.on_this_machine or not Path("/proc/self/stat").exists():
         return False
     state = process_state(beat.pid)
@@ -185,7 +185,7 @@ class Peer:
     code: int | None = None
 
     def lost(self) -> str | None:
-        """Why it will never respond again; None if it may."""
+        """Why the process will never respond again; None if it may."""
         beat = self.beat
         if beat is not None and beat.ended is not None:
             return None if beat.ended == DONE else f"ended: {beat.ended}"
@@ -196,7 +196,7 @@ class Peer:
         return None
 
     def late(self, stage: int, silence_s: float) -> str | None:
-        """Why others wait for it at ``stage``; None if they do not."""
+        """Why others wait for the process at ``stage``; None if they do not."""
         beat = self.beat
         if beat is None:
             return "has not started yet"

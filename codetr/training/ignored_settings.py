@@ -1,4 +1,4 @@
-"""Settings that only training uses: a command that would ignore one refuses it."""
+"""Settings that a command would ignore, and the error for a user who gives one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from codetr.errors import UserError
 from codetr.overrides import is_within, key_of
 
 TRAINING_PARTS = ("optimizer", "schedule", "callbacks", "checkpointing")
-"""Groups that come with an experiment."""
-OF_MODEL = ("scheme", "supervision", "aux_heads", "num_classes")
-"""Keys that our checkpoints record, and that the experiment sets for an official file."""
-OF_WEIGHTS = ("data.mean", "data.std", "data.size_divisor")
-"""Keys of the preprocessing, which our checkpoints record."""
+"""Groups of training that an experiment sets."""
+MODEL_KEYS = ("scheme", "supervision", "aux_heads", "num_classes")
+"""Keys recorded in our checkpoints; for an official file, the experiment sets them."""
+PREPROCESSING_KEYS = ("data.mean", "data.std", "data.size_divisor")
+"""Keys of the preprocessing that the weights were trained with, recorded in our checkpoints."""
 _TRAINER = (
     *("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "effective_batch"),
     *("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches"),
@@ -31,9 +31,9 @@ TRAINING = (
 )
 """Keys that only training uses."""
 REPORTED = ("panel", "logger", "evaluation.evaluator", "evaluation.max_detections")
-"""Keys of evaluation, for a command that evaluates nothing."""
+"""Keys of evaluation metrics, for a command that computes none."""
 NOT_RECORDED = (*TRAINING_PARTS, "trainer", "logger", "ops", "debug", "sweep")
-"""Keys without meaning for a converted file: they affect neither its model nor its evaluation."""
+"""Keys that affect neither the model nor the evaluation of a converted file."""
 REMEDY = {
     "trainer.limit_val_batches": "give trainer.limit_test_batches, which limits evaluation",
     "data.batch_size": "give data.eval_batch_size",
@@ -45,7 +45,7 @@ def require_effect(
     given: Sequence[str],
     ignored: Iterable[str],
 ) -> None:
-    """Raise UserError for the first override whose key is one of ``ignored`` or below one."""
+    """Raise UserError for the first override of a key in ``ignored`` or below one of these."""
     names = tuple(ignored)
     for override in given:
         key = key_of(override)
@@ -55,8 +55,8 @@ def require_effect(
 
 
 def ignored_in_evaluation(checkpoint: str, foreign: tuple[str, ...]) -> tuple[str, ...]:
-    """The keys that evaluation of a checkpoint ignores. A model with a ``foreign`` prefix is
-    described by its experiment and further settings.
+    """The keys that the evaluation of a checkpoint ignores. One with a ``foreign`` prefix has no
+    record, so that settings describe its model.
     """
-    of_model = () if checkpoint.startswith(foreign) else (*OF_MODEL, *OF_WEIGHTS)
-    return (*TRAINING, *of_model, "trainer.limit_val_batches")
+    recorded = () if checkpoint.startswith(foreign) else (*MODEL_KEYS, *PREPROCESSING_KEYS)
+    return (*TRAINING, *recorded, "trainer.limit_val_batches")

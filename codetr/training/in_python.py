@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """``metrics`` of the best checkpoint on the validation split (``AP`` ...), as in metrics.json,
-    and the run's ``folder``.
+    """``metrics``: the content of metrics.json, with the validation ``AP`` ... of the best
+    checkpoint; ``folder``: the run folder.
     """
 
     metrics: Mapping[str, Any]
@@ -35,16 +35,16 @@ class TrainingResult:
 
     @property
     def model(self) -> Path:
-        """Its detector alone."""
+        """The file of its detector alone."""
         return RunFolder(self.folder).detector
 
 
 def train(overrides: Sequence[str] = ()) -> TrainingResult:
-    """What ``python train.py OVERRIDES`` does, in this process and on one device; without a GPU
-    ``experiment=finetune`` is the small recipe, too.
+    """Train in this process on one device, as ``codetr-train OVERRIDES`` does. Without a GPU,
+    ``experiment=finetune`` is likewise replaced by the small recipe.
 
-    Raises UserError for whatever a user can correct, and where several devices are asked for:
-    they need processes of their own, which the command starts.
+    Raises UserError for what a user can correct, and for more than one device: only the command
+    starts further processes.
     """
     overrides = for_this_machine(overrides, say=log.warning)
     cfg = compose_train(overrides)

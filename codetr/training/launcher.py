@@ -1,6 +1,6 @@
 """The Hydra launcher of sweeps: ``python train.py -m ...``.
 
-Every job runs as a separate command, so that DDP works in it and it shares no memory.
+Each job is a process of its own, so that jobs can use DDP and share no state.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ log = logging.getLogger(__name__)
 
 
 class Runner(Protocol):
-    """Where jobs run."""
+    """Runs jobs on this machine or on a cluster."""
 
     def __call__(self, starts: Sequence[Start], done: Done) -> None:
-        """Run them all, and call ``done`` after each."""
+        """Run all jobs, and call ``done`` after each."""
         ...
 
 
 class SweepLauncher(Launcher):
-    """Runs sweep jobs as ``python train.py OVERRIDES`` in ``<sweep folder>/<number>``, groups them
-    in W&B, and writes a table of their results.
+    """Runs each job as ``python train.py OVERRIDES`` in ``<sweep folder>/<number>``, groups the
+    jobs in W&B, and writes a table of their results.
 
-    A job that fails does not stop the others; the sweep then ends with an error that names it.
-    Given the same command again, jobs that are finished are not repeated, and the others resume
-    from their last checkpoint.
+    A failed job does not stop the others; the sweep then ends with an error that names it. When the
+    same command is given again, finished jobs are skipped, and the others resume from their last
+    checkpoint.
     """
 
     def __init__(self) -> None:
@@ -54,18 +54,18 @@ class SweepLauncher(Launcher):
 
     @abstractmethod
     def runner(self, folder: Path) -> Runner:
-        """What runs the jobs of the sweep in ``folder``."""
+        """The runner for the jobs of the sweep in ``folder``."""
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Take the configuration of the sweep; jobs compose theirs themselves."""
+        """Store the configuration of the sweep; each job composes its own."""
         self.config = config
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run all jobs; returns each job's validation AP, or its failure."""
+        """Run all jobs; return each job's validation AP or its failure."""
         assert self.config is not None, "setup() comes first"
         hydra = self.config.hydra
         configure_log(hydra.hydra_logging, hydra.verbose)
@@ -84,7 +84,7 @@ class SweepLauncher(Launcher):
         return [_as_return(r, o) for r, o in zip(in_order, job_overrides, strict=True)]
 
     def _run(self, jobs: Sequence[Job], folder: Path, hydra: DictConfig) -> dict[int, JobResult]:
-        """Results by job number."""
+        """Run ``jobs``; results by job number."""
         script = Path(sys.argv[0]).absolute()
         options = options_given(hydra)
         env = {**os.environ, "WANDB_RUN_GROUP": folder.name}
@@ -126,7 +126,7 @@ def _as_return(result: JobResult, overrides: Sequence[str]) -> JobReturn:
 
 
 def sweep_name(overrides: Sequence[str]) -> str:
-    """A sweep's folder: ``NAME`` of ``name=NAME``; without it one that is made of the command, so
+    """The name of a sweep's folder: ``NAME`` of ``name=NAME``, or else a hash of the overrides, so
     that the same command finds its jobs again.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))

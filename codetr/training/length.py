@@ -9,8 +9,9 @@ from codetr.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class EpochsBySize:
-    """As many epochs as it takes to see ``images_seen`` training images, at least ``at_least`` and
-    at most ``at_most``: many for a small data set, few for a large one.
+    """The number of epochs that shows the model ``images_seen`` training images, clamped to
+    ``at_least`` and ``at_most``: many for a small data set, few for a large one. Raises UserError
+    for bounds that are not positive or not in order.
     """
 
     images_seen: int
@@ -25,5 +26,5 @@ class EpochsBySize:
             )
 
     def __call__(self, images: int) -> int:
-        """Epochs for a training set of this many ``images``."""
+        """Epochs for a training set of ``images`` images."""
         return min(max(round(self.images_seen / images), self.at_least), self.at_most)

@@ -1,9 +1,9 @@
 """The state of Lightning's loops in a checkpoint, adjusted so that a run resumes exactly.
 
 Lightning resumes from counters of batches and epochs that are ready, started, processed and
-completed, and infers from their differences where the checkpoint was written. Lightning writes
-checkpoints within hooks, before the last step is logged; ours are written between steps, after it
-is logged, so the counters have to be adjusted.
+completed, and infers from their differences where the checkpoint was written. It expects
+checkpoints written within its own hooks, before the last step is logged. Ours are written between
+steps, after logging, so the counters have to be adjusted.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 Progress = dict[str, Any]
-"""Of an epoch or of batches: ``total`` and ``current``, each with four counters."""
+"""The progress of epochs or batches: ``total`` and ``current``, each with the four counters."""
 
 
 class Moment(Enum):
-    """The points of a run at which no step, epoch or validation is incomplete."""
+    """The points of a run at which no step or validation is incomplete."""
 
     STEPS = "between two optimiser steps of an epoch"
     EPOCHS = "between two epochs"
@@ -26,9 +26,9 @@ class Moment(Enum):
     END = "after training"
 
 
-def put_at_rest(loop: dict[str, Any], moment: Moment, validated: bool) -> None:
-    """Change ``loop``, the ``loops.fit_loop`` of a checkpoint, so that Lightning resumes with what
-    follows ``moment``. ``validated``: a validation has run since the last batch.
+def adjust_counters(loop: dict[str, Any], moment: Moment, validated: bool) -> None:
+    """Change ``loop``, the ``loops.fit_loop`` of a checkpoint, in place, so that Lightning resumes
+    right after ``moment``. ``validated``: a validation has run since the last batch.
 
     At ``STEPS`` and ``EPOCHS`` the next batch has been fetched but not trained on.
     """
@@ -37,14 +37,14 @@ def put_at_rest(loop: dict[str, Any], moment: Moment, validated: bool) -> None:
     if moment in (Moment.STEPS, Moment.EPOCHS):
         for count in (batch["total"], batch["current"]):
             count["ready"] -= 1
-        batch["is_last_batch"] = False  # the flag is that of the next batch
+        batch["is_last_batch"] = False  # the flag is already the next batch's
     if moment is Moment.STEPS and validated:
-        # Lightning will skip the validation, and count the step before it once more
+        # Lightning will skip the validation, but count the step before it again
         loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
-    if moment is Moment.EPOCHS:  # the epoch begins on resumption
+    if moment is Moment.EPOCHS:  # the epoch starts on resuming
         for count in (epoch["total"], epoch["current"]):
             count["ready"] = count["started"] = count["processed"]
-    if moment is Moment.VALIDATION:  # as if interrupted in its first batch: it is repeated
+    if moment is Moment.VALIDATION:  # as if interrupted in its first batch, so that it runs again
         validation: Progress = loop["epoch_loop.val_loop.batch_progress"]
         begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
         validation.update(total=begun, current=dict.fromkeys(begun, 0), is_last_batch=False)
@@ -61,12 +61,12 @@ def is_validated(trainer: Trainer) -> bool:
     return before > 0 and before % every == 0
 
 
-def move_to(trainer: Trainer, images_before: int, images_now: int) -> None:
-    """Restate the position in a restored epoch, counted in batches of ``images_before`` images
-    over all processes, in batches of ``images_now``; rounded down to a whole optimiser step.
+def rescale_position(trainer: Trainer, images_before: int, images_now: int) -> None:
+    """Convert the position in a restored epoch from batches of ``images_before`` images (over all
+    processes) to batches of ``images_now``, rounded down to a whole optimiser step.
     """
     progress = trainer.fit_loop.epoch_loop.batch_progress
-    if progress.is_last_batch:  # only its validation is left
+    if progress.is_last_batch:  # only the validation is left
         batches = int(trainer.num_training_batches)
     else:
         batches = progress.current.completed * images_before // images_now

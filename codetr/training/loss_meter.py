@@ -1,5 +1,5 @@
-"""Keeping losses without waiting for the device: their means for the log, and whether all are
-finite.
+"""Means of the losses for the log and a check that they are finite, both without synchronising with
+the device in every step.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ TOTAL = "loss"
 
 
 class LossMeter:
-    """Raw loss terms and the total, averaged on the device between two readings.
+    """Means on the device of the unweighted loss terms and the total between two readings.
 
-    The total is averaged over all processes; single terms are those of this process, since
-    processes need not have the same ones.
+    The total is averaged over all processes. Single terms are those of this process, since
+    processes may have different ones.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class LossMeter:
         self.latest: tuple[tuple[str, ...], Tensor] = ((), torch.empty(0))
 
     def update(self, losses: Losses, total: Tensor) -> Tensor:
-        """Add one step's losses; returns the vector of its values (total first), detached."""
+        """Add one step's losses; returns its values (1 + T,), detached, the total first."""
         names = tuple(f"{TOTAL}/{name}" for name in losses)
         terms = torch.stack([term.value.detach().float() for term in losses.values()])
         last = total.detach().float()
@@ -46,8 +46,8 @@ class LossMeter:
         return self.latest[1]
 
     def read(self) -> dict[str, float]:
-        """Means since the last reading, by name; empty if there was no step. Waits for the
-        device. All processes have to call it together.
+        """Means since the last reading by name; empty if there was no step. Synchronises with the
+        device. All processes must call it.
         """
         if self._total is None:
             return {}
@@ -64,7 +64,7 @@ class LossMeter:
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """Of this process, on the host, in plain types: what was added since the last reading."""
+        """The sums of this process since the last reading, on the CPU, in plain types."""
         return {
             "total": None if self._total is None else self._total.cpu(),
             "steps": self._steps,
@@ -85,10 +85,10 @@ class LossMeter:
 
 
 class FiniteGuard:
-    """Tells one step late, and on all processes alike, that a loss was NaN or infinite.
+    """Detects a NaN or infinite loss one step late, on all processes at once.
 
-    The flag is reduced over processes and copied to the host behind the step that made it, so
-    that reading it before the next step costs no waiting.
+    The flag is reduced over processes and copied to the host asynchronously after the step, so that
+    reading it before the next step does not block.
     """
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class FiniteGuard:
         self._step = 0
 
     def watch(self, values: Tensor, step: int) -> None:
-        """Remember whether all of ``values`` (T,) of this step are finite."""
+        """Record whether all ``values`` (T,) of this step are finite."""
         flag = (~values.isfinite().all()).to(torch.uint8)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(flag, op=dist.ReduceOp.MAX)
@@ -105,13 +105,13 @@ class FiniteGuard:
 
     @property
     def broken_step(self) -> int | None:
-        """The watched step if a loss of any process was not finite then, else None."""
+        """The watched step if a loss was not finite on any process, else None."""
         if self._flag is None:
             return None
         return self._step if self._flag.result().item() else None
 
     def check(self, meter: LossMeter) -> None:
-        """Raise UserError on all processes if the watched step was broken on any."""
+        """Raise UserError on all processes if a loss of the watched step was not finite on any."""
         step = self.broken_step
         if step is None:
             return

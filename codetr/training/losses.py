@@ -17,7 +17,7 @@ from codetr.supervision.schemes.scoring import scored
 
 
 def training_losses(detector: Detector, schemes: Mapping[str, Scheme], batch: Batch) -> Losses:
-    """All losses of a batch, named ``scheme/layer/name``, divided by what they count on all
+    """All losses of a batch, named ``scheme/layer/name``, normalised by their counts over all
     processes. ``total_loss`` sums them.
     """
     memory = detector.encode(batch.images)
@@ -34,8 +34,8 @@ def training_losses(detector: Detector, schemes: Mapping[str, Scheme], batch: Ba
 
 
 def divided(losses: Losses) -> Losses:
-    """The losses without counts. All shared ones become means over processes in one reduction: all
-    processes must have the same terms in the same order, with boxes and without.
+    """The losses divided by their counts. Shared counts are averaged over processes in one
+    reduction, so all processes must have the same terms in the same order, even without boxes.
     """
     counted = {name: term.over for name, term in losses.items() if term.over is not None}
     if not counted:
@@ -56,14 +56,14 @@ def divided(losses: Losses) -> Losses:
 def propose(
     detector: Detector, schemes: Mapping[str, Scheme], memory: Memory, batch: Batch
 ) -> tuple[list[QueryGroup], Losses]:
-    """What is decoded, the main group and those that schemes add, and the losses known by then."""
+    """The query groups to decode, main first, and the losses that are known before decoding."""
     return _joined(*_proposals(detector, schemes, memory, batch))
 
 
 def _proposals(
     detector: Detector, schemes: Mapping[str, Scheme], memory: Memory, batch: Batch
 ) -> tuple[QueryGroup, dict[str, Proposal]]:
-    """The main group, and what each scheme adds, by its name."""
+    """The main group, and the proposal of each scheme by name."""
     tables = [table for scheme in schemes.values() for table in scheme.tables]
     main, *further = detector.queries(memory, tables)
     rest = iter(further)
@@ -85,7 +85,7 @@ def _joined(main: QueryGroup, proposals: Mapping[str, Proposal]) -> tuple[list[Q
 
 
 def _idle(modules: Sequence[nn.Module]) -> Losses:
-    """A loss of zero that is connected to every parameter: DDP waits for a gradient of each."""
+    """A zero loss on every parameter of ``modules``: DDP requires a gradient of each."""
     if not modules:
         return {}
     sums = [parameter.sum() for module in modules for parameter in module.parameters()]

@@ -21,7 +21,7 @@ from codetr.evaluation.detect import detect
 from codetr.loss_terms import Losses, total_loss
 from codetr.structures import Batch, Detections
 from codetr.supervision.schemes.protocol import require_fit
-from codetr.training.log_interval import OF_FIRST_RANK, logs_now, on_host
+from codetr.training.log_interval import FIRST_RANK_ONLY, logs_now, on_host
 from codetr.training.loss_meter import TOTAL, FiniteGuard, LossMeter
 from codetr.training.losses import training_losses
 from codetr.training.sharding import gather
@@ -153,7 +153,7 @@ class DetectionModule(LightningModule):
         """
         self.guard.check(self.meter)
         means = {name: on_host(value) for name, value in self.meter.read().items()}
-        self.log_dict(means, on_step=False, on_epoch=True, batch_size=1, **OF_FIRST_RANK)
+        self.log_dict(means, on_step=False, on_epoch=True, batch_size=1, **FIRST_RANK_ONLY)
 
     def on_validation_epoch_start(self) -> None:
         """Clear the evaluator and gather sharded weights, since processes may have different

@@ -1,4 +1,4 @@
-"""The optimiser: AdamW over parameter groups that are defined by named rules."""
+"""The optimiser: AdamW over parameter groups defined by named rules."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ REST = "rest"
 """Name of the group of parameters that no rule matches."""
 
 Rule = Mapping[str, Any]
-"""``pattern`` (a regular expression searched in the parameter's name; a plain part of a name is
-one too) and any of ``lr_mult`` (factor on the learning rate), ``weight_decay``, and ``lr_decay``
-with ``depth``: the factor ``lr_decay ** (depth - n)``, n being the number that the pattern's group
-captures, 0 without a group (layer-wise decay, Clark et al. 2020, "ELECTRA", section 3.1)."""
+"""``pattern`` (a regular expression searched in the parameter's name) and any of ``lr_mult``
+(factor on the learning rate), ``weight_decay``, and ``lr_decay`` with ``depth``: layer-wise decay
+by ``lr_decay ** (depth - n)``, n being the number that the pattern's group captures, 0 without a
+group (Clark et al. 2020, "ELECTRA", section 3.1).
+"""
 
 
 def _checked(rules: Mapping[str, Rule | None]) -> dict[str, Rule]:
-    """The rules that are on (a rule set to null is off), with their keys checked."""
+    """The rules that are not None. Raises UserError for wrong keys."""
     known = {"pattern", "lr_mult", "lr_decay", "depth", "weight_decay"}
     kept: dict[str, Rule] = {}
     for name, rule in rules.items():
@@ -39,7 +40,7 @@ def _checked(rules: Mapping[str, Rule | None]) -> dict[str, Rule]:
 
 
 def _lr_factor(name: str, rule: Rule, match: re.Match[str]) -> tuple[str, float]:
-    """A label for the parameters that match rule ``name``, and the factor of their rate."""
+    """The label of parameters that match rule ``name``, and the factor on their learning rate."""
     factor = rule.get("lr_mult", 1.0)
     if "lr_decay" not in rule:
         return name, factor
@@ -63,16 +64,16 @@ def parameter_groups(
     """One optimiser group per distinct pair of learning rate and weight decay.
 
     A parameter may match several rules: their ``lr_mult`` multiply, and the last ``weight_decay``
-    counts. Groups with equal numbers are merged (fewer kernels), their ``name`` then joins the
-    rules' names with ``+``; rules with ``lr_decay`` add the layer's number to theirs. Frozen
+    applies. Groups with equal values are merged (fewer kernels), and their ``name`` joins the
+    rules' names with ``+``; a rule with ``lr_decay`` appends the layer's number to its name. Frozen
     parameters are left out.
 
     Args:
-        named_parameters: as ``module.named_parameters()`` gives them.
+        named_parameters: as returned by ``module.named_parameters()``.
         lr: learning rate of parameters that no rule matches.
-        weight_decay: weight decay of the same.
+        weight_decay: weight decay of parameters that no rule matches.
         rules: by name; see ``Rule``.
-        decay_vectors: with False, parameters with one dimension (norms and biases) get no weight
+        decay_vectors: if False, parameters with one dimension (norms and biases) have no weight
             decay. Scalars keep theirs, as in the official ViT recipe.
 
     Raises UserError for a rule that matches no parameter or has fewer layers than the model.
@@ -113,8 +114,8 @@ def parameter_groups(
 
 
 def can_fuse(precision: str | int) -> bool:
-    """Whether fused kernels may be used under the Trainer's ``precision``: with fp16 loss scaling
-    they would unscale gradients themselves, after clipping.
+    """Whether the fused optimiser can be used at the Trainer's ``precision``: with fp16 loss
+    scaling it would unscale gradients itself, after clipping.
     """
     return str(precision) not in ("16-mixed", "16")
 

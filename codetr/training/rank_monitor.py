@@ -38,15 +38,15 @@ from codetr.training.stopping import Stopped
 log = logging.getLogger(__name__)
 
 LIMIT_KEY = "trainer.strategy.timeout.minutes"
-"""Of ``trainer=ddp`` and ``trainer=fsdp``."""
+"""Setting of ``trainer=ddp`` and ``trainer=fsdp``."""
 WARN_AFTER_S = 60.0
 CHECK_AFTER_S = 5.0
 """Seconds of waiting after which a process reads the heartbeats of the others."""
 BEAT_S = 5.0
 GRACE_S = 3.0
-"""For a process to exit by itself, with an error of its own."""
+"""Time for a process to exit by itself, with an error of its own."""
 FINISH_S = 60.0
-"""For one that is exiting already: loggers flush."""
+"""Time for a process that is already exiting: loggers flush."""
 CHILDREN_S = 10.0
 TICK_S = 0.5
 FILES_PER_S = 16

@@ -1,4 +1,4 @@
-"""Facts of a run, to warn where they are not what the user may expect."""
+"""Warnings about settings of a run that the user may not expect."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Continued(Callback):
         ]
         if different:
             rank_zero_only(log.warning)(
-                "the run that is continued was another: %s. Give it the settings of its start, or "
-                "begin a new one with checkpoint= instead of ckpt_path=",
+                "the resumed run had other settings: %s. Give the settings of its start, or begin "
+                "a new run with checkpoint= instead of ckpt_path=",
                 "; ".join(different),
             )
 
@@ -47,7 +47,7 @@ class Continued(Callback):
 def run_facts(
     cfg: DictConfig, module: DetectionModule, trainer: Trainer, datamodule: CocoDataModule
 ) -> dict[str, Any]:
-    """The facts by name, as plain values."""
+    """The facts that should not change on resuming, by name, as plain values."""
     return {
         "images per step": module.effective_batch,
         "data.batch_size": cfg.data.batch_size,
@@ -73,7 +73,7 @@ def learning_rate(cfg: DictConfig, effective_batch: int) -> float:
 @rank_zero_only
 def warn_of_crowded_images(cfg: DictConfig, datamodule: CocoDataModule) -> None:
     """Warn of images with more objects than the model has queries."""
-    tables = OmegaConf.select(cfg, "model.num_patterns") or 1  # every anchor has that many queries
+    tables = OmegaConf.select(cfg, "model.num_patterns") or 1  # queries per anchor
     queries = (OmegaConf.select(cfg, "model.num_queries") or 0) * tables
     annotations = datamodule.train_dataset.source.annotations
     counts = torch.bincount(annotations.image_of_box[annotations.usable], minlength=1)

@@ -1,7 +1,7 @@
-"""Learning-rate schedules: factors on every group's rate, as functions of the optimiser step.
+"""Learning-rate schedules: factors on the rate of each group as functions of the optimiser step.
 
-Lengths are given in epochs and turned into steps, so that a schedule means the same at any batch
-size. All take ``steps_per_epoch``, the number of optimiser steps in an epoch.
+Lengths are given in epochs, so that a schedule is independent of the batch size, and converted with
+``steps_per_epoch``, the number of optimiser steps per epoch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from codetr.errors import UserError
 
 
 def warm_up(step: int, steps: int, start: float) -> float:
-    """Linear rise from ``start`` at step 0 to 1 at step ``steps``; 1 from there on."""
+    """Factor that rises linearly from ``start`` at step 0 to 1 at ``steps`` and stays there."""
     return 1.0 if step >= steps else start + (1 - start) * step / steps
 
 
@@ -31,10 +31,10 @@ def step_schedule(
     warmup_steps: int = 0,
     warmup_start: float = 0.01,
 ) -> LambdaLR:
-    """The rate drops by ``gamma`` after each of ``milestones`` (in epochs), with linear warm-up.
+    """Multiplies the rate by ``gamma`` at each of ``milestones`` (in epochs), with linear warm-up.
 
-    The default warm-up start is that of the official ViT recipe (500 steps from 0.01).
-    Raises UserError where a milestone does not lie within ``epochs``.
+    The default ``warmup_start`` is that of the official ViT recipe (500 steps from 0.01).
+    Raises UserError for milestones that are not ascending or not within ``epochs``.
     """
     if any(not 0 < m <= epochs for m in milestones) or list(milestones) != sorted(milestones):
         raise UserError(
@@ -61,10 +61,11 @@ def cosine_schedule(
     by_epoch: bool = False,
     lag: float = 0.0,
 ) -> LambdaLR:
-    """Warm-up, then flat for a share ``flat`` of all steps, then half a cosine down to ``final``.
+    """Warm-up, then constant up to the share ``flat`` of all steps, then a half cosine down to
+    ``final``: Loshchilov and Hutter 2017, equation 5, without restarts.
 
-    Loshchilov and Hutter 2017, equation 5 without restarts. With ``by_epoch`` the cosine is that of
-    the step at which the epoch began. ``lag``: epochs by which it comes late (its end is cut off).
+    ``by_epoch``: the cosine is constant within an epoch, at its value of the first step. ``lag``:
+    delay of the cosine in epochs (its end is cut off).
     """
     total = epochs * steps_per_epoch
     start = max(warmup_steps, round(flat * total))

@@ -1,4 +1,4 @@
-"""The fine-tuning recipe for machines without a GPU."""
+"""Choice of the fine-tuning recipe for machines without a GPU."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from codetr.overrides import is_within, key_of
 
 LARGE, SMALL = "experiment=finetune", "experiment=finetune_small"
 _CHOSEN = ("model", "checkpoint", "ckpt_path")
-"""Keys by which a user chooses a model."""
+"""Keys that choose a model."""
 _ON_CPU = ("trainer=cpu", "trainer.accelerator=cpu")
 
 
 def has_gpu() -> bool:
-    """Whether PyTorch finds one to train on."""
-    import torch  # after hydra has answered --help
+    """Whether PyTorch finds a CUDA GPU."""
+    import torch  # slow; not needed for --help
 
     return torch.cuda.is_available()
 
 
 def print_once(text: str) -> None:
-    """Print from the first process of a machine alone: each chooses its recipe by itself."""
+    """Print on the first process of a machine only; each process chooses the recipe itself."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(text)
 
@@ -31,8 +31,8 @@ def for_this_machine(
     gpu: Callable[[], bool] = has_gpu,
     say: Callable[[str], object] = print_once,
 ) -> list[str]:
-    """The ``arguments`` of a command. The small fine-tuning recipe replaces the large one if no GPU
-    would be used and no model is chosen; ``say`` reports that.
+    """The ``arguments`` of a command, with the small fine-tuning recipe in place of the large one
+    if no GPU would be used and the user chose no model; ``say`` reports it.
     """
     chosen = any(is_within(key_of(a), _CHOSEN) for a in arguments if "=" in a)
     if LARGE not in arguments or chosen:

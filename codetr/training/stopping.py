@@ -1,4 +1,4 @@
-"""Stopping a run by SIGTERM or Ctrl-C at a point from which it can be resumed."""
+"""Stopping a run by SIGTERM or Ctrl-C where it can be resumed."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """The run was stopped by a signal. Not an Exception, like KeyboardInterrupt: what handles
-    errors must let it pass.
+    """The run was stopped by a signal. Like KeyboardInterrupt it is not an Exception, so that error
+    handlers do not catch it.
 
-    ``saved``: how far the run was saved, such as ``last.ckpt at step 120``; None if nothing was.
+    ``saved``: what was saved, such as ``kept at step 120 in last.ckpt``; None if nothing was.
     """
 
     def __init__(self, signum: int, saved: str | None = None) -> None:
         self.signum, self.saved = signal.Signals(signum), saved
         self.next_command: str | None = None
-        self.quiet = False  # where another process of the run reports it
+        self.quiet = False  # True where another process of the run reports it
         super().__init__(f"stopped by {self.signum.name}")
 
     @property
     def exit_code(self) -> int:
-        """As a shell reports a process that a signal has ended: 143 for SIGTERM, 130 for SIGINT."""
+        """The shell's status of a process ended by the signal: SIGTERM 143, SIGINT 130."""
         return 128 + self.signum
 
     def line(self) -> str:
@@ -44,11 +44,11 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """Context in which SIGTERM and Ctrl-C raise ``Stopped``: at once, or with ``deferred`` only
-    where ``stop`` is called, so that no optimiser step is left half done. A second Ctrl-C does not
-    wait.
+    """Context in which SIGTERM and Ctrl-C raise ``Stopped`` at once. With ``deferred``, the signal
+    is only stored in ``signum`` for ``SafePoints``, so that no optimiser step is left half done; a
+    second Ctrl-C then raises KeyboardInterrupt.
 
-    ``forward`` passes SIGTERM on to the processes that this one has started.
+    ``forward`` sends SIGTERM to the processes that this one has started.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class StopSignals:
             raise Stopped(self.signum) from None
 
     def install(self) -> None:
-        """Install the handlers, replacing any installed since; only possible in a main thread."""
+        """Install the handlers, replacing others. Does nothing outside of the main thread."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._handle)
@@ -105,8 +105,8 @@ def current() -> StopSignals | None:
 
 
 def next_command(cfg: DictConfig, given: Sequence[str]) -> str:
-    """What continues the run of ``cfg``, which was made with the overrides ``given``: the command,
-    or the call in Python, with the name that the run has now.
+    """The command, or the Python call, that resumes the run of ``cfg``, which was composed with the
+    overrides ``given``. It names the run, since the default name has the time in it.
     """
     kept = [o for o in given if not o.startswith(("ckpt_path=", "name="))]
     overrides = [*kept, f"name={cfg.name}", "ckpt_path=last"]
@@ -116,5 +116,5 @@ def next_command(cfg: DictConfig, given: Sequence[str]) -> str:
     script = sys.argv[0]
     program = [Path(sys.executable).name, script] if script.endswith(".py") else [Path(script).name]
     own = [*options_given(hydra), *hydra.overrides.hydra]
-    told = [word for word in own if word not in ("--config-name=train", "hydra.mode=RUN")]
-    return shlex.join([*program, *told, *overrides])
+    options = [word for word in own if word not in ("--config-name=train", "hydra.mode=RUN")]
+    return shlex.join([*program, *options, *overrides])

@@ -1,4 +1,4 @@
-"""From a configuration to a trained model: what ``train.py`` does, in order."""
+"""The command ``codetr-train``: from a configuration to a trained model."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ log = logging.getLogger(__name__)
 
 
 def train(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
-    """Train what ``cfg`` (conf/train.yaml) describes; files go to ``cfg.paths.run_dir``.
+    """Train the model of ``cfg`` (conf/train.yaml); files go to ``cfg.paths.run_dir``.
 
-    Returns the best checkpoint's validation metrics (``AP``, ...) with ``step_time_s``,
-    ``peak_memory_gib`` and ``wall_time_s``, which metrics.json has too. ``given`` are the overrides
-    that ``cfg`` was made with, so that none is ignored. Raises UserError for whatever a user can
-    mend, and Stopped where a signal ended the run.
+    Returns the content of metrics.json: the best checkpoint's validation metrics (``AP``, ...) with
+    ``step_time_s``, ``peak_memory_gib`` and ``wall_time_s``. ``given``: the overrides that ``cfg``
+    was composed with, which are checked too. Raises UserError for what a user can correct, and
+    Stopped if a signal ended the run.
     """
     try:
         with StopSignals():
@@ -99,14 +99,14 @@ def _train(cfg: DictConfig, given: Sequence[str]) -> dict[str, Any]:
 
 
 def prepare_process(seed: int) -> None:
-    """Seed everything, and settings that hold for a whole process."""
+    """Seed all generators and apply settings of the whole process."""
     seed_everything(seed, workers=True, verbose=False)
     avoid_cudnn_attention()
     configure_logging()
 
 
 def prepare_device(cfg: DictConfig, device: torch.device) -> None:
-    """Choose the backend of ``cfg.ops`` and log it; configure the CPU's memory."""
+    """Choose the backends of ``cfg.ops``, and configure the memory allocator on a CPU."""
     log.info("deformable attention: %s", use_msda(cfg.ops.msda, device))
     use_nms(cfg.ops.nms)
     if device.type == "cpu":
@@ -114,27 +114,27 @@ def prepare_device(cfg: DictConfig, device: torch.device) -> None:
 
 
 def configure_logging() -> None:
-    """Log from the first process alone, without advice that the user cannot act on."""
+    """Log on the first process only, without advice that the user cannot act on."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
         logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("lightning").handlers.clear()  # it would print everything a second time
+    logging.getLogger("lightning").handlers.clear()  # else all lines are printed twice
     for part in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logging.getLogger(f"lightning.pytorch.{part}").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",  # the user's choice, in conf/data
-        ".*Checkpoint directory .* exists and is not empty.*",  # so it is when a run is resumed
-        ".*smaller than the logging interval.*",  # the rest of an epoch is logged at its end
+        ".*Checkpoint directory .* exists and is not empty.*",  # as always when a run is resumed
+        ".*smaller than the logging interval.*",  # the rest is logged at the epoch's end
         ".*your dataloader is not resumable.*",  # it is, by the position in the epoch
-        ".*LeafSpec.*",  # Lightning's use of torch
-        "`broadcast_buffers` is deprecated.*",  # not every torch has its successor
+        ".*LeafSpec.*",  # Lightning uses a deprecated class of torch
+        "`broadcast_buffers` is deprecated.*",  # older torch lacks the replacement
     ):
         warnings.filterwarnings("ignore", message=message)
 
 
 def build_data(cfg: DictConfig) -> tuple[CocoDataModule, ClassList]:
-    """The data module with its files in place, and its class list; sets ``cfg.num_classes``,
-    ``cfg.data.masks`` where something learns them, and ``cfg.schedule.epochs`` where a rule stands
-    there.
+    """The data module, prepared and set up, and its class list. Sets ``cfg.num_classes``,
+    ``cfg.data.masks`` if a part learns masks, and ``cfg.schedule.epochs`` if it is a rule. Raises
+    UserError for a ``cfg.num_classes`` that differs from the data.
     """
     if learns_masks(cfg):
         cfg.data.masks = True
@@ -156,7 +156,7 @@ def build_data(cfg: DictConfig) -> tuple[CocoDataModule, ClassList]:
 
 
 def learns_masks(cfg: DictConfig) -> bool:
-    """Whether a part of the model or of its schemes needs the masks of training images."""
+    """Whether the model or an auxiliary head is trained with masks."""
     heads = (head.get("mask_head") for head in cfg.aux_heads.values())
     return cfg.model.detector.get("mask_branch") is not None or any(h is not None for h in heads)
 
@@ -164,7 +164,7 @@ def learns_masks(cfg: DictConfig) -> bool:
 def build_module(
     cfg: DictConfig, datamodule: CocoDataModule, record: RunRecord, trainer: Trainer
 ) -> DetectionModule:
-    """Detector and schemes (with initial weights if ``checkpoint`` names a file), and the rest."""
+    """The LightningModule with detector and schemes; ``cfg.checkpoint`` gives initial weights."""
     detector = build_detector(cfg)
     schemes: dict[str, nn.Module] = {name: instantiate(part) for name, part in cfg.scheme.items()}
     if cfg.checkpoint:
@@ -188,7 +188,7 @@ def build_module(
 
 
 def build_detector(cfg: DictConfig) -> nn.Module:
-    """The detector alone; where ``checkpoint`` has all its weights, none are fetched for it."""
+    """The detector. With ``checkpoint``, no pretrained backbone weights are downloaded."""
     part = without_initial_weights(cfg.model.detector) if cfg.checkpoint else cfg.model.detector
     detector: nn.Module = instantiate(part)
     return detector
@@ -196,23 +196,23 @@ def build_detector(cfg: DictConfig) -> nn.Module:
 
 @rank_zero_only
 def announce_start(cfg: DictConfig, done: Transfer) -> None:
-    """Say what the weights of ``checkpoint`` became: classes copied, new and dropped."""
+    """Print which classes of ``checkpoint`` were copied or dropped and which are new."""
     log.info("initial weights from %s", cfg.checkpoint)
     for table in done.tables():
         Console().print(table)
 
 
 def build_callbacks(cfg: DictConfig) -> list[Callback]:
-    """Where the run may be kept, the best result, callbacks that are not null, the checkpoints."""
+    """``SafePoints``, ``BestResult``, and all callbacks and checkpoints that are not null."""
     checkpoints = dict(cfg.checkpointing)
     if not cfg.trainer.limit_val_batches:
-        checkpoints.pop("best", None)  # without validation there is no best one
+        checkpoints.pop("best", None)  # needs a validation
     parts = [*cfg.callbacks.values(), *checkpoints.values()]
     return [SafePoints(), BestResult(), *(instantiate(part) for part in parts if part is not None)]
 
 
 def build_loggers(cfg: DictConfig) -> list[Logger]:
-    """The loggers of ``cfg.logger``, and the CSV logger in any case."""
+    """The loggers of ``cfg.logger``; the CSV logger is always included."""
     loggers: list[Logger] = [instantiate(part) for part in cfg.logger.values() if part is not None]
     if not any(isinstance(logger, CsvLogger) for logger in loggers):
         loggers.append(CsvLogger(cfg.paths.run_dir))
@@ -221,21 +221,21 @@ def build_loggers(cfg: DictConfig) -> list[Logger]:
 
 @rank_zero_only
 def write_config(cfg: DictConfig, path: Path) -> None:
-    """Write the resolved configuration."""
+    """Write the resolved configuration as YAML."""
     with replacing(path) as file:
         file.write(OmegaConf.to_yaml(cfg, resolve=True).encode())
 
 
 @rank_zero_only
 def log_config(trainer: Trainer, config: Mapping[str, Any]) -> None:
-    """Give every logger the resolved configuration."""
+    """Pass the resolved configuration to each logger."""
     for logger in trainer.loggers:
         logger.log_hyperparams(dict(config))
 
 
 @rank_zero_only
 def log_datasets(trainer: Trainer, datamodule: CocoDataModule) -> None:
-    """Give W&B the annotation files of both splits, where its logger asks for them."""
+    """Pass the annotation files of both splits to the W&B logger."""
     files = [datamodule.train_dataset.source.annotations.path, datamodule.val_annotations]
     for logger in trainer.loggers:
         if isinstance(logger, GuardedWandbLogger):
@@ -244,7 +244,7 @@ def log_datasets(trainer: Trainer, datamodule: CocoDataModule) -> None:
 
 @rank_zero_only
 def announce(cfg: DictConfig, module: DetectionModule, trainer: Trainer) -> None:
-    """Log what is about to be trained, and the numbers that are most often wrong."""
+    """Log a summary of the run: model size, effective batch, learning rate, precision, epochs."""
     rate = learning_rate(cfg, module.effective_batch)
     parameters = sum(p.numel() for p in module.detector.parameters())
     extra = sum(p.numel() for p in module.schemes.parameters())
@@ -272,7 +272,7 @@ def announce(cfg: DictConfig, module: DetectionModule, trainer: Trainer) -> None
 def finish(
     trainer: Trainer, module: DetectionModule, callbacks: Sequence[Callback], folder: RunFolder
 ) -> dict[str, Any]:
-    """Export the best detector, print its COCO table, and collect what metrics.json says."""
+    """Export the best detector, log its COCO table, and return the content of metrics.json."""
     best = next(c for c in callbacks if isinstance(c, BestResult))
     speed = next((c for c in callbacks if isinstance(c, Throughput)), None)
     if trainer.is_global_zero:
@@ -292,7 +292,7 @@ def finish(
 
 
 def device_hours(trainer: Trainer, step_time_s: float | None) -> float | None:
-    """Hours of training times devices, validation left out; None where the time is not known."""
+    """Training time in hours times devices, without validation; None if it was not measured."""
     if step_time_s is None:
         return None
     batches = trainer.global_step * trainer.accumulate_grad_batches

@@ -1,4 +1,4 @@
-"""Making a Lightning Trainer out of the configuration."""
+"""Building the Lightning Trainer from the configuration."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from codetr.training.checkpoint_files import AtomicCheckpointIO
 log = logging.getLogger(__name__)
 
 ACCELERATION = ("compile", "channels_last")
-"""Keys of the ``trainer`` group that say how the model is run; see ``acceleration``."""
+"""Keys of the ``trainer`` group that ``codetr.training.acceleration`` applies."""
 
 
 def pick_precision(precision: str | int, accelerator: str, exact: bool = False) -> str | int:
-    """``auto`` becomes ``bf16-mixed`` where a GPU is used that has bfloat16, else ``32-true``; with
-    ``exact`` always ``32-true``.
+    """Resolve ``auto``: ``bf16-mixed`` on a GPU that supports bfloat16, else or with ``exact``
+    ``32-true``.
     """
     if precision != "auto":
         return precision
@@ -36,10 +36,10 @@ def pick_precision(precision: str | int, accelerator: str, exact: bool = False) 
 
 
 def pick_accelerator(accelerator: str) -> str:
-    """``accelerator``, but the CPU instead of Apple's GPU, which Lightning would take for ``auto``:
-    it has no float64, in which proposals are suppressed and PAA fits its mixture.
+    """``accelerator``, except that the CPU replaces Apple's GPU, which Lightning would choose for
+    ``auto``: it lacks float64, which NMS of proposals and PAA's mixture model need.
 
-    Raises UserError where Apple's GPU is asked for.
+    Raises UserError where only Apple's GPU could satisfy the choice.
     """
     if torch.cuda.is_available() or not torch.backends.mps.is_available():
         return accelerator
@@ -52,8 +52,9 @@ def pick_accelerator(accelerator: str) -> str:
 
 
 def use_tf32(choice: bool | str, exact: bool = False) -> None:
-    """Whether GPUs may round float32 to 10 bits before matrix products and convolutions, for this
-    process: ``choice``, or for ``auto`` unless ``exact``. Raises UserError for anything else.
+    """Allow or forbid TF32 (10-bit mantissa) in float32 matrix products and convolutions on GPUs,
+    for the whole process. ``auto``: allowed unless ``exact``. Raises UserError for any other
+    choice.
     """
     if choice not in ("auto", True, False):
         raise UserError(f"trainer.tf32={choice}: choose auto, true or false")
@@ -85,11 +86,11 @@ def build_trainer(
     loggers: Sequence[Logger],
     exact: bool = False,
 ) -> Trainer:
-    """The Trainer of ``cfg`` (the ``trainer`` group), with accumulation set. Where ``precision``
-    and ``tf32`` are ``auto``, numbers are float32 if ``exact``, as evaluation is.
+    """The Trainer of ``cfg`` (the ``trainer`` group), with gradient accumulation set. ``exact``:
+    full float32, as for evaluation, where ``precision`` and ``tf32`` are ``auto``.
 
     ``effective_batch``, ``tf32``, ``precision: auto`` and the keys of ``ACCELERATION`` are ours,
-    all others are the Trainer's. Raises UserError for a strategy that copies this process.
+    all others are arguments of the Trainer. Raises UserError for a strategy that spawns or forks.
     """
     options: Any = OmegaConf.to_container(cfg, resolve=True)
     for key in ACCELERATION:
@@ -99,7 +100,7 @@ def build_trainer(
     options["accelerator"] = pick_accelerator(cfg.accelerator)
     options["precision"] = pick_precision(cfg.precision, cfg.accelerator, exact)
     plugins: list[Any] = [AtomicCheckpointIO()]
-    if SLURMEnvironment.detect():  # it would save and requeue within a signal, at any moment
+    if SLURMEnvironment.detect():  # else Lightning saves and requeues in its signal handler
         plugins.append(SLURMEnvironment(auto_requeue=False))
     trainer: Trainer = instantiate(
         options,

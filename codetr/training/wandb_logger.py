@@ -24,16 +24,15 @@ log = logging.getLogger(__name__)
 
 TAG_LENGTH = 64
 BEST_METRICS = ("val/AP", "val/AP50", "val/AP75")
-"""Of which W&B's summary has the highest."""
+"""Metrics whose maximum is in W&B's summary."""
 EVALUATED = ("val/", "eval/")
 UNDEFINED = -1.0
-"""A metric of no object, in COCO's convention."""
+"""COCO's value of a metric without ground truth."""
 LOSS = "loss"
 SECTION = "train"
-"""Of W&B's charts, for losses; names before a slash are sections."""
-PATIENCE = 5.0
-"""Seconds in which W&B's server must answer at all; then, ``START`` seconds for a run to start."""
-START = 30.0
+"""The section of W&B's charts for losses; a section is the name before the slash."""
+CONNECT_TIMEOUT_S = 5.0
+START_TIMEOUT_S = 30.0
 
 
 def wandb_logger(
@@ -50,13 +49,13 @@ def wandb_logger(
     checkpoints: bool = False,
     datasets: bool = False,
 ) -> GuardedWandbLogger:
-    """Lightning's logger on a W&B run that is started here, by the first process alone: offline if
-    no key is set, or if W&B cannot start online within seconds, which a warning says.
+    """Start a W&B run, on the first process only, and return a logger on it. The run is offline if
+    no key is set or, with a warning, if W&B cannot start online within seconds.
     ``WANDB_MODE=disabled`` starts none.
 
-    What a sweep varied in this run (``swept``) becomes tags. The run's id is kept in ``folder``:
-    where the training is resumed (``resumes`` is not None), the same W&B run is continued. For the
-    last three see ``GuardedWandbLogger``.
+    ``swept``, the settings that a sweep varies, become tags. The run's id is stored in ``folder``:
+    a resumed training (``resumes`` is not None) continues the same W&B run. ``per_layer``,
+    ``checkpoints`` and ``datasets``: see ``GuardedWandbLogger``.
     """
     kept = RunFolder(Path(folder))
     if run_id is None and resumes is not None and kept.wandb_id.is_file():
@@ -72,7 +71,7 @@ def wandb_logger(
         "group": group,
         "tags": [*(tags or []), *swept_tags(swept or {})],
         "resume": "allow" if run_id else None,
-        "settings": {"init_timeout": START},
+        "settings": {"init_timeout": START_TIMEOUT_S},
     }
     run: Any = None
     if mode != "disabled" and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
@@ -92,8 +91,8 @@ def wandb_logger(
 
 
 def start_run(options: Mapping[str, Any], offline: bool) -> Any:
-    """A W&B run, online if it can be; None where W&B cannot start at all, which a warning says."""
-    import wandb  # seconds
+    """A W&B run, online if possible; None, with a warning, where W&B cannot start at all."""
+    import wandb  # slow
 
     try:
         if offline:
@@ -104,7 +103,7 @@ def start_run(options: Mapping[str, Any], offline: bool) -> Any:
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         for metric in BEST_METRICS:
             run.define_metric(metric, summary="max")
-    except Exception as error:  # whatever W&B raises, training continues
+    except Exception as error:  # training continues whatever W&B raises
         _warn_of_failure(error)
         return None
     folder = Path(run.dir).parent
@@ -120,7 +119,7 @@ def start_run(options: Mapping[str, Any], offline: bool) -> Any:
 
 
 def _online(options: Mapping[str, Any]) -> tuple[Any, bool]:
-    """A run, and whether it had to be offline."""
+    """A run, and whether it is offline because W&B could not start online."""
     import wandb
 
     try:
@@ -129,19 +128,20 @@ def _online(options: Mapping[str, Any]) -> tuple[Any, bool]:
     except Exception as error:
         log.warning(
             "W&B cannot start online (%s): this run is logged OFFLINE. Upload it later "
-            "with `wandb sync`, or give logger.wandb.offline=true at once",
+            "with `wandb sync`, or give logger.wandb.offline=true from the start",
             _one_line(error),
         )
         return wandb.init(**options, mode="offline"), True
 
 
 class GuardedWandbLogger(WandbLogger):
-    """Lightning's logger, but a failure of W&B never ends a training run: the first one is a
-    warning, after which nothing more is logged (metrics.csv has the same numbers).
+    """Lightning's logger, except that an error of W&B never ends a training run: the first one is
+    reported as a warning, and nothing more is logged (metrics.csv has the same values).
 
-    Losses are in the section ``train/``: ``train/loss``, and per scheme the sum of its raw terms;
-    ``per_layer``: each term too, as ``loss/<scheme>/<layer>/<name>``. Artifacts: ``checkpoints``,
-    the best weights when training ends; ``datasets``, the annotation files when it starts.
+    Losses are in the section ``train/``: ``train/loss``, and for each scheme the sum of its
+    unweighted terms. ``per_layer``: log each term too, as ``loss/<scheme>/<layer>/<name>``.
+    ``checkpoints``: upload the best weights when training ends. ``datasets``: upload the annotation
+    files when it starts.
     """
 
     def __init__(
@@ -159,20 +159,20 @@ class GuardedWandbLogger(WandbLogger):
         self._broken = False
 
     def _guarded(self, action: Callable[[], Any]) -> None:
-        """Run ``action``; after its first failure say so, and do nothing from then on."""
+        """Run ``action``; warn of the first error and do nothing afterwards."""
         if self._broken:
             return
         try:
             action()
-        except Exception as error:  # whatever W&B raises, training continues
+        except Exception as error:  # training continues whatever W&B raises
             self._broken = True
             _warn_of_failure(error)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log numbers of one optimiser step; COCO's -1, which stands for none, is left out."""
-        known = in_sections(metrics, self.per_layer)
-        self._guarded(lambda: WandbLogger.log_metrics(self, known, step))
+        """Log the values of one optimiser step, without undefined metrics (COCO's -1)."""
+        shown = in_sections(metrics, self.per_layer)
+        self._guarded(lambda: WandbLogger.log_metrics(self, shown, step))
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
@@ -183,7 +183,7 @@ class GuardedWandbLogger(WandbLogger):
     def log_image(
         self, key: str, images: list[Any], step: int | None = None, **kwargs: Any
     ) -> None:
-        """Log pictures."""
+        """Log images."""
         self._guarded(lambda: WandbLogger.log_image(self, key, images, step, **kwargs))
 
     @rank_zero_only
@@ -200,7 +200,7 @@ class GuardedWandbLogger(WandbLogger):
 
     @rank_zero_only
     def log_files(self, kind: str, files: Sequence[Path]) -> None:
-        """Log files as one artifact of a ``kind`` such as ``dataset``."""
+        """Upload files as one artifact of a ``kind`` such as ``dataset``."""
         import wandb
 
         def added() -> None:
@@ -213,15 +213,13 @@ class GuardedWandbLogger(WandbLogger):
 
     @rank_zero_only
     def log_datasets(self, files: Sequence[Path]) -> None:
-        """Log the annotation files, if ``datasets`` asks for them."""
+        """Upload the annotation files if ``datasets`` is set."""
         if self.datasets:
             self.log_files("dataset", files)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Close the run, marked as failed where it did not succeed; with the best weights before,
-        if ``checkpoints`` asks for them.
-        """
+        """Upload the best weights if ``checkpoints`` is set, and close the run with its status."""
         kept = next((p for p in (self.folder.best, self.folder.last) if p.is_file()), None)
         if self.checkpoints and kept is not None:
             self.log_files("model", [kept])
@@ -230,7 +228,7 @@ class GuardedWandbLogger(WandbLogger):
 
 
 def in_sections(metrics: Mapping[str, float], per_layer: bool) -> dict[str, float]:
-    """Numbers by the names that W&B shows them under: see ``GuardedWandbLogger``."""
+    """``metrics`` by the names that W&B shows: see ``GuardedWandbLogger``."""
     shown: dict[str, float] = {}
     sums: dict[str, float] = defaultdict(float)
     for name, value in metrics.items():
@@ -246,21 +244,21 @@ def in_sections(metrics: Mapping[str, float], per_layer: bool) -> dict[str, floa
 
 
 def wandb_server() -> SplitResult:
-    """The address of W&B: WANDB_BASE_URL or the public one."""
+    """The URL of the W&B server: WANDB_BASE_URL or the public one."""
     return urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
 
 
 def require_connection(server: SplitResult) -> None:
-    """Raise OSError where nothing answers at an address within ``PATIENCE``. Through a proxy the
-    way is not known here: then nothing is tried.
+    """Raise OSError if the server does not answer within ``CONNECT_TIMEOUT_S``. Does nothing if a
+    proxy is configured.
     """
     if not getproxies():
         port = server.port or {"http": 80}.get(server.scheme, 443)
-        socket.create_connection((server.hostname or "", port), timeout=PATIENCE).close()
+        socket.create_connection((server.hostname or "", port), timeout=CONNECT_TIMEOUT_S).close()
 
 
 def has_wandb_key() -> bool:
-    """Whether a W&B key is set, by WANDB_API_KEY or ~/.netrc."""
+    """Whether a W&B key is set in WANDB_API_KEY or ~/.netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
@@ -270,7 +268,7 @@ def has_wandb_key() -> bool:
 
 
 def swept_tags(swept: Mapping[str, Any]) -> list[str]:
-    """``seed=1`` for ``{"seed": 1}``, keys without groups; W&B takes 64 characters at most."""
+    """``seed=1`` for ``{"seed": 1}``, keys without groups; W&B allows at most 64 characters."""
     return [f"{key.rpartition('.')[2]}={value}"[:TAG_LENGTH] for key, value in swept.items()]
 
 

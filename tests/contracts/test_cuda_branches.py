@@ -74,7 +74,7 @@ COVERED = {
         "tests/unit/training/test_throughput.py::test_peak_memory_is_that_of_the_gpu"
     ),
     "codetr/training/trainer.py::pick_accelerator": (
-        "tests/unit/training/test_trainer.py::test_apples_gpu_is_not_taken"
+        "tests/unit/training/test_trainer.py::test_apples_gpu_is_not_used"
     ),
     "codetr/training/trainer.py::pick_precision": (
         "tests/unit/training/test_trainer.py::test_precision_is_automatic_only_on_request"
@@ -83,7 +83,7 @@ COVERED = {
         "tests/unit/training/test_trainer.py::test_tf32_is_for_products_and_convolutions_alike"
     ),
     "codetr/training/tuning/batch_size.py::batch_limit": (
-        "tests/unit/training/tuning/test_batch_size.py::test_a_gpu_tells_its_limit_itself"
+        "tests/unit/training/tuning/test_batch_size.py::test_a_gpu_needs_no_limit"
     ),
 }
 """By place: the test that runs it with something in the place of a GPU."""

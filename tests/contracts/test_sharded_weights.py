@@ -22,7 +22,15 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from codetr.structures import Batch
-from codetr.training.sharding import average_scalars, gather, joined, local, release, shard, units
+from codetr.training.sharding import (
+    average_scalars,
+    full_tensor,
+    gather,
+    local_shards,
+    release,
+    shard,
+    units,
+)
 
 VIT = (*vit.COCO, *vit.SMALL, "model.backbone.body.drop_path=0.1")
 RUN_AGAIN = ("model.backbone.body.checkpointed=3", "model.checkpointed=1")
@@ -68,7 +76,7 @@ def steps(run: Callable[[Batch], Tensor], model: nn.Module, rank: int) -> list[t
             average_scalars(model)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()
-        found.append((loss.item(), joined(norm).item()))
+        found.append((loss.item(), full_tensor(norm).item()))
     return found
 
 
@@ -87,14 +95,14 @@ def _compare(rank: int, folder: str, names: Sequence[str]) -> None:
         whole, divided = made(name), made(name)
         parameters = sum(p.numel() for p in divided.parameters())
         shard(divided, mesh)
-        own = sum(part.numel() for part in local(divided))
+        own = sum(part.numel() for part in local_shards(divided))
         assert own < 0.6 * parameters, f"{name}: {own} of {parameters} on rank {rank}"
         expected = steps(DistributedDataParallel(whole), whole, rank)
         torch.testing.assert_close(
             steps(divided.training_step, divided, rank), expected, rtol=1e-5, atol=1e-5, msg=name
         )
         for p, q in zip(whole.parameters(), divided.parameters(), strict=True):
-            torch.testing.assert_close(joined(q.detach()), p.detach(), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(full_tensor(q.detach()), p.detach(), rtol=1e-4, atol=1e-5)
         _validate(whole, divided, rank)
     dist.barrier()
     dist.destroy_process_group()

@@ -52,7 +52,7 @@ def kept(folder: Path) -> set[str]:
         ("finder.lr_min=1", "finder.lr_min=1 is not below finder.lr_max=0.1"),
         ("finder.divergence=1", "finder.divergence=1: give a number above 1"),
         ("trainer.devices=2", "codetr-tune uses one device"),
-        ("ckpt_path=last", "codetr-tune continues no run"),
+        ("ckpt_path=last", "codetr-tune cannot resume a run"),
         ("optimizer.lr=0", "optimizer.lr=0: "),
     ],
 )

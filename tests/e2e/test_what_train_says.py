@@ -40,13 +40,13 @@ def test_resuming_says_what_is_another_run(command: Command, small: tuple[str, .
     options = (*small, "name=a", "data.num_workers=0", "checkpointing.best=null")
     done = command("train.py", *options, "schedule.epochs=1")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "the run that is continued was another" not in done.stdout + done.stderr
+    assert "the resumed run had other settings" not in done.stdout + done.stderr
     done = command("train.py", *options, "schedule.epochs=2", "ckpt_path=last", "seed=7")
     assert done.returncode == 0, done.stderr[-2000:]
     (said,) = [
         line
         for line in (done.stdout + done.stderr).splitlines()
-        if "the run that is continued was another" in line
+        if "the resumed run had other settings" in line
     ]
     assert "schedule.epochs: 1, now 2" in said
     assert "seed: 0, now 7" in said

@@ -1,4 +1,4 @@
-"""Callbacks that monitor and save a run; none depends on another."""
+"""Callbacks that monitor and save a run."""
 
 from codetr.training.callbacks.checkpoints import LastCheckpoint
 from codetr.training.callbacks.curves import CurvePlot

@@ -1,4 +1,4 @@
-"""Keeping the run's state, so that nothing is lost when it is killed."""
+"""The checkpoint that a run resumes from."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from codetr.run_folder import RunFolder
 class LastCheckpoint(Checkpoint):
     """``<folder>/last.ckpt``, which ``ckpt_path=last`` resumes from.
 
-    ``SafePoints`` has it written before a validation and between epochs where the last writing was
-    ``seconds_apart`` ago (short epochs would spend their time on writing), when the run is stopped,
-    at its end, and within an epoch every ``every_minutes`` and every ``every_n_steps`` optimiser
-    steps (None: not for that reason).
+    ``SafePoints`` calls ``save``: before a validation and between epochs, at most every
+    ``seconds_apart`` seconds (otherwise short epochs would mostly be writing); within an epoch,
+    every ``every_n_steps`` optimiser steps and every ``every_minutes`` minutes (None: never); when
+    the run is stopped; and at its end. Raises UserError for a value out of range.
     """
 
     def __init__(
@@ -43,23 +43,23 @@ class LastCheckpoint(Checkpoint):
         self._time, self._step = time.monotonic(), 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What has been trained until now is kept."""
+        """Count time and steps from here: the state so far is saved, or initial."""
         self._time, self._step = time.monotonic(), trainer.global_step
 
-    def due(self, step: int) -> bool:
-        """Whether to write after ``step`` optimiser steps, whatever the time is."""
+    def due_by_step(self, step: int) -> bool:
+        """Whether ``every_n_steps`` requires saving after ``step`` optimiser steps."""
         return bool(self.every_n_steps and step != self._step and step % self.every_n_steps == 0)
 
-    def rested(self, within_epoch: bool) -> bool:
-        """Whether it is time to write, by the clock of this process: within an epoch, or else
-        between epochs and before a validation.
+    def due_by_time(self, within_epoch: bool) -> bool:
+        """Whether enough time has passed to save, by the clock of this process. ``within_epoch``:
+        not between epochs or before a validation.
         """
-        waited = time.monotonic() - self._time
-        timely = self.every_minutes is not None and waited >= 60 * self.every_minutes
-        return timely or (not within_epoch and waited >= self.seconds_apart)
+        elapsed = time.monotonic() - self._time
+        due = self.every_minutes is not None and elapsed >= 60 * self.every_minutes
+        return due or (not within_epoch and elapsed >= self.seconds_apart)
 
     def save(self, trainer: Trainer) -> None:
-        """Write the file; all processes together."""
+        """Write the file. All processes must call it."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         trainer.save_checkpoint(self.path)

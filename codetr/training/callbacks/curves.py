@@ -1,4 +1,4 @@
-"""The run's curves as one picture."""
+"""The curves of a run as one figure."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Curve = list[tuple[float, float]]
 
 
 def read_curves(rows: Sequence[Mapping[str, str]], steps_per_epoch: int) -> dict[str, Curve]:
-    """(epoch, value) pairs by name, from the rows of metrics.csv; the epoch counts fractions.
+    """(epoch, value) pairs by name, from the rows of metrics.csv; epochs are fractional.
 
-    A scheme's terms ``loss/<scheme>/...`` are added up per row, unweighted, to ``loss/<scheme>``.
+    The terms ``loss/<scheme>/...`` of a scheme are summed, unweighted, to ``loss/<scheme>``.
     """
     curves: dict[str, Curve] = defaultdict(list)
     for row in rows:
@@ -36,7 +36,7 @@ def read_curves(rows: Sequence[Mapping[str, str]], steps_per_epoch: int) -> dict
 
 
 def plot_curves(curves: Mapping[str, Curve], path: Path) -> None:
-    """Draw total loss, loss per scheme and validation AP over epochs, side by side, into a PNG."""
+    """Plot total loss, loss per scheme and validation AP over epochs to a PNG file."""
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     total, schemes, quality = figure.subplots(1, 3)
     _draw(total, {"loss": curves.get("loss", [])}, "total loss (weighted)")
@@ -72,7 +72,7 @@ class CurvePlot(Callback):
         self._redraw(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the last epoch too, whose numbers are logged after its end."""
+        """Draw again: values of the last epoch are logged after its end."""
         self._redraw(trainer)
 
     def _redraw(self, trainer: Trainer) -> None:

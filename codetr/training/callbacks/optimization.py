@@ -1,4 +1,4 @@
-"""Watching the optimiser: gradient norm and learning rates."""
+"""Logging of the gradient norm and the learning rates."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from codetr.training.log_interval import log_interval, logs_now, on_host
-from codetr.training.sharding import joined
+from codetr.training.sharding import full_tensor
 
 
 class GradientNorm(Callback):
-    """Logs ``train/gradient_norm``, the global L2 norm before clipping, of logged steps."""
+    """Logs ``train/gradient_norm``, the global L2 norm of the gradients before clipping."""
 
     def __init__(self) -> None:
         self._norm: Tensor | None = None
@@ -21,10 +21,10 @@ class GradientNorm(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Measure; nothing waits for the device here."""
+        """Compute the norm of a step that is logged, without synchronising with the device."""
         if (trainer.global_step + 1) % log_interval(trainer) == 0:
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            self._norm = joined(torch.nn.utils.get_total_norm(gradients))
+            self._norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
 
     def on_train_batch_end(
         self,

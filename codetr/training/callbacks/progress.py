@@ -1,4 +1,4 @@
-"""What is seen in the terminal while training runs."""
+"""Progress of a training run in the terminal and the log."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from codetr.training.callbacks.results import BestResult
 
 log = logging.getLogger(__name__)
 
-_WARM_UP = 2  # batches that take longer than others
+_WARM_UP = 2  # first batches, which are slower
 
 
 class RunClock:
-    """How long the rest of a run will take, by the time of what was done of it, validation too."""
+    """Estimates the remaining time of a run from the mean time per batch, validations included."""
 
     def __init__(self) -> None:
         self._start, self._done = 0.0, -_WARM_UP
 
     def count(self) -> None:
-        """After every batch."""
+        """Call after each batch."""
         self._done += 1
         if self._done == 0:
             self._start = time.perf_counter()
 
     @property
     def done(self) -> int:
-        """Batches that were timed."""
+        """The number of timed batches."""
         return max(self._done, 0)
 
     @property
     def per_batch(self) -> float | None:
-        """Seconds; None where too few were timed."""
+        """Mean seconds per batch; None before the first timed one."""
         return (time.perf_counter() - self._start) / self._done if self._done > 0 else None
 
     def left(self, trainer: Trainer, batch_idx: int) -> float | None:
-        """Seconds after the batch ``batch_idx`` of the epoch; None where it is not known."""
+        """Remaining seconds after batch ``batch_idx`` of the epoch; None if not known."""
         epochs, batches = trainer.max_epochs, trainer.num_training_batches
         if self.per_batch is None or not epochs or epochs < 0 or batches == float("inf"):
             return None
@@ -51,7 +51,7 @@ class RunClock:
 
 
 def duration(seconds: float) -> str:
-    """Such as ``3 h 20 min``."""
+    """A duration as text, such as ``3 h 20 min``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -63,25 +63,25 @@ def duration(seconds: float) -> str:
 
 
 def best_ap(trainer: Trainer) -> float | None:
-    """The highest AP of the run's validations."""
+    """The highest validation AP so far; None before the first."""
     best = next((c for c in trainer.callbacks if isinstance(c, BestResult)), None)  # type: ignore[attr-defined]
     return best.metrics.get("AP") if best else None
 
 
 def progress_bar(refresh_rate: int = 1) -> ProgressBar:
-    """A rich progress bar; none where the output is not a terminal (``EpochLine`` remains)."""
+    """A rich progress bar, or a silent one where the output is not a terminal."""
     if sys.stdout.isatty():
         return RunProgressBar(refresh_rate=refresh_rate)
     return SilentProgressBar()
 
 
 LINE = ("loss", "val/AP", "val/AP50", "val/mask_AP")
-"""What the line of an epoch shows, where available."""
+"""The values that the line of an epoch shows, where available."""
 
 
 class RunProgressBar(RichProgressBar):
-    """Epochs from 1, the loss from the first step on, the best AP so far, and the time that remains
-    for the whole run.
+    """Shows epochs counted from 1, the loss from the first step on, the best AP so far and the
+    remaining time of the run.
     """
 
     def __init__(self, refresh_rate: int = 1) -> None:
@@ -98,7 +98,7 @@ class RunProgressBar(RichProgressBar):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Count, and take the loss as long as none is logged."""
+        """Count, and store the loss, which is shown until one is logged."""
         self.clock.count()
         self._batch = batch_idx
         self._loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
@@ -113,7 +113,7 @@ class RunProgressBar(RichProgressBar):
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
         if "loss" not in shown and isinstance(self._loss, Tensor):
-            # once or twice: the device is waited for only until the first loss is logged
+            # synchronises with the device, but only until the first loss is logged
             shown = {"loss": float(self._loss.detach()), **shown}
         best, left = best_ap(trainer), self.clock.left(trainer, self._batch)
         if best is not None:
@@ -124,18 +124,18 @@ class RunProgressBar(RichProgressBar):
 
 
 class SilentProgressBar(ProgressBar):
-    """Keeps Lightning from adding its own bar."""
+    """Prevents Lightning from adding its own bar."""
 
     def disable(self) -> None:
-        """Nothing to switch off."""
+        """Do nothing."""
 
     def enable(self) -> None:
-        """Nothing to switch on."""
+        """Do nothing."""
 
 
 class EpochLine(Callback):
-    """Lines in the log, which files and pipes can show too: how long the run will take, after
-    ``first`` batches; one for each epoch; and without a terminal one every ``minutes``.
+    """Log lines, also for files and pipes: the expected duration of the run after ``first``
+    batches, one line per epoch, and without a terminal one line every ``minutes`` minutes.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class EpochLine(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """How long it will take, and a line now and then."""
+        """Log the expected duration or a regular line."""
         self.clock.count()
         if not trainer.is_global_zero:
             return
@@ -188,7 +188,7 @@ class EpochLine(Callback):
             )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the line; the epoch's validation is over by now."""
+        """Log the line of the epoch, whose validation is complete."""
         if not trainer.is_global_zero:
             return
         self._line = time.perf_counter()

@@ -12,8 +12,8 @@ STAGE = "val/"
 
 
 class BestResult(Callback):
-    """Keeps ``metrics`` (AP, AP50, ...), ``epoch`` (from 1) and the COCO ``table`` of the
-    validation with the highest AP, also over interruptions of the run.
+    """Stores ``metrics`` (AP, AP50, ...), ``epoch`` (from 1) and the COCO ``table`` of the
+    validation with the highest AP. Its state is in checkpoints.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class BestResult(Callback):
         self.table = ""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare with the best so far; a tie goes to the earlier one, as for the checkpoint."""
+        """Compare with the best so far; the earlier of two equal ones stays, as for best.ckpt."""
         values = trainer.callback_metrics
         if trainer.sanity_checking or STAGE + "AP" not in values:
             return

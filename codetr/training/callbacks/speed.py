@@ -1,4 +1,4 @@
-"""How fast training is and what it needs."""
+"""Speed and memory of training."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from codetr.training.log_interval import logs_now, on_host
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most memory used so far, in GiB: of the GPU, or of this process where there is none."""
+    """Peak memory so far in GiB: of a GPU, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 class Throughput(Callback):
     """Logs ``perf/images_per_second`` (over all devices) and ``perf/peak_memory_gib``.
 
-    Time is that of the training loop with data loading, without validation, by the wall clock
-    over many steps (kernels run behind, so single steps cannot be timed without waiting). The
-    first ``warmup_steps`` batches are left out of ``step_time_s``, the run's mean time per batch;
-    it counts what came before an interruption too.
+    Time is the wall-clock time of the training loop with data loading, without validation, over
+    many steps (kernels are asynchronous, so a single step cannot be timed without synchronising).
+    ``step_time_s``, the run's mean time per batch, leaves out the first ``warmup_steps`` batches
+    and covers the time before an interruption too.
     """
 
     def __init__(self, warmup_steps: int = 3) -> None:
@@ -38,16 +38,13 @@ class Throughput(Callback):
         self._interval_time, self._interval_images = 0.0, 0
         self._total_time, self._total_steps = 0.0, 0
 
-    def _stop_clock(self) -> None:
-        self._last = None
-
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._last = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation does not count."""
-        self._stop_clock()
+        """Stop the clock: validation is not timed."""
+        self._last = None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
@@ -64,7 +61,7 @@ class Throughput(Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        """Count, and log."""
+        """Add the time of the batch, and log."""
         now = time.perf_counter()
         taken = now - (self._last or now)
         self._last = now
@@ -82,7 +79,7 @@ class Throughput(Callback):
 
     @property
     def step_time_s(self) -> float | None:
-        """Mean time per batch in seconds; None in a run that is too short to tell."""
+        """Mean time per batch in seconds; None before the first timed batch."""
         return self._total_time / self._total_steps if self._total_steps else None
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Sweeps: jobs that are commands of their own, where they run, and what came of them."""
+"""Sweeps: their jobs, which are separate commands, the runners and the table of results."""

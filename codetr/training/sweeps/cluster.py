@@ -1,4 +1,4 @@
-"""Jobs on a cluster, by submitit (the optional extra ``cluster``)."""
+"""Running jobs on a cluster by submitit (the optional extra ``cluster``)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from codetr.training.sweeps.process import Start, run_to_end
 log = logging.getLogger(__name__)
 
 LOST = 4
-"""Exit status of a job that the cluster ended."""
+"""Exit status of a job that the cluster cancelled or lost."""
 
 
 class SubmititRunner:
-    """Submits all jobs at once as one array, and waits for them.
+    """Submits all jobs as one array and waits for them.
 
     ``cluster`` is ``slurm``, or ``local`` for processes on this machine; ``parameters`` are
-    submitit's (``timeout_min``, ``gpus_per_node``, ``slurm_partition`` ...); its own files go to
-    ``folder``. Raises UserError where submitit is not installed or refuses a parameter.
+    submitit's (``timeout_min``, ``gpus_per_node``, ``slurm_partition`` ...), and its files go to
+    ``folder``. Raises UserError if submitit is not installed or rejects a parameter.
     """
 
     def __init__(self, cluster: str, parameters: Mapping[str, Any], folder: Path) -> None:
@@ -32,7 +32,7 @@ class SubmititRunner:
     def __call__(self, starts: Sequence[Start], done: Done) -> None:
         """Run all."""
         executor = self._executor()
-        # Lightning takes a job of this name for one whose processes it starts itself.
+        # Under this job name, Lightning starts the processes of the job itself.
         own = [replace(s, env={**s.env, "SLURM_JOB_NAME": "interactive"}) for s in starts]
         with executor.batch():
             jobs = [executor.submit(run_to_end, start) for start in own]

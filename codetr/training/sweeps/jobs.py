@@ -1,4 +1,4 @@
-"""One job of a sweep: its command, its folder, and whether it has been done before."""
+"""The jobs of a sweep: command, folder and recorded state of each."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Scalar = str | int | float | bool
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Job ``number`` of a sweep; its run is in ``folder``, which is ``<sweep folder>/<number>``.
+    """Job ``number`` of a sweep, whose run folder ``folder`` is ``<sweep folder>/<number>``.
 
-    ``overrides`` are all of its overrides, ``swept`` those in which it differs from other jobs.
+    ``overrides``: all of its overrides; ``swept``: those that differ between jobs.
     """
 
     number: int
@@ -36,28 +36,28 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same overrides."""
+        """A hash of the overrides."""
         return hashlib.sha256("\n".join(self.overrides).encode()).hexdigest()[:16]
 
     @property
     def label(self) -> str:
-        """What is swept, with short keys: ``lambda_1=0.5 seed=1``."""
+        """The swept overrides with short keys: ``lambda_1=0.5 seed=1``."""
         values = swept_values(self.swept)
         return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in values.items())
 
     @property
     def run(self) -> RunFolder:
-        """The files of its run."""
+        """The files of the job's run."""
         return RunFolder(self.folder)
 
     def finished(self) -> bool:
-        """Whether this very job has been done to its end."""
+        """Whether a job with the same overrides has finished in this folder."""
         state = read_job(self.run.job) or {}
         same = state.get("fingerprint") == self.fingerprint
         return same and state.get("finished") is True and self.run.metrics.is_file()
 
     def note(self, *, finished: bool) -> None:
-        """Write the state file, so that no interruption leaves half of it."""
+        """Write the state file atomically."""
         self.folder.mkdir(parents=True, exist_ok=True)
         part = self.run.job.with_suffix(".part")
         content = {
@@ -70,8 +70,8 @@ class Job:
         part.replace(self.run.job)
 
     def command(self, script: Path, options: Sequence[str]) -> list[str]:
-        """The job as a command without ``-m`` (Lightning's DDP repeats it for its processes), with
-        hydra's ``options``. It resumes from the job's last checkpoint, if it has left one.
+        """The command of the job, with Hydra's ``options`` but without ``-m``, since DDP repeats it
+        for its processes. It resumes from the job's last checkpoint, if there is one.
         """
         resume = self.run.last.is_file() and not any(
             override.startswith("ckpt_path=") for override in self.overrides
@@ -94,9 +94,9 @@ def plan(
     sweep_folder: Path,
     given: Iterable[str] = (),
 ) -> list[Job]:
-    """The jobs of a sweep, numbered from ``first``. Names are given to the jobs, so an override
-    of the sweep's ``name`` is not theirs. ``swept`` are the overrides that not all jobs have; of a
-    single job, as in a sequential search, those that were not ``given`` with the command.
+    """The jobs of a sweep, numbered from ``first``. An override of ``name`` names the sweep, not
+    its jobs. ``swept`` are the overrides that not all jobs share; for a single job, as in a
+    sequential search, those that were not ``given`` with the command.
     """
     own = [tuple(o for o in job if not o.startswith("name=")) for job in job_overrides]
     common = set.intersection(*map(set, own)) if len(own) > 1 else set(given)
@@ -125,7 +125,7 @@ def earlier(sweep_folder: Path, first: int) -> list[Job]:
 
 
 def require_own_folders(jobs: Iterable[Job]) -> None:
-    """Raise UserError where a folder holds another job's run: nothing is overwritten."""
+    """Raise UserError if a folder holds the run of another job, which would be overwritten."""
     for job in jobs:
         state = read_job(job.run.job)
         if state is not None and state.get("fingerprint") != job.fingerprint:
@@ -136,7 +136,7 @@ def require_own_folders(jobs: Iterable[Job]) -> None:
 
 
 def swept_values(overrides: Iterable[str]) -> dict[str, Scalar]:
-    """Overrides as values by key; those of a dictionary one by one, lists as they were written.
+    """Overrides as values by key: items of a dictionary separately, lists as they were written.
 
     ``["seed=1", "heads=[atss]", "a={b:2}"]`` is ``{"seed": 1, "heads": "[atss]", "a.b": 2}``.
     """
@@ -168,9 +168,9 @@ def _quoted(value: Scalar) -> str:
 
 
 def read_job(path: Path) -> dict[str, Any] | None:
-    """What the state file of a job says; None where there is none. Nothing in it is resolved.
+    """The state file of a job; None if there is none. Interpolations in it are not resolved.
 
-    Raises UserError for a file that is no state of a job.
+    Raises UserError for a file that is not the state of a job.
     """
     if not path.is_file():
         return None
@@ -179,7 +179,7 @@ def read_job(path: Path) -> dict[str, Any] | None:
     overrides, swept = state.get("overrides", []), state.get("swept", {})
     lists = isinstance(overrides, list) and all(isinstance(o, str) for o in overrides)
     if not lists or not isinstance(swept, dict) or not all(map(_is_swept, swept.items())):
-        raise UserError(f"{path}: is no state of a job: delete it to repeat that job")
+        raise UserError(f"{path}: is not the state of a job: delete it to repeat that job")
     return state
 
 

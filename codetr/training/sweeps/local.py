@@ -1,4 +1,4 @@
-"""Jobs on this machine: one after another, several at once, or one per GPU."""
+"""Running jobs on this machine: one after another, several at once, or one per GPU."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 BUSY = 3
-"""Exit status of a job that another process is at work on."""
+"""Exit status of a job that another process is running."""
 
 Done = Callable[[int, int], None]
-"""(index of a job, its exit status), called as soon as it has ended."""
+"""Called with the index and the exit status of a job when it has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """A place for one job at a time; ``env`` tells it where it is."""
+    """Runs one job at a time, with the environment variables ``env`` that select its resources."""
 
     env: Mapping[str, str]
 
 
 def make_slots(parallel: int, devices: str | Sequence[int | str] | None) -> tuple[Slot, ...]:
-    """One slot per entry of ``devices`` (a GPU's number, or ``"0,1"`` for two GPUs; ``"auto"``:
-    each GPU of the machine), else ``parallel`` slots that share the machine's cores.
+    """One slot per entry of ``devices`` (a GPU's number, or ``"0,1"`` for two GPUs; ``"auto"`` for
+    all GPUs of the machine), else ``parallel`` slots that share the CPU cores.
 
-    Raises UserError where both are given, or none is left.
+    Raises UserError if both are given or there is no GPU.
     """
     if parallel < 1:
         raise UserError(f"hydra.launcher.parallel={parallel}: give 1 or more")
@@ -55,27 +55,27 @@ def make_slots(parallel: int, devices: str | Sequence[int | str] | None) -> tupl
 
 
 def _threads(parallel: int) -> dict[str, str]:
-    """Jobs beside each other would each take all cores."""
+    """Limits the threads of parallel jobs, each of which would use all cores."""
     if parallel == 1 or "OMP_NUM_THREADS" in os.environ:
         return {}
     return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // parallel))}
 
 
 def _count_gpus() -> int:
-    import torch  # takes seconds to import, and only this needs it
+    import torch  # slow, and only needed here
 
     return torch.cuda.device_count()
 
 
 class LocalRunner:
-    """Runs jobs in order, each in the first slot that is free."""
+    """Runs jobs in order, each in the first free slot."""
 
     def __init__(self, slots: Sequence[Slot]) -> None:
         self.slots = tuple(slots)
 
     def __call__(self, starts: Sequence[Start], done: Done) -> None:
-        """Run all. Jobs do not outlive this process's SIGTERM; Ctrl-C reaches them by itself. Both
-        give them the time to save.
+        """Run all jobs. SIGTERM is passed on to running jobs; Ctrl-C reaches them directly. In both
+        cases this waits until they have saved and ended.
         """
         before = signal.signal(signal.SIGTERM, _leave)
         running: dict[int, tuple[subprocess.Popen[bytes], Slot]] = {}

@@ -1,4 +1,4 @@
-"""A job as a process, which no other process does at the same time."""
+"""A job as a process, with a lock against running it twice at the same time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from codetr.run_folder import RunFolder
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """``command`` to be run for the job in ``folder`` with the environment ``env``."""
+    """The ``command`` of the job in ``folder``, with the environment ``env``."""
 
     command: tuple[str, ...]
     folder: Path
@@ -22,11 +22,11 @@ class Start:
 
 
 def begin(start: Start, env: Mapping[str, str], *, console: bool) -> subprocess.Popen[bytes]:
-    """Start the process; its output goes to ``<folder>/console.txt``, or with ``console`` to the
-    terminal. ``env`` is added to that of ``start``.
+    """Start the process, with ``env`` added to the environment of ``start``. Its output goes to
+    ``<folder>/console.txt``, or with ``console`` to the terminal.
 
-    The process holds a lock on its folder as long as it lives, even if what started it is gone:
-    a job that goes on in the background is not started a second time. Raises UserError then.
+    The process locks its folder as long as it lives, even if its parent has ended. Raises UserError
+    if the folder is locked, so that a job in the background is not started twice.
     """
     start.folder.mkdir(parents=True, exist_ok=True)
     with RunFolder(start.folder).lock.open("w") as lock:
@@ -46,5 +46,5 @@ def begin(start: Start, env: Mapping[str, str], *, console: bool) -> subprocess.
 
 
 def run_to_end(start: Start) -> int:
-    """Run the process to its end, and return its exit status: what a cluster's node does."""
+    """Run the process to its end on a cluster node; returns its exit status."""
     return begin(start, {}, console=True).wait()

@@ -1,4 +1,4 @@
-"""What came of a sweep: one table."""
+"""The results of a sweep as a table."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rich.table import Table
 from codetr.training.sweeps.jobs import Job
 
 COLUMNS = {"AP": "AP", "AP50": "AP50", "step_time_s": "s / step", "peak_memory_gib": "memory GiB"}
-"""What a sweep's table shows of each job's metrics.json, and under which heading."""
+"""Keys of metrics.json that a sweep's table shows, with their headings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobResult:
-    """``metrics`` is None where the job failed."""
+    """A job's ``metrics`` as in metrics.json, None if it failed."""
 
     job: Job
     exit_code: int
@@ -49,11 +49,11 @@ def table_rows(results: Sequence[JobResult]) -> list[list[str]]:
 
 
 def write_table(results: Sequence[JobResult], folder: Path) -> None:
-    """Print the table, and write it as sweep.md and sweep.csv."""
+    """Print the table and write it to sweep.md and sweep.csv in ``folder``."""
     heading, *rows = table_rows(results)
     table = Table(*heading, title=escape(f"sweep {folder.name}"))
     for row in rows:
-        table.add_row(*map(escape, row))  # [atss] is no markup
+        table.add_row(*map(escape, row))  # [atss] is not markup
     Console().print(table)
     lines = [heading, ["---"] * len(heading), *rows]
     markdown = "".join("| " + " | ".join(line) + " |\n" for line in lines)

@@ -1,1 +1,1 @@
-"""Short trainings that find settings: a learning rate, a batch size."""
+"""Searches for a learning rate or a batch size by short training runs."""

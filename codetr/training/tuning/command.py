@@ -1,4 +1,4 @@
-"""From a configuration to a suggested setting: what ``scripts/tune.py`` does."""
+"""The command ``codetr-tune``: from a configuration to a suggested setting."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ log = logging.getLogger(__name__)
 
 
 def tune(cfg: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
-    """Find what ``cfg.tune`` (conf/tune.yaml) names, print it, and write tune.json, and the curve
-    of a learning rate, to ``cfg.paths.run_dir``; no weights are kept. Returns what tune.json says.
+    """Find the setting that ``cfg.tune`` (conf/tune.yaml) names, print it, and write tune.json, and
+    for a learning rate its curve, to ``cfg.paths.run_dir``; no weights are saved. Returns the
+    content of tune.json.
 
-    ``given`` are the overrides that ``cfg`` was made with. Raises UserError for whatever a user
-    can correct.
+    ``given``: the overrides that ``cfg`` was composed with. Raises UserError for what a user can
+    correct.
     """
     check_settings(cfg, given)
     _require_one_new_run(cfg)
@@ -55,22 +56,24 @@ def _require_one_new_run(cfg: DictConfig) -> None:
     if str(cfg.trainer.devices) != "1" or cfg.trainer.num_nodes != 1:
         raise UserError(
             f"trainer.devices={cfg.trainer.devices} trainer.num_nodes={cfg.trainer.num_nodes}: "
-            "codetr-tune uses one device: set both to 1; trainer.effective_batch accumulates what "
-            "several devices would see"
+            "codetr-tune uses one device: set both to 1; trainer.effective_batch accumulates the "
+            "images of several devices"
         )
     if cfg.ckpt_path is not None:
         raise UserError(
-            f"ckpt_path={cfg.ckpt_path}: codetr-tune continues no run: give checkpoint=FILE to "
+            f"ckpt_path={cfg.ckpt_path}: codetr-tune cannot resume a run: give checkpoint=FILE to "
             "start from weights"
         )
 
 
 def _learning_rate(cfg: DictConfig, folder: RunFolder) -> tuple[dict[str, Any], str]:
-    """The range test of ``optimizer.lr``: what tune.json says, and the line that is printed."""
+    """The range test of ``optimizer.lr``: content of tune.json and the line to print."""
     finder = cfg.finder
     span = RateRange(least=finder.lr_min, most=finder.lr_max, steps=finder.steps)
     if cfg.optimizer.lr == 0:
-        raise UserError("optimizer.lr=0: the rates of groups are multiples of it: give any other")
+        raise UserError(
+            "optimizer.lr=0: the rates of groups are multiples of it: give another rate"
+        )
     curve = LossCurve(finder.divergence)
     datamodule = _data(cfg, span.steps)
     trainer = _trainer(cfg, [curve])
@@ -96,12 +99,12 @@ def _learning_rate(cfg: DictConfig, folder: RunFolder) -> tuple[dict[str, Any], 
     return found, (
         f"optimizer.lr={suggestion:g}: the loss falls most steeply there, with "
         f"{module.effective_batch} images per step; add it to the command codetr-train; "
-        f"{folder.tuning_curve} is the curve"
+        f"the curve is {folder.tuning_curve}"
     )
 
 
 def _batch_size(cfg: DictConfig, folder: RunFolder) -> tuple[dict[str, Any], str]:
-    """The largest ``data.batch_size`` that fits, as ``_learning_rate``."""
+    """The largest ``data.batch_size`` that fits; returns the same as ``_learning_rate``."""
     effective_batch, cfg.trainer.effective_batch = cfg.trainer.effective_batch, None
     datamodule = _data(cfg, cfg.finder.trial_steps)
     trainer = _trainer(cfg, [])
@@ -111,7 +114,7 @@ def _batch_size(cfg: DictConfig, folder: RunFolder) -> tuple[dict[str, Any], str
     size = largest(trial.fits, limit)
     if size == 0:
         raise UserError(
-            "not even data.batch_size=1 fits into memory: see Memory in docs/training.md, as "
+            "not even data.batch_size=1 fits into memory: see Memory in docs/training.md, such as "
             "trainer.precision=bf16-mixed"
         )
     chosen = dividing(size, effective_batch)
@@ -128,14 +131,14 @@ def _batch_size(cfg: DictConfig, folder: RunFolder) -> tuple[dict[str, Any], str
 
 
 class Unguarded(FiniteGuard):
-    """Lets a loss be NaN or infinite, which ends a range test as divergence does."""
+    """Accepts NaN and infinite losses, with which a range test ends."""
 
     def watch(self, values: Tensor, step: int) -> None:
-        """Look at nothing."""
+        """Do nothing."""
 
 
 class Trial:
-    """Trains ``module`` for some steps at a batch size; ``tried`` says which sizes have fitted."""
+    """Trains ``module`` for a few steps at a batch size. ``tried``: whether each size did fit."""
 
     def __init__(
         self, cfg: DictConfig, module: DetectionModule, datamodule: CocoDataModule
@@ -144,7 +147,7 @@ class Trial:
         self.tried: dict[int, bool] = {}
 
     def fits(self, size: int) -> bool:
-        """Whether memory is enough for batches of ``size`` images."""
+        """Whether batches of ``size`` images fit into memory."""
         self.datamodule.batch_size = size
         self.tried[size] = self._trained()
         log.info("data.batch_size=%d %s", size, "fits" if self.tried[size] else "does not fit")
@@ -153,7 +156,7 @@ class Trial:
         return self.tried[size]
 
     def _trained(self) -> bool:
-        """Whether training had enough memory; nothing refers to it when this has returned."""
+        """Whether training had enough memory. Its Trainer is freed on return."""
         ema = self.cfg.callbacks.get("ema")
         trainer = _trainer(self.cfg, [] if ema is None else [instantiate(ema)])
         try:
@@ -166,7 +169,9 @@ class Trial:
 
 
 def _data(cfg: DictConfig, steps: int) -> CocoDataModule:
-    """The data; ``cfg.trainer`` becomes one of so many optimiser steps that keeps nothing."""
+    """The data module. Sets ``cfg.trainer`` to ``steps`` optimiser steps without validation and
+    checkpoints.
+    """
     datamodule, _ = build_data(cfg)
     with open_dict(cfg):
         cfg.trainer.update(max_epochs=-1, max_steps=steps, enable_checkpointing=False)

@@ -1,10 +1,9 @@
 """The learning-rate range test (Smith 2017, "Cyclical learning rates", section 3.3).
 
-The rate rises exponentially from step to step; it is best where the loss falls most steeply.
-Lightning's ``Tuner.lr_find`` gives all parameter groups the same rate and so would test another
-optimiser than the one that is trained with. Here the rise is a schedule, a factor on the rate of
-every group, as in training: the groups keep their ratios, and clipping and accumulation are those
-of training.
+The learning rate grows exponentially; the suggested rate is where the loss falls most steeply.
+Lightning's ``Tuner.lr_find`` gives all parameter groups the same rate, which is not the optimiser
+of training. Here the growth is a schedule, a factor on the rate of each group: the groups keep
+their ratios, and clipping and accumulation are those of training.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from codetr.errors import UserError
 
-FEWEST = 10
-"""Steps before the loss diverges, of which a rate can be told."""
-CLEAR = 8.0
-"""Standard errors by which the loss has to fall: noise alone does so in one of a hundred tests of
-100 steps or fewer.
+MIN_STEPS = 10
+"""Steps before divergence that a suggestion needs."""
+MIN_SIGNAL = 8.0
+"""Standard errors by which the loss must fall. Noise alone exceeds this in one of a hundred tests
+of up to 100 steps.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class RateRange:
-    """Learning rates from ``least`` at step 0 to ``most`` at step ``steps`` - 1, evenly spaced in
-    their logarithm. Raises UserError where ``least`` is not below ``most``.
+    """Learning rates from ``least`` at step 0 to ``most`` at step ``steps - 1``, evenly spaced in
+    the logarithm. Raises UserError unless ``least`` is below ``most``.
     """
 
     least: float
@@ -48,22 +47,22 @@ class RateRange:
             )
 
     def rate(self, step: int) -> float:
-        """The rate of a step; that of the last one from there on."""
+        """The rate at a step, constant from the last one on."""
         progress = min(step / (self.steps - 1), 1.0)
         return self.least * (self.most / self.least) ** progress
 
 
 def rising(optimizer: Optimizer, steps_per_epoch: int, *, span: RateRange, base: float) -> LambdaLR:
-    """A schedule that takes a group whose rate is ``base`` through ``span``, and the others to the
-    same multiples of their own rates, whatever the length of an epoch.
+    """A schedule in which a group with the rate ``base`` passes through ``span``, and the others
+    through the same multiples of their rates. The length of an epoch has no effect.
     """
     return LambdaLR(optimizer, lambda step: span.rate(step) / base)
 
 
 class LossCurve(Callback):
-    """Collects in ``losses`` the loss of every optimiser step, before the step is taken, and stops
-    training where it is not finite, or more than ``divergence`` times the lowest one. Both are
-    means over ``window`` steps then, so that no single batch decides.
+    """Collects in ``losses`` the loss of each optimiser step, before the step is taken. Stops the
+    training when the mean of the last ``window`` losses is not finite or exceeds ``divergence``
+    times the lowest such mean.
     """
 
     def __init__(self, divergence: float, window: int = 5) -> None:
@@ -80,7 +79,7 @@ class LossCurve(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Add the loss of a batch, which Lightning has divided by the batches of a whole step."""
+        """Add the loss of a batch, which Lightning has divided by the accumulated batches."""
         self._sum += float(outputs["loss"]) * trainer.accumulate_grad_batches
         self._batches += 1
         if trainer.global_step == len(self.losses):
@@ -103,12 +102,12 @@ class RangeTest:
 
     @classmethod
     def of(cls, span: RateRange, losses: Sequence[float]) -> RangeTest:
-        """Of the losses of a run through ``span``; those that are not finite are left out.
+        """From the losses of a run through ``span``, without those that are not finite.
 
-        Raises UserError where fewer than ``FEWEST`` are left.
+        Raises UserError where fewer than ``MIN_STEPS`` are left.
         """
         kept = [(span.rate(step), x) for step, x in enumerate(losses) if math.isfinite(x)]
-        if len(kept) < FEWEST:
+        if len(kept) < MIN_STEPS:
             raise UserError(
                 f"the loss diverged after {len(kept)} of {span.steps} steps: lower "
                 f"finder.lr_min={span.least:g}, or raise finder.steps"
@@ -118,11 +117,11 @@ class RangeTest:
 
     @property
     def smoothed(self) -> np.ndarray:
-        """(S,) the curve by moving straight lines, which do not lag behind it."""
+        """The losses (S,) smoothed by a moving linear fit, which has no lag."""
         return self._filtered(derivative=0)
 
     def _filtered(self, derivative: int) -> np.ndarray:
-        """(S,) by straight lines over a tenth of the steps; no line is drawn beyond the ends."""
+        """Savitzky-Golay filter (S,): linear fits over a tenth of the steps."""
         filtered = savgol_filter(
             self.losses, self._window, polyorder=1, deriv=derivative, mode="nearest"
         )
@@ -130,24 +129,24 @@ class RangeTest:
 
     @property
     def _window(self) -> int:
-        """Steps that a line is laid through: an odd number, as many before as behind."""
+        """Steps per fit: odd, so that it is centred."""
         return max(5, len(self.losses) // 10) | 1
 
     @property
     def signal(self) -> float:
-        """How far the smoothed loss falls to its lowest, in standard errors of its means."""
+        """The fall of the smoothed loss to its minimum, in standard errors of the smoothed loss."""
         smoothed = self.smoothed
         fall = smoothed[: int(smoothed.argmin()) + 1].max() - smoothed.min()
         noise = (np.asarray(self.losses) - smoothed).std() / math.sqrt(self._window)
         return float(fall / noise) if noise > 0 else math.inf if fall > 0 else 0.0
 
     def suggestion(self) -> float:
-        """The rate where the smoothed loss falls most steeply over the logarithm of the rate,
-        before it is lowest; to two digits, since it is known no better.
+        """The rate, to two digits, where the smoothed loss falls most steeply over the logarithm of
+        the rate, before its minimum.
 
-        Raises UserError where the loss falls no further than by chance.
+        Raises UserError where the fall is not significant (``MIN_SIGNAL``).
         """
-        if self.signal < CLEAR:
+        if self.signal < MIN_SIGNAL:
             raise UserError(
                 f"from a rate of {self.rates[0]:g} to {self.rates[-1]:g} the loss does not fall "
                 "beyond its noise: change finder.lr_min and finder.lr_max, or raise finder.steps"
@@ -156,7 +155,7 @@ class RangeTest:
         return float(f"{self.rates[int(slopes.argmin())]:.1e}")
 
     def figure(self, suggestion: float) -> Figure:
-        """The losses over the rates, with the suggestion."""
+        """A plot of the losses over the rates, with the suggestion."""
         figure = Figure(figsize=(7.5, 4.2), layout="constrained")
         axes = figure.subplots()
         axes.plot(self.rates, self.losses, ".", color="0.6", label="of each step")

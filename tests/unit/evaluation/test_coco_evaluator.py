@@ -302,7 +302,7 @@ def test_table_of_many_classes_holds_the_best_and_the_worst():
     assert class_table(metrics, classes, range(1203)).row_count == 2
 
 
-def test_names_that_repeat_are_told_apart(annotations):
+def test_repeated_class_names_get_their_id(annotations):
     classes = ClassList(names=("a", "a", "c", "d"), category_ids=scenes.CLASSES.category_ids)
     evaluator = CocoEvaluator(annotations, classes)
     for image, found in scenes.detections(annotations).items():
@@ -426,7 +426,7 @@ def _crowded(path: Path, objects: int) -> Detections:
     )
 
 
-def test_more_objects_than_count(tmp_path):
+def test_images_with_more_objects_than_count(tmp_path):
     path = tmp_path / "instances.json"
     found = _crowded(path, 600)
     numbers = {}
@@ -442,6 +442,6 @@ def test_more_objects_than_count(tmp_path):
 
 
 @pytest.mark.parametrize("given", [[], [0, 10], [10, 1], [10, 10], 100])
-def test_numbers_of_detections_rise(annotations, given):
+def test_max_detections_must_increase(annotations, given):
     with pytest.raises(UserError, match=r"evaluation\.max_detections="):
         CocoEvaluator(annotations, scenes.CLASSES, max_detections=given)

@@ -64,7 +64,7 @@ def test_rows_and_masks_of_an_image_come_back() -> None:
     assert list(collected(IMAGES)) == [5, 2**60, 7, 3]
 
 
-def test_an_image_counts_as_it_was_added_first() -> None:
+def test_the_first_detections_of_an_image_count() -> None:
     assert collected([*IMAGES, (7, 6), (5, 0)]) == collected(IMAGES)
 
 
@@ -92,7 +92,7 @@ def test_reset_leaves_typed_states_without_rows() -> None:
     }
 
 
-def test_states_keep_device_and_type_when_the_module_goes_elsewhere() -> None:
+def test_states_keep_device_and_dtype_when_the_module_is_moved() -> None:
     parent = nn.ModuleDict({"metric": Everything(), "other": nn.Linear(2, 2)})
     metric = parent["metric"]
     metric.update(5, 3)

@@ -112,7 +112,7 @@ FALSE_ALARM = {  # in a second image, of a class with one true box in the first:
 
 
 @pytest.mark.parametrize("case", FALSE_ALARM)
-def test_false_alarms_count_where_the_class_was_annotated(tmp_path: Path, case: str) -> None:
+def test_false_positives_count_where_the_class_was_annotated(tmp_path: Path, case: str) -> None:
     second, expected = FALSE_ALARM[case]
     path = _write(tmp_path / "a.json", [{"true": [(ANT, BOX)]}, second])
     # The false alarm is the best detection: precision is 1/2 at the recall of the true one.

@@ -34,7 +34,7 @@ def test_last_is_optional_and_a_named_file_is_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9, 0.999])
-def test_a_torn_file_is_replaced_by_the_newest_good_one(
+def test_a_damaged_file_is_replaced_by_the_newest_good_one(
     tmp_path: Path, share: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = RunFolder(tmp_path)
@@ -62,7 +62,7 @@ def test_a_flipped_byte_is_found(tmp_path: Path) -> None:
         resume_path("last", folder)
 
 
-def test_the_best_serves_where_last_was_not_written_yet(tmp_path: Path) -> None:
+def test_the_best_is_used_where_last_is_missing(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     torch.save({"state_dict": {}}, tmp_path / "weights.ckpt")
     assert resume_path("last", folder) is None

@@ -39,7 +39,7 @@ def test_a_step_is_one_operation_over_all_weights() -> None:
     assert set(started.names) - {"_foreach_lerp_"} <= on_the_counter
 
 
-def test_is_built_where_the_model_is_going_to_be() -> None:
+def test_is_built_on_the_device_of_training() -> None:
     """Lightning moves the model after the callbacks' setup."""
     ema = ExponentialMovingAverage()
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
@@ -70,7 +70,7 @@ def test_warm_ups_are_numbers_of_the_host(n: int) -> None:
         assert 0 < warmup(0.9, n) <= 0.9
 
 
-def test_checkpoints_have_the_buffers_of_now() -> None:
+def test_checkpoints_have_the_current_buffers() -> None:
     ema, source = ExponentialMovingAverage(), model()
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=CPU))
     ema.setup(trainer, source, "fit")  # type: ignore[arg-type]

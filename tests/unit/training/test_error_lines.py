@@ -73,13 +73,13 @@ def test_a_part_that_cannot_be_built_is_named(
     assert "denumerator" in capsys.readouterr().err
 
 
-def test_the_traceback_is_there_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(InstantiationException), one_line_errors():
         instantiate(part("model.neck", numerator="x"))
 
 
-def test_interpolations_that_lead_nowhere_are_one_line() -> None:
+def test_broken_interpolations_are_one_line() -> None:
     with pytest.raises(OmegaConfBaseException) as caught:
         _ = OmegaConf.create({"a": {"b": "${no.such}"}}).a.b
     text = one_line(caught.value)

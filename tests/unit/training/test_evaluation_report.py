@@ -50,7 +50,7 @@ def test_numbers_go_to_the_loggers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", ["lvis", "only a crowd"])
-def test_what_cannot_be_diagnosed_is_said(
+def test_the_reason_for_no_diagnosis_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, case: str
 ) -> None:
     path = write(tmp_path / "a.json", int(case != "lvis"))

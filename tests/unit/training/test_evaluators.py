@@ -46,7 +46,7 @@ def _write(path: Path, objects: int) -> Path:
         (["evaluation=lvis", "evaluation.max_detections=19"], 10, ["max_detections=19"]),
     ],
 )
-def test_more_objects_than_count_are_said(
+def test_images_with_more_objects_than_count_are_warned_of(
     options: list[str],
     objects: int,
     said: list[str],
@@ -65,7 +65,7 @@ def test_more_objects_than_count_are_said(
         assert "1 of 2 images have more objects" in message
 
 
-def test_runs_that_do_not_say_count_as_coco_does(tmp_path: Path) -> None:
+def test_runs_without_max_detections_count_as_coco(tmp_path: Path) -> None:
     cfg = compose_train([*OPTIONS, "evaluation=coco", "~evaluation.max_detections"])
     evaluator = build_evaluator(cfg, _write(tmp_path / "a.json", 1), CLASSES, "test")
     assert "AR100" in evaluator.measure.lines

@@ -64,7 +64,7 @@ def test_a_process_that_was_killed_is_gone(sleeper: "subprocess.Popen[bytes]") -
 
 
 @needs_proc
-def test_a_number_that_is_given_again_is_another_process() -> None:
+def test_a_reused_process_id_is_another_process() -> None:
     own = Heartbeat.own(1, "run", None)
     assert seen(own).lost() is None
     assert "is gone" in str(seen(replace(own, started=own.started + 1)).lost())
@@ -82,7 +82,7 @@ def test_a_stopped_process_is_waited_for(sleeper: "subprocess.Popen[bytes]") -> 
     sleeper.send_signal(signal.SIGCONT)
 
 
-def test_who_is_behind_or_silent_is_waited_for() -> None:
+def test_a_late_or_silent_process_is_waited_for() -> None:
     beat = replace(Heartbeat.own(1, "run", None), stage=5, at="batch 5")
     assert seen(beat, silent_s=8).late(5, 9) is None
     assert seen(beat, silent_s=8).late(4, 9) is None
@@ -91,7 +91,7 @@ def test_who_is_behind_or_silent_is_waited_for() -> None:
     assert seen(None).late(0, 9) == "has not started yet"
 
 
-def test_who_has_ended_well_is_not_waited_for() -> None:
+def test_a_finished_process_is_not_waited_for() -> None:
     beat = Heartbeat.own(1, "run", None)
     done = seen(last_beat(beat, DONE, 0, reported=True), silent_s=99)
     assert (done.lost(), done.late(9, 1)) == (None, None)
@@ -112,7 +112,7 @@ def test_heartbeats_of_another_run_are_ignored(tmp_path: Path) -> None:
     assert beats.read() == {}
 
 
-def test_who_has_ended_before_is_ignored(tmp_path: Path) -> None:
+def test_processes_that_ended_earlier_are_ignored(tmp_path: Path) -> None:
     """Until it is there again, as another process or with another heartbeat."""
     before = [Heartbeat.own(rank, "run", None) for rank in range(4)]
     gone = replace(before[1], started=before[1].started + 1)
@@ -128,7 +128,7 @@ def test_who_has_ended_before_is_ignored(tmp_path: Path) -> None:
     assert beats.read()[3].ended == "KeyError: 1"
 
 
-def test_one_process_is_the_first(tmp_path: Path) -> None:
+def test_only_the_first_claim_succeeds(tmp_path: Path) -> None:
     folders = [HeartbeatFolder(tmp_path / "ranks", "run") for _ in range(3)]
     assert [beats.claim("end") for beats in folders] == [True, False, False]
     assert folders[2].claim("other")
@@ -141,7 +141,7 @@ def test_without_a_folder_each_process_reports(tmp_path: Path) -> None:
     assert [beats.claim("end") for beats in folders] == [True, True]
 
 
-def test_silence_is_counted_by_the_own_clock(tmp_path: Path) -> None:
+def test_silence_is_measured_by_the_own_clock(tmp_path: Path) -> None:
     """Clocks of other machines do not matter."""
     beats = HeartbeatFolder(tmp_path / "ranks", "run")
     peers = Peers(beats, 0, 3)

@@ -52,7 +52,7 @@ def test_key_of_an_override(override: str, key: str) -> None:
         ("num_classes=3", "leave it out"),
     ],
 )
-def test_evaluation_refuses_what_only_training_looks_at(override: str, told: str) -> None:
+def test_evaluation_refuses_settings_of_training(override: str, told: str) -> None:
     for run in (evaluate, write_teacher_boxes):
         cfg = OmegaConf.create({"checkpoint": "runs/a/best.ckpt"})
         with pytest.raises(UserError) as caught:
@@ -61,13 +61,13 @@ def test_evaluation_refuses_what_only_training_looks_at(override: str, told: str
         assert told in str(caught.value)
 
 
-def test_teacher_boxes_are_not_measured() -> None:
+def test_teacher_boxes_refuse_settings_of_metrics() -> None:
     cfg = OmegaConf.create({"checkpoint": "runs/a/best.ckpt"})
     with pytest.raises(UserError, match=r"evaluation\.max_detections=\[1\]: changes nothing"):
         write_teacher_boxes(cfg, ["evaluation.max_detections=[1]"])
 
 
-def test_evaluation_takes_what_it_looks_at() -> None:
+def test_evaluation_accepts_its_own_settings() -> None:
     given = [
         *("trainer=gpu", "trainer.precision=bf16-mixed", "trainer.limit_test_batches=4"),
         *("data=coco", "data.root=x", "data.eval_batch_size=1", "data.num_workers=0"),

@@ -74,7 +74,7 @@ def test_failed_job_does_not_end_the_sweep_and_shows_in_its_result(
     assert "x=0.1" in capfd.readouterr().out
 
 
-def test_same_command_again_does_what_is_left(sweep: Sweep, tmp_path: Path) -> None:
+def test_same_command_again_runs_unfinished_jobs(sweep: Sweep, tmp_path: Path) -> None:
     (tmp_path / "k").mkdir()
     (tmp_path / "k/break_0.2").touch()
     sweep("0.1", "0.2")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.loops.progress import _BatchProgress
 
-from codetr.training.loop_state import Moment, move_to, put_at_rest
+from codetr.training.loop_state import Moment, adjust_counters, rescale_position
 
 
 @pytest.mark.parametrize(
@@ -23,13 +23,13 @@ def test_the_same_images_are_done(
     before: int, now: int, accumulated: int, batches: int, expected: int
 ) -> None:
     progress = restored(batches, last=False)
-    move_to(trainer(progress, accumulated), before, now)
+    rescale_position(trainer(progress, accumulated), before, now)
     assert set(vars(progress.current).values()) == {expected}
 
 
 def test_an_epoch_of_which_the_validation_is_left_stays_one() -> None:
     progress = restored(6, last=True)
-    move_to(trainer(progress, 4), 4, 2)
+    rescale_position(trainer(progress, 4), 4, 2)
     assert progress.current.ready == 11
 
 
@@ -44,9 +44,9 @@ def test_a_last_batch_that_is_still_to_come_is_not_behind(moment: Moment) -> Non
         "epoch_loop.batch_progress": progress.state_dict(),
         "epoch_loop.state_dict": {"_batches_that_stepped": 2},
     }
-    put_at_rest(loop, moment, validated=False)
+    adjust_counters(loop, moment, validated=False)
     progress.load_state_dict(loop["epoch_loop.batch_progress"])
-    move_to(trainer(progress, 2), 4, 2)
+    rescale_position(trainer(progress, 2), 4, 2)
     assert progress.current.ready == 4
 
 

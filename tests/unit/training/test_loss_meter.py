@@ -10,7 +10,7 @@ def term(value: float, weight: float = 1.0) -> LossTerm:
     return LossTerm(torch.tensor(value), weight)
 
 
-def test_reads_means_of_raw_values_and_starts_anew() -> None:
+def test_reads_means_of_unweighted_values_and_resets() -> None:
     meter = LossMeter()
     meter.update({"a/cls": term(1.0, weight=7.0), "a/box": term(4.0)}, torch.tensor(11.0))
     meter.update({"a/cls": term(3.0, weight=7.0)}, torch.tensor(21.0))

@@ -182,7 +182,7 @@ def test_nothing_is_warned_of_when_losses_are_logged_by_several_processes(
     monkeypatch.setattr(_AcceleratorConnector, "is_distributed", True)
     fit(tmp_path, module(), epochs=1, every=2)  # of three steps: the last is logged at the end
     assert not any("sync_dist" in str(one.message) for one in recwarn)
-    monkeypatch.setattr("codetr.training.module.OF_FIRST_RANK", {"rank_zero_only": True})
+    monkeypatch.setattr("codetr.training.module.FIRST_RANK_ONLY", {"rank_zero_only": True})
     fit(tmp_path, module(), epochs=1, every=2)
     assert asked
     assert any("sync_dist" in str(one.message) for one in recwarn)  # as Lightning would

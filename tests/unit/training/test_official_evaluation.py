@@ -29,7 +29,7 @@ def test_every_experiment_is_known_to_evaluation(experiment: str) -> None:
     assert "one_to_one" in cfg.scheme
 
 
-def test_made_up_ids_become_the_datas() -> None:
+def test_placeholder_ids_are_replaced_by_those_of_the_data() -> None:
     model = ClassList(names=("a", "b", "c", "d"), category_ids=(1, 2, 3, 4))
     data = ClassList(names=("c", "a"), category_ids=(0, 4))
     changed = with_ids_of(model, data)

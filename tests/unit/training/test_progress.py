@@ -11,7 +11,7 @@ from codetr.training.callbacks import BestResult, EpochLine, progress
 from codetr.training.callbacks.progress import RunProgressBar, SilentProgressBar, duration
 
 
-def test_time_of_an_epoch_that_is_gone_on_with_in_its_middle(
+def test_epoch_time_after_resuming_within_an_epoch(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     metrics = {"loss": torch.tensor(2.5)}
@@ -47,7 +47,7 @@ def run_of(epochs: int, batches: int, callbacks: list[Any]) -> Any:
     )
 
 
-def test_how_long_it_takes_is_said_after_a_few_steps_and_then_now_and_then(
+def test_remaining_time_is_logged_after_a_few_steps_and_then_regularly(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock, line = Clock(monkeypatch), EpochLine(first=3, minutes=1.0)
@@ -63,7 +63,7 @@ def test_how_long_it_takes_is_said_after_a_few_steps_and_then_now_and_then(
     assert lines == ["epoch 1/2, batch 62/100: loss 2.5 | 2 min left"]
 
 
-def test_bar_says_loss_best_and_what_is_left_and_no_version(
+def test_progress_bar_shows_loss_best_ap_and_remaining_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     best = BestResult()
@@ -97,5 +97,5 @@ def test_there_is_no_bar_without_a_terminal() -> None:
     ("seconds", "text"),
     [(7.4, "7 s"), (600, "10 min"), (3600 * 3 + 1200, "3 h 20 min"), (86400 * 2.5, "2 d 12 h")],
 )
-def test_durations_are_read_at_a_glance(seconds: float, text: str) -> None:
+def test_durations_as_text(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -104,7 +104,7 @@ def test_a_killed_process_ends_the_others_with_one_line(run: Callable[..., Run])
 
 
 @pytest.mark.parametrize(("size", "looks"), [(2, 230), (64, 28)])
-def test_many_that_wait_read_seldom(
+def test_many_waiting_processes_read_less_often(
     size: int, looks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In two minutes of waiting, of which the first five seconds do not count."""
@@ -139,7 +139,7 @@ def test_the_first_process_is_lost_like_others(run: Callable[..., Run]) -> None:
 
 
 @pytest.mark.parametrize("frozen", [0, 2])
-def test_a_frozen_process_is_said_and_then_ends_the_run(
+def test_a_frozen_process_is_reported_and_then_ends_the_run(
     run: Callable[..., Run], frozen: int
 ) -> None:
     running = run("wait", "wait", "wait", limit_s=12)
@@ -160,7 +160,7 @@ def test_a_process_that_hangs_is_named_by_where_it_is(run: Callable[..., Run]) -
         assert "rank 1 is still at stage 2" in text
 
 
-def test_processes_that_wait_for_nobody_go_on(run: Callable[..., Run]) -> None:
+def test_processes_that_wait_for_nobody_continue(run: Callable[..., Run]) -> None:
     """Slow is not lost: all are at the same place."""
     running = run("wait", "wait", "done", limit_s=4)
     time.sleep(6)
@@ -180,7 +180,7 @@ def test_the_time_in_which_all_are_suspended_does_not_count(run: Callable[..., R
     assert running.ended() == ([0, 0, 0], [])
 
 
-def test_one_that_closes_its_loggers_is_not_ended_by_others_that_have(
+def test_a_process_that_is_closing_its_loggers_is_not_ended(
     run: Callable[..., Run],
 ) -> None:
     statuses, lines = run("closing", "stopped", "stopped").ended()
@@ -190,7 +190,7 @@ def test_one_that_closes_its_loggers_is_not_ended_by_others_that_have(
 
 
 @pytest.mark.parametrize("what", [("wait", "user", "connection"), ("user", "user", "user")])
-def test_an_error_of_the_user_is_said_once(run: Callable[..., Run], what: Sequence[str]) -> None:
+def test_a_user_error_is_reported_once(run: Callable[..., Run], what: Sequence[str]) -> None:
     """The script prints tracebacks: those of the error itself are counted."""
     statuses, lines = run(*what).ended()
     assert all(statuses)
@@ -217,7 +217,7 @@ def test_any_other_error_has_one_traceback(run: Callable[..., Run], what: Sequen
         (ValueError("socket"), False),
     ],
 )
-def test_errors_of_connections_are_known(error: Exception, expected: bool) -> None:
+def test_connection_errors_are_recognised(error: Exception, expected: bool) -> None:
     assert is_connection_error(error) == expected
 
 
@@ -232,5 +232,5 @@ def test_errors_of_connections_are_known(error: Exception, expected: bool) -> No
         ({"strategy": "ddp"}, 1800),
     ],
 )
-def test_the_limit_is_what_the_strategy_waits(trainer: dict[str, Any], seconds: float) -> None:
+def test_the_limit_is_the_timeout_of_the_strategy(trainer: dict[str, Any], seconds: float) -> None:
     assert waiting_limit_s(OmegaConf.create({"trainer": trainer})) == seconds

@@ -333,7 +333,7 @@ HOUR = 3600.0
 
 @pytest.mark.parametrize("hook", [("on_validation_batch_end", 3), ("on_train_batch_end", 12)])
 @pytest.mark.parametrize("action", ACTIONS)
-def test_a_run_that_is_seldom_kept_resumes_from_what_there_is(
+def test_a_rarely_saved_run_resumes_from_its_last_checkpoint(
     hook: Hook, action: str, tmp_path: Path, whole: Callable[[Setting], dict[str, Any]]
 ) -> None:
     setting = Setting()
@@ -368,7 +368,7 @@ def test_a_stop_within_a_validation_loses_no_step(
     assert differences(outcome(tmp_path), expected) == {}
 
 
-def test_processes_that_cannot_agree_within_a_validation_are_kept_before_it(
+def test_several_processes_save_before_each_validation(
     tmp_path: Path,
 ) -> None:
     kept = []
@@ -435,7 +435,7 @@ def test_processes_whose_clocks_differ_write_at_the_same_steps(
     assert written == [expected, expected]
 
 
-def test_short_epochs_are_not_all_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_epochs_are_not_all_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between writings lies the time that was asked for, and the end is written always."""
     written: dict[float, list[int]] = {}
     for apart in (0.0, HOUR):
@@ -449,13 +449,13 @@ def test_short_epochs_are_not_all_written(tmp_path: Path, monkeypatch: pytest.Mo
     assert written == {0.0: [8, 8, 16, 16, 24, 24], HOUR: [24]}
 
 
-def test_the_time_since_the_last_writing_counts(
+def test_the_time_since_the_last_write_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = iter((100.0, 100.0, 159.9, 160.0, 500.0))
     monkeypatch.setattr("codetr.training.callbacks.checkpoints.time.monotonic", looks.__next__)
     keeper = LastCheckpoint(tmp_path, seconds_apart=60)
-    assert [keeper.rested(within_epoch=False) for _ in range(4)] == [False, False, True, True]
+    assert [keeper.due_by_time(within_epoch=False) for _ in range(4)] == [False, False, True, True]
 
 
 def test_a_second_ctrl_c_does_not_wait_for_a_step(tmp_path: Path) -> None:
@@ -470,7 +470,7 @@ IMPATIENT = ("on_before_backward", "on_after_backward")
 
 
 @pytest.mark.parametrize(("every", "told"), [(1, True), (None, False)])
-def test_another_accumulation_is_said_within_an_epoch_alone(
+def test_changed_accumulation_is_warned_of_only_within_an_epoch(
     every: int | None, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(Killed):
@@ -479,7 +479,7 @@ def test_another_accumulation_is_said_within_an_epoch_alone(
     assert ("resumed within an epoch" in caplog.text) == told
 
 
-def test_the_time_decides_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_written_by_time_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
 
     def tick() -> float:
@@ -489,8 +489,8 @@ def test_the_time_decides_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("codetr.training.callbacks.checkpoints.time.monotonic", tick)
     keeper = LastCheckpoint(tmp_path, every_minutes=5 / 60)
-    assert [keeper.rested(within_epoch=True) for _ in range(1, 8)] == [False] * 4 + [True] * 3
-    assert not keeper.due(6)
+    assert [keeper.due_by_time(within_epoch=True) for _ in range(1, 8)] == [False] * 4 + [True] * 3
+    assert not keeper.due_by_step(6)
 
 
 def test_a_stop_does_not_wait_for_the_end_of_a_validation(tmp_path: Path) -> None:
@@ -502,7 +502,7 @@ def test_a_stop_does_not_wait_for_the_end_of_a_validation(tmp_path: Path) -> Non
     assert "kept at step 8" in stopped.value.line()
 
 
-def test_the_line_names_what_continues(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_names_the_command_that_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = OmegaConf.create({"name": "2026-01-01"})
     given = ["data.root='a b'", "ckpt_path=last", "name=x"]
     hydra = {

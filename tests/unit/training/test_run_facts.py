@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from codetr.training.run_facts import Continued, warn_of_crowded_images
 
 
-def test_what_differs_from_the_run_that_is_continued_is_said(
+def test_settings_that_differ_from_the_resumed_run_are_warned_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     before = Continued({"images per step": 2, "learning rate": 2e-5, "devices": 1, "gone": 0})
@@ -29,7 +29,7 @@ def test_what_differs_from_the_run_that_is_continued_is_said(
     ("queries", "patterns", "warned"),
     [(2, 0, True), (3, 0, False), (None, 0, False), (1, 2, True), (1, 3, False)],
 )
-def test_images_with_more_objects_than_queries_are_said(
+def test_images_with_more_objects_than_queries_are_warned_of(
     queries: int | None, patterns: int, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     annotations = SimpleNamespace(

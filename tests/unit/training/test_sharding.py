@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from codetr.errors import UserError
-from codetr.training.sharding import ShardedStrategy, divided_state, local, whole
+from codetr.training.sharding import ShardedStrategy, full_state, local_shards, sharded_state
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def alone(tmp_path: Path) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def test_scaled_losses_are_refused() -> None:
+def test_loss_scaling_is_refused() -> None:
     strategy = ShardedStrategy()
     scaler = torch.amp.GradScaler("cpu")
     strategy.precision_plugin = MixedPrecision("16-mixed", "cuda", scaler)
@@ -33,31 +33,31 @@ def test_scaled_losses_are_refused() -> None:
 
 
 @pytest.mark.usefixtures("alone")
-def test_states_are_written_whole_and_read_divided() -> None:
+def test_states_are_saved_as_full_tensors_and_loaded_as_shards() -> None:
     model = nn.Linear(3, 2)
     expected = {name: value.clone() for name, value in model.state_dict().items()}
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     model(torch.ones(1, 3)).sum().backward()
-    written = whole(model.state_dict())
+    written = full_state(model.state_dict())
     assert not any(isinstance(value, DTensor) for value in written.values())
     torch.testing.assert_close(written, expected)
 
     optimizer.step()
-    state = whole(optimizer.state_dict())
+    state = full_state(optimizer.state_dict())
     assert not any(isinstance(v, DTensor) for v in state["state"][0].values())
     again = torch.optim.AdamW(model.parameters(), lr=0.1)
-    again.load_state_dict(divided_state(state, again))
+    again.load_state_dict(sharded_state(state, again))
     moments = [value["exp_avg"] for value in again.state_dict()["state"].values()]
     assert all(isinstance(moment, DTensor) for moment in moments)
-    torch.testing.assert_close(whole(again.state_dict()), state)
+    torch.testing.assert_close(full_state(again.state_dict()), state)
 
 
 @pytest.mark.usefixtures("alone")
-def test_what_a_process_keeps_shares_memory_with_the_parameters() -> None:
+def test_local_shards_share_memory_with_the_parameters() -> None:
     model = nn.Linear(3, 2)
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
     with torch.no_grad():
-        for part in local(model):
+        for part in local_shards(model):
             part.fill_(7.0)
-    assert all((value == 7).all() for value in whole(model.state_dict()).values())
+    assert all((value == 7).all() for value in full_state(model.state_dict()).values())

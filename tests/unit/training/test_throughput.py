@@ -8,7 +8,7 @@ from codetr.training.callbacks.speed import peak_memory_gib
 from codetr.training.train import device_hours
 
 
-def test_step_time_counts_what_came_before_an_interruption() -> None:
+def test_step_time_includes_the_time_before_an_interruption() -> None:
     before, after = Throughput(), Throughput()
     assert after.step_time_s is None
     before._total_time, before._total_steps = 6.0, 3

@@ -33,7 +33,7 @@ def composed(name: str, *overrides: str) -> DictConfig:
         return compose(name, list(overrides))
 
 
-def test_the_strategy_s_options_warn_nobody(tmp_path: Path) -> None:
+def test_the_options_of_the_strategy_raise_no_warning(tmp_path: Path) -> None:
     options = composed("train", "trainer=ddp", "num_classes=1").trainer.strategy
     chosen = {key: options[key] for key in ("broadcast_buffers", "gradient_as_bucket_view")}
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)

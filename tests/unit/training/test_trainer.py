@@ -92,12 +92,12 @@ def test_tf32_is_for_products_and_convolutions_alike(choice: bool | str, exact: 
     assert torch.backends.cudnn.allow_tf32 is allowed
 
 
-def test_tf32_is_no_other_word() -> None:
+def test_other_values_of_tf32_are_refused() -> None:
     with pytest.raises(UserError, match=r"trainer\.tf32=high"):
         use_tf32("high")
 
 
-def test_apples_gpu_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_apples_gpu_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert pick_accelerator("auto") == pick_accelerator("cpu") == "cpu"

@@ -54,7 +54,7 @@ def test_failure_of_wandb_is_reported_once_and_ends_nothing(
     ]
 
 
-def test_start_without_network_falls_back_to_offline_loudly(
+def test_start_without_network_falls_back_to_offline_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class OfflineRun:
@@ -102,7 +102,7 @@ def test_without_a_server_nothing_is_tried_online(
 
     def init(**options: object) -> OfflineRun:
         modes.append(options.get("mode"))
-        assert options["settings"] == {"init_timeout": module.START}
+        assert options["settings"] == {"init_timeout": module.START_TIMEOUT_S}
         return OfflineRun()
 
     with socket.socket() as unused:

@@ -133,7 +133,7 @@ def test_loss_terms_are_in_the_sections_asked_for(run: Path, folder: Path) -> No
     assert not any(name.startswith("loss") for name in row)
 
 
-def test_artifacts_are_logged_where_they_are_asked_for(run: Path, folder: Path) -> None:
+def test_artifacts_are_logged_on_request(run: Path, folder: Path) -> None:
     def logged(of: Path) -> dict[str, list[str]]:
         requests = [r.request.log_artifact for r in records(of) if r.HasField("request")]
         artifacts = [r.artifact for r in records(of) if r.HasField("artifact")]

@@ -31,7 +31,7 @@ def test_job_is_a_plain_command_in_its_own_folder(tmp_path: Path) -> None:
     ]
 
 
-def test_job_goes_on_from_its_checkpoint_unless_told_otherwise(tmp_path: Path) -> None:
+def test_job_resumes_from_its_checkpoint_unless_told_otherwise(tmp_path: Path) -> None:
     job = jobs(tmp_path)[0]
     job.folder.mkdir(parents=True)
     (job.folder / "last.ckpt").touch()
@@ -91,7 +91,7 @@ def test_damaged_state_is_named(tmp_path: Path) -> None:
         first.finished()
 
 
-def test_the_only_job_of_a_step_is_told_apart_by_what_the_command_does_not_say(
+def test_a_single_job_is_labelled_by_overrides_not_in_the_command(
     tmp_path: Path,
 ) -> None:
     """As in a search, whose jobs come one at a time."""

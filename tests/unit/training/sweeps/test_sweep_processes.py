@@ -34,7 +34,7 @@ def test_each_job_reports_its_own_status_and_failures_stop_nothing(tmp_path: Pat
     assert run(starts, make_slots(2, None)) == {0: 0, 1: 3, 2: 1}
 
 
-def test_jobs_run_beside_each_other(tmp_path: Path) -> None:
+def test_jobs_run_in_parallel(tmp_path: Path) -> None:
     """Each of two jobs waits for a file of the other: one after another, they would fail."""
     meet = (
         "import sys, time; from pathlib import Path; own, other = map(Path, {!r}); own.touch()\n"

@@ -39,7 +39,7 @@ def test_batches_accumulate_to_the_images_of_a_step(size: int, effective_batch: 
     assert dividing(size, None) == size
 
 
-def test_a_gpu_tells_its_limit_itself() -> None:
+def test_a_gpu_needs_no_limit() -> None:
     assert batch_limit(None, 300, torch.device("cuda")) == 300
     assert batch_limit(8, 300, torch.device("cuda")) == 8
     assert batch_limit(8, 300, torch.device("cpu")) == 8
@@ -50,7 +50,7 @@ def test_a_gpu_tells_its_limit_itself() -> None:
 
 def test_the_line_says_what_is_known() -> None:
     assert "6 images fit into memory (7 do not)" in batch_text(6, 64, None)
-    assert "(no more were tried); give trainer.effective_batch=N" in batch_text(64, 64, None)
+    assert "(no more were tried); with it, give trainer.effective_batch=N" in batch_text(64, 64, None)
     text = batch_text(6, 16, 16)
     assert text.startswith("data.batch_size=4: batches of 6 images fit")
     assert text.endswith("4 batches of 4 make trainer.effective_batch=16")
@@ -87,7 +87,7 @@ def test_memory_that_is_full_ends_a_trial(monkeypatch: pytest.MonkeyPatch) -> No
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
-def test_other_errors_are_no_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     tried, _ = trial(monkeypatch, 1, RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes do not match"):
         largest(tried.fits, 64)

@@ -104,7 +104,7 @@ def test_batches_of_a_step_are_averaged_also_where_the_last_step_has_fewer() -> 
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e6])
-def test_it_stops_where_the_loss_leaves(bad: float) -> None:
+def test_it_stops_when_the_loss_diverges(bad: float) -> None:
     span = RateRange(least=1e-9, most=2e-9, steps=50)
     losses = run(Bowl(span, (2.0, 0.0)), [1.0] * 12 + [bad] * 20, LossCurve(4.0))
     assert len(losses) == 13
