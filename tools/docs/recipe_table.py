@@ -53,8 +53,8 @@ class Recipe:
 
 
 def publications(conf: Path) -> list[Publication]:
-    """All published experiments below ``conf``, by origin and name: those that are for data of
-    one's own say "a recipe of ours" instead. Raises UserError for any other first line.
+    """All published experiments below ``conf``, by origin and name, without those whose first line
+    says "our recipe". Raises UserError for any other first line.
     """
     found = []
     for path in sorted((conf / "experiment").glob("*.yaml")):
@@ -64,7 +64,7 @@ def publications(conf: Path) -> list[Publication]:
         said = _LINE.fullmatch(line)
         if said:
             found.append(Publication(name=path.stem, **said.groupdict()))
-        elif "a recipe of ours" not in line:
+        elif "our recipe" not in line:
             raise UserError(
                 f"{path}: its first comment is not 'python train.py experiment=NAME ...; published "
                 "with DEVICES: AP; SOURCE.': say where it was published"
