@@ -13,8 +13,8 @@ EPS = 1e-6
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float32 if its type is narrower, else unchanged: geometry and losses need it
-    also where the network runs in less.
+    """The tensor in float32 if its dtype is narrower, else unchanged: geometry and losses need this
+    precision under mixed precision too.
     """
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
@@ -51,11 +51,11 @@ def _overlap(a: Tensor, b: Tensor, area_a: Tensor, area_b: Tensor) -> tuple[Tens
 
 
 def pairwise_iou(a: Tensor, b: Tensor, eps: float = EPS) -> Tensor:
-    """IoU (..., Q, N) of every ``a`` (..., Q, 4) with every ``b`` (..., N, 4), both xyxy; without
-    ``eps`` that of boxes without area is NaN.
+    """IoU (..., Q, N) of every ``a`` (..., Q, 4) with every ``b`` (..., N, 4), both xyxy. With
+    ``eps=0`` the IoU of two boxes without area is NaN.
 
-    One coordinate at a time: a last dimension of two numbers is slow on the CPU, and would double
-    every temporary. Fastest where ``b`` are the many.
+    Computed one coordinate at a time: a last dimension of size 2 is slow on the CPU and doubles
+    the temporaries. Fastest if ``b`` has more boxes than ``a``.
     """
     left, top, right, bottom = a[..., :, None, :].unbind(-1)
     b_left, b_top, b_right, b_bottom = b[..., None, :, :].unbind(-1)
@@ -73,7 +73,7 @@ def paired_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def paired_giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU (...) of ``a`` with ``b``, (..., 4) xyxy that broadcast."""
+    """Generalised IoU (...) of ``a`` and ``b``, broadcastable (..., 4) xyxy."""
     intersection, union = _overlap(a, b, area_xyxy(a), area_xyxy(b))
     low = torch.minimum(a[..., :2], b[..., :2])
     high = torch.maximum(a[..., 2:], b[..., 2:])

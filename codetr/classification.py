@@ -1,5 +1,5 @@
-"""What class logits mean: a value that travels with them, so that nobody has to guess it from their
-number.
+"""The meaning of class logits, as a value that accompanies them, so that no code infers it from
+their number.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ class Classification(Protocol):
     """How many logits there are for K classes, and how they become scores."""
 
     def width(self, num_classes: int) -> int:
-        """Number of logits for K classes. Raises UserError where K is not what it is made for."""
+        """Number of logits for K classes. Raises UserError if this K is not supported."""
         ...
 
     def num_classes(self, logits: Tensor) -> int:
-        """K, of ``logits`` (..., width)."""
+        """K, from ``logits`` (..., width)."""
         ...
 
     def scores(self, logits: Tensor) -> Tensor:
-        """(..., K) in [0, 1], the probability of every class, of ``logits`` (..., width)."""
+        """Class probabilities (..., K) from ``logits`` (..., width)."""
         ...
 
     def detection_scores(self, logits: Tensor) -> Tensor:
-        """(..., K) ``scores`` of what may become detections, 0 for what may not."""
+        """``scores`` (..., K), set to 0 for pairs of query and class that cannot be detections."""
         ...
 
     def most_detections(self, logits: Tensor) -> int:
-        """How many there may be of an image with ``logits`` (..., Q, width)."""
+        """The largest number of detections of an image with ``logits`` (..., Q, width)."""
         ...
 
 
 @dataclass(frozen=True)
 class Sigmoid:
-    """Every class by itself: K logits. Background is where all of them are low (focal loss)."""
+    """K independent logits; background is where all are low (focal loss)."""
 
     def width(self, num_classes: int) -> int:
         """K."""
@@ -50,22 +50,22 @@ class Sigmoid:
         return logits.shape[-1]
 
     def scores(self, logits: Tensor) -> Tensor:
-        """(..., K) of ``logits`` (..., K)."""
+        """Probabilities (..., K) from ``logits`` (..., K)."""
         return logits.sigmoid()
 
     def detection_scores(self, logits: Tensor) -> Tensor:
-        """All of them: a query may detect several classes."""
+        """All scores: a query may detect several classes."""
         return self.scores(logits)
 
     def most_detections(self, logits: Tensor) -> int:
-        """One of every query and class."""
+        """One per query and class."""
         return logits.shape[-2] * logits.shape[-1]
 
 
 @dataclass(frozen=True)
 class Softmax:
-    """One class or none: K + 1 logits, the last of which, at index ``background`` K, is that of
-    background (DETR, YOLOS).
+    """K + 1 logits of exclusive classes, the last one, at index ``background`` = K, for background
+    (DETR, YOLOS).
     """
 
     background: int
@@ -80,21 +80,21 @@ class Softmax:
         return num_classes + 1
 
     def num_classes(self, logits: Tensor) -> int:
-        """K, whatever ``logits``."""
+        """K."""
         return self.background
 
     def scores(self, logits: Tensor) -> Tensor:
-        """(..., K) of ``logits`` (..., K + 1)."""
+        """Probabilities (..., K) from ``logits`` (..., K + 1), without background."""
         return logits.softmax(-1)[..., : self.background]
 
     def detection_scores(self, logits: Tensor) -> Tensor:
-        """Those of the best class of every query, which detects one object."""
+        """The score of the best class of each query, which detects one object."""
         scores = self.scores(logits)
         classes = torch.arange(self.background, device=logits.device)
         return scores.where(scores.argmax(-1, keepdim=True) == classes, 0.0)
 
     def most_detections(self, logits: Tensor) -> int:
-        """One of every query."""
+        """One per query."""
         return logits.shape[-2]
 
 

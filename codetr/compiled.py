@@ -1,6 +1,6 @@
-"""Loops that numba compiles when they first run: no compiler is needed, numba brings its own.
+"""Loops compiled by numba at their first call; no other compiler is needed.
 
-A module with such loops is imported where they are called: numba takes half a second to import.
+Import a module with such loops only where they are called: importing numba takes half a second.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import numba
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator for ``numba.njit`` with ``options``, that keeps what it compiled where it can and
-    lets other threads run meanwhile. Divisions by zero give what IEEE 754 says.
+    """Decorator: ``numba.njit`` with ``options``, cached on disk if possible, without the GIL, and
+    with IEEE 754 division by zero.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         common = {"nogil": True, "error_model": "numpy", **options}
         try:
             return numba.njit(cache=True, **common)(function)
-        except RuntimeError:  # no folder to keep the result in: compiled anew in every process
+        except RuntimeError:  # no writable cache folder: each process compiles anew
             return numba.njit(**common)(function)
 
     return decorate

@@ -1,4 +1,4 @@
-"""Where the configuration lies."""
+"""The folder of the configuration files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from codetr.errors import UserError
 
 
 def conf_folder() -> Path:
-    """The folder of all options: inside the installed package, else beside it in a clone.
-
-    Every command composes from there. Raises UserError where neither holds train.yaml.
+    """The folder of all options: inside of the installed package, or beside it in a clone. Raises
+    UserError if neither has a train.yaml.
     """
     package = Path(__file__).resolve().parent
     for folder in (package / "conf", package.parent / "conf"):

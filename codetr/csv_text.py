@@ -1,13 +1,13 @@
-"""Texts in CSV files that spreadsheets open."""
+"""Text cells of CSV files that are safe to open in a spreadsheet."""
 
 from __future__ import annotations
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""How a cell begins that a spreadsheet would take for a formula, which can fetch and run things."""
+"""First characters of a formula, which can run commands and fetch data in a spreadsheet."""
 
 
 def as_cell(text: str) -> str:
-    """A text as a cell: with an apostrophe before it, which spreadsheets do not show, where it
-    would be a formula. File names and names of classes are texts of strangers.
+    """A text cell, with a leading apostrophe, which spreadsheets hide, if it would be a formula.
+    Names of files and classes come from untrusted data.
     """
     return f"'{text}" if text.startswith(FORMULA) else text

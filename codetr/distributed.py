@@ -1,4 +1,4 @@
-"""What processes ask each other."""
+"""Communication between the processes of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def is_first_rank() -> bool:
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean of a detached tensor over all processes; the value itself in a single process."""
+    """The mean of a tensor over all processes, detached."""
     if is_alone():
         return value.detach()
     total = value.detach().clone()
@@ -31,7 +31,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 
 def gathered(value: T) -> list[T]:
-    """What each process gives, in the order of ranks; any object of plain types."""
+    """The ``value`` of each process in rank order; any picklable object."""
     if is_alone():
         return [value]
     found: list[T] = [value] * dist.get_world_size()
@@ -40,10 +40,11 @@ def gathered(value: T) -> list[T]:
 
 
 class Agreement:
-    """Callable that tells all processes the same: the largest of the numbers that each one gave at
-    the call *before*, so that none has to wait for the others' answers. The first call tells zeros.
+    """Callable that returns the same on all processes: the maximum over processes of the numbers
+    given at the *previous* call, so that no process waits for the others. The first call returns
+    zeros.
 
-    A single process is told what it gives. Numbers stay on the host: no device is waited for.
+    A single process gets its own numbers. They stay on the CPU: there is no device synchronisation.
     """
 
     def __init__(self) -> None:
@@ -51,18 +52,18 @@ class Agreement:
         self._pending: tuple[dist.Work, Tensor] | None = None
 
     def __call__(self, *own: int) -> list[int]:
-        """All processes have to call it together, equally often."""
+        """All processes must call it equally often."""
         if is_alone():
             return list(own)
         if self._group is None:
             self._group = dist.new_group(backend="gloo")
-        told = [0] * len(own)
+        agreed = [0] * len(own)
         if self._pending is not None:
             work, values = self._pending
             work.wait()
-            told = values.tolist()
+            agreed = values.tolist()
         values = torch.tensor(own)
         work = dist.all_reduce(values, dist.ReduceOp.MAX, self._group, async_op=True)
         assert work is not None
         self._pending = (work, values)
-        return told
+        return agreed

@@ -9,7 +9,7 @@ class UserError(ValueError):
 
 
 def user_error(error: BaseException | None) -> UserError | None:
-    """The UserError that an exception is or was caused by (hydra wraps those of constructors)."""
+    """The UserError that ``error`` is or was caused by (Hydra wraps errors of constructors)."""
     while error is not None:
         if isinstance(error, UserError):
             return error

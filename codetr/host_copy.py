@@ -1,4 +1,4 @@
-"""Numbers on their way from the device to the host."""
+"""Asynchronous copies from the device to the host."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class HostCopy:
-    """A copy of ``tensor`` (detached) on the host, which ``result`` waits for.
+    """A copy of ``tensor``, detached, on the host. ``result`` waits for it.
 
-    On CUDA it begins at once, into pinned memory, and the device goes on with what is enqueued
-    behind it: work that is given to the device between the two calls is done meanwhile.
+    On CUDA the copy starts at once, into pinned memory, and overlaps with work that is enqueued
+    before ``result`` is called.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -23,7 +23,7 @@ class HostCopy:
             self._copied.record()
 
     def result(self) -> Tensor:
-        """The copy, when it has arrived."""
+        """The copy, once it is complete."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._tensor.cpu()

@@ -1,4 +1,4 @@
-"""JSON files of users: one way to read them all, with errors that name the place."""
+"""Parsing of JSON files, with errors that name the position."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from codetr.errors import UserError
 
 
 def parse_json(content: bytes, name: str) -> Any:
-    """The value of a JSON text in UTF-8, -16 or -32, with a byte order mark or without. Raises
-    UserError, with the ``name`` of the file first, where it is broken.
+    """The value of a JSON text in UTF-8, UTF-16 or UTF-32, with or without byte order mark. Raises
+    UserError, starting with the file's ``name``, if it is invalid.
     """
     try:
         return json.loads(content)

@@ -1,4 +1,4 @@
-"""Terms of a loss: what they count, how they are named, weighted and summed."""
+"""Loss terms with their counts and weights, and their sum."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Count:
-    """What a sum is divided by: ``number`` () of this process or, where it is ``shared``, its mean
-    over processes (``codetr.training.losses.divided``); at least ``minimum``.
+    """The divisor of a sum: ``number`` () of this process or, if ``shared``, its mean over
+    processes (``codetr.training.losses.divided``); at least ``minimum``.
     """
 
     number: Tensor
@@ -21,23 +21,23 @@ class Count:
 
     @classmethod
     def of(cls, number: float, like: Tensor, *, shared: bool = True) -> Count:
-        """A ``number`` that is known on the host, in the dtype and on the device of ``like``."""
+        """A ``number`` from the host, with the dtype and device of ``like``."""
         value = torch.full((), float(number), dtype=like.dtype, device=like.device)
         return cls(value, shared=shared)
 
     def divisor(self) -> Tensor:
-        """() for this process alone."""
+        """The divisor () by the number of this process alone."""
         return divisor(self.number.clamp(min=self.minimum))
 
 
 def divisor(number: Tensor) -> Tensor:
-    """``number`` plus the epsilon of its type: 0 / 0 becomes 0 (mmdet)."""
+    """``number`` plus the epsilon of its dtype, so that 0 / 0 becomes 0 (as mmdet)."""
     return number + torch.finfo(number.dtype).eps
 
 
 class LossTerm(NamedTuple):
-    """One loss: ``sum`` () divided by ``over`` is raw (what is logged), ``weight`` enters the total
-    only. Without ``over`` there is nothing (more) to divide by.
+    """One loss: ``sum`` () divided by ``over`` is the unweighted value, which is logged; ``weight``
+    applies only in the total. ``over`` is None where nothing is left to divide by.
     """
 
     sum: Tensor
@@ -46,12 +46,12 @@ class LossTerm(NamedTuple):
 
     @property
     def value(self) -> Tensor:
-        """The raw loss, by what this process has counted."""
+        """The unweighted loss, with the count of this process."""
         return self.sum if self.over is None else self.sum / self.over.divisor()
 
 
 Losses = dict[str, LossTerm]
-"""Loss terms by name, ``scheme/layer/name`` once they have left their scheme."""
+"""Loss terms by name; outside of a scheme, the name is ``scheme/layer/name``."""
 
 
 def total_loss(losses: Losses) -> Tensor:
@@ -69,5 +69,5 @@ def prefixed(prefix: str, losses: Losses) -> Losses:
 
 
 def scaled(factor: float, losses: Losses) -> Losses:
-    """The same losses with their weights multiplied by ``factor``; raw values stay."""
+    """The same losses with weights multiplied by ``factor``; unweighted values do not change."""
     return {name: t._replace(weight=t.weight * factor) for name, t in losses.items()}

@@ -1,4 +1,4 @@
-"""Instance masks: small maps of probabilities within boxes, and their pasting into an image."""
+"""Instance masks as small probability maps within boxes, and pasting them into an image."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from codetr.boxes import at_least_float32
 from codetr.tensor_struct import TensorStruct
 
 THRESHOLD = 0.5
-"""A pixel of at least this probability is on the object."""
+"""A pixel with at least this probability belongs to the object."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Masks(TensorStruct):
-    """The masks of n detections, in their order: ``probabilities`` (n, S, S) of the cells that the
-    detection's box is cut into; ``scores`` (n,) of the masks, which may differ from the boxes'.
-
-    They are small whatever the image: ``paste`` makes bitmaps of them.
+    """The masks of n detections, in the same order: ``probabilities`` (n, S, S) on a grid of cells
+    over the detection's box; ``scores`` (n,) of the masks, which may differ from those of the
+    boxes. ``paste`` turns them into bitmaps of an image.
     """
 
     probabilities: Tensor
@@ -32,12 +31,12 @@ class Masks(TensorStruct):
         return self.scores.shape[0]
 
     def mirrored(self) -> Masks:
-        """Those of the mirror image, with left and right exchanged."""
+        """The masks of the image flipped left to right."""
         return replace(self, probabilities=self.probabilities.flip(-1))
 
 
 def joined_masks(parts: Sequence[Masks | None]) -> Masks | None:
-    """One after the other; None where one of them is."""
+    """The masks concatenated; None if any part is None or there are none."""
     present = [part for part in parts if part is not None]
     if len(present) < len(parts) or not present:
         return None
@@ -51,9 +50,9 @@ def paste(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor
     """(n, H, W) bool: the masks ``probabilities`` (n, S, S) of ``boxes`` (n, 4) xyxy px in an image
     of ``size`` (height, width).
 
-    A pixel's probability is read bilinearly at its centre, straight from the S x S cells, with
-    zeros outside the box (Mask R-CNN, as in Detectron2 and mmdet). The work grows with the boxes,
-    not with the image: nothing outside a box reaches ``THRESHOLD``.
+    A pixel's probability is interpolated bilinearly at its centre from the S x S cells, with zeros
+    outside the box (Mask R-CNN, as in Detectron2 and mmdet). Only pixels around a box are computed,
+    since no other can reach ``THRESHOLD``.
     """
     height, width = size
     bitmaps = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=boxes.device)
@@ -76,23 +75,23 @@ def cropped_masks(
 
 
 def probability(cells: Tensor, box: Tensor, window: tuple[int, int, int, int]) -> Tensor:
-    """(rows, columns) of the pixels of ``window`` (top, bottom, left, right) of one mask: ``cells``
-    (S, S) in ``box`` (4,) xyxy px.
+    """Probabilities (rows, columns) of one mask, ``cells`` (S, S) in ``box`` (4,) xyxy px, at the
+    pixels of ``window`` (top, bottom, left, right).
     """
     top, bottom, left, right = window
     cells, box = at_least_float32(cells), at_least_float32(box)
     x0, y0, x1, y1 = box.unbind()
     x = (torch.arange(left, right, device=box.device).to(box) + 0.5 - x0) / (x1 - x0) * 2 - 1
     y = (torch.arange(top, bottom, device=box.device).to(box) + 0.5 - y0) / (y1 - y0) * 2 - 1
-    # a box without area is read at its centre, as in mmdet
+    # a box without area is sampled at its centre, as in mmdet
     x, y = (axis.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for axis in (x, y))
     grid = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], dim=-1)
     return F.grid_sample(cells[None, None], grid[None].to(cells), align_corners=False)[0, 0]
 
 
 def _windows(boxes: Tensor, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
-    """Top, bottom, left and right of the pixels of an image of ``size`` that each of ``boxes``
-    (n, 4) xyxy px can reach: none where a box is not finite.
+    """The window (top, bottom, left, right) of an image of ``size`` that the mask of each of
+    ``boxes`` (n, 4) xyxy px can cover, empty for a box that is not finite.
     """
     height, width = size
     return [

@@ -1,4 +1,4 @@
-"""Keys of the configuration that earlier versions had elsewhere."""
+"""Configuration keys that were renamed since earlier versions."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ MOVED_KEYS = {
     "model.hybrid_queries": "supervision.hybrid_queries",
     "model.regions": "supervision.regions",
 }
-"""Each earlier name, and the present one; what lies below a key moved with it."""
+"""New name by old name; keys below an old name moved with it."""
 
 SPLIT = {
     "model/transformer": "model/encoder and model/decoder, or another model",
     "model/query_head": "supervision, or another model",
     "model/neck": "another model, or keys below model.neck",
 }
-"""Groups that are gone, and what to give instead."""
+"""Removed groups, with what to give instead."""
 
 _MATCHER = re.compile(r"scheme\.(one_to_one|hybrid|group|teacher)\.matcher\.(?P<below>.+)")
 
 
 def present_key(key: str) -> str:
-    """The present name of a key (``model.query_head.criterion.cls``); others stay as they are."""
+    """The current name of a key (``model.query_head.criterion.cls``), unchanged if not renamed."""
     for old, new in MOVED_KEYS.items():
         if is_within(key, [old]):
             return new + key.removeprefix(old)
@@ -43,7 +43,7 @@ def present_key(key: str) -> str:
 
 
 def require_present_keys(arguments: Sequence[str]) -> None:
-    """Raise UserError for the first override of a key or group of earlier versions."""
+    """Raise UserError for the first override of an old key or a removed group."""
     for argument in arguments:
         key = key_of(argument)
         for group, remedy in SPLIT.items():

@@ -1,7 +1,7 @@
-"""Non-maximum suppression (NMS): of boxes that overlap, which stay and with what score.
+"""Non-maximum suppression (NMS) of overlapping boxes, hard and soft.
 
-``Nms`` and ``SoftNms`` decide among boxes of one class; ``ClasswiseNms`` applies either to
-detections. ``codetr.suppression`` suppresses within many sets of boxes at once.
+``Nms`` and ``SoftNms`` suppress within each class; ``ClasswiseNms`` applies either to detections.
+``codetr.suppression`` is for many sets of boxes at once.
 """
 
 from __future__ import annotations
@@ -24,27 +24,26 @@ from codetr.errors import UserError
 from codetr.structures import Detections
 
 Scored = tuple[Tensor, Tensor, Tensor]
-"""Boxes (n, 4) xyxy in any one unit, scores (n,) and labels (n,) of an image."""
+"""Boxes (n, 4) xyxy in any unit, scores (n,) and labels (n,) of an image."""
 Floats = NDArray[np.float64]
 
 log = logging.getLogger(__name__)
 
 
 class Suppress(Protocol):
-    """Decides between overlapping boxes of a class: ``Nms`` or ``SoftNms``."""
+    """Suppresses overlapping boxes of a class: ``Nms`` or ``SoftNms``."""
 
     def __call__(self, boxes_xyxy: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices (m,) of the boxes that stay, best first, and their scores (m,), from boxes
-        (n, 4), any one unit, scores and labels (n,).
+        """Indices (m,) of the remaining boxes, best first, and their scores (m,), from boxes (n, 4)
+        in any unit, scores and labels (n,).
         """
         ...
 
 
 @dataclass(frozen=True)
 class Nms:
-    """Of two boxes of a class with an IoU above ``iou_threshold`` only the better one stays.
-
-    Raises UserError where the threshold is outside (0, 1].
+    """Of two boxes of a class with an IoU above ``iou_threshold``, removes the one with the lower
+    score. Raises UserError if the threshold is outside (0, 1].
     """
 
     iou_threshold: float = 0.6
@@ -61,14 +60,12 @@ class Nms:
 
 @dataclass(frozen=True)
 class SoftNms:
-    """Linear soft-NMS within each class, on the CPU in double precision: overlapping boxes of one
-    class lose score instead of being removed (Bodla et al., "Soft-NMS", ICCV 2017, eq. 3).
+    """Linear soft-NMS within each class, on the CPU in double precision: instead of being removed,
+    overlapping boxes get a lower score (Bodla et al., "Soft-NMS", ICCV 2017, eq. 3).
 
-    With the conventions of mmcv's ``soft_nms``: a score decays where IoU >= threshold, and boxes
-    below the smallest score are dropped.
-    ``iou_threshold``: from this IoU on, a score is multiplied by 1 - IoU; ``min_score``: boxes
-    whose decayed score is below it are dropped (the best box of all always stays).
-    Raises UserError where the threshold is outside (0, 1] or the smallest score is negative.
+    As in mmcv's ``soft_nms``, a score is multiplied by 1 - IoU where IoU >= ``iou_threshold``, and
+    boxes with a decayed score below ``min_score`` are dropped, except the best box of the image.
+    Raises UserError if the threshold is outside (0, 1] or ``min_score`` is negative.
     """
 
     iou_threshold: float = 0.8
@@ -80,16 +77,12 @@ class SoftNms:
             raise UserError(f"min_score of soft-NMS is {self.min_score}: choose 0 or more")
 
     def __call__(self, boxes_xyxy: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Decay the scores (n,) of boxes (n, 4), any one unit, with labels (n,).
-
-        Returns the indices (m,) of the boxes that stay, best decayed score first, and those
-        decayed scores (m,), on the device and in the dtype of the input.
-        """
+        """See ``Suppress``; the scores are decayed, with the device and dtype of the input."""
         (found,) = self.batch([(boxes_xyxy, scores, labels)])
         return found
 
     def batch(self, images: Sequence[Scored]) -> list[tuple[Tensor, Tensor]]:
-        """The same for every image, with one copy to the host for all of them."""
+        """``__call__`` for each image, with a single copy to the host."""
         if not images:
             return []
         boxes, scores, labels = (torch.cat(part) for part in zip(*images, strict=True))
@@ -109,7 +102,7 @@ class SoftNms:
         return list(zip(index.split(counts), left.split(counts), strict=True))
 
     def _decayed(self, table: Floats, edges: NDArray[np.int64]) -> Floats:
-        """Scores (n,) after decay, from rows of box, score and label; images lie at ``edges``."""
+        """Decayed scores (n,) from rows (n, 6) of box, score, label; ``edges`` delimit images."""
         image = np.repeat(np.arange(len(edges) - 1), np.diff(edges))
         order = np.lexsort((table[:, 5], image))
         changes = (np.diff(table[order, 5]) != 0) | (np.diff(image[order]) != 0)
@@ -121,7 +114,7 @@ class SoftNms:
         return after
 
     def _staying(self, before: Floats, after: Floats) -> NDArray[np.int64]:
-        """Indices of one image's boxes that stay, best decayed score first."""
+        """Indices of the remaining boxes of one image, best decayed score first."""
         stays = after >= self.min_score
         if len(before):
             stays[before.argmax()] = True
@@ -131,9 +124,8 @@ class SoftNms:
 
 @dataclass(frozen=True, kw_only=True)
 class ClasswiseNms:
-    """Suppression among boxes of one class, then the ``limit`` best of all classes.
-
-    ``decay`` builds the suppression from the overlap ``iou`` at which it begins.
+    """Suppression within each class, then the ``limit`` best of all classes. ``decay`` builds the
+    suppression from its threshold ``iou``.
     """
 
     iou: float
@@ -141,7 +133,7 @@ class ClasswiseNms:
     decay: Callable[[float], Suppress] = Nms
 
     def __call__(self, found: Detections) -> Detections:
-        """The survivors, best first by their scores after suppression."""
+        """The remaining detections, best score after suppression first."""
         kept, scores = self.decay(self.iou)(found.boxes_xyxy_px, found.scores, found.labels)
         return replace(found.take(kept), scores=scores).take(slice(self.limit))
 
@@ -154,8 +146,9 @@ def _require_threshold(iou_threshold: float) -> None:
 def decay(
     boxes: Floats, scores: Floats, borders: NDArray[np.int64], threshold: float, floor: float
 ) -> Floats:
-    """Scores (n,) once every box has been picked, best current score first, in each of the sets
-    that lie between ``borders``; none in a set where all that wait are below ``floor``.
+    """Soft-NMS scores (n,) of the sets between ``borders``: in each set, the box with the best
+    current score is picked and decays the boxes not yet picked, until all of these are below
+    ``floor``.
     """
     after = scores.copy()
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -163,7 +156,7 @@ def decay(
         start, stop = borders[k], borders[k + 1]
         own, area, current = boxes[start:stop], areas[start:stop], after[start:stop]
         waiting = np.ones(stop - start, np.bool_)
-        for _ in range(stop - start - 1):  # the last one has none to decay
+        for _ in range(stop - start - 1):  # the last box has none to decay
             pick = np.where(waiting, current, -1.0).argmax()
             if current[pick] < floor:
                 break
@@ -179,10 +172,10 @@ def decay(
 
 @cache
 def _compiled_decay() -> Callable[[Floats, Floats, NDArray[np.int64], float, float], Floats]:
-    """``decay``, compiled where numba loads, which takes half a second."""
+    """``decay``, compiled if numba can be imported, which takes half a second."""
     try:
         from codetr.compiled import compiled
     except ImportError as error:
-        log.warning("numba does not load (%s): soft-NMS runs in Python, and slower", error)
+        log.warning("numba does not load (%s): soft-NMS runs in Python, which is slower", error)
         return decay
     return compiled()(decay)

@@ -1,4 +1,4 @@
-"""What is written on a command line, as Hydra's override grammar reads it."""
+"""Command-line overrides in Hydra's grammar."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _PARTS = re.compile(r"(?P<key>\+{0,2}[A-Za-z_][\w./@$-]*)=(?P<value>.+)", re.ASC
 _STRUCTURED = re.compile(
     r"[\[{'\"]|(choice|range|interval|glob|shuffle|sort|tag|extend_list|int|float|str|bool)\("
 )
-"""How a list, a dictionary, a quoted text or a function of the grammar begins."""
+"""The beginning of a list, a dictionary, a quoted string or a function of the grammar."""
 
 
 def readable(arguments: Sequence[str], several: bool = False) -> list[str]:
-    """The overrides, with quotes around values that Hydra cannot read without them.
+    """The overrides, with quotes around values that Hydra cannot parse without them.
 
-    Its grammar knows letters of ASCII alone, and gives brackets, parentheses, ``=`` and ``~`` a
-    meaning, so that ``data.root=größe (1)`` would be an error. Whatever it reads stays as it is, as
-    do mistakes in a list, a dictionary or a function: Hydra names those. Where a setting
-    may have ``several`` values, as in a sweep, commas separate them, and each is looked at.
+    Its grammar only allows ASCII letters in unquoted values, and brackets, parentheses, ``=`` and
+    ``~`` have a meaning, so that ``data.root=größe (1)`` would be an error. Values that it can
+    parse do not change, nor do errors in a list, a dictionary or a function, which Hydra reports.
+    With ``several``, as in a sweep, values are separated by commas and quoted one by one.
     """
     return [_readable(argument, several) for argument in arguments]
 
@@ -49,8 +49,8 @@ def _quoted(value: str) -> str:
 
 
 def adding(arguments: Sequence[str], groups: Iterable[str]) -> list[str]:
-    """The arguments, so that Hydra takes settings of ``groups`` that its configuration lacks. Of a
-    group of which an option is chosen, it has all.
+    """The arguments, with ``++`` before settings of ``groups``, so that Hydra accepts keys that its
+    configuration lacks. A group with a chosen option has all its keys and is left out.
     """
     chosen = {key_of(argument) for argument in arguments}
     open_groups = tuple(f"{group}." for group in groups if group not in chosen)
@@ -58,13 +58,13 @@ def adding(arguments: Sequence[str], groups: Iterable[str]) -> list[str]:
 
 
 def key_of(override: str) -> str:
-    """What an override changes: ``model.backbone`` of ``model/backbone=x``, ``+model.backbone=x``
-    and ``~model/backbone@y``.
+    """The key that an override changes: ``model.backbone`` for ``model/backbone=x``,
+    ``+model.backbone=x`` and ``~model/backbone@y``.
     """
     name = re.split(r"[@=]", override.lstrip("+~"), maxsplit=1)[0]
     return name.replace("/", ".")
 
 
 def is_within(key: str, names: Iterable[str]) -> bool:
-    """Whether the key is one of ``names`` or lies below one."""
+    """Whether the key is one of ``names`` or below one of them."""
     return any(key == name or key.startswith(f"{name}.") for name in names)

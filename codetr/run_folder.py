@@ -1,4 +1,4 @@
-"""Which files a run leaves in its folder."""
+"""The files in the folder of a run."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """The checkpoint with the highest AP; conf/checkpointing has the same name."""
+        """The checkpoint with the highest AP, as named in conf/checkpointing."""
         return self.path / "best.ckpt"
 
     @property
     def epochs(self) -> Path:
-        """Checkpoints of all epochs; checkpointing=every_epoch has the same name."""
+        """The folder of checkpoints of all epochs, as named in checkpointing=every_epoch."""
         return self.path / "epochs"
 
     @property
     def ranks(self) -> Path:
-        """The folder of what several processes say of themselves while they run."""
+        """The folder of heartbeats of a run with several processes."""
         return self.path / "ranks"
 
     @property
     def detector(self) -> Path:
-        """The best detector alone."""
+        """The weights of the best detector."""
         return self.path / "model.safetensors"
 
     @property
@@ -49,12 +49,12 @@ class RunFolder:
 
     @property
     def curves(self) -> Path:
-        """The same as a picture."""
+        """A plot of losses and validation metrics."""
         return self.path / "curves.png"
 
     @property
     def metrics(self) -> Path:
-        """The numbers of the best validation, or of the evaluation."""
+        """The metrics of the best validation, or of the evaluation."""
         return self.path / "metrics.json"
 
     @property
@@ -64,32 +64,32 @@ class RunFolder:
 
     @property
     def mask_predictions(self) -> Path:
-        """The same of instance masks."""
+        """COCO results of the evaluation for masks."""
         return self.path / "predictions_masks.json"
 
     @property
     def diagnosis(self) -> Path:
-        """What went wrong in the evaluation; tables and pictures of it lie beside."""
+        """The error analysis of the evaluation; its tables and figures are beside it."""
         return self.path / "diagnosis.json"
 
     @property
     def tuning(self) -> Path:
-        """A setting that was found by short trainings."""
+        """The setting found by codetr-tune."""
         return self.path / "tune.json"
 
     @property
     def tuning_curve(self) -> Path:
-        """Losses over learning rates."""
+        """A plot of losses over learning rates by codetr-tune."""
         return self.path / "tune.png"
 
     @property
     def wandb_id(self) -> Path:
-        """Under which number W&B knows the run."""
+        """The id of the run in W&B."""
         return self.path / "wandb_run_id.txt"
 
     @property
     def job(self) -> Path:
-        """What a sweep's job is, and whether it is finished."""
+        """The state of a sweep's job: its overrides and whether it is finished."""
         return self.path / "job.json"
 
     @property
@@ -99,5 +99,5 @@ class RunFolder:
 
     @property
     def console(self) -> Path:
-        """Output of a job that has no terminal of its own."""
+        """Output of a job without a terminal."""
         return self.path / "console.txt"

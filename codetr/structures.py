@@ -45,10 +45,10 @@ class Images(TensorStruct):
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionTokens(TensorStruct):
-    """Tokens that passed through a backbone beside the image's patches, to become queries.
+    """Tokens that pass through a backbone together with the image patches and become queries.
 
-    ``content`` (B, Q, C); ``position`` (Q, D) what was learned of their place, the same for all
-    images, None where that is part of the content.
+    ``content`` (B, Q, C); ``position`` (Q, D): learned position embedding, the same for all images,
+    None where it is part of the content.
     """
 
     content: Tensor
@@ -57,8 +57,8 @@ class DetectionTokens(TensorStruct):
 
 @dataclass(frozen=True, kw_only=True)
 class Pyramid(TensorStruct):
-    """Feature maps, fine to coarse: ``maps[l]`` is (B, C_l, H_l, W_l), ``strides[l]`` pixels; and
-    tokens for ``detection`` of backbones that have such.
+    """Feature maps, fine to coarse: ``maps[l]`` is (B, C_l, H_l, W_l), ``strides[l]`` in pixels;
+    ``detection``: detection tokens of the backbone, if it has any.
     """
 
     maps: tuple[Tensor, ...]
@@ -73,13 +73,13 @@ class Pyramid(TensorStruct):
 
 @dataclass(frozen=True, kw_only=True)
 class Memory(TensorStruct):
-    """What the encoder hands to the decoder: all levels flattened and concatenated.
+    """The encoder's output: all levels flattened and concatenated.
 
     ``tokens`` (B, S, C); ``padding`` (B, S) bool, True = no image there; ``shapes`` the (H, W) of
     each level, S = sum of H*W; ``strides`` pixels per cell of each level; ``valid_ratios``
     (B, L, 2), the share (x, y) of each level's width and height that is image; ``position``
-    (B, S, C) what attention adds to its keys, None where the decoder needs none; ``detection`` the
-    backbone's tokens for detection, None where it has no such.
+    (B, S, C), added to the keys of attention, None where the decoder needs none; ``detection``, the
+    detection tokens of the backbone, None where it has none.
     """
 
     tokens: Tensor
@@ -91,7 +91,7 @@ class Memory(TensorStruct):
     detection: DetectionTokens | None = None
 
     def pyramid(self) -> Pyramid:
-        """The tokens cut back into maps (B, C, H_l, W_l)."""
+        """The tokens reshaped to feature maps (B, C, H_l, W_l)."""
         levels = self.tokens.split([h * w for h, w in self.shapes], dim=1)
         maps = tuple(
             level.transpose(1, 2).unflatten(2, shape)
@@ -128,7 +128,7 @@ class Targets(TensorStruct):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageInfo:
-    """Where an image came from, to bring predictions back to it.
+    """The origin of an image, for mapping predictions back to it.
 
     ``image_id`` of the annotation file; ``original_size`` (height, width) of the file;
     ``scale`` (x, y): resized size over original size, per axis; ``path`` for messages.
@@ -142,7 +142,7 @@ class ImageInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class BoxCounts:
-    """How many boxes each image of a batch has: of the ground truth, and of each teacher."""
+    """The number of boxes of each image of a batch: of the ground truth and of each teacher."""
 
     targets: tuple[int, ...]
     teachers: tuple[tuple[int, ...], ...] = ()
@@ -153,9 +153,9 @@ class Batch(TensorStruct):
     """One training or evaluation batch of B images.
 
     ``targets[b]`` is the ground truth of image b without crowd regions; ``teachers[t][b]`` are
-    the boxes of teacher t on image b; ``infos[b]`` says where image b came from. ``step`` has the
-    counts of all batches whose gradients this process accumulates for one optimiser step, this one
-    among them; empty where it is the only one.
+    the boxes of teacher t on image b; ``infos[b]`` is the origin of image b. ``step`` has the
+    counts of all batches that this process accumulates for one optimiser step, including this one;
+    empty if it is the only one.
     """
 
     images: Images
@@ -169,21 +169,21 @@ class Batch(TensorStruct):
 
     @property
     def counts(self) -> BoxCounts:
-        """Its own."""
+        """The counts of this batch."""
         return BoxCounts(
             targets=tuple(map(len, self.targets)),
             teachers=tuple(tuple(map(len, boxes)) for boxes in self.teachers),
         )
 
     def mean_over_step(self, count: Callable[[BoxCounts], float]) -> float:
-        """The mean of what ``count`` says of the batches of its optimiser step."""
+        """The mean of ``count`` over the batches of the optimiser step."""
         step = self.step or (self.counts,)
         return sum(map(count, step)) / len(step)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions(TensorStruct):
-    """``logits`` (B, Q, K), or as many as ``classification`` says for K classes; ``boxes``
+    """``logits`` (B, Q, W), whose width W for K classes is that of ``classification``; ``boxes``
     (B, Q, 4) cxcywh in [0, 1].
     """
 
@@ -197,8 +197,8 @@ class Predictions(TensorStruct):
         return self.classification.num_classes(self.logits)
 
     def scores(self, dtype: torch.dtype | None = None) -> Tensor:
-        """(B, Q, K) probabilities of what may become detections, 0 elsewhere; computed in ``dtype``
-        (None: that of the logits).
+        """Detection scores (B, Q, K) as in ``Classification``, computed in ``dtype`` (None: that of
+        the logits).
         """
         logits = self.logits if dtype is None else self.logits.to(dtype)
         return self.classification.detection_scores(logits)
@@ -206,11 +206,11 @@ class Predictions(TensorStruct):
 
 @dataclass(frozen=True, kw_only=True)
 class Detections(TensorStruct):
-    """What was found in one image, best score first.
+    """The detections in one image, best score first.
 
-    ``boxes_xyxy_px`` (n, 4) in pixels: of the original image, or of the one that the network saw
-    where an auxiliary head found them; ``scores`` (n,) in (0, 1]; ``labels`` (n,) int64, contiguous
-    class indices; ``cells``: the objects' masks within their boxes, None without a mask head.
+    ``boxes_xyxy_px`` (n, 4) in pixels of the original image, or for an auxiliary head of the
+    network's input; ``scores`` (n,) in (0, 1]; ``labels`` (n,) int64, class indices; ``cells``: the
+    masks of the objects within their boxes, None without a mask head.
     """
 
     boxes_xyxy_px: Tensor
@@ -222,7 +222,7 @@ class Detections(TensorStruct):
         return self.labels.shape[0]
 
     def take(self: T, index: Tensor | slice) -> T:
-        """The detections that ``index`` (indices, a mask or a slice) picks."""
+        """The detections selected by ``index`` (indices, a boolean mask or a slice)."""
         return self.map(lambda tensor: tensor[index])
 
     def above(self, score: float) -> Detections:
@@ -230,8 +230,8 @@ class Detections(TensorStruct):
         return self.take(self.scores > score)
 
     def bitmaps(self, size: tuple[int, int]) -> Tensor:
-        """(n, H, W) bool: the masks in the image of ``size`` (height, width) that the boxes are
-        of. Raises ValueError where there are none.
+        """The masks as bitmaps (n, H, W) bool of the image of ``size`` (height, width). Raises
+        ValueError if the detections have no masks.
         """
         if self.cells is None:
             raise ValueError("these detections have no masks: they are of a model without any")
@@ -240,8 +240,8 @@ class Detections(TensorStruct):
 
 @dataclass(frozen=True, kw_only=True)
 class RawPredictions(TensorStruct):
-    """Predictions with ``box_logits`` (B, S, 4) of cxcywh, +inf where there can be no box;
-    ``logits`` (B, S, K) and ``classification`` as there.
+    """As ``Predictions``, but with ``box_logits`` (B, S, 4), the logits of cxcywh boxes, +inf where
+    no box is possible.
     """
 
     logits: Tensor
@@ -249,7 +249,7 @@ class RawPredictions(TensorStruct):
     classification: Classification = SIGMOID
 
     def predictions(self) -> Predictions:
-        """The same with boxes."""
+        """The predictions with boxes instead of their logits."""
         return Predictions(
             logits=self.logits,
             boxes=self.box_logits.sigmoid(),
@@ -259,8 +259,8 @@ class RawPredictions(TensorStruct):
 
 @dataclass(frozen=True, kw_only=True)
 class Proposals(Predictions):
-    """The encoder's predictions, with the ``anchors`` (B, S, 4) cxcywh in [0, 1] that their boxes
-    refine; (1, 1, 1, 1) where a token may not propose.
+    """The encoder's predictions, with the ``anchors`` (B, S, 4) cxcywh in [0, 1] that the boxes
+    refine; (1, 1, 1, 1) for tokens that cannot propose.
     """
 
     anchors: Tensor
@@ -268,10 +268,10 @@ class Proposals(Predictions):
 
 @dataclass(frozen=True, kw_only=True)
 class Tap(TensorStruct):
-    """Features from inside a decoder layer, and how that layer's own heads read such features.
+    """Intermediate features of a decoder layer, with that layer's prediction heads.
 
-    ``hidden`` (B, Q, C); ``anchors`` (B, Q, 4 or 2) what the layer's boxes are relative to;
-    ``read(hidden, anchors)`` gives predictions. Nothing is computed before somebody reads.
+    ``hidden`` (B, Q, C); ``anchors`` (B, Q, 4 or 2) that the layer's boxes are relative to;
+    ``read(hidden, anchors)`` returns predictions, which are computed only on this call.
     """
 
     hidden: Tensor
@@ -280,12 +280,12 @@ class Tap(TensorStruct):
 
 
 CROSS_ATTENTION = "cross_attention"
-"""Name of the taps that hold what leaves a layer's cross-attention, normed."""
+"""Name of the taps of the normalised output of a layer's cross-attention."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Queries(TensorStruct):
-    """What the decoder starts from.
+    """The decoder's input.
 
     ``content`` (B, Q, C); ``anchors`` (B, Q, 4) cxcywh in [0, 1] (or (B, Q, 2) centres);
     ``position`` (B, Q, C) fixed position embedding, None where the decoder derives it from the
@@ -302,9 +302,9 @@ class Queries(TensorStruct):
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment(TensorStruct):
-    """P pairs of a query and a target: ``image`` (P,), ``query`` (P,) index in the image's
-    queries, ``target`` (P,) index into the targets of all images of the batch put one after
-    the other. Queries in no pair are background.
+    """P pairs of a query and a target: ``image`` (P,), ``query`` (P,) index among the image's
+    queries, ``target`` (P,) index into the concatenated targets of all images of the batch. Queries
+    without a pair are background.
     """
 
     image: Tensor
@@ -317,12 +317,12 @@ class Assignment(TensorStruct):
 
 @dataclass(frozen=True, kw_only=True)
 class QueryGroup(TensorStruct):
-    """Queries that are decoded together and see only themselves, and the groups they name.
+    """Queries that are decoded together and attend only to each other and to the groups in
+    ``sees``.
 
-    ``targets`` supervise this group where it has its own; ``assignment`` is set where it is
-    known beforehand (denoising, positive queries); ``blocked`` (Q, Q) bool forbids attention
-    within the group (True = row may not see column); ``sees`` names other groups that this one
-    may attend to.
+    ``targets``: of this group, if they differ from the batch's; ``assignment``: if it is known
+    beforehand (denoising, positive queries); ``blocked`` (Q, Q) bool: attention mask within the
+    group, True where a row may not attend to a column.
     """
 
     name: str
@@ -338,8 +338,8 @@ class QueryGroup(TensorStruct):
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded(TensorStruct):
-    """The decoder's answer for one group: ``layers`` from first to last; ``taps`` into the layers
-    by name, one per layer, where the decoder has such.
+    """The decoder's output for one group: ``layers`` from first to last; ``taps`` by name, one per
+    layer, if the decoder has any.
     """
 
     layers: tuple[Predictions, ...]
@@ -348,13 +348,13 @@ class Decoded(TensorStruct):
 
     @property
     def proposals(self) -> Predictions | None:
-        """The encoder's predictions that the group was selected from, if it was."""
+        """The encoder's predictions that the group was selected from, if any."""
         return self.group.queries.proposals
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates(TensorStruct):
-    """The boxes of one image that an auxiliary head assigned, to be made into queries.
+    """The boxes of one image that an auxiliary head assigned, for positive queries.
 
     ``boxes`` (M, 4) cxcywh in [0, 1], detached; ``labels`` (M,) with K = background;
     ``targets`` (M, 4) the assigned ground truth, cxcywh in [0, 1], zeros for background;

@@ -1,4 +1,4 @@
-"""The base of the values that travel: dataclasses that move the tensors inside them."""
+"""Base class of dataclasses of tensors that can be moved to a device."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def _map_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
 
 
 class TensorStruct:
-    """Base of frozen dataclasses: moves every tensor inside."""
+    """Base of frozen dataclasses, with operations on all tensors inside."""
 
     def map(self: T, fn: Callable[[Tensor], Tensor]) -> T:
-        """A copy in which every tensor (nested ones too) is replaced by ``fn`` of it."""
+        """A copy with ``fn`` applied to every tensor, also nested ones."""
         changed = {
             f.name: _map_tensors(getattr(self, f.name), fn)
             for f in fields(self)  # type: ignore[arg-type]

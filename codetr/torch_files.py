@@ -1,8 +1,9 @@
-"""Files of tensors that say more than they hold: found before anything is read into memory.
+"""Detection of tensor files that declare more data than they hold, before they are read into
+memory.
 
-A few bytes can stand for gigabytes: compressed members of an archive, members that share their
-bytes, tensors that repeat the same number (a stride of 0). A file is refused where what it declares
-is larger than it is. ``torch.save`` writes none of these but the last: see ``materialised``.
+A few bytes can declare gigabytes: by compressed members of an archive, members that share their
+bytes, or expanded tensors (stride 0). Such files are rejected. Of these, ``torch.save`` writes only
+expanded tensors: see ``materialised``.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from torch import Tensor
 from codetr.errors import UserError
 
 MOST_HEADER = 2**24
-"""Bytes of names and shapes at the beginning of a .safetensors file; ours have 0.3 million."""
+"""Largest header of a .safetensors file in bytes; ours have 0.3 million."""
 MOST_TEXT = 2**22
-"""Limit of characters of a file's metadata; ours have 0.1 million."""
+"""Largest metadata of a file in characters; ours have 0.1 million."""
 _LENGTH = 8
 
 
@@ -30,8 +31,8 @@ class Inflated(ValueError):
 
 
 def require_stored(archive: zipfile.ZipFile, size: int) -> None:
-    """Raise Inflated where members of an archive of ``size`` bytes are compressed, or are larger
-    than it altogether.
+    """Raise Inflated if members of an archive of ``size`` bytes are compressed or together larger
+    than the archive.
     """
     members = archive.infolist()
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
@@ -42,14 +43,14 @@ def require_stored(archive: zipfile.ZipFile, size: int) -> None:
 
 
 def require_archive(path: Path) -> None:
-    """Raise Inflated for an archive as ``require_stored`` does; other files are left to others."""
+    """``require_stored`` for a file that is an archive; other files are not checked."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             require_stored(archive, path.stat().st_size)
 
 
 def require_held(tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Raise Inflated for a tensor with more numbers than its memory holds."""
+    """Raise Inflated for a tensor with more elements than its storage."""
     for name, tensor in tensors:
         if tensor.numel() > _held(tensor):
             raise Inflated(
@@ -58,7 +59,7 @@ def require_held(tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def _held(tensor: Tensor) -> int:
-    """How many numbers are there; of sparse tensors, which stay sparse, any."""
+    """The number of elements in the storage; sparse tensors are not checked."""
     if tensor.layout is not torch.strided:
         return tensor.numel()
     return tensor.untyped_storage().nbytes() // tensor.element_size()
@@ -74,7 +75,7 @@ def materialised(value: Any) -> Any:
         parts = {key: materialised(part) for key, part in value.items()}
         if all(parts[key] is part for key, part in value.items()):
             return value
-        copied = copy(value)  # with its attributes: an OrderedDict of weights has versions
+        copied = copy(value)  # keeps attributes: a state_dict has the versions of its modules
         copied.update(parts)
         return copied
     if isinstance(value, list | tuple):
@@ -85,7 +86,7 @@ def materialised(value: Any) -> Any:
 
 
 def require_header(path: Path) -> None:
-    """Raise UserError for a .safetensors file whose header is longer than names and shapes are."""
+    """Raise UserError for a .safetensors file whose header exceeds ``MOST_HEADER``."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_LENGTH), "little")
     if length > MOST_HEADER:

@@ -1,4 +1,4 @@
-"""What was probably meant by a name on the command line that Hydra does not find."""
+"""Suggestions for misspelled names on the command line."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from omegaconf import OmegaConf
 from codetr.conf_folder import conf_folder
 from codetr.overrides import key_of
 
-_MOST = 12  # options that are all named
+_MOST = 12  # options that a message lists
 _OVERRIDDEN = re.compile(r"Could not override '(?P<key>[^']+)'")
 
 
 def explain(error: HydraException, overrides: Sequence[str], command: str = "train") -> str:
-    """One line on an error of composing ``command`` (a file of conf/) with ``overrides``: which
-    option or key does not exist, and the one that was probably meant; Hydra's own words for other
+    """One line for an error in composing ``command`` (a file of conf/) with ``overrides``: the
+    option or key that does not exist and the most similar one; Hydra's own message for other
     errors.
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:

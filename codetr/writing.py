@@ -1,4 +1,4 @@
-"""Writing files so that no interruption and no full disk costs what was there before."""
+"""Atomic writing of files: an interruption or a full disk never damages the earlier version."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import IO, Any
 from codetr.errors import UserError
 
 PART = ".part"
-"""Ends the name of a file that is being written."""
+"""Suffix of a file that is being written."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to that takes the place of ``path`` when it is whole and on the disk.
+    """A file to write to that replaces ``path`` when it is complete and on disk.
 
-    It is written beside ``path``: only within a file system can one file replace another at once.
-    Raises UserError where it cannot be written; ``path`` is as before then, as after any error.
+    It is written beside ``path``, since a file can be replaced atomically only within a file
+    system. Raises UserError if it cannot be written. After any error ``path`` is unchanged.
     """
     part = path.with_name(path.name + PART)
     with writable(path):
@@ -60,7 +60,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def writable(path: Path) -> Iterator[None]:
-    """Raise UserError in place of what the system says where ``path`` cannot be written."""
+    """Convert an OSError of writing ``path`` to a UserError."""
     try:
         yield
     except OSError as error:
@@ -71,14 +71,14 @@ def writable(path: Path) -> Iterator[None]:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what a process left half written in ``folder`` when it was killed."""
+    """Remove unfinished files of a killed process from ``folder``."""
     for part in folder.glob(f"*{PART}"):
         with writable(part):
             part.unlink(missing_ok=True)
 
 
 class _Raw(FileIO):
-    """Remembers why it could not be written."""
+    """A file that stores its first write error."""
 
     error: OSError | None = None
 
@@ -92,8 +92,8 @@ class _Raw(FileIO):
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to. What the system says against it is what is raised, whatever error the
-    writer makes of that: that of ``torch.save`` speaks of positions.
+    """A file to write to. Raises the original OSError of a failed write instead of an error that
+    the writer makes of it, as ``torch.save`` does.
     """
     raw = _Raw(path, "wb")
     try:
@@ -106,7 +106,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the new name on the disk, too, where the file system can: the file is in place."""
+    """Flush the new name to disk, if the file system supports it."""
     with suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:

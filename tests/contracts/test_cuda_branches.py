@@ -25,7 +25,7 @@ COVERED = {
     "codetr/suppression.py::surviving": (
         "tests/unit/test_suppression.py::test_on_cuda_it_is_chosen_once_unless_it_was_asked_for"
     ),
-    "codetr/suppression.py::_settled": (
+    "codetr/suppression.py::_fixed_point": (
         "tests/unit/test_suppression.py::test_on_cuda_it_is_chosen_once_unless_it_was_asked_for"
     ),
     "codetr/models/backbones/frozen_norm.py::FrozenBatchNorm.forward": (

@@ -10,7 +10,7 @@ from torchvision.ops import batched_nms
 
 import codetr.suppression as suppression
 from codetr.errors import UserError
-from codetr.suppression import WAYS, surviving, use_nms
+from codetr.suppression import METHODS, surviving, use_nms
 
 SIZES = (40, 0, 25, 1)
 
@@ -59,7 +59,7 @@ def overlap(a: list[Fraction], b: list[Fraction]) -> Fraction:
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("name", ["auto", *WAYS])
+@pytest.mark.parametrize("name", ["auto", *METHODS])
 def test_every_way_keeps_what_torchvision_keeps(name: str, seed: int) -> None:
     boxes, scores = sets_of_boxes(seed)
     number = torch.arange(len(SIZES)).repeat_interleave(torch.tensor(SIZES))
@@ -94,7 +94,7 @@ def test_every_way_keeps_what_the_definition_keeps(case: str, iou: float) -> Non
     boxes, scores = CASES[case](*sets_of_boxes(0, images=2))
     expected = by_definition(boxes, scores, SIZES, iou)
     assert expected.any()
-    for name in WAYS:
+    for name in METHODS:
         use_nms(name)
         assert torch.equal(surviving(boxes, scores, SIZES, iou), expected), name
 
@@ -102,7 +102,7 @@ def test_every_way_keeps_what_the_definition_keeps(case: str, iou: float) -> Non
 @pytest.mark.parametrize("iou", [0.3, 0.5, 0.6, 0.7])
 def test_an_overlap_that_is_the_threshold_suppresses_nothing(iou: float) -> None:
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 10 * iou], [0, 0, 10, 10 * iou + 1e-4]]])
-    for name in WAYS:
+    for name in METHODS:
         use_nms(name)
         kept = surviving(boxes, torch.tensor([[0.9, 0.8, 0.7]]), (2, 1), iou)
         assert kept.all(), name
@@ -113,7 +113,7 @@ def test_an_overlap_that_is_the_threshold_suppresses_nothing(iou: float) -> None
 @pytest.mark.parametrize("images", [1, 24])
 def test_images_of_a_large_batch_do_not_see_each_other(images: int) -> None:
     boxes, scores = sets_of_boxes(1, images=1)
-    for name in WAYS:
+    for name in METHODS:
         use_nms(name)
         alone = surviving(boxes, scores, SIZES, 0.4)
         many = surviving(boxes.repeat(images, 1, 1), scores.repeat(images, 1), SIZES, 0.4)
@@ -121,7 +121,7 @@ def test_images_of_a_large_batch_do_not_see_each_other(images: int) -> None:
 
 
 @pytest.mark.parametrize(("images", "sizes"), [(0, (3, 2)), (2, (0, 0)), (2, ()), (1, (0, 1, 0))])
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", METHODS)
 def test_nothing_to_suppress(name: str, images: int, sizes: tuple[int, ...]) -> None:
     use_nms(name)
     boxes = torch.ones(images, sum(sizes), 4)
@@ -133,7 +133,7 @@ def test_nothing_to_suppress(name: str, images: int, sizes: tuple[int, ...]) -> 
 
 def test_a_chain_longer_than_the_rounds_between_two_looks_is_settled() -> None:
     """Every box overlaps its two neighbours alone: every other one is kept."""
-    number = 5 * suppression.LOOK_EVERY
+    number = 5 * suppression.CHECK_EVERY
     left = torch.arange(number) * 4.0
     boxes = torch.stack([left, left * 0, left + 10, left * 0 + 10], dim=1)[None]
     use_nms("fixed_point")
@@ -150,14 +150,14 @@ def test_no_call_sees_the_boxes_of_two_images(monkeypatch: pytest.MonkeyPatch) -
     assert seen == [sum(SIZES)] * 3
 
 
-@pytest.mark.parametrize("best", WAYS)
-def test_the_quickest_way_is_taken_and_said(
+@pytest.mark.parametrize("best", METHODS)
+def test_the_fastest_method_is_chosen_and_logged(
     best: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The best of each one's times counts. Each was run once before it is timed."""
     calls: list[str] = []
-    works = {name: lambda name=name: calls.append(name) for name in WAYS}
-    slow = {name: iter([9.0, 5.0, 7.0]) for name in WAYS} | {best: iter([30.0, 4.0, 30.0])}
+    works = {name: lambda name=name: calls.append(name) for name in METHODS}
+    slow = {name: iter([9.0, 5.0, 7.0]) for name in METHODS} | {best: iter([30.0, 4.0, 30.0])}
 
     def timed(work) -> float:
         before = list(calls)
@@ -167,11 +167,11 @@ def test_the_quickest_way_is_taken_and_said(
 
     monkeypatch.setattr(suppression, "_milliseconds", timed)
     with caplog.at_level(logging.INFO, logger="codetr"):
-        assert suppression.quickest(works) == best
+        assert suppression.fastest(works) == best
     (line,) = caplog.messages
     assert line.startswith(f"suppression of proposals: {best} (")
     assert f"{best} 4.00 ms" in line
-    assert line.count("5.00 ms") == len(WAYS) - 1
+    assert line.count("5.00 ms") == len(METHODS) - 1
 
 
 def test_a_way_without_memory_for_it_is_not_taken(
@@ -182,7 +182,7 @@ def test_a_way_without_memory_for_it_is_not_taken(
 
     monkeypatch.setattr(suppression, "_milliseconds", lambda work: 3.0)
     with caplog.at_level(logging.INFO, logger="codetr"):
-        assert suppression.quickest({"image": too_large, "level": lambda: None}) == "level"
+        assert suppression.fastest({"image": too_large, "level": lambda: None}) == "level"
     assert "level (image out of memory, level 3.00 ms;" in caplog.text
 
 
@@ -202,7 +202,7 @@ def test_on_cuda_it_is_chosen_once_unless_it_was_asked_for(monkeypatch: pytest.M
 
     boxes, scores = sets_of_boxes(0)
     expected = surviving(boxes, scores, SIZES, 0.4)
-    monkeypatch.setattr(suppression, "quickest", choose)
+    monkeypatch.setattr(suppression, "fastest", choose)
     use_nms("level")
     assert torch.equal(surviving(boxes.as_subclass(OnCuda), scores, SIZES, 0.4), expected)
     assert not asked
@@ -211,7 +211,7 @@ def test_on_cuda_it_is_chosen_once_unless_it_was_asked_for(monkeypatch: pytest.M
     assert not asked
     for _ in range(3):
         assert torch.equal(surviving(boxes.as_subclass(OnCuda), scores, SIZES, 0.4), expected)
-    assert asked == [list(WAYS)]
+    assert asked == [list(METHODS)]
 
 
 def test_other_names_are_an_error() -> None:

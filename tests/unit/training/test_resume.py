@@ -479,7 +479,9 @@ def test_changed_accumulation_is_warned_of_only_within_an_epoch(
     assert ("resumed within an epoch" in caplog.text) == told
 
 
-def test_checkpoints_are_written_by_time_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_written_by_time_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 0.0
 
     def tick() -> float:

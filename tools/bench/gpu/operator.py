@@ -14,7 +14,7 @@ from torch import Tensor
 from codetr.errors import UserError
 from codetr.models.ops import multi_scale_deformable_attention, use_msda
 from codetr.models.ops.msda_reference import Shapes, sample_levels
-from codetr.suppression import AUTO, WAYS, surviving, use_nms
+from codetr.suppression import AUTO, METHODS, surviving, use_nms
 from tools.bench import op
 from tools.bench.gpu.facts import Facts, relative_error
 
@@ -99,7 +99,7 @@ def nms(facts: Facts) -> None:
     sizes = SIZES if facts.on_gpu else tuple(size // 10 for size in SIZES)
     for images, spread in product((1, 2), (20.0, 200.0)):
         boxes, scores = crowd(images, sizes, spread, facts.device)
-        paths = {name: partial(_suppressed, name, boxes, scores, sizes) for name in WAYS}
+        paths = {name: partial(_suppressed, name, boxes, scores, sizes) for name in METHODS}
         kept = {name: path() for name, path in paths.items()}
         first, *others = kept.values()
         case = f"{images} images, boxes up to {spread:.0f} px"

@@ -50,7 +50,9 @@ def test_a_gpu_needs_no_limit() -> None:
 
 def test_the_line_says_what_is_known() -> None:
     assert "6 images fit into memory (7 do not)" in batch_text(6, 64, None)
-    assert "(no more were tried); with it, give trainer.effective_batch=N" in batch_text(64, 64, None)
+    assert "(no more were tried); with it, give trainer.effective_batch=N" in batch_text(
+        64, 64, None
+    )
     text = batch_text(6, 16, 16)
     assert text.startswith("data.batch_size=4: batches of 6 images fit")
     assert text.endswith("4 batches of 4 make trainer.effective_batch=16")
