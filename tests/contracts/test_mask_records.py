@@ -21,8 +21,9 @@ from codetr.checkpoints.renaming import Conversion
 from codetr.structures import Batch, ImageInfo
 from tools.parity.case import Case
 from tools.parity.inference import evaluation_values
+from tools.parity.loss_names import co_detr_loss
 from tools.parity.step import entered, training_step
-from tools.parity.training import official_loss, training_values, without_randomness
+from tools.parity.training import training_values, without_randomness
 
 ALONE = Path(__file__).parents[1] / "golden" / "heads" / "refine_mask"
 WHOLE = {
@@ -81,7 +82,7 @@ def test_everything_that_the_branch_alone_records_is_compared_on_whole_detectors
     with entered(without_randomness(case)):
         values |= training_values(case, step)
     assert {n for n in names if n.startswith(("train/", "eval/"))} <= set(values)
-    assert set(recorded["losses"]) <= {official_loss(n, len(step.main.layers)) for n in step.losses}
+    assert set(recorded["losses"]) <= {co_detr_loss(n, len(step.main.layers)) for n in step.losses}
     counted = {*recorded["counts"], "stage_losses_unweighted"}
     assert {f"counts/{name}" for name in counted} <= set(values)
 

@@ -151,7 +151,7 @@ def evaluated_branch(case: Case, memory: Memory, found: Sequence[Detections]) ->
     recorded, infos, values = case.recorded, case.batch.infos, {}
     height = recorded.arrays.get("eval/mask0_bits", torch.zeros(0, 0, 0)).shape[1]
     if height != infos[0].original_size[0] and has_original_sizes(recorded):
-        infos = original_infos(case)
+        infos = original_infos(recorded, infos)
     moved = in_original(found, infos)
     for b, pair in enumerate(zip(found, moved, strict=True)):
         near = min(pair, key=partial(_distance, recorded, b))

@@ -21,9 +21,10 @@ from codetr.checkpoints.renaming import Conversion
 from tools.parity.case import Case
 from tools.parity.detector import Family
 from tools.parity.inference import evaluation_values
+from tools.parity.loss_names import co_detr_loss
 from tools.parity.step import Patches, Step, entered, recorded_selection
 from tools.parity.table import EXACT, Tolerance, Tolerances
-from tools.parity.training import official_loss, training_values, without_randomness
+from tools.parity.training import training_values, without_randomness
 from tools.parity.values import Values
 
 PIXELS = (
@@ -85,7 +86,7 @@ def co_detr(dtype: torch.dtype) -> Family:
         values=values,
         tolerances=FLOAT64 if exact else FLOAT32,
         patches=patches,
-        loss_name=official_loss,
+        loss_name=co_detr_loss,
         compared=compared,
     )
 

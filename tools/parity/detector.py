@@ -16,7 +16,8 @@ from codetr.loss_terms import Losses
 from codetr.structures import Predictions
 from tools.parity.case import Case, Convert, load_case
 from tools.parity.detections import best_detections
-from tools.parity.measured import Measured, logged, matches, official_loss
+from tools.parity.loss_names import detr_loss
+from tools.parity.measured import Measured, logged, matches
 from tools.parity.recorded import Recorded, RecordedStep
 from tools.parity.step import (
     Patches,
@@ -33,12 +34,6 @@ NO_DROPOUT = ("model.dropout=0.0",)
 """Of attention, too, which has it as an argument."""
 
 
-def recorded_number(recorded: Recorded) -> int | None:
-    """Of detections, if there are any."""
-    scores = recorded.arrays.get("post_scores_0")
-    return None if scores is None else len(scores)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """What is special about the official code of some detectors.
@@ -50,8 +45,7 @@ class Family:
     tokens do not count. ``loss_name`` is the official name of a loss of ours in a detector of so
     many layers; ``absent`` losses are zeros there, and ours are not there; ``constants`` is what
     official losses have and ours, by our name, lack. ``left_out`` is how many numbers of theirs we
-    do not have; ``limit`` the number of detections; ``further`` makes more rows, ``compared`` says
-    which rows are compared.
+    do not have; ``further`` makes more rows, ``compared`` says which rows are compared.
     """
 
     convert: Convert
@@ -63,25 +57,12 @@ class Family:
     steps: Callable[[Case], Iterable[tuple[str, Case]]] = lambda case: [("", case)]
     measured: Callable[[Case, Step], Iterator[Measured]] = lambda _, step: iter(())
     visible: tuple[str, ...] = ()
-    loss_name: Callable[[str, int], str] = official_loss
+    loss_name: Callable[[str, int], str] = detr_loss
     absent: Callable[[Step, str], bool] = lambda _, name: False
     constants: Callable[[Case, Step], Mapping[str, float]] = lambda _, step: {}
     left_out: Callable[[Case], int] = lambda _: 0
-    limit: Callable[[Recorded], int | None] = recorded_number
     further: Callable[[Case, Step], Iterable[Row]] = lambda _, step: ()
     compared: Callable[[Case, str], bool] = lambda _, quantity: True
-
-
-def two_stages(step: Step) -> dict[str, Tensor]:
-    """The encoder, all its proposals, and which were selected; ``step`` has seen ``stage``."""
-    proposals: Any = step.main.proposals
-    return {
-        "encoder_memory": step.memory.tokens,
-        "enc_logits_channel0": proposals.logits[..., 0],
-        "enc_logits": proposals.logits,
-        "enc_boxes": proposals.boxes,
-        "topk_index": step.seen.outputs["stage"][0][1],
-    }
 
 
 def check_detector(
@@ -104,8 +85,8 @@ def check_detector(
             said = _step_rows(case, step, family, measured, recorded.step(kind))
             rows += [replace(r, quantity=f"{r.quantity} {kind}".rstrip()) for r in said]
     rows += _parameter_rows(whole, family.left_out(whole))
-    limit = family.limit(recorded)
-    if limit is not None:
+    if "post_scores_0" in recorded.arrays:
+        limit = len(recorded.arrays["post_scores_0"])
         last = evaluated(case, family.patches(case))
         rows += recorded.rows(_disturbance(step, last), family.tolerances)
         rows.append(compare("max_detections", case.postprocess.max_detections, limit))

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
+from codetr.checkpoints.official import convert_official
 from codetr.errors import UserError
 from codetr.nms import ClasswiseNms
 from codetr.structures import Batch, Pyramid
@@ -64,7 +66,7 @@ def kind_of(recorded: Recorded) -> Kind:
 def _dense_name(key: str) -> str:
     """Our name of an official parameter of a dense head."""
     key = key.removeprefix("bbox_head.0.").removesuffix(".scale")
-    key = re.sub(r"^(retina|conv|atss|gfl)_", "", key)
+    key = re.sub(r"^(retina|conv|gfl)_", "", key)
     key = re.sub(r"^(cls|reg)_convs", r"\1_tower", key)
     return key.replace(".gn.", ".norm.")
 
@@ -73,15 +75,10 @@ def _paa_name(key: str) -> str:
     return _dense_name(key).replace("centerness", "iou")
 
 
-def _regions_name(key: str) -> str:
-    for old, new in (
-        ("rpn_head.rpn_", "rpn."),
-        ("roi_head.0.bbox_head.", "box_head."),
-        ("shared_fcs", "fcs"),
-        ("fc_", ""),
-    ):
-        key = key.replace(old, new)
-    return key
+def _co_detr_name(key: str) -> str:
+    """As checkpoints are converted, to ``schemes.collaborative.heads.HEAD.`` and our name."""
+    (name,) = convert_official({key: torch.zeros(())}).state
+    return name.split(".", 4)[-1]
 
 
 def _settings(info: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +107,7 @@ DENSE = {
     "ATSSHead": Kind(
         build=_scaled(AtssHead),
         values=partial(dense_values, quality="ctr", assignments=atss_values),
-        rename=_dense_name,
+        rename=_co_detr_name,
     ),
     "RetinaHead": Kind(
         build=lambda info: RetinaNetHead(**_settings(info)),
@@ -142,7 +139,7 @@ REGIONS = Kind(
         num_levels=len(STRIDES),
     ),
     values=rcnn_values,
-    rename=_regions_name,
+    rename=_co_detr_name,
     run=run_regions,
 )
 """The two-stage head, whose info.json has a ``roi_head``."""

@@ -27,13 +27,13 @@ def has_original_sizes(recorded: Recorded) -> bool:
     return "ori_shapes" in {**recorded.info, **_evaluation(recorded)}
 
 
-def original_infos(case: Case) -> tuple[ImageInfo, ...]:
+def original_infos(recorded: Recorded, infos: Sequence[ImageInfo]) -> tuple[ImageInfo, ...]:
     """Where the recorded run, which rescaled its detections, had the images come from."""
-    said = {**case.recorded.info, **_evaluation(case.recorded)}
+    said = {**recorded.info, **_evaluation(recorded)}
     return tuple(
         replace(info, original_size=(height, width), scale=(factor[0], factor[1]))
         for info, (height, width), factor in zip(
-            case.batch.infos, said["ori_shapes"], said["scale_factor_f32"], strict=True
+            infos, said["ori_shapes"], said["scale_factor_f32"], strict=True
         )
     )
 
@@ -56,7 +56,8 @@ def evaluated_masks(
     """Masks of the head's own detections, ``found``, of the query head's, ``main``, of the true
     boxes and of any recorded regions; boxes are in pixels of the network's input.
     """
-    rescaled = in_original(found, original_infos(case))
+    originals = original_infos(case.recorded, case.batch.infos)
+    rescaled = in_original(found, originals)
     values = detections("roi_rescaled_det{}", rescaled)
     for b, (one, whole, info) in enumerate(zip(found, rescaled, case.batch.infos, strict=True)):
         boxes = [o.boxes_xyxy_px if o is one else o.boxes_xyxy_px[:0] for o in found]
@@ -68,8 +69,7 @@ def evaluated_masks(
         values[f"{name}_logits_first8"] = logits[:8]
         values[f"roi_rescaled_mask{b}_logits_first8"] = logits[:8]
         values |= _bitmaps(name, one.bitmaps(info.original_size))
-        size = original_infos(case)[b].original_size
-        values |= _bitmaps(f"roi_rescaled_mask{b}", whole.bitmaps(size))
+        values |= _bitmaps(f"roi_rescaled_mask{b}", whole.bitmaps(originals[b].original_size))
         values |= _one_pasted(case, name, one)
     features = head.pool(pyramid, [one.boxes_xyxy_px for one in main], head.mask_head.roi_size)
     logits = head.mask_head(features, torch.cat([one.labels for one in main]))
@@ -78,7 +78,7 @@ def evaluated_masks(
         values[f"query_mask{b}_logits"] = own[b]
         values |= _bitmaps(f"query_mask{b}", one.bitmaps(case.batch.infos[b].original_size))
     truth = true_boxes(case.batch.targets)
-    return values | _of_regions("gt", head, pyramid, truth) | _wide(case, head, pyramid)
+    return values | _of_regions("gt_", head, pyramid, truth) | _wide(case, head, pyramid)
 
 
 def _bitmaps(name: str, bits: Tensor) -> Values:
@@ -97,22 +97,15 @@ def _one_pasted(case: Case, name: str, found: Detections) -> Values:
     return {f"{name}_paste_prob": probability(cells, box, (top, bottom, left, right))}
 
 
-def _of_regions(prefix: str, head: Any, pyramid: Pyramid, boxes: list[Tensor]) -> Values:
-    features = head.pool(pyramid, boxes, head.mask_head.roi_size)
+def _of_regions(name: str, head: Any, pyramid: Pyramid, boxes: Sequence[Tensor]) -> Values:
+    features, part = head.pool(pyramid, boxes, head.mask_head.roi_size), head.mask_head
     return {
-        f"{prefix}_mask_feats": features,
-        f"{prefix}_mask_pred": _all_classes(head.mask_head, features),
-        f"{prefix}_{'level' if prefix == 'wide' else 'mask_level'}": _levels(pyramid, boxes, head),
+        f"{name}mask_feats": features,
+        f"{name}mask_pred": part.classify(part.upsample(part.convs(features)).relu()),
+        f"{name}mask_level": roi_levels(
+            torch.cat(list(boxes)), pyramid.strides[0], head.num_levels - 1
+        ),
     }
-
-
-def _all_classes(mask_head: Any, features: Tensor) -> Tensor:
-    maps: Tensor = mask_head.classify(mask_head.upsample(mask_head.convs(features)).relu())
-    return maps
-
-
-def _levels(pyramid: Pyramid, boxes: Sequence[Tensor], head: Any) -> Tensor:
-    return roi_levels(torch.cat(list(boxes)), pyramid.strides[0], head.num_levels - 1)
 
 
 def _wide(case: Case, head: Any, pyramid: Pyramid) -> Values:
@@ -122,7 +115,8 @@ def _wide(case: Case, head: Any, pyramid: Pyramid) -> Values:
     rois = torch.from_numpy(stored).to(pyramid.maps[0].dtype)
     boxes = [rois[rois[:, 0] == b, 1:] for b in range(len(case.batch))]
     as_recorded = rois[:, 0].argsort(stable=True).argsort()
-    found = _of_regions("wide", head, pyramid, boxes) | {"wide_rois": with_image(boxes)}
+    found = _of_regions("wide_", head, pyramid, boxes)
+    found |= {"wide_rois": with_image(boxes), "wide_level": found["wide_mask_level"]}
     return {name: value[as_recorded] for name, value in found.items()}
 
 
@@ -130,19 +124,20 @@ def trained_masks(case: Case, head: Any, pyramid: Pyramid, regions: Sequence[Any
     """The positive regions of a training step: predictions and targets."""
     targets = case.batch.targets
     boxes, numbers, values = with_masks(regions)
-    features = head.pool(pyramid, boxes, head.mask_head.roi_size)
-    size, levels = head.mask_head.mask_size, _levels(pyramid, boxes, head)
+    values |= _of_regions("", head, pyramid, boxes)
+    own, size = (
+        head.mask_head(values["mask_feats"], values["mask_labels"]),
+        head.mask_head.mask_size,
+    )
+    levels = torch.bincount(values["mask_level"], minlength=head.num_levels - 1)
     wanted = mask_targets(targets, boxes, numbers, [size])[0] > 0
     shares = [
         mask_shares(true_masks(target), box, row, [size])[0]
         for target, box, row in zip(targets, boxes, numbers, strict=True)
     ]
     return values | {
-        "mask_level": levels,
-        "counts/mask_pos_per_level": torch.bincount(levels, minlength=head.num_levels - 1),
-        "mask_feats": features,
-        "mask_pred": _all_classes(head.mask_head, features),
-        "mask_pred_own": at_least_float32(head.mask_head(features, values["mask_labels"])),
+        "counts/mask_pos_per_level": levels,
+        "mask_pred_own": at_least_float32(own),
         "mask_targets": wanted,
         "counts/mask_target_ones": wanted.sum(),
         "mask_targets_soft": torch.cat(shares),

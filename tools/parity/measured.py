@@ -1,5 +1,5 @@
-"""What official codes of DETR's family measure of every layer: their names for it, whom they match,
-and what they log beside losses.
+"""What official codes of DETR's family measure of every layer: whom they match, and what they log
+beside losses.
 """
 
 from __future__ import annotations
@@ -13,17 +13,7 @@ from torch import Tensor
 
 from codetr.structures import Assignment, Decoded, Predictions, Targets
 from codetr.supervision.schemes.one_to_one import proposal_targets
-
-TERMS = {"cls": "ce", "bbox": "bbox", "giou": "giou"}
-PATTERNS = {
-    "one_to_one": "{{}}{}",
-    "mixed": "{{}}{}_o2m",
-    "hybrid": "{{}}{}_one2many",
-    "teacher": "{{}}{}_ensemble",
-    "denoising": "{{}}_dn{}",
-    "query_denoising": "tgt_{{}}{}",
-}
-"""Official name of a quantity ``{{}}`` of a scheme at a place ``{}``."""
+from tools.parity.loss_names import pattern
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,23 +27,6 @@ class Measured:
     predictions: Predictions
     pairs: Assignment
     targets: Sequence[Targets]
-
-
-def pattern(scheme: str, place: str, num_layers: int, encoder: str = "_enc") -> str:
-    """The official name of a quantity ``{}`` of our ``scheme`` at our ``place``: ``layer0`` and so
-    on, or ``encoder``, which is officially called ``encoder``.
-    """
-    if place == f"layer{num_layers - 1}":
-        where = ""
-    else:
-        where = encoder if place == "encoder" else f"_{int(place.removeprefix('layer'))}"
-    return PATTERNS[scheme].format(where)
-
-
-def official_loss(name: str, num_layers: int, encoder: str = "_enc") -> str:
-    """The official name of one of our losses."""
-    scheme, *place, term = name.split("/")
-    return pattern(scheme, place[-1], num_layers, encoder).format(f"loss_{TERMS[term]}")
 
 
 def layered(

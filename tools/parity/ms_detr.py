@@ -1,9 +1,4 @@
-"""MS-DETR.
-
-The official repetition in float64 keeps position codes and valid ratios in float32, so numbers
-agree to about 1e-6, not to the last digits; at padded tokens, where a position's angle can be -3e6,
-the memory is not compared. (Nothing reads it there.)
-"""
+"""MS-DETR."""
 
 from __future__ import annotations
 
@@ -16,11 +11,11 @@ from torch import Tensor
 from codetr.checkpoints.ms_detr import convert_ms_detr
 from codetr.structures import CROSS_ATTENTION
 from tools.parity.case import Case
-from tools.parity.detector import NO_DROPOUT, Family, two_stages
+from tools.parity.detector import NO_DROPOUT
+from tools.parity.h_detr import h_family, two_stages
 from tools.parity.measured import Measured, layered, matched
-from tools.parity.recorded import Recorded
 from tools.parity.step import Patches, Step, recorded_selection
-from tools.parity.table import Row, Tolerance, Tolerances
+from tools.parity.table import Row
 from tools.parity.top_k import FILE, check_matcher
 from tools.parity.values import layers
 
@@ -65,25 +60,11 @@ def _further(case: Case, _: Step) -> Iterator[Row]:
         yield from check_matcher(case.recorded.folder, case.schemes["mixed"].assigner)
 
 
-def _flag(recorded: Recorded, name: str, default: int) -> int:
-    """A number among the official flags."""
-    words = str(recorded.keys.get("official_flags", "")).split()
-    return int(words[words.index(name) + 1]) if name in words else default
-
-
-MS_DETR = Family(
+MS_DETR = h_family(
     convert=lambda state, _: convert_ms_detr(state),
     overrides=NO_DROPOUT,
-    watched=lambda detector: {"stage": detector.query_init.stage},
     patches=_selection,
     values=_values,
     measured=_measured,
-    visible=("encoder_memory",),
-    tolerances=Tolerances(
-        arrays=Tolerance(absolute=1e-5, relative=1e-5),
-        losses=Tolerance(absolute=1e-8, relative=1e-6),
-        gradients=Tolerance(absolute=1e-9, relative=1e-4),
-    ),
-    limit=lambda recorded: _flag(recorded, "--topk_eval", 100),
     further=_further,
 )

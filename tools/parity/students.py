@@ -16,7 +16,8 @@ from codetr.supervision.schemes import query_denoising
 from codetr.supervision.schemes.denoising import GROUP as CONTRASTIVE
 from tools.parity.case import Case
 from tools.parity.detector import NO_DROPOUT, Family
-from tools.parity.measured import Measured, layered, matched, official_loss
+from tools.parity.loss_names import detr_loss
+from tools.parity.measured import Measured, layered, matched
 from tools.parity.noise import dino_noise, query_noise
 from tools.parity.step import Patches, Step
 from tools.parity.student_values import noised, step_values
@@ -94,7 +95,7 @@ STUDENTS = Family(
             "boxes|references": Tolerance(absolute=1e-6),
         },
     ),
-    loss_name=partial(official_loss, encoder=PROPOSALS),
+    loss_name=partial(detr_loss, encoder=PROPOSALS),
     absent=_absent,
     left_out=_unread,
 )

@@ -1,8 +1,4 @@
-"""Teach-DETR on H-Deformable-DETR, whose losses are those without teachers.
-
-As with MS-DETR, the official repetition in float64 keeps some parts in float32: numbers agree to
-about 1e-6.
-"""
+"""Teach-DETR on H-Deformable-DETR, whose losses are those without teachers."""
 
 from __future__ import annotations
 
@@ -20,10 +16,10 @@ from codetr.errors import UserError
 from codetr.structures import Targets
 from codetr.supervision.schemes.hybrid import GROUP as HYBRID
 from tools.parity.case import Case
-from tools.parity.detector import Family, two_stages
+from tools.parity.h_detr import h_family, two_stages
 from tools.parity.measured import Measured, layered, matched, matches
 from tools.parity.step import Step
-from tools.parity.table import Row, Tolerance, Tolerances, compare
+from tools.parity.table import Row, Tolerance, compare
 from tools.parity.teacher_files import LOADER, check_loader
 from tools.parity.values import layers
 
@@ -124,18 +120,11 @@ def _modulo(pairs: Tensor, counts: Tensor) -> Tensor:
     return torch.cat([pairs[:, :2], (pairs[:, 2] % counts[pairs[:, 0]])[:, None]], dim=1)
 
 
-TEACH_DETR = Family(
+TEACH_DETR = h_family(
     convert=_convert,
-    watched=lambda detector: {"stage": detector.query_init.stage},
     steps=_steps,
     values=_values,
     measured=_measured,
-    visible=("encoder_memory",),
-    tolerances=Tolerances(
-        arrays=Tolerance(absolute=1e-5, relative=1e-5),
-        losses=Tolerance(absolute=1e-8, relative=1e-6),
-        gradients=Tolerance(absolute=1e-9, relative=5e-5),
-    ),
     constants=_constants,
     further=_further,
 )

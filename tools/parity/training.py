@@ -26,8 +26,6 @@ from tools.parity.values import Values, at_positives, branch_maps, positives
 
 DENOISING = "denoising"
 MASKS = "masks"
-OFFICIAL_TERMS = {"cls": "loss_cls", "bbox": "loss_bbox", "giou": "loss_iou"}
-HEAD_NUMBERS = {"rcnn": "0", "atss": "1"}
 
 
 def without_randomness(case: Case) -> list[AbstractContextManager[Any]]:
@@ -37,29 +35,6 @@ def without_randomness(case: Case) -> list[AbstractContextManager[Any]]:
         mock.patch.object(torch, "randperm", fixed_permutation),
         *(mock.patch.object(case.schemes[DENOISING], name, 0.0) for name in noise),
     ]
-
-
-def official_loss(name: str, num_layers: int) -> str:
-    """The official name of one of our losses."""
-    scheme, *place, term = name.split("/")
-    if scheme == MASKS:
-        return f"loss_{term}"
-    if scheme == "collaborative" and len(place) == 1:
-        return f"loss_{term}" if term.startswith("rpn_") else f"loss_{term}{_number(place[0])}"
-    term = OFFICIAL_TERMS.get(term, term)
-    if place == ["encoder"]:
-        return f"enc_{term}"
-    index = int(place[-1].removeprefix("layer"))
-    layer = "" if index == num_layers - 1 else f"d{index}."
-    if scheme == DENOISING:
-        return f"{layer}dn_{term}"
-    if scheme == "collaborative":
-        return f"{layer}{term}_aux{_number(place[0].removeprefix('positive_'))}"
-    return f"{layer}{term}"
-
-
-def _number(head: str) -> str:
-    return HEAD_NUMBERS.get(head, f"_{head}")
 
 
 @torch.no_grad()

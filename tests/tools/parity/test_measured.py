@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from codetr.structures import Assignment, Predictions, Targets
-from tools.parity.measured import layered, logged, matches, official_loss
+from tools.parity.loss_names import detr_loss
+from tools.parity.measured import layered, logged, matches
 
 LAYERS = 3
 
@@ -34,11 +35,11 @@ def target(labels: list[int]) -> Targets:
     ],
 )
 def test_losses_have_their_official_names(ours: str, theirs: str) -> None:
-    assert official_loss(ours, LAYERS) == theirs
+    assert detr_loss(ours, LAYERS) == theirs
 
 
 def test_the_encoder_has_the_suffix_of_its_code() -> None:
-    assert official_loss("one_to_one/encoder/cls", LAYERS, "_interm") == "loss_ce_interm"
+    assert detr_loss("one_to_one/encoder/cls", LAYERS, "_interm") == "loss_ce_interm"
 
 
 def measured(targets: list[Targets], pairs: list[list[int]]) -> list:
