@@ -29,11 +29,11 @@ class Backbone(Protocol):
 
 @runtime_checkable
 class OfBlocks(Protocol):
-    """A backbone that has most of its weights in ``blocks``, which it only ever calls, each as a
-    whole: weights that are divided among processes are gathered block by block.
+    """A backbone with most of its weights in ``blocks``, which it only uses by calling them, so
+    that sharded weights can be gathered block by block.
     """
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        """In the order of the forward pass."""
+        """The blocks in the order of the forward pass."""
         ...

@@ -1,6 +1,6 @@
-"""How schemes score side by side. A score is a generator: it yields what it needs, matchings or
-measurements, and goes on with the answer. What all schemes ask for at the same time is answered at
-once, so that the costs of all leave the device together and equal criteria are one computation.
+"""Joint scoring of all schemes. A score is a generator: it yields requests for matchings or
+measurements and resumes with the results. Simultaneous requests of all schemes are served together,
+so that all matching costs leave the device in one copy and equal criteria are computed once.
 """
 
 from __future__ import annotations
