@@ -1,1 +1,1 @@
-"""Comparing our numbers with those that the official implementations gave."""
+"""Compare our numbers with those of the official implementations."""

@@ -35,7 +35,7 @@ from tools.parity.values import Values, scored
 
 @contextmanager
 def samples_of(sampler: Any) -> Iterator[list[Sample]]:
-    """What ``sampler`` draws inside the context, image by image."""
+    """Collect what ``sampler`` draws inside the context, image by image."""
     chosen: list[Sample] = []
     draw = type(sampler).batch
 
@@ -56,9 +56,10 @@ def trained_regions(
     samples: Sequence[Sample],
     targets: Sequence[Targets],
 ) -> tuple[MaskPredictions, Values]:
-    """What the branch says of the positive ``regions`` of a training step, which ``samples`` chose
-    among the true boxes and the predicted ones; and all that comes before it, with what it should
-    have said.
+    """Run the branch on the positive ``regions`` of a training step. ``samples`` is how they were
+    drawn from the true and the predicted boxes.
+
+    Returns the predictions, and all recorded values up to them, with their targets.
     """
     boxes, numbers, regional = with_masks(regions)
     said, hidden = _hidden(branch, pyramid, boxes, regional["mask_labels"])
@@ -84,8 +85,8 @@ def trained_regions(
 def _hidden(
     branch: MaskBranch, pyramid: Pyramid, boxes: Sequence[Tensor], labels: Tensor
 ) -> tuple[MaskPredictions, Values]:
-    """The prediction, with ``hidden0`` ...: what the stages get and hand on, each with the map that
-    it reads; and the scores of all classes.
+    """The predictions, the inputs and outputs of all stages with the map that each reads
+    (``hidden0`` ...), and the mask scores of all classes.
     """
     head = branch.head
     parts: dict[str, Any] = {"own": head.instance_convs, "detail": head.semantic_convs}
@@ -103,7 +104,7 @@ def _hidden(
 
 
 def _as_handed_on(output: Tensor, stage: int, head: Any) -> Tensor:
-    """What a stage says, at the size of the next one."""
+    """A stage's output, resized to the input of the next one."""
     if stage == len(head.stages) - 1:
         return output
     size = head.sizes[stage + 1]
@@ -113,8 +114,8 @@ def _as_handed_on(output: Tensor, stage: int, head: Any) -> Tensor:
 def found_masks(
     branch: MaskBranch, memory: Memory, found: Sequence[Detections], infos: Sequence[ImageInfo]
 ) -> Values:
-    """The masks of ``found``, in pixels of the original images, all images in one batch (officially
-    one at a time).
+    """The masks of ``found`` in pixels of the original images. All images are one batch here; the
+    official code runs one at a time.
     """
     pyramid = memory.pyramid()
     detail = branch.head.detail(pyramid.maps[0])
@@ -144,9 +145,9 @@ def found_masks(
 
 
 def evaluated_branch(case: Case, memory: Memory, found: Sequence[Detections]) -> Values:
-    """The masks of a whole detector's detections ``found``, in pixels of the network's input:
-    pasted there, or into the original images where the recorded run did so. Its detections then
-    may be in pixels of either.
+    """The masks of a whole detector's detections ``found``, pasted into the network's input, or
+    into the original images if the recorded run did so. The recorded boxes may be in pixels of
+    either.
     """
     recorded, infos, values = case.recorded, case.batch.infos, {}
     height = recorded.arrays.get("eval/mask0_bits", torch.zeros(0, 0, 0)).shape[1]
@@ -160,7 +161,7 @@ def evaluated_branch(case: Case, memory: Memory, found: Sequence[Detections]) ->
 
 
 def _distance(recorded: Recorded, image: int, found: Detections) -> float:
-    """Of the recorded boxes of an image from those ``found``."""
+    """Largest difference between the recorded boxes of an image and ``found``."""
     stored = recorded.arrays.get(f"eval/det{image}_boxes_scores")
     if stored is None or stored.shape != (len(found), 5):
         return 0.0
@@ -168,7 +169,9 @@ def _distance(recorded: Recorded, image: int, found: Detections) -> float:
 
 
 def trained_branch(case: Case, memory: Memory, decoded: Mapping[str, Decoded]) -> Values:
-    """Of a whole detector's training step, computed again; the fixed draws must be in place."""
+    """Values of a whole detector's training step, computed again. Call it within
+    ``without_randomness``.
+    """
     targets, scheme = case.batch.targets, case.schemes["masks"]
     with samples_of(scheme.sampler) as samples:
         regions = scheme.regions(decoded, targets, case.detector.num_classes)

@@ -23,10 +23,10 @@ from tools.parity.recorded import Recorded
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """``detector``, ``schemes`` and ``batch`` in one precision, ready to run. ``conversion`` says
-    which names are whose, without the weights.
+    """``detector``, ``schemes`` and ``batch`` in one precision, ready to run. ``conversion`` maps
+    official parameter names to ours and holds no weights.
 
-    Both models are looked into, beyond what their protocols promise.
+    The checks use internals of both models, beyond their protocols.
     """
 
     recorded: Recorded
@@ -38,25 +38,25 @@ class Case:
 
     @property
     def root(self) -> nn.ModuleDict:
-        """Both models; names of its parameters are those of a checkpoint."""
+        """Detector and schemes; its parameters are named as in a checkpoint."""
         return nn.ModuleDict({"detector": self.detector, "schemes": self.schemes})
 
     @property
     def postprocess(self) -> Postprocess:
-        """Of the experiment's evaluation."""
+        """The postprocessing of the experiment's evaluation."""
         made: Postprocess = instantiate(self.cfg.evaluation.postprocess)
         return made
 
     @property
     def heads(self) -> dict[str, nn.Module]:
-        """The auxiliary heads by name, in the order of their official numbers."""
+        """The auxiliary heads by name, in the official order."""
         if "collaborative" not in self.schemes:
             return {}
         return dict(self.schemes["collaborative"].heads.items())
 
     def own_names(self, official: str) -> list[str] | None:
-        """Our parameters that hold an official one: none if it holds nothing that we need. None if
-        no rule knows it.
+        """Our parameters that hold an official one. Empty if the conversion drops it, None if no
+        rule matches it.
         """
         short = self.recorded.short(official)
         if short in self.conversion.dropped:
@@ -75,8 +75,8 @@ def load_case(
     overrides: Sequence[str] = (),
     dtype: torch.dtype = torch.float64,
 ) -> Case:
-    """Build the experiment at full size and load the official state dict into it, strictly; the
-    recorded runs drop neither layers nor values. ``overrides`` as for train.py.
+    """Build the experiment at full size and load the official state dict strictly, with all dropout
+    and stochastic depth off, as in the recorded runs. ``overrides`` as for train.py.
 
     Raises UserError if there is no such experiment, or if a key is left over or missing.
     """

@@ -1,4 +1,4 @@
-"""Which check a folder of recorded numbers takes, and what it says."""
+"""Choose the check for a folder of recorded numbers, run it, and report."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tools.parity.tokens import VIDT, YOLOS
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 LOSS = re.compile(r"loss|total")
 GIVEN = re.compile(r"_paste_(index|window)$|^dn_draw_")
-"""Recorded arrays that say what was given or done, not what came out."""
+"""Recorded arrays that are inputs of a check, not results."""
 HEAD_ALONE = {"head_config", "roi_head"}
-"""Keys of info.json that only the records of auxiliary heads alone have."""
+"""Keys of info.json that only records of a single auxiliary head have."""
 FAMILIES: dict[str, Family] = {
     "ms_detr": MS_DETR,
     "h_deformable": TEACH_DETR,
@@ -36,12 +36,12 @@ FAMILIES: dict[str, Family] = {
     "vidt": VIDT,
     **dict.fromkeys(("conditional_detr", "dab_detr", "dn_detr", "dino"), STUDENTS),
 }
-"""Detectors of other repositories, by how the experiment in info.json begins."""
+"""Detectors of other repositories, by the prefix of the experiment in info.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """``rows`` of one folder; ``untouched`` names recorded arrays that no row is about."""
+    """``rows`` of one folder; ``untouched`` are recorded arrays without a row."""
 
     title: str
     rows: tuple[Row, ...]
@@ -49,17 +49,17 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Everything holds, and there was something to compare."""
+        """Whether all rows hold and there is at least one."""
         return bool(self.rows) and all(row.ok for row in self.rows)
 
 
 def check(folder: Path, precision: str | None = None) -> Report:
-    """Run ours against ``folder``: a part alone is told by the folder's name, a head alone and a
-    detector by the configuration in its info.json.
+    """Compare ours with the record in ``folder``. Components are identified by the folder's name,
+    single heads and detectors by the configuration in info.json.
 
-    ``precision`` is float64 or float32; None: the one of the recorded run. Parts alone and
-    detectors of other repositories run in the precisions that their tolerances are for. Raises
-    UserError if there is no such folder, or if it is none of these.
+    ``precision`` is float64 or float32; None: that of the recorded run. It has no effect on
+    components and on detectors of other repositories, which run in the precision that their
+    tolerances are for. Raises UserError if there is no such folder, or if it is no known record.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give one with recorded numbers (io.npz)")
@@ -97,7 +97,7 @@ def _report(title: str, recorded: Recorded, rows: Sequence[Row]) -> Report:
 
 
 def markdown(reports: Sequence[Report]) -> str:
-    """A summary of all reports, then each one's table, folded."""
+    """A summary of all reports, then each one's table in a collapsed section."""
     lines = [
         "| record | quantities | hold | largest relative difference: losses | gradient norms |",
         "| --- | --- | --- | --- | --- |",

@@ -1,10 +1,10 @@
 """Co-DETR.
 
 In float32 the query selection is given the recorded indices, since two proposals of nearly equal
-score may swap, and what hangs on further decisions of that kind is not compared. Losses and
-gradient norms are, except where padded positions are chaotic: there only the main branch can be
-compared. (With a position offset the angle of a wholly padded row or column is about -3e6, of which
-float32 keeps no digit behind the point; padded positions reach the auxiliary heads.)
+score may swap, and whatever depends on further such decisions is not compared. Losses and gradient
+norms are compared unless padded positions are chaotic; then only the main branch is. (With a
+position offset the angle of a fully padded row or column is about -3e6, of which float32 keeps no
+fractional digit, and padded positions reach the auxiliary heads.)
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ PIXELS = (
 )
 PASTED = r"_(bits|area)$"
 FEW_PIXELS = Tolerance(absolute=2)
-"""Of all pasted masks of an image: their probability may lie that close to the threshold."""
+"""Pixels that may differ in all pasted masks of an image, because their probability is that close
+to the threshold.
+"""
 
 FLOAT64 = Tolerances(
     arrays=Tolerance(absolute=1e-5, relative=1e-5),
@@ -41,7 +43,7 @@ FLOAT64 = Tolerances(
     gradients=Tolerance(absolute=1e-9, relative=1e-5),
     special={"_weights$": EXACT, PASTED: FEW_PIXELS, PIXELS: Tolerance(absolute=1e-3)},
 )
-"""Of its heads alone, too."""
+"""Also for its heads alone."""
 FLOAT32 = Tolerances(
     arrays=Tolerance(absolute=2e-4, relative=2e-4),
     losses=Tolerance(absolute=1e-6, relative=1e-4),
@@ -55,7 +57,8 @@ FLOAT32 = Tolerances(
 )
 
 DECIDED = re.compile(r"(eval|train)/((det|rpn|roi_det|atss|atss_det)\d|roi_|aux).*|counts/.*")
-"""Rows that hang on decisions (which proposal, which sample), which rounding can change."""
+"""Rows that depend on discrete decisions (which proposal, which sample) that rounding can change.
+"""
 
 PADDED = re.compile(
     r"(eval|train)/((enc_map|rpn_|atss_|gt_roi).*|pos_plus_level_embed|memory)"
@@ -65,7 +68,7 @@ PADDED = re.compile(
 
 
 def co_detr(dtype: torch.dtype) -> Family:
-    """All that is recorded, as far as it can be compared in ``dtype``."""
+    """Compares everything that is reproducible in ``dtype``."""
     exact = dtype == torch.float64
 
     def patches(case: Case) -> Patches:

@@ -1,4 +1,4 @@
-"""Recorded parts alone: deformable attention, denoising queries, soft-NMS, the test pipeline.
+"""Components on their own: deformable attention, denoising queries, soft-NMS, the test pipeline.
 
 Each function takes a folder and returns one row per compared quantity.
 """
@@ -44,7 +44,9 @@ SUPPRESSED = Tolerances(
 
 
 def check_msda(folder: Path) -> list[Row]:
-    """The operator and the reference: output and gradients in float64, output also in float32."""
+    """The Numba operator and the PyTorch reference: output and gradients in float64, output also in
+    float32.
+    """
     arrays, rows = read_arrays(folder / ARRAYS), []
     try:
         for choice in ("numba", "torch"):
@@ -58,7 +60,9 @@ def check_msda(folder: Path) -> list[Row]:
 
 
 def _msda_rows(name: str, recorded: Arrays, one_sided: bool) -> list[Row]:
-    """``one_sided``: a location lies exactly on a pixel's centre; its gradient there may differ."""
+    """``one_sided``: a sampling location lies exactly on a pixel centre, where the gradient is not
+    unique.
+    """
     given = [torch.from_numpy(recorded[key]) for key in ("value", "loc", "att")]
     shapes = tuple((int(h), int(w)) for h, w in recorded["shapes"])
     inputs = [tensor.clone().requires_grad_() for tensor in given]
@@ -77,7 +81,7 @@ def _msda_rows(name: str, recorded: Arrays, one_sided: bool) -> list[Row]:
 
 
 def check_soft_nms(folder: Path) -> list[Row]:
-    """Which boxes stay, in which order, with which scores: in float64 and in float32."""
+    """The boxes that are kept, their order and scores, in float64 and in float32."""
     arrays, nms, rows = read_arrays(folder / ARRAYS), SoftNms(0.8, 1e-3), list[Row]()
     for case in _cases(arrays):
         boxes, scores, labels = (
@@ -148,7 +152,7 @@ def _dn_targets(recorded: Arrays, sizes: Sequence[Sequence[int]]) -> list[Target
 
 
 def _dn_noise(recorded: Arrays, info: dict[str, Any]) -> Noise:
-    """The recorded draws; of new labels, only those that were used are recorded."""
+    """The recorded draws; only those new labels were recorded that were used."""
     flip = recorded["draw_label_p"].astype(np.float64)
     labels = np.zeros(len(flip), dtype=np.int64)
     labels[flip < info["label"] * 0.5] = recorded["draw_new_label"]
@@ -157,10 +161,10 @@ def _dn_noise(recorded: Arrays, info: dict[str, Any]) -> Noise:
 
 
 def check_test_pipeline(folder: Path) -> list[Row]:
-    """The tensor of each image under the experiment's evaluation: all bytes, by CRC-32.
+    """Each image's tensor under the experiment's evaluation: all bytes, by CRC-32.
 
-    The images are looked for in ``data/coco_tiny/val2017`` beside the folder of the recorded
-    numbers. Raises UserError if they are not there.
+    The images are read from ``data/coco_tiny/val2017`` beside the folder of the recorded numbers.
+    Raises UserError if they are missing.
     """
     info, arrays = read_json(folder / INFO), read_arrays(folder / ARRAYS)
     rows: list[Row] = []
@@ -203,7 +207,7 @@ COMPONENTS: dict[str, Callable[[Path], list[Row]]] = {
     "test_pipeline": check_test_pipeline,
     "mask_pipeline": check_mask_pipeline,
 }
-"""Checks by the name of the folder."""
+"""Checks by folder name."""
 
 
 def _cases(arrays: Arrays) -> list[str]:

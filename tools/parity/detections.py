@@ -1,9 +1,8 @@
-"""Detections of a recorded run of DETR's family against ours.
+"""Compare detections with those of a recorded run of DETR's family.
 
-The official boxes are not clipped to the image, ours are: the recorded ones are clipped here. The
-size of the image's file, where it is not recorded, is the one in whole pixels that fits the boxes
-best.
-Detections whose scores are equal in float32 have no order: they are paired first.
+Ours are clipped to the image, the official ones are not, so the recorded ones are clipped here. If
+the original image size is not recorded, it is estimated from the boxes, in whole pixels. Detections
+whose scores are equal in float32 have no order, so they are paired first.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from tools.parity.table import Row, Tolerance, compare
 SCORES = Tolerance(absolute=1e-6, relative=1e-5)
 PIXELS = Tolerance(absolute=2e-3)
 WRONG_LABEL = 1e6
-"""Cost of pairing two labels, far above any difference of scores or boxes."""
+"""Cost of pairing different labels, far above any difference of scores or boxes."""
 
 
 def best_detections(
@@ -37,8 +36,8 @@ def best_detections(
 
 
 def _rows(recorded: Recorded, image: int, found: Detections) -> list[Row]:
-    """``found`` has boxes clipped to the image and relative to it, best score first, and at least
-    as many as are recorded.
+    """``found`` has boxes clipped to the image and relative to it, sorted by score, and at least as
+    many as are recorded.
     """
     names = [f"post_{part}_{image}" for part in ("scores", "labels", "boxes")]
     scores, labels, boxes = (recorded.arrays[name] for name in names)

@@ -1,6 +1,6 @@
-"""A recorded run of a whole detector against ours: one training step or several, one evaluation.
+"""Compare a whole detector with a recorded run: one or more training steps and an evaluation.
 
-What the official codes have in common is here; a ``Family`` says what is its own.
+This is the part that all official codes share; a ``Family`` describes the rest.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from tools.parity.step import (
 from tools.parity.table import Row, Tolerances, compare
 
 NO_DROPOUT = ("model.dropout=0.0",)
-"""Of attention, too, which has it as an argument."""
+"""Also switches off dropout of attention, which is a constructor argument."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What is special about the official code of some detectors.
+    """What is specific to the official code of some detectors.
 
-    ``convert`` names their weights and ``overrides`` makes ours drop nothing; ``watched`` are the
-    detector's parts to look into, ``patches`` what a run is made under, ``steps`` the training
-    steps, each by what its numbers' names end with. ``values`` is everything that may be recorded,
-    by its name, but for what is ``measured``; of the arrays (B, tokens, C) in ``visible`` padded
-    tokens do not count. ``loss_name`` is the official name of a loss of ours in a detector of so
-    many layers; ``absent`` losses are zeros there, and ours are not there; ``constants`` is what
-    official losses have and ours, by our name, lack. ``left_out`` is how many numbers of theirs we
-    do not have; ``further`` makes more rows, ``compared`` says which rows are compared.
+    ``convert`` renames its weights; ``overrides`` of the experiment switch dropout off. ``watched``
+    are modules of the detector to record, ``patches`` are active in every run, ``steps`` yields the
+    training steps with the suffix of their recorded names. ``values`` are all arrays that may be
+    recorded, by name, except those of ``measured``; padded tokens are ignored in the arrays (B,
+    tokens, C) listed in ``visible``. ``loss_name`` maps our loss name and the number of layers to
+    the official name; ``absent`` losses are officially zero and missing in ours; ``constants`` are
+    added to our losses, by our name. ``left_out`` is the number of official parameters that we do
+    not have; ``further`` adds rows, ``compared`` filters them by quantity.
     """
 
     convert: Convert
@@ -68,7 +68,7 @@ class Family:
 def check_detector(
     recorded: Recorded, family: Family, dtype: torch.dtype = torch.float64
 ) -> list[Row]:
-    """Every recorded quantity against ours. A folder may record fewer than the published ones."""
+    """One row per recorded quantity. A record may hold fewer than the published ones."""
     whole = load_case(recorded, family.convert, family.overrides, dtype)
     rows = list(recorded.input_rows())
     for number, (kind, case) in enumerate(family.steps(whole)):
@@ -101,7 +101,7 @@ def _step_rows(
     measured: Sequence[Measured],
     official: RecordedStep,
 ) -> Iterator[Row]:
-    """Losses and what is only logged, weights, the total, gradients, and what is not trained."""
+    """Losses, logged metrics, weights, the total, gradients and frozen parameters."""
     layers = len(step.main.layers)
     absent = {name: 0.0 for name in official.losses if family.absent(step, name)}
     constants = family.constants(case, step)
@@ -122,7 +122,7 @@ def _step_rows(
 
 
 def _parameter_rows(case: Case, left_out: int) -> Iterator[Row]:
-    """Their number, with ``left_out`` that we do not have."""
+    """Parameter counts, including ``left_out`` that we do not have."""
     parameters = list(case.root.parameters())
     counts = {
         "parameters": sum(p.numel() for p in parameters),
@@ -134,7 +134,7 @@ def _parameter_rows(case: Case, left_out: int) -> Iterator[Row]:
 
 
 def _disturbance(step: Step, last: Predictions) -> dict[str, Tensor]:
-    """How far evaluation is from training: official codes differ in the name."""
+    """Largest difference between evaluation and training; official codes name it differently."""
     trained = step.main.layers[-1]
     largest = torch.stack(
         [(getattr(last, n) - getattr(trained, n)).abs().max() for n in ("boxes", "logits")]

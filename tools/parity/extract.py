@@ -1,4 +1,4 @@
-"""A compact copy of a folder of recorded numbers, small enough to be kept with the tests."""
+"""Make a compact copy of a folder of recorded numbers, small enough to be kept with the tests."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from codetr.errors import UserError
 from tools.parity.recorded import ARRAYS, INFO, KEYS, LOSSES, STRIDES, read_arrays, read_json
 
 VALUES = 800
-"""Numbers that are kept of a large array."""
+"""Numbers kept of a large array."""
 
 WHOLE = re.compile(r"in/(gt|.*crc).*|(eval/)?det\d.*|eval/topk_indices|post_.*|match.*|dn_draw_.*")
-"""Arrays that are kept as they are: they enter the check, or are read as tables."""
+"""Arrays that are copied whole: the check takes them as input, or reads them as tables."""
 
 
 def extract(folder: Path, root: Path) -> str:
-    """Copy ``folder`` to ``root``/name with about ``VALUES`` numbers of each array; says its size.
+    """Copy ``folder`` to ``root``/name with about ``VALUES`` numbers of each array, and report the
+    size.
 
-    The strides in stats.json, or in keys.json, are multiplied accordingly; packed bits, which
-    compress well, are kept whole. A folder that has
-    strides in neither holds arrays whole: it is copied, and of numbered cases (``case1/...``) those
-    are left out that hold more than 100 kB. Raises UserError if the folder holds no recorded
-    numbers.
+    The strides in stats.json or keys.json are multiplied accordingly; packed bits compress well and
+    are kept whole. A folder without strides is copied without thinning, except for numbered cases
+    (``case1/...``) above 100 kB, which are left out. Raises UserError if the folder holds no
+    recorded numbers.
     """
     if not (folder / ARRAYS).is_file():
         raise UserError(f"{folder} has no {ARRAYS}: nothing to extract")
@@ -62,7 +62,7 @@ def extract(folder: Path, root: Path) -> str:
 def _thinned(
     arrays: dict[str, np.ndarray], strides: dict[str, int]
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Every n-th value, with an odd n, so that it does not stay in step with even widths."""
+    """Keep every n-th value; n is odd so that it does not align with even widths."""
     thin, kept = {}, {}
     for name, values in arrays.items():
         whole = values.size <= VALUES or WHOLE.fullmatch(name)

@@ -1,8 +1,8 @@
-"""What MS-DETR and Teach-DETR have in common: the code of H-Deformable-DETR.
+"""What MS-DETR and Teach-DETR share: both are built on the code of H-Deformable-DETR.
 
-Its repetition in float64 keeps position codes and valid ratios in float32, so numbers agree to
-about 1e-6, not to the last digits; at padded tokens, where a position's angle can be -3e6, the
-memory is not compared. (Nothing reads it there.)
+Their recorded float64 runs keep position codes and valid ratios in float32, so numbers agree to
+about 1e-6 only. At padded tokens, where a position's angle can be -3e6, the memory is not compared;
+nothing reads it there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ h_family = partial(
 
 
 def two_stages(step: Step) -> Values:
-    """The encoder, all its proposals, and which were selected."""
+    """Encoder output, its proposals and the selected ones."""
     proposals: Any = step.main.proposals
     return {
         "encoder_memory": step.memory.tokens,

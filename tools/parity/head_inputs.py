@@ -1,7 +1,7 @@
-"""The rule by which runs of a single head made their feature maps and boxes (rule version 1).
+"""The rule for feature maps and boxes of recorded runs of a single head (rule version 1).
 
-All draws are by NumPy's PCG64, one generator per image and level, and one per image for its boxes:
-what one draws does not hang on the others.
+All draws are by NumPy's PCG64, with one generator per image and level and one per image for its
+boxes, so that they are independent of each other.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ CHANNELS = 256
 BLOCKS = ((4, 0.8), (1, 0.6))
 """(side, weight) of the noise."""
 BOX_STREAM = 999
-"""The number of the generator of boxes, where that of a map is its level."""
+"""Stream number of the generator of boxes; that of a map is its level."""
 
 
 def make_features(seeds: Sequence[int], size: Sequence[int]) -> list[Array]:
     """One map (B, 256, h, w) float32 per stride, of a batch padded to ``size`` (height, width).
 
-    The whole of it holds noise of unit variance, an image's padding too: in blocks of 4 x 4 cells
-    and cell by cell.
+    Noise of unit variance everywhere, padding included: in blocks of 4 x 4 cells and cell by cell.
     """
     height, width = size
     return [
@@ -38,8 +37,8 @@ def make_features(seeds: Sequence[int], size: Sequence[int]) -> list[Array]:
 def make_boxes(
     seed: int, size: Sequence[int], keep: Sequence[int], drawn: int = 60, num_classes: int = 80
 ) -> tuple[Array, Array]:
-    """Corner boxes (n, 4) float32 in px of an image of ``size`` (height, width), and labels (n,)
-    int64: those of the ``drawn`` ones that ``keep`` lists, in its order.
+    """Boxes (n, 4) float32 xyxy px of an image of ``size`` (height, width), and labels (n,) int64:
+    ``keep`` lists which of the ``drawn`` ones, in order.
     """
     height, width = size
     rng = generator(1000 * seed + BOX_STREAM)
@@ -56,7 +55,7 @@ def make_boxes(
 def make_pyramid(
     seeds: Sequence[int], sizes: Sequence[Sequence[int]], levels: int = len(STRIDES)
 ) -> Pyramid:
-    """The finest maps of images of ``sizes`` (height, width), float64; they collect gradients."""
+    """The finest ``levels`` of images of ``sizes`` (height, width), float64, with gradients."""
     maps = make_features(seeds, [max(side) for side in zip(*sizes, strict=True)])
     return Pyramid(
         maps=tuple(torch.from_numpy(m).double().requires_grad_() for m in maps[:levels]),

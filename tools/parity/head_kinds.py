@@ -1,4 +1,4 @@
-"""Which of our heads an official one is: how it is built, run, looked at, and named."""
+"""How to build, run and inspect our counterpart of an official head, and rename its weights."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tools.parity.values import Values
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """How the head of one official class is built, run and looked at."""
+    """How our counterpart of one official class is built, run and inspected."""
 
     build: Callable[[dict[str, Any]], nn.Module]
     values: Callable[[HeadRun], Values]
@@ -50,7 +50,7 @@ class Kind:
 
 
 def kind_of(recorded: Recorded) -> Kind:
-    """By its info.json. Raises UserError if the head is none of those known here."""
+    """Chosen by info.json. Raises UserError if the head is unknown."""
     if "roi_head" in recorded.info:
         return REGIONS
     name = recorded.info.get("head_config", {}).get("type")
@@ -76,13 +76,13 @@ def _paa_name(key: str) -> str:
 
 
 def _co_detr_name(key: str) -> str:
-    """As checkpoints are converted, to ``schemes.collaborative.heads.HEAD.`` and our name."""
+    """As in checkpoints: the part after ``schemes.collaborative.heads.HEAD.``."""
     (name,) = convert_official({key: torch.zeros(())}).state
     return name.split(".", 4)[-1]
 
 
 def _settings(info: dict[str, Any]) -> dict[str, Any]:
-    """What the constructors of dense heads have in common."""
+    """Constructor arguments that dense heads share."""
     config = info["head_config"]
     test = config["test_cfg"]
     choice = VotedSelection if config.get("score_voting") else DenseSelection
@@ -99,7 +99,7 @@ def _settings(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scaled(head: Callable[..., nn.Module]) -> Callable[[dict[str, Any]], nn.Module]:
-    """Builds a head that has one factor per level."""
+    """Builder of a head with one learned factor per level."""
     return lambda info: head(**_settings(info), num_levels=len(STRIDES))
 
 

@@ -1,4 +1,4 @@
-"""All quantities of one dense auxiliary head alone, under their official names."""
+"""Quantities of a dense auxiliary head on its own, by official name."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from tools.parity.values import (
 
 @dataclass(frozen=True, kw_only=True)
 class HeadRun:
-    """A ``head`` in training, its inputs, what it said (None for the two-stage head) and what its
-    ``forward`` returned from that.
+    """One training step of a ``head``: its inputs, its ``predictions`` (None for the two-stage
+    head) and the ``output`` of ``forward``.
     """
 
     head: Any
@@ -44,7 +44,7 @@ class HeadRun:
 
 
 def run_dense(head: nn.Module, pyramid: Pyramid, batch: Batch) -> HeadRun:
-    """The branches run once, their answers serve all quantities."""
+    """Run the branches once and reuse their predictions for all quantities."""
     predictions = head.predictions(pyramid)  # type: ignore[operator]
     with mock.patch.object(head, "predictions", return_value=predictions):
         output = head(pyramid, batch)
@@ -58,8 +58,8 @@ def dense_values(
     assignments: Callable[[HeadRun], Values],
     arrange: Callable[[Detections], Detections] = lambda found: found,
 ) -> Values:
-    """Raw outputs, detections and assignments; ``quality`` is the official name of the branch,
-    ``arrange`` puts detections into the official order.
+    """Raw outputs, detections and assignments. ``quality`` is the official name of that branch;
+    ``arrange`` sorts detections as the official code does.
     """
     with mock.patch.object(run.head, "predictions", return_value=run.predictions):
         found = run.head.predict(run.pyramid, run.batch.images)
@@ -69,12 +69,12 @@ def dense_values(
 
 
 def by_class(found: Detections) -> Detections:
-    """Class by class, within a class best first."""
+    """Sort by class, within a class by score."""
     return found.take(found.labels.argsort(stable=True))
 
 
 def _assignment(run: HeadRun) -> tuple[Any, DenseTargets]:
-    """The head's priors, and what their assignment asks for."""
+    """The head's priors, and the targets of their assignment."""
     priors = run.head.grid(run.pyramid, run.batch.images.padded_sizes)
     assigned = run.head.assign(run.predictions, priors, run.batch)
     return priors, run.head.targets(assigned, priors, run.batch)
@@ -85,7 +85,7 @@ def _usable(anchors: Any) -> Values:
 
 
 def atss_values(run: HeadRun) -> Values:
-    """The assignment, and the centerness that it asks for."""
+    """The assignment and its centerness targets."""
     anchors, wanted = _assignment(run)
     quality = centerness(encode_distances(centres_xyxy(anchors.boxes), wanted.boxes_px))
     return {
@@ -96,7 +96,7 @@ def atss_values(run: HeadRun) -> Values:
 
 
 def retinanet_values(run: HeadRun) -> Values:
-    """The assignment, which anchors it ignores, and the offsets that it asks for."""
+    """The assignment, ignored anchors, and offset targets."""
     anchors, wanted = _assignment(run)
     offsets = run.head.coder.encode(anchors.boxes, wanted.boxes_px)
     ignored = (places(row) for row in wanted.ignored & anchors.usable)
@@ -109,7 +109,7 @@ def retinanet_values(run: HeadRun) -> Values:
 
 
 def fcos_values(run: HeadRun) -> Values:
-    """The assignment, the distances and centerness that it asks for, and the queries' boxes."""
+    """The assignment, distance and centerness targets, and the boxes of positive queries."""
     points, wanted = _assignment(run)
     sides = encode_distances(points.centres, wanted.boxes_px)
     values = {}
@@ -126,7 +126,7 @@ def fcos_values(run: HeadRun) -> Values:
 
 
 def gfl_values(run: HeadRun) -> Values:
-    """The assignment, and the targets that depend on the predictions."""
+    """The assignment, and targets that depend on the predictions."""
     anchors, wanted = _assignment(run)
     boxes = run.head.decode(anchors, run.predictions.regression)
     weight = run.predictions.logits.sigmoid().amax(dim=2) * wanted.positive
@@ -144,7 +144,7 @@ def gfl_values(run: HeadRun) -> Values:
 
 
 def paa_values(run: HeadRun) -> Values:
-    """Both stages of the assignment, and the mixture of every box in between."""
+    """Both stages of the assignment, and each box's mixture in between."""
     head, batch = run.head, run.batch
     anchors, wanted = _assignment(run)
     proposed = DenseBranches.assign(head, run.predictions, anchors, batch)
@@ -174,7 +174,9 @@ def paa_values(run: HeadRun) -> Values:
 def _mixtures(
     head: Any, proposed: Tensor, losses: Tensor, level_sizes: tuple[int, ...], count: int
 ) -> tuple[Values, Tensor]:
-    """``{box}_candidates`` and so on for the boxes that have a mixture, and its iterations."""
+    """``{box}_candidates`` and so on for each box, and the iterations of the mixtures that were
+    fitted.
+    """
     pool = head.assigner.pools(proposed, losses, level_sizes, count)
     mixture = head.assigner.mixture(pool.losses)
     low, high = mixture.log_joint(pool.losses)

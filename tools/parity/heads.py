@@ -1,4 +1,4 @@
-"""One auxiliary head alone against the recorded numbers of its official counterpart."""
+"""Compare a single auxiliary head with recorded numbers of its official counterpart."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from tools.parity.values import Values
 
 
 def check_head(recorded: Recorded) -> list[Row]:
-    """Everything recorded, in float64: inputs, raw outputs, assignments, detections, losses and
-    gradients.
+    """Inputs, raw outputs, assignments, detections, losses and gradients, in float64.
 
-    Raises UserError if the head is none of those known here.
+    Raises UserError if the head is unknown.
     """
     kind = kind_of(recorded)
     head = kind.build(recorded.info).double()
@@ -50,8 +49,8 @@ def step_rows(
     pyramid: Pyramid,
     names: Callable[[str], Sequence[str]],
 ) -> Iterator[Row]:
-    """Losses, and the gradients of the ``head`` and of the maps that it read (zeros where it read
-    none); ``names`` as for ``gradient_rows``.
+    """Losses, and gradients of the ``head`` and of its input maps (zero for maps that it does not
+    read). ``names`` as for ``gradient_rows``.
     """
     total, official = total_loss(losses), recorded.step()
     total.backward()
@@ -67,8 +66,8 @@ def step_rows(
 
 
 def _value_rows(recorded: Recorded, values: Values) -> Iterator[Row]:
-    """Boxes and scores of detections by themselves. A box without area that official voting turned
-    into NaN stays in ours: only that it has no area is compared.
+    """Detections' boxes and scores are separate rows. Official voting turns boxes without area into
+    NaN, ours keeps them; there only the lack of area is compared.
     """
     found = {name: v for name, v in values.items() if name.endswith("_boxes_scores")}
     yield from recorded.rows({k: v for k, v in values.items() if k not in found}, FLOAT64)

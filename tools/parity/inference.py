@@ -1,4 +1,4 @@
-"""All quantities of an evaluation pass, under their official names (``eval/...``)."""
+"""Quantities of an evaluation of Co-DETR by official name (``eval/...``)."""
 
 from __future__ import annotations
 
@@ -96,10 +96,11 @@ def _decoding(case: Case, memory: Memory) -> tuple[Values, Predictions]:
 
 
 def _references(case: Case, memory: Memory, inputs: list[tuple[Any, ...]]) -> Tensor:
-    """The anchors before the first layer and after each: refined from un-normed outputs (DINO).
+    """The anchors before the first layer and after each one, refined from outputs before the norm
+    (DINO).
 
-    Layers see anchors times the valid ratios; the last refinement, which no layer sees, is made
-    again from the last layer's output.
+    Layers see anchors times the valid ratios. No layer sees the last refinement, which is computed
+    here from the last layer's output.
     """
     decoder, head = case.detector.decoder, case.detector.head
     ratios = memory.valid_ratios.repeat(1, 1, 2)[:, None, 0]

@@ -1,4 +1,4 @@
-"""Images and boxes of a recorded run, and the batch that our code gets of them."""
+"""Images and boxes of a recorded run, and the batch made from them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tools.parity.rules import Array
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """``pixels`` (B, 3, H, W) normalised and padded by zeros, of images of ``sizes`` (height,
-    width); per image ``boxes`` (n, 4) xyxy px, ``labels`` (n,), ``relative`` boxes (n, 4) cxcywh in
-    [0, 1] where the rule makes them itself, and ``masks`` (n, h, w) if there are any.
+    """``pixels`` (B, 3, H, W) normalised and zero-padded, of images of ``sizes`` (height, width).
+    Per image: ``boxes`` (n, 4) xyxy px, ``labels`` (n,), ``relative`` boxes (n, 4) cxcywh in [0, 1]
+    if the rule computes them itself, and ``masks`` (n, h, w) if there are any.
     """
 
     pixels: Array
@@ -33,7 +33,7 @@ class Inputs:
 
 
 def input_values(inputs: Inputs) -> dict[str, Any]:
-    """All that is recorded of inputs, by its names."""
+    """Everything that records hold of inputs, by name."""
     pixels = inputs.pixels
     flat = pixels.reshape(len(pixels), -1).astype(np.float64)
     values = {
@@ -53,8 +53,8 @@ def input_values(inputs: Inputs) -> dict[str, Any]:
 def make_batch(
     inputs: Inputs, dtype: torch.dtype = torch.float64, whole_canvas: bool = False
 ) -> Batch:
-    """The recorded inputs. Under large-scale jitter (``whole_canvas``) the whole padded batch
-    counts as image, as in the official code without an attention mask.
+    """The recorded inputs as a batch. Under large-scale jitter (``whole_canvas``) the whole padded
+    batch counts as image, as in the official code without an attention mask.
     """
     canvas, own = torch.tensor(inputs.pixels.shape[2:]), torch.tensor(inputs.sizes)
     sizes = canvas.expand_as(own) if whole_canvas else own
@@ -94,8 +94,8 @@ def targets_of(
     masks: Tensor | None = None,
     relative: Array | None = None,
 ) -> Targets:
-    """Arrays ``boxes`` (n, 4) xyxy px and ``labels`` (n,) of an image of ``size`` (2,) width and
-    height, with ``masks`` (n, H, W); ``relative`` (n, 4) cxcywh: those in place of ``boxes``.
+    """Targets from arrays: ``boxes`` (n, 4) xyxy px and ``labels`` (n,) of an image of ``size``
+    (2,) width and height, with ``masks`` (n, H, W). ``relative`` (n, 4) cxcywh replaces ``boxes``.
     """
     size = size.to(dtype)
     if relative is None:

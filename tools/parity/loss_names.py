@@ -1,4 +1,4 @@
-"""What the official codes call our losses."""
+"""Official names of our losses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEAD_NUMBERS = {"rcnn": "0", "atss": "1"}
 
 def pattern(scheme: str, place: str, num_layers: int, encoder: str = "_enc") -> str:
     """The official name of a quantity ``{}`` of our ``scheme`` at our ``place``: ``layer0`` and so
-    on, or ``encoder``, which is officially called ``encoder``.
+    on, or ``encoder``, whose official suffix is ``encoder``.
     """
     if place == f"layer{num_layers - 1}":
         where = ""
@@ -29,13 +29,13 @@ def pattern(scheme: str, place: str, num_layers: int, encoder: str = "_enc") -> 
 
 
 def detr_loss(name: str, num_layers: int, encoder: str = "_enc") -> str:
-    """The official name of one of our losses in the repositories of DETR's family."""
+    """The official name of one of our losses in repositories of DETR's family."""
     scheme, *place, term = name.split("/")
     return pattern(scheme, place[-1], num_layers, encoder).format(f"loss_{DETR_TERMS[term]}")
 
 
 def co_detr_loss(name: str, num_layers: int) -> str:
-    """The official name of one of our losses in that of Co-DETR."""
+    """The official name of one of our losses in Co-DETR."""
     scheme, *place, term = name.split("/")
     if scheme == "masks":
         return f"loss_{term}"

@@ -1,4 +1,4 @@
-"""Masks through the transforms of training, step by step."""
+"""Compare masks after each transform of the training pipeline."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DIVISOR = 32
 
 
 def check_mask_pipeline(folder: Path) -> list[Row]:
-    """Masks, boxes and labels after every step of both chains: all pixels must be equal."""
+    """Masks, boxes and labels after every step of both chains; masks must be equal."""
     case = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
     arrays = read_arrays(folder / ARRAYS)
     samples = _steps(case)
@@ -89,13 +89,13 @@ def _loaded(case: dict[str, Any]) -> Sample:
 
 
 def _padded(sample: Sample) -> Sample:
-    """What collating makes of the masks."""
+    """With masks padded as by collation."""
     (targets,) = Collate(size_divisor=DIVISOR)([sample]).targets
     return replace(sample, targets=replace(sample.targets, masks=targets.masks))
 
 
 def _bounded(sample: Sample) -> Sample:
-    """Boxes around what is left of the masks, zeros where nothing is."""
+    """With the bounding boxes of the remaining masks, zeros where nothing remains."""
     masks: Tensor | None = sample.targets.masks
     assert masks is not None
     return replace(sample, targets=replace(sample.targets, boxes=mask_bounds(masks)))

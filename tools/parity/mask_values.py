@@ -1,4 +1,4 @@
-"""All quantities of the region head's masks under their official names."""
+"""Quantities of the region head's masks by official name."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tools.parity.values import Values, detections
 
 
 def has_original_sizes(recorded: Recorded) -> bool:
-    """Whether the recorded run brought detections back to original images."""
+    """Whether the recorded run mapped detections back to the original images."""
     return "ori_shapes" in {**recorded.info, **_evaluation(recorded)}
 
 
 def original_infos(recorded: Recorded, infos: Sequence[ImageInfo]) -> tuple[ImageInfo, ...]:
-    """Where the recorded run, which rescaled its detections, had the images come from."""
+    """``infos`` with the original sizes and scale factors of the recorded run."""
     said = {**recorded.info, **_evaluation(recorded)}
     return tuple(
         replace(info, original_size=(height, width), scale=(factor[0], factor[1]))
@@ -39,7 +39,7 @@ def original_infos(recorded: Recorded, infos: Sequence[ImageInfo]) -> tuple[Imag
 
 
 def _evaluation(recorded: Recorded) -> dict[str, Any]:
-    """What info.json says of the evaluation: by name, or a list of images with a value each."""
+    """The evaluation in info.json, which is an object, or a list with one object per image."""
     said = recorded.info.get("eval", {})
     if isinstance(said, dict):
         return said
@@ -53,8 +53,8 @@ def evaluated_masks(
     found: tuple[Detections, ...],
     main: Sequence[Detections],
 ) -> Values:
-    """Masks of the head's own detections, ``found``, of the query head's, ``main``, of the true
-    boxes and of any recorded regions; boxes are in pixels of the network's input.
+    """Masks of the head's own detections ``found``, of the query head's ``main``, of the true boxes
+    and of any recorded regions. Boxes are in pixels of the network's input.
     """
     originals = original_infos(case.recorded, case.batch.infos)
     rescaled = in_original(found, originals)
@@ -86,7 +86,7 @@ def _bitmaps(name: str, bits: Tensor) -> Values:
 
 
 def _one_pasted(case: Case, name: str, found: Detections) -> Values:
-    """The probabilities of the mask and the window that were recorded."""
+    """The probabilities of the recorded mask in the recorded window."""
     arrays = case.recorded.arrays
     if f"eval/{name}_paste_index" not in arrays:
         return {}
@@ -121,7 +121,7 @@ def _wide(case: Case, head: Any, pyramid: Pyramid) -> Values:
 
 
 def trained_masks(case: Case, head: Any, pyramid: Pyramid, regions: Sequence[Any]) -> Values:
-    """The positive regions of a training step: predictions and targets."""
+    """Predictions and targets of the positive regions of a training step."""
     targets = case.batch.targets
     boxes, numbers, values = with_masks(regions)
     values |= _of_regions("", head, pyramid, boxes)

@@ -1,6 +1,4 @@
-"""What official codes of DETR's family measure of every layer: whom they match, and what they log
-beside losses.
-"""
+"""What official codes of DETR's family compute per layer: matched pairs, and logged metrics."""
 
 from __future__ import annotations
 
@@ -18,8 +16,9 @@ from tools.parity.loss_names import pattern
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A layer's ``predictions`` and its ``pairs`` with ``targets``; ``name`` is the official name
-    of one of its losses, with ``{}`` for which, ``match`` that of the pairs, if they are recorded.
+    """A layer's ``predictions`` and its ``pairs`` with ``targets``. ``name`` is the official name
+    of its quantities with ``{}`` for which one; ``match`` is the name of its recorded pairs, if
+    there are any.
     """
 
     name: str
@@ -36,7 +35,7 @@ def layered(
     targets: Sequence[Targets],
     match: str = "",
 ) -> Iterator[Measured]:
-    """Every layer of a decoder; ``match`` with ``{}`` for its number."""
+    """All layers of a decoder; ``match`` has ``{}`` for the layer's number."""
     for i, (layer, own) in enumerate(zip(layers, pairs, strict=True)):
         yield Measured(
             name=pattern(scheme, f"layer{i}", len(layers)),
@@ -56,9 +55,11 @@ def matched(
     proposals: str = "match_enc",
     encoder: str = "_enc",
 ) -> Iterator[Measured]:
-    """Every layer of the main queries and the encoder's proposals, if there are any, matched with
-    ``targets`` again by the ``scheme`` called ``name``. ``match`` is as for ``layered``,
-    ``proposals`` and ``encoder`` are the official names of the proposals' pairs and losses.
+    """Match ``targets`` again with every layer of the main queries, and with the encoder's
+    proposals if there are any, by the ``scheme`` called ``name``.
+
+    ``match`` as for ``layered``; ``proposals`` names the proposals' pairs, ``encoder`` is the
+    official suffix of their losses.
     """
     yield from layered(name, main.layers, scheme.matcher(main.layers, targets), targets, match)
     if main.proposals is not None:
@@ -75,7 +76,7 @@ def matched(
 
 
 def matches(measured: Iterable[Measured]) -> dict[str, Tensor]:
-    """(P, 3) image, query, and target counted from 0 in every image."""
+    """(P, 3) image, query and target, the latter counted from 0 in each image."""
     found = {}
     for one in measured:
         starts, pairs = torch.tensor([0, *(len(t) for t in one.targets)]).cumsum(0), one.pairs
@@ -87,9 +88,9 @@ def matches(measured: Iterable[Measured]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def logged(measured: Iterable[Measured]) -> Iterator[tuple[str, float]]:
-    """``cardinality_error`` (number of queries whose best class is not the last one, against that
-    of targets), ``class_error`` (percent of pairs with a wrong best class) and the halves of the L1
-    loss, centre and size.
+    """``cardinality_error`` (queries whose best class is not the last one, minus the number of
+    targets), ``class_error`` (percentage of pairs with a wrong best class), and the L1 loss of
+    centres and of sizes.
     """
     for one in measured:
         logits, pairs = one.predictions.logits, one.pairs

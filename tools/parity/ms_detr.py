@@ -21,8 +21,8 @@ from tools.parity.values import layers
 
 
 def _selection(case: Case) -> Patches:
-    """Our selection of proposals; the recorded one where the folder says that scores are so near
-    each other that the official one is another in float64.
+    """Force the recorded selection of proposals if scores are so close that the official code
+    selects others in float64.
     """
     said = case.recorded.losses.get("float32_vs_float64", {})
     same = said.get("topk_order_same_in_float64", True)
@@ -30,7 +30,7 @@ def _selection(case: Case) -> Patches:
 
 
 def _values(case: Case, step: Step) -> dict[str, Tensor]:
-    """Under their recorded names."""
+    """Encoder, proposals and both sets of predictions, by recorded name."""
     main = step.main
     proposals: Any = main.proposals
     taps = main.taps[CROSS_ATTENTION]
@@ -47,7 +47,7 @@ def _values(case: Case, step: Step) -> dict[str, Tensor]:
 
 
 def _measured(case: Case, step: Step) -> Iterator[Measured]:
-    """Layers of the decoder, twice, and the encoder."""
+    """Both sets of decoder predictions, and the encoder's proposals."""
     one, mixed, targets = case.schemes["one_to_one"], case.schemes["mixed"], case.batch.targets
     yield from matched("one_to_one", one, step.main, targets, "match_o2o_l{}")
     many = mixed.predictions(step.main)
@@ -55,7 +55,7 @@ def _measured(case: Case, step: Step) -> Iterator[Measured]:
 
 
 def _further(case: Case, _: Step) -> Iterator[Row]:
-    """The matcher alone."""
+    """The one-to-many matcher on its own."""
     if (case.recorded.folder / FILE).is_file():
         yield from check_matcher(case.recorded.folder, case.schemes["mixed"].assigner)
 

@@ -1,7 +1,7 @@
-"""The recorded draws of denoising, in the layout of our schemes, and our items in theirs.
+"""Convert recorded denoising draws to the layout of our schemes, and our noised boxes to theirs.
 
 The official codes number noised boxes ("items") group by group (DINO: positives of a group, then
-its negatives), in each the boxes of image 0, then those of image 1, and so on.
+its negatives), and within each by image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tools.parity.rules import Array
 
 
 def query_noise(recorded: Recorded, counts: Sequence[int]) -> QueryNoise:
-    """DN-DETR's, for images with ``counts`` boxes."""
+    """Draws of DN-DETR for images with ``counts`` boxes."""
     arrays = recorded.arrays
     return QueryNoise(
         flip=_slots(arrays["dn_draw_label_u"], counts),
@@ -30,7 +30,7 @@ def query_noise(recorded: Recorded, counts: Sequence[int]) -> QueryNoise:
 
 
 def dino_noise(recorded: Recorded, counts: Sequence[int]) -> Noise:
-    """DINO's, for images with ``counts`` boxes."""
+    """Draws of DINO for images with ``counts`` boxes."""
     arrays, draw = recorded.arrays, "dn_draw_"
     return contrastive_noise(
         arrays[f"{draw}label_u"],
@@ -44,7 +44,9 @@ def dino_noise(recorded: Recorded, counts: Sequence[int]) -> Noise:
 def contrastive_noise(
     flip: Array, labels: Array, signs: Array, shifts: Array, counts: Sequence[int]
 ) -> Noise:
-    """Draws of every item, with ``signs`` 0 or 1, as (B, groups, positive | negative, n, ...)."""
+    """Draws of all items as (B, groups, positive | negative, n, ...); the given ``signs`` are 0 or
+    1.
+    """
 
     def halves(items: Array) -> Tensor:
         return _slots(items, counts).unflatten(1, (-1, 2))
@@ -58,7 +60,7 @@ def contrastive_noise(
 
 
 def _slots(items: Array, counts: Sequence[int]) -> Tensor:
-    """(B, groups, n, ...) of an array of items; zeros in slots without a box."""
+    """Rearrange items to (B, groups, n, ...), with zeros in slots without a box."""
     draws = torch.from_numpy(items).double()
     groups = draws.unflatten(0, (-1, sum(counts)))  # (G, T, ...)
     slots = draws.new_zeros(len(counts), len(groups), max(counts), *draws.shape[1:])
@@ -68,7 +70,7 @@ def _slots(items: Array, counts: Sequence[int]) -> Tensor:
 
 
 def items(group: QueryGroup, counts: Sequence[int]) -> dict[str, Tensor]:
-    """Labels, boxes, image and slot of every noised box of our ``group``, in their order."""
+    """Labels, boxes, image and slot of all noised boxes of our ``group``, in the official order."""
     pairs: Any = group.assignment
     order = torch.argsort(pairs.query // max(counts) * len(counts) + pairs.image, stable=True)
     labels = torch.cat([t.labels for t in group.targets])

@@ -1,4 +1,4 @@
-"""Looking at what modules take and give, without changing them."""
+"""Record inputs and outputs of modules without changing them."""
 
 from __future__ import annotations
 

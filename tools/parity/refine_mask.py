@@ -1,4 +1,6 @@
-"""The detector's mask branch alone, on given maps and boxes, against its official counterpart."""
+"""Compare the detector's mask branch on its own, on given maps and boxes, with its official
+counterpart.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +33,16 @@ from tools.parity.values import Values, detections, scored
 
 PREFIX = "detector.mask_branch."
 LEVELS = 5
-"""Of the encoder, finest first."""
+"""The encoder's levels, finest first."""
 
 
 def is_refine_mask(recorded: Recorded) -> bool:
-    """Whether the recorded state dict is that of such a branch."""
+    """Whether the recorded state dict is that of a mask branch."""
     return all(key.startswith(BRANCHES) for key in recorded.shapes)
 
 
 def check_refine_mask(recorded: Recorded) -> list[Row]:
-    """Everything recorded, in float64, with the branch and the losses of the experiment."""
+    """All recorded quantities in float64, with the branch and losses of the experiment."""
     classes = recorded.shapes["mask_iou_head.fc_mask_iou.bias"][0]
     cfg = compose_experiment(recorded.experiment, classes)
     branch = instantiate(cfg.model.detector.mask_branch).double()
@@ -73,7 +75,7 @@ def check_refine_mask(recorded: Recorded) -> list[Row]:
 
 
 def _candidates(recorded: Recorded, classes: int) -> list[Detections]:
-    """What stands for the detector's predictions."""
+    """Stand-ins for the detector's predictions."""
     info, inputs = recorded.info, recorded.inputs()
     found = []
     for image in zip(info["seeds"], inputs.boxes, inputs.labels, info["sizes"], strict=True):

@@ -1,4 +1,4 @@
-"""Quantities of the two-stage auxiliary head, under their official names."""
+"""Quantities of the two-stage auxiliary head by official name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tools.parity.values import Values, branch_maps, detections, numbered, score
 
 
 def run_regions(head: nn.Module, pyramid: Pyramid, batch: Batch) -> HeadRun:
-    """The head alone, with the fixed permutation for randomness."""
+    """A training step of the head alone, with the fixed permutation as randomness."""
     with mock.patch.object(torch, "randperm", fixed_permutation):
         output = head(pyramid, batch)
     return HeadRun(head=head, pyramid=pyramid, batch=batch, predictions=None, output=output)
@@ -28,7 +28,7 @@ def run_regions(head: nn.Module, pyramid: Pyramid, batch: Batch) -> HeadRun:
 
 @torch.no_grad()
 def rcnn_values(run: HeadRun) -> Values:
-    """Of the head alone: both stages, detections and queries."""
+    """Both stages, detections and queries of the head alone."""
     head, pyramid, batch = run.head, run.pyramid, run.batch
     first = head.rpn(pyramid, batch.images)
     with (
@@ -43,7 +43,7 @@ def rcnn_values(run: HeadRun) -> Values:
 
 
 def first_stage(head: Any, pyramid: Pyramid, images: Images, name: str = "rpn{}") -> Values:
-    """Raw outputs ``rpn_cls0`` ..., and the proposals of an evaluation."""
+    """Raw outputs ``rpn_cls0`` ... and the proposals at inference."""
     first = head.rpn(pyramid, images)
     raw = DensePredictions(logits=first.logits[..., None], regression=first.deltas)
     found = head.rpn.proposals(first, images.sizes, head.rpn.inference_selection)
@@ -53,7 +53,9 @@ def first_stage(head: Any, pyramid: Pyramid, images: Images, name: str = "rpn{}"
 def trained(
     head: Any, pyramid: Pyramid, batch: Batch, name: str = "rpn{}"
 ) -> tuple[Values, Sequence[Regions]]:
-    """Anchors, proposals and regions of a training step, what is said of the regions, and they."""
+    """Sampled anchors, proposals, and the second stage's outputs on the sampled regions of a
+    training step; and these regions.
+    """
     first, targets = head.rpn(pyramid, batch.images), batch.targets
     found = head.rpn.proposals(first, batch.images.sizes, head.rpn.training_selection)
     values = _proposals(name, found)
@@ -80,14 +82,16 @@ def trained(
 
 
 def counts(name: str, regions: Sequence[Regions]) -> Values:
-    """How many regions of each image are positive and negative."""
+    """Numbers of positive and negative regions per image."""
     positive = torch.tensor([len(one.target) for one in regions])
     size = torch.tensor([len(one) for one in regions])
     return {f"counts/{name}pos": positive, f"counts/{name}neg": size - positive}
 
 
 def with_masks(regions: Sequence[Regions]) -> tuple[list[Tensor], list[Tensor], Values]:
-    """Boxes and objects of the positive regions, which have masks, and what is recorded of them."""
+    """Boxes and object indices of the positive regions, the ones with masks, and their recorded
+    values.
+    """
     boxes, objects = [one.positive_boxes for one in regions], [one.target for one in regions]
     return (
         boxes,

@@ -1,8 +1,7 @@
-"""The rules by which recorded runs made their weights and inputs: nothing of them is stored.
+"""Rules that generate weights and inputs of recorded runs, so that none are stored.
 
-Rule version 1. All draws are by NumPy's PCG64. Weights depend on a tensor's official name and
-shape alone; images and boxes on a seed. Each value is computed in float64 and rounded once to
-float32.
+Rule version 1. All draws are by NumPy's PCG64. Weights depend only on a tensor's official name and
+shape, images and boxes on a seed. Each value is computed in float64 and rounded once to float32.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor
 Array = np.ndarray[Any, Any]
 
 BUILT = ("relative_position_index", "freqs_cos", "freqs_sin", "attn_mask")
-"""Names that end so are constants which a model makes itself."""
+"""Suffixes of constants that a model computes itself."""
 
 TABLES = (
     ("level_embeds", 1.0),
@@ -61,7 +60,7 @@ GAINS = (
 )
 """(part of the name, gain) of matrices: standard deviation gain / sqrt(fan in).
 
-The part ``.4.weight`` counts only at the end of names of box branches.
+``.4.weight`` only matches the end of names of box branches.
 """
 
 Extra = Sequence[tuple[str, Any]]
@@ -70,9 +69,9 @@ Extra = Sequence[tuple[str, Any]]
 def make_tensor(
     key: str, shape: Sequence[int], biases: Extra = (), gains: Extra = ()
 ) -> Array | None:
-    """The value of the state-dict entry ``key``; None where the built value stays.
+    """The value of the state-dict entry ``key``; None if the built value stays.
 
-    ``biases`` and ``gains`` are entries that are looked at before the tables above.
+    ``biases`` and ``gains`` are entries that take precedence over the tables above.
     """
     if key.endswith("num_batches_tracked"):
         return np.zeros(tuple(shape), dtype=np.int64)
@@ -83,7 +82,7 @@ def make_tensor(
 
 
 def generator(seed: int) -> np.random.Generator:
-    """What all draws of all rules come from."""
+    """The generator of all draws of all rules."""
     return np.random.Generator(np.random.PCG64(seed))
 
 
@@ -126,8 +125,8 @@ def make_inputs(
     num_classes: int = 80,
     keep: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Array, list[Array], list[Array]]:
-    """Normalised images (B, 3, H, W) padded with zeros, and per image boxes (n, 4) xyxy px and
-    labels (n,). ``sizes`` are (height, width); ``keep[b]`` picks among the boxes drawn.
+    """Normalised images (B, 3, H, W), zero-padded, and per image boxes (n, 4) xyxy px and labels
+    (n,). ``sizes`` are (height, width); ``keep[b]`` selects among the boxes drawn.
     """
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
     pixels = np.zeros((len(sizes), 3, height, width), dtype=np.float32)
@@ -166,6 +165,6 @@ def block_noise(
 
 
 def fixed_permutation(n: int) -> Tensor:
-    """What recorded runs had in place of ``torch.randperm``: the order of multiplicative hashes."""
+    """The replacement of ``torch.randperm`` in recorded runs: ordered by multiplicative hashes."""
     keys = (np.arange(1, n + 1, dtype=np.uint64) * 2654435761) % 2**32
     return torch.from_numpy(np.argsort(keys, kind="stable"))

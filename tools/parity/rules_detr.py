@@ -1,7 +1,7 @@
-"""The rules by which recorded runs of DETR's family made their weights and inputs (rule D1).
+"""Rules that generate weights and inputs of recorded runs of DETR's family (rule D1).
 
-As ``rules``, with other names and ranges: draws by NumPy's PCG64; a weight depends on its official
-name and shape alone; an image and its boxes on a seed. Each value is computed in float64 and
+As ``rules``, with other names and ranges: draws by NumPy's PCG64; a weight depends only on its
+official name and shape, an image and its boxes on a seed. Each value is computed in float64 and
 rounded once to float32.
 """
 
@@ -18,18 +18,18 @@ from tools.parity.inputs import Inputs
 from tools.parity.rules import Array, centred, generator, make_image
 
 PROPOSAL_BIAS = (0.0, 0.0, 1.2, 1.2)
-"""Middle of the proposals' last box bias: boxes larger than their anchors."""
+"""Mean of the proposals' last box bias: boxes larger than their anchors."""
 
 BOX_GAIN, PROPOSAL_CLASS_GAIN = 0.3, -1.0
-"""Of last box layers, and of the proposals' class layer (void tokens rank last)."""
+"""Gains of last box layers, and of the proposals' class layer (void tokens rank last)."""
 
 
 def make_tensor(
     key: str, shape: Sequence[int], overrides: Sequence[Mapping[str, Any]] = ()
 ) -> Array:
-    """The weight of an official name. The first of ``overrides`` whose ``pattern`` matches the
-    whole name replaces the rule: by ``gain``, or by ``offset`` (a number, or one for each entry of
-    the last axis) and ``scale``.
+    """The weight of an official name. The first of ``overrides`` whose ``pattern`` fully matches
+    the name replaces the rule: by ``gain``, or by ``offset`` (a number, or one per entry of the
+    last axis) and ``scale``.
     """
     chosen = next((o for o in overrides if re.fullmatch(o["pattern"], key)), None)
     if chosen is None:
@@ -42,7 +42,7 @@ def make_tensor(
 
 
 def _fan(shape: Sequence[int]) -> float:
-    """Half width that keeps the variance of a layer's inputs."""
+    """Half width that preserves the variance of a layer's inputs."""
     return math.sqrt(3.0 / math.prod(shape[1:]))
 
 
@@ -97,7 +97,7 @@ def _boxes(rng: np.random.Generator, height: int, width: int, count: int) -> Arr
 
 
 def _relative(corners: Array, height: int, width: int) -> Array:
-    """(n, 4) cxcywh, all of it in float32."""
+    """(n, 4) cxcywh in [0, 1], computed in float32."""
     size = np.array([width, height], dtype=np.float32)
     low, high = corners[:, :2], corners[:, 2:]
     return np.concatenate([(low + high) / 2 / size, (high - low) / size], axis=1)

@@ -1,5 +1,6 @@
-"""The rules by which recorded runs with masks made their weights and the masks of their objects
-(version 1). They add to ``rules``, which is unchanged for all other names.
+"""Rules that generate weights of mask heads and masks of objects of recorded runs (version 1).
+
+They extend ``rules``, which applies unchanged to all other names.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def make_tensor(
 
 
 def make_masks(boxes: Array, size: Sequence[int]) -> Array:
-    """(n, H, W) uint8: one mask in each of ``boxes`` (n, 4) xyxy px of an image of ``size``, height
-    and width: by turns an ellipse, a diamond, an ellipse with a bite, and a ring.
+    """(n, H, W) uint8: one mask in each of ``boxes`` (n, 4) xyxy px of an image of ``size``
+    (height, width): in turn an ellipse, a diamond, an ellipse with a notch, and a ring.
     """
     height, width = size
     columns, rows = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5
@@ -68,9 +69,11 @@ def make_masks(boxes: Array, size: Sequence[int]) -> Array:
 def make_candidates(
     seed: int, boxes: Array, labels: Array, size: Sequence[int], count: int, num_classes: int = 80
 ) -> tuple[Array, Array]:
-    """What stands for the predictions of a detector: (count, 5) float32 corners in px and score,
-    best first, and labels (count,) int64. They are moved copies of ``boxes`` (n, 4): the first half
-    a little and with its label, the second much and with any label.
+    """Stand-ins for a detector's predictions: (count, 5) float32 xyxy px and score, sorted by
+    score, and labels (count,) int64.
+
+    They are shifted copies of ``boxes`` (n, 4): the first half slightly and with its label, the
+    second half far and with a random label.
     """
     height, width = size
     drawn = rules.generator(1000 * seed + 998).random((count, 6))

@@ -1,5 +1,5 @@
-"""One training step and one evaluation of a case by our own code, and the rows that all records of
-training have.
+"""Run one training step and one evaluation of a case, and compare what all records of training
+have.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from tools.parity.table import EXACT, Row, Tolerance, Tolerances, compare
 from tools.parity.values import Values
 
 MEANS = Tolerance(relative=1e-9)
-"""Of what is counted in fractions."""
+"""For fractional counts."""
 
 Patches = Sequence[AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one training step made; ``seen`` holds what the watched parts took and gave."""
+    """Results of one training step; ``seen`` holds inputs and outputs of the watched modules."""
 
     memory: Memory
     decoded: Mapping[str, Decoded]
@@ -43,14 +43,14 @@ class Step:
 
     @property
     def main(self) -> Decoded:
-        """Of the main queries."""
+        """The decoder's answer for the main queries."""
         return self.decoded[MAIN]
 
 
 def training_step(
     case: Case, watched: Mapping[str, nn.Module] | None = None, patches: Patches = ()
 ) -> Step:
-    """One step of the real training code within ``patches``, forward and backward, from clean
+    """One forward and backward pass of the real training code within ``patches``, from zero
     gradients.
     """
     root, decode = case.root, case.detector.decode
@@ -73,7 +73,7 @@ def training_step(
 
 @torch.no_grad()
 def evaluated(case: Case, patches: Patches = ()) -> Predictions:
-    """What the detector finds within ``patches``."""
+    """The detector's predictions within ``patches``."""
     case.root.eval()
     with entered(patches):
         last: Predictions = case.detector(case.batch.images)
@@ -81,14 +81,14 @@ def evaluated(case: Case, patches: Patches = ()) -> Predictions:
 
 
 def recorded_selection(case: Case, name: str) -> AbstractContextManager[Any]:
-    """A patch by which the array called ``name`` says which proposals are selected."""
+    """A patch that selects the proposals in the recorded array ``name``."""
     indices = torch.from_numpy(case.recorded.arrays[name]).long()
     return mock.patch.object(case.detector.query_init.stage, "select", return_value=indices)
 
 
 @contextmanager
 def entered(patches: Patches) -> Iterator[None]:
-    """All ``patches`` are in place inside the context."""
+    """Enter all ``patches``."""
     with ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
@@ -102,8 +102,8 @@ def loss_rows(
     tolerances: Tolerances,
     logged: Mapping[str, float] | None = None,
 ) -> Iterator[Row]:
-    """Every loss of ``ours``, by official name, its weight and the ``total``; and what is only
-    ``logged``.
+    """All losses of ``ours``, by official name, their weights and the ``total``; and ``logged``
+    metrics.
     """
     weights = official.weights
     found = {
@@ -127,8 +127,8 @@ def gradient_rows(
     names: Callable[[str], Sequence[str] | None],
     tolerance: Tolerance,
 ) -> Iterator[Row]:
-    """L2 norms of the gradients of the weighted total, and of all of them together. ``names`` gives
-    the parameters of ``ours`` that hold an official one, None where it is unknown.
+    """L2 norms of gradients of the weighted total, by official parameter and of all together.
+    ``names`` maps an official parameter to those of ``ours`` that hold it, None if it is unknown.
     """
     norms = {
         name: 0.0 if p.grad is None else float(p.grad.norm())
@@ -144,7 +144,7 @@ def gradient_rows(
 
 
 def count_rows(recorded: Recorded, values: Values) -> Iterator[Row]:
-    """What the official step counted, against ours: ``values`` called ``counts/...``."""
+    """The recorded counts against the ``values`` called ``counts/...``."""
     for name, value in recorded.counts.items():
         ours = values.get(f"counts/{name}")
         if ours is not None:

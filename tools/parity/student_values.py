@@ -1,5 +1,6 @@
-"""What a training step of Conditional DETR, DAB-DETR, DN-DETR or DINO made, under the recorded
-names. The official codes put denoising queries before the ordinary ones.
+"""Quantities of a training step of Conditional DETR, DAB-DETR, DN-DETR or DINO by recorded name.
+
+The official codes put denoising queries before the main ones.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tools.parity.step import Step
 from tools.parity.values import layers
 
 EPS = 1e-12
-"""For logits of boxes that are inside the image."""
+"""For logits of boxes inside the image."""
 
 
 def noised(step: Step) -> str | None:
@@ -31,7 +32,7 @@ def noised(step: Step) -> str | None:
 
 @torch.no_grad()
 def step_values(detector: Any, step: Step, batch: Batch) -> dict[str, Any]:
-    """Everything that may have been recorded. ``step`` has seen ``backbone``, the decoder's
+    """All quantities that may be recorded. ``step`` has watched ``backbone``, the decoder's
     ``norm`` and its ``last`` layer.
     """
     main = step.main
@@ -57,24 +58,26 @@ def step_values(detector: Any, step: Step, batch: Batch) -> dict[str, Any]:
 
 
 def _anchors(answer: Decoded) -> Tensor:
-    """(L, B, Q, 4 or 2) that the heads of every layer refine."""
+    """(L, B, Q, 4 or 2) anchors that the heads of each layer refine."""
     taps: tuple[Tap, ...] = next(iter(answer.taps.values()))
     return torch.stack([tap.anchors for tap in taps])
 
 
 def _in_front(step: Step, parts: list[Tensor]) -> Tensor:
-    """The groups' queries (..., Q, C) together, denoising ones first; main ones come first here."""
+    """Concatenate (..., Q, C) of all groups, denoising queries first; ours have the main ones
+    first.
+    """
     return torch.cat(parts[::-1], dim=-2)
 
 
 def _swapped(step: Step, joint: Tensor) -> Tensor:
-    """(..., Q, C) of all queries, denoising ones first."""
+    """(..., Q, C) of all queries with denoising ones moved to the front."""
     number = len(step.main.group)
     return torch.cat([joint[..., number:, :], joint[..., :number, :]], dim=-2)
 
 
 def _refined(detector: Any, step: Step, anchors: Tensor, last: Tensor) -> Tensor:
-    """(B, Q, 4) what the last layer makes of its anchors, before the norm."""
+    """(B, Q, 4) anchors refined by the last layer, before the norm."""
     embeddings = detector.head.layer(detector.num_layers - 1)
     found = embeddings.boxes(_swapped(step, last), anchors[-1], detector.decoder.eps)
     if anchors.shape[-1] != found.shape[-1]:
@@ -84,7 +87,7 @@ def _refined(detector: Any, step: Step, anchors: Tensor, last: Tensor) -> Tensor
 
 
 def _selection(detector: Any, step: Step) -> dict[str, Any]:
-    """The encoder's proposals, and which were selected."""
+    """The encoder's proposals and the selected ones."""
     found, chosen = detector.query_init.stage(step.memory, detector.head)
     grid, usable = grid_proposals(step.memory)
     shown = torch.where(usable[..., None], grid, 0.0).sigmoid()
@@ -103,7 +106,7 @@ def _selection(detector: Any, step: Step) -> dict[str, Any]:
 
 
 def _denoising(step: Step, batch: Batch) -> dict[str, Any]:
-    """Queries, mask and predictions of the noised boxes, if there are any."""
+    """Queries, attention mask and predictions of the noised boxes, if there are any."""
     name = noised(step)
     if name is None:
         return {}

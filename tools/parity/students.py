@@ -26,7 +26,7 @@ from tools.parity.table import Tolerance, Tolerances
 NOISE = {query_denoising.GROUP: query_noise, CONTRASTIVE: dino_noise}
 DENOISING_LOSSES = ("tgt_", "_dn")
 PROPOSALS = "_interm"
-"""What the official code calls the encoder's."""
+"""Official suffix of the encoder's losses."""
 
 
 def _convert(official: Mapping[str, Tensor], _: Any) -> Conversion:
@@ -53,7 +53,7 @@ def _recorded_noise(case: Case) -> Patches:
 
 
 def _measured(case: Case, step: Step) -> Iterator[Measured]:
-    """Every layer that the official code measures, matched again by the schemes' own matchers."""
+    """All layers that the official code measures, matched again by the schemes' own matchers."""
     one, targets = case.schemes["one_to_one"], case.batch.targets
     yield from matched(
         "one_to_one", one, step.main, targets, proposals="match_interm", encoder=PROPOSALS
@@ -67,12 +67,12 @@ def _measured(case: Case, step: Step) -> Iterator[Measured]:
 
 
 def _absent(step: Step, name: str) -> bool:
-    """Where no image has a box, the official denoising losses are zeros, and ours are not there."""
+    """Without any box, official denoising losses are zero and ours are missing."""
     return noised(step) is None and any(mark in name for mark in DENOISING_LOSSES)
 
 
 def _unread(case: Case) -> int:
-    """Numbers in rows of the official table of labels that no class has."""
+    """Numbers in rows of the official label embedding that no class uses."""
     if "denoising" not in case.schemes:
         return 0
     rows, width = case.recorded.shapes.get("label_enc.weight", (0, 0))

@@ -1,4 +1,4 @@
-"""One row per compared quantity, and the table that is printed."""
+"""Compare quantities, one row each, and print them as a table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """``|ours - recorded| <= absolute + relative * |recorded|``; both 0: equal."""
+    """``|ours - recorded| <= absolute + relative * |recorded|``; both 0: exactly equal."""
 
     absolute: float = 0.0
     relative: float = 0.0
@@ -31,8 +31,8 @@ EXACT = Tolerance()
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerances:
-    """Of recorded ``arrays``, ``losses`` and norms of ``gradients``. Arrays of whole numbers must
-    be equal. ``special`` goes before all that: the first pattern that is found in a name.
+    """Tolerances of ``arrays``, ``losses`` and ``gradients`` (norms). Integer arrays must be equal.
+    ``special`` takes precedence: the first regular expression found in a name.
     """
 
     arrays: Tolerance = EXACT
@@ -41,11 +41,11 @@ class Tolerances:
     special: Mapping[str, Tolerance] = field(default_factory=dict)
 
     def of_array(self, name: str, recorded: np.ndarray) -> Tolerance:
-        """Of one that may hold whole numbers."""
+        """Tolerance of an array, which may hold integers."""
         return self._special(name) or (EXACT if recorded.dtype.kind in "biu" else self.arrays)
 
     def of_loss(self, name: str) -> Tolerance:
-        """Of one by its official name."""
+        """Tolerance of a loss by its official name."""
         return self._special(name) or self.losses
 
     def _special(self, name: str) -> Tolerance | None:
@@ -54,7 +54,7 @@ class Tolerances:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """``absolute`` and ``relative``: largest differences over all values of ``quantity``."""
+    """``absolute`` and ``relative`` are the largest differences over all values of ``quantity``."""
 
     quantity: str
     absolute: float
@@ -64,7 +64,9 @@ class Row:
 
 
 def compare_bits(quantity: str, ours: Any, recorded: Any, most: int = 0) -> Row:
-    """How many of two arrays of 0 and 1 differ: at most ``most`` may. Another shape: all do."""
+    """Count differing entries of two 0/1 arrays, at most ``most`` of which may differ. With unequal
+    shapes all do.
+    """
     mine, other = np.asarray(ours).astype(bool), np.asarray(recorded).astype(bool)
     different = int((mine != other).sum()) if mine.shape == other.shape else other.size
     return Row(
@@ -77,10 +79,10 @@ def compare_bits(quantity: str, ours: Any, recorded: Any, most: int = 0) -> Row:
 
 
 def compare(quantity: str, ours: Any, recorded: Any, tolerance: Tolerance = EXACT) -> Row:
-    """Compare tensors, arrays or numbers of one shape.
+    """Compare tensors, arrays or numbers.
 
-    Values that are infinite or NaN must be the same in both. Another shape is a difference
-    without bound. The relative difference is taken where the recorded value is not tiny.
+    Infinite and NaN values must be the same in both. Unequal shapes count as an infinite
+    difference. The relative difference ignores recorded values near zero.
     """
     a, b = _array(ours), _array(recorded)
     if a.shape != b.shape:
@@ -111,7 +113,7 @@ def compare_all(
     tolerances: Tolerances,
     place: str = "",
 ) -> Iterator[Row]:
-    """All of ``ours`` with what is recorded under ``place`` and its name."""
+    """Compare each of ``ours`` with the recorded array called ``place`` + its name."""
     for name, value in ours.items():
         stored = recorded[place + name]
         yield compare(place + name, value, stored, tolerances.of_array(place + name, stored))

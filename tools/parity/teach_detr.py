@@ -1,4 +1,4 @@
-"""Teach-DETR on H-Deformable-DETR, whose losses are those without teachers."""
+"""Teach-DETR on H-Deformable-DETR; its losses without teachers are those of H-Deformable-DETR."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEACHER = "teacher"
 
 
 def _convert(official: Mapping[str, Tensor], cfg: DictConfig) -> Conversion:
-    """Raises UserError where the experiment has another number of queries."""
+    """Raises UserError if the experiment has another number of queries."""
     queries, held = int(cfg.model.num_queries), int(cfg.scheme.hybrid.queries.num_queries)
     number = len(official["query_embed.weight"])
     if number != queries + held:
@@ -39,7 +39,7 @@ def _convert(official: Mapping[str, Tensor], cfg: DictConfig) -> Conversion:
 
 
 def _steps(case: Case) -> Iterator[tuple[str, Case]]:
-    """With the teachers' boxes that the recorded losses saw, if any, and without them."""
+    """With the recorded teacher boxes, if there are any, then without."""
     arrays = case.recorded.arrays
     if "target_ext_boxes_0" in arrays:
         teachers = tuple(
@@ -57,7 +57,7 @@ def _steps(case: Case) -> Iterator[tuple[str, Case]]:
 
 
 def _values(case: Case, step: Step) -> dict[str, Tensor]:
-    """Encoder, selection and both groups' predictions."""
+    """Encoder, selection, and predictions of both groups."""
     return {
         **two_stages(step),
         **layers("one2one_", step.main.layers),
@@ -66,7 +66,7 @@ def _values(case: Case, step: Step) -> dict[str, Tensor]:
 
 
 def _measured(case: Case, step: Step) -> Iterator[Measured]:
-    """Both groups against the ground truth, the main one also against the teachers' boxes."""
+    """Both groups matched with the ground truth, and the main one with the teacher boxes."""
     schemes, main, truth = case.schemes, step.main, case.batch.targets
     yield from matched(
         "one_to_one", schemes["one_to_one"], main, truth, "match_one2one_l{}", "match_one2one_enc"
@@ -86,8 +86,8 @@ def _repeated(case: Case, step: Step, match: str = "") -> Iterator[Measured]:
 
 
 def _constants(case: Case, step: Step) -> dict[str, float]:
-    """The official GIoU loss of a teacher's box of score s is 1 - s GIoU, ours s (1 - GIoU): ours
-    lacks the mean of 1 - s, which has no gradient.
+    """The official GIoU loss for a teacher box of score s is 1 - s GIoU, ours is s (1 - GIoU): the
+    difference is the mean of 1 - s, which has no gradient.
     """
     return {
         f"{TEACHER}/{number}/layer{i}/giou": float((1 - torch.cat([t.weights for t in own])).mean())
@@ -97,8 +97,8 @@ def _constants(case: Case, step: Step) -> dict[str, float]:
 
 
 def _further(case: Case, step: Step) -> Iterator[Row]:
-    """The anchors of both groups, who was matched with any copy of a target (they have equal cost:
-    which one is arbitrary), and teachers' files.
+    """The anchors of both groups, the one-to-many pairs (which copy of a target is matched is
+    arbitrary, as their costs are equal), and the teacher files.
     """
     recorded = case.recorded
     proposals: Any = step.main.proposals

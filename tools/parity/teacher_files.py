@@ -1,4 +1,4 @@
-"""What the official loader of Teach-DETR makes of teacher files, against ours."""
+"""Compare how teacher files are loaded with the official loader of Teach-DETR."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Crop(v2.Transform):
 
 
 def check_loader(recorded: Recorded) -> list[Row]:
-    """Ground truth and merged teachers' boxes of every recorded image and case."""
+    """Ground truth and merged teacher boxes of every recorded image and case."""
     folder = recorded.folder
     arrays = read_arrays(folder / LOADER)
     cases = list(dict.fromkeys(tuple(name.split("/")[:2]) for name in arrays))
@@ -66,7 +66,7 @@ def check_loader(recorded: Recorded) -> list[Row]:
 
 
 def _annotations(sizes: Mapping[int, tuple[int, ...]], num_classes: int) -> CocoAnnotations:
-    """The recorded images without boxes. Category ids are the classes."""
+    """The recorded images without boxes; category ids equal class indices."""
     none = torch.zeros(0, dtype=torch.int64)
     return CocoAnnotations(
         path=Path(LOADER),
@@ -87,7 +87,7 @@ def _annotations(sizes: Mapping[int, tuple[int, ...]], num_classes: int) -> Coco
 
 
 def _sample(recorded: Recorded, size: tuple[int, ...], teachers: tuple[BoxSet, ...]) -> Sample:
-    """A black image with the ground truth of the recorded input of this size."""
+    """A black image with the ground truth of the recorded input of that size."""
     number = [tuple(own) for own in recorded.keys["sizes"]].index(size)
     inputs = recorded.inputs()
     return Sample(
@@ -102,8 +102,8 @@ def _sample(recorded: Recorded, size: tuple[int, ...], teachers: tuple[BoxSet, .
 
 
 def _moved(sample: Sample, case: str, size: Array) -> Sample:
-    """The case's geometric operation, by our augmentation's own functions. A resize goes to the
-    recorded ``size`` (the official long side is rounded down, ours to the nearest pixel).
+    """Apply the case's geometric operation with our augmentation's functions. A resize uses the
+    recorded ``size`` (the official code rounds the long side down, ours to the nearest pixel).
     """
     if case == "hflip":
         return transform(sample, v2.RandomHorizontalFlip(1.0))

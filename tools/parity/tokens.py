@@ -27,7 +27,7 @@ def _measured(case: Case, step: Step) -> Iterator[Measured]:
 
 
 def _answers(step: Step) -> dict[str, Tensor]:
-    """Predictions; those of a detector with one answer are recorded without the layers' axis."""
+    """Predictions; without the axis of layers for a detector with one layer."""
     first, *rest = step.main.layers
     if not rest:
         return {"boxes": first.boxes, "logits": first.logits}
@@ -64,7 +64,7 @@ def _of_vidt(_: Case, step: Step) -> dict[str, Tensor]:
 
 
 def _layers(step: Step) -> Iterator[Any]:
-    """What the decoder's layers gave."""
+    """Outputs of the decoder's layers."""
     number = 0
     while made := step.seen.outputs.get(f"layer{number}"):
         yield made[0]
@@ -77,7 +77,7 @@ def _left_out(case: Case) -> int:
 
 
 def _parameters_left_out(case: Case, _: Step) -> Iterable[Row]:
-    """What has no gradient there is what we leave out."""
+    """Parameters without gradient in the official code are exactly those that we drop."""
     losses = case.recorded.losses
     if losses:
         norms = losses.get("float64", losses)["grad_norms"]

@@ -1,4 +1,4 @@
-"""MS-DETR's one-to-many matcher alone, on recorded made-up images."""
+"""Compare MS-DETR's one-to-many matcher on its own, on recorded synthetic images."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ TOLERANCES = Tolerances(arrays=Tolerance(absolute=1e-6))
 
 
 def check_matcher(folder: Path, assigner: TopKAssigner) -> list[Row]:
-    """Quality, votes and pairs of every case. Where more queries are positive than may vote, the
-    choice is random: there the number of pairs per target is compared with its bound alone.
+    """Quality, votes and pairs of every case. If more queries are positive than may vote, the
+    choice is random and only the bound on pairs per target is checked.
     """
     arrays, rows = read_arrays(folder / FILE), []
     for case in sorted({name.split("/")[0] for name in arrays}):

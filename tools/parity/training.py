@@ -1,4 +1,4 @@
-"""Values and losses of a training step of Co-DETR under their official names."""
+"""Quantities of a training step of Co-DETR by official name (``train/...``)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MASKS = "masks"
 
 
 def without_randomness(case: Case) -> list[AbstractContextManager[Any]]:
-    """Draws replaced as in the recorded runs: a fixed permutation, denoising without noise."""
+    """Random draws as in the recorded runs: a fixed permutation, and denoising without noise."""
     noise = ("label_noise", "box_noise") if DENOISING in case.schemes else ()
     return [
         mock.patch.object(torch, "randperm", fixed_permutation),
@@ -51,7 +51,7 @@ def training_values(case: Case, step: Step) -> Values:
 
 
 def _heads(case: Case, step: Step) -> Values:
-    """The auxiliary heads, and the queries that are made of their positives."""
+    """The auxiliary heads, and the queries made from their positives."""
     pyramid = case.schemes["collaborative"].auxiliary_pyramid(step.memory)
     counts = [len(step.decoded[f"positive_{name}"].group) for name in case.heads]
     values: Values = {"counts/aux_num": torch.tensor(counts)}
@@ -79,7 +79,7 @@ def _stacked(answer: Decoded) -> tuple[Tensor, Tensor]:
 
 
 def _main(decoded: Mapping[str, Decoded]) -> Values:
-    """Denoising queries come first in the official order."""
+    """Predictions of all queries, denoising ones first, as in the official code."""
     groups = [decoded[name] for name in (DENOISING, MAIN) if name in decoded]
     logits, boxes = zip(*(_stacked(answer) for answer in groups), strict=True)
     proposals = decoded[MAIN].proposals
@@ -133,7 +133,7 @@ def _positives(name: str, answer: Decoded, case: Case, candidates: Sequence[Cand
 
 
 def _features(case: Case, candidates: Sequence[Candidates]) -> Tensor:
-    """The features of the chosen candidates, got by an embedding that hands them through."""
+    """Features of the selected candidates, by means of an identity embedding."""
     scheme = case.schemes["collaborative"]
     group: QueryGroup = positive_group(
         "features",

@@ -1,4 +1,4 @@
-"""Quantities that records of several kinds have, under their official names."""
+"""Quantities that several kinds of records share, by official name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Values = dict[str, Tensor]
 
 
 def numbered(name: str, values: Iterable[Tensor]) -> Values:
-    """``name`` with the number of each in place of ``{}``."""
+    """Name the values by ``name``, which has ``{}`` for their number."""
     return {name.format(i): value for i, value in enumerate(values)}
 
 
@@ -39,8 +39,8 @@ def detections(name: str, images: Iterable[Detections]) -> Values:
 
 
 def branch_maps(name: str, said: DensePredictions, pyramid: Pyramid, quality: str = "") -> Values:
-    """``{name}cls0`` ... (B, channels, h, w) of every level: classes, regression, and the quality,
-    by its official name.
+    """``{name}cls0`` ... (B, channels, h, w) of every level: classes, regression and ``quality``,
+    which is that branch's official name.
     """
     parts = {"cls": said.logits, "reg": said.regression}
     if said.quality is not None:
@@ -59,7 +59,7 @@ def branch_maps(name: str, said: DensePredictions, pyramid: Pyramid, quality: st
 
 
 def positives(name: str, wanted: DenseTargets, anchors: Tensor) -> Values:
-    """Place, label, target and anchor (one of (A, 4)) of every positive; ``name`` as for
+    """Index, label, target and anchor (a row of (A, 4)) of every positive; ``name`` as for
     ``numbered``.
     """
     every = {
@@ -74,11 +74,11 @@ def positives(name: str, wanted: DenseTargets, anchors: Tensor) -> Values:
 
 
 def at_positives(name: str, wanted: DenseTargets, table: Tensor) -> Values:
-    """The rows of ``table`` (B, A, ...) at the positives; ``name`` as for ``numbered``."""
+    """Rows of ``table`` (B, A, ...) at the positives; ``name`` as for ``numbered``."""
     rows = (own[positive] for own, positive in zip(table, wanted.positive, strict=True))
     return numbered(name, rows)
 
 
 def places(mask: Tensor) -> Tensor:
-    """(P,) where ``mask`` (A,) is True."""
+    """(P,) indices where ``mask`` (A,) is True."""
     return mask.nonzero().squeeze(1)
