@@ -66,7 +66,7 @@ def kind_of(recorded: Recorded) -> Kind:
 def _dense_name(key: str) -> str:
     """Our name of an official parameter of a dense head."""
     key = key.removeprefix("bbox_head.0.").removesuffix(".scale")
-    key = re.sub(r"^(retina|conv|gfl)_", "", key)
+    key = re.sub(r"^(retina|conv|atss|gfl)_", "", key)
     key = re.sub(r"^(cls|reg)_convs", r"\1_tower", key)
     return key.replace(".gn.", ".norm.")
 
