@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
 
 from codetr.checkpoints.files import RunRecord
 from codetr.errors import UserError
@@ -74,6 +74,21 @@ def resume_path(ckpt_path: str | None, folder: RunFolder) -> str | None:
         rank_zero_only(log.warning)("%s cannot be resumed from (%s)", folder.last, reason)
     log.info("resuming from %s", found)
     return str(found)
+
+
+def require_fit(path: str, module: nn.Module) -> None:
+    """Raises UserError where names or shapes of the weights of checkpoint ``path``, which a run can
+    resume from, are not those of ``module``.
+    """
+    held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    shapes = [{name: t.shape for name, t in state.items()} for state in (held, module.state_dict())]
+    different = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})
+    if different:
+        raise UserError(
+            f"{path}: cannot be resumed with these settings, which make another model "
+            f"({len(different)} weights differ in name or shape: {different[0]}, ...): give the "
+            "whole command that started the run again, with ckpt_path=last"
+        )
 
 
 def damage(path: Path) -> str | None:

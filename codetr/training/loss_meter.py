@@ -63,6 +63,11 @@ class LossMeter:
         self._total, self._steps = None, 0
         return means
 
+    @property
+    def pending(self) -> float | None:
+        """Mean total loss of this process's steps since the last reading, if any."""
+        return None if self._total is None else self._total.item() / self._steps
+
     def state_dict(self) -> dict[str, Any]:
         """The sums of this process since the last reading, on the CPU, in plain types."""
         return {

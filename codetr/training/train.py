@@ -35,7 +35,7 @@ from codetr.suppression import use_nms
 from codetr.training.acceleration import accelerate
 from codetr.training.callbacks import BestResult, SafePoints, Throughput
 from codetr.training.callbacks.speed import peak_memory_gib
-from codetr.training.checkpoint_files import resume_path
+from codetr.training.checkpoint_files import require_fit, resume_path
 from codetr.training.csv_logger import CsvLogger
 from codetr.training.evaluators import build_evaluator
 from codetr.training.module import DetectionModule
@@ -74,19 +74,21 @@ def _train(cfg: DictConfig, given: Sequence[str]) -> dict[str, Any]:
     datamodule, classes = build_data(cfg)
     for written in (folder.path, folder.epochs):
         rank_zero_only(remove_parts)(written)
-    write_config(cfg, folder.config)
     record = build_record(cfg, classes)
     callbacks = build_callbacks(cfg)
     trainer = build_trainer(cfg.trainer, cfg.data.batch_size, callbacks, build_loggers(cfg))
     prepare_device(cfg, trainer.strategy.root_device)
     module = build_module(cfg, datamodule, record, trainer)
+    resume = resume_path(cfg.ckpt_path, folder)
+    if resume is not None:
+        require_fit(resume, module)
+    write_config(cfg, folder.config)
     announce(cfg, module, trainer)
     warn_of_crowded_images(cfg, datamodule)
     continued = Continued(run_facts(cfg, module, trainer, datamodule))
     trainer.callbacks.insert(0, continued)  # type: ignore[attr-defined]
     log_config(trainer, record.config)
     log_datasets(trainer, datamodule)
-    resume = resume_path(cfg.ckpt_path, folder)
     advice = f"continue with `{next_command(cfg, given)}`"
     with RankMonitor(trainer, folder.ranks, waiting_limit_s(cfg), advice):
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)

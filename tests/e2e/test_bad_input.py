@@ -92,6 +92,12 @@ def test_typo_in_a_key_or_an_option(command: Command) -> None:
         (("train.py", "schedule.epoch=3"), "did you mean schedule.epochs?"),
         (("scripts/inspect_data.py", "data=custum"), "did you mean data=custom?"),
         (("scripts/predict.py", "checkpoint=a.ckpt"), "source is not set"),
+        (("train.py", "imgsz=640"), "there is no setting imgsz: did you mean augmentation?"),
+        (("train.py", "zzz=640"), "there is no setting zzz. A new one needs"),
+        (("train.py", "data=a/data.yaml"), "data=custom data.root=FOLDER"),
+        (("train.py", "data=/a/data.yaml"), "data=custom data.root=FOLDER"),
+        (("train.py", "data.root=my", "photos"), "photos: is no setting, which is KEY=VALUE"),
+        (("train.py", "-m", "aux_heads"), "aux_heads: is no setting, which is KEY=VALUE"),
     ],
 )
 def test_mistakes_of_a_first_hour_are_one_line(

@@ -53,6 +53,21 @@ def test_resuming_says_what_is_another_run(command: Command, small: tuple[str, .
     assert "classes" not in said
 
 
+def test_a_run_is_not_resumed_as_another_model(
+    command: Command, small: tuple[str, ...], tmp_path: Path
+) -> None:
+    options = (*small, "name=a", "schedule.epochs=1", "checkpointing.best=null")
+    done = command("train.py", *options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    config = (tmp_path / "runs/a/config.yaml").read_bytes()
+    done = command("train.py", *options, "aux_heads=[]", "ckpt_path=last")
+    assert done.returncode == 2, done.stderr[-2000:]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "runs/a/last.ckpt: cannot be resumed with these settings" in line
+    assert "give the whole command that started the run again, with ckpt_path=last" in line
+    assert (tmp_path / "runs/a/config.yaml").read_bytes() == config
+
+
 def test_a_folder_may_be_called_as_a_number(command: Command, tmp_path: Path) -> None:
     write_coco(tmp_path / "2024", {"a.png": [[1.0, 1.0, 20.0, 20.0]]})
     done = command("scripts/inspect_data.py", "data=coco", "data.root=2024")

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from torch import Tensor
 
 from codetr.training.callbacks.results import BestResult
+from codetr.training.loss_meter import TOTAL, LossMeter
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +149,7 @@ class EpochLine(Callback):
         self.first, self.minutes = first, minutes
         self.clock = RunClock()
         self._start = self._line = 0.0
+        self._validated = False  # in this epoch
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock here too: resuming in the middle of an epoch does not start it."""
@@ -156,6 +158,11 @@ class EpochLine(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restart the clock."""
         self._start = time.perf_counter()
+        self._validated = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From now on, the metrics of a validation are those of this epoch."""
+        self._validated = True
 
     def on_train_batch_end(
         self,
@@ -188,18 +195,28 @@ class EpochLine(Callback):
             )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the line of the epoch, whose validation is complete."""
+        """Log the line of the epoch, whose validation is complete. The module logs what is left of
+        the losses only after this.
+        """
         if not trainer.is_global_zero:
             return
         self._line = time.perf_counter()
         taken = self._line - self._start
+        meter: LossMeter = pl_module.meter  # type: ignore[assignment]
         log.info(
             "epoch %d/%s: %s",
             trainer.current_epoch + 1,
             trainer.max_epochs,
-            " | ".join([*self._values(trainer), f"{taken:.1f} s"]),
+            " | ".join([*self._values(trainer, meter.pending), f"{taken:.1f} s"]),
         )
 
-    def _values(self, trainer: Trainer) -> list[str]:
-        values = trainer.callback_metrics
-        return [f"{name} {float(values[name]):.4g}" for name in self.names if name in values]
+    def _values(self, trainer: Trainer, pending: float | None = None) -> list[str]:
+        """The values of this epoch; ``pending``: a total loss that is newer than the logged one."""
+        values = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if self._validated or not name.startswith("val/")
+        }
+        if pending is not None:
+            values[TOTAL] = pending
+        return [f"{name} {values[name]:.4g}" for name in self.names if name in values]

@@ -12,7 +12,7 @@ from torch import nn
 from codetr.errors import UserError
 from codetr.run_folder import RunFolder
 from codetr.torch_files import materialised
-from codetr.training.checkpoint_files import NEEDED, AtomicCheckpointIO, resume_path
+from codetr.training.checkpoint_files import NEEDED, AtomicCheckpointIO, require_fit, resume_path
 
 
 def save(path: Path, age_s: int = 0) -> bytes:
@@ -31,6 +31,16 @@ def test_last_is_optional_and_a_named_file_is_not(tmp_path: Path) -> None:
     assert resume_path(str(folder.last), folder) == str(folder.last)
     with pytest.raises(UserError, match=r"other\.ckpt: no such"):
         resume_path(str(tmp_path / "other.ckpt"), folder)
+
+
+def test_weights_of_another_model_are_an_error(tmp_path: Path) -> None:
+    path = str(tmp_path / "last.ckpt")
+    torch.save({"state_dict": nn.Linear(4, 3).state_dict()}, path)
+    require_fit(path, nn.Linear(4, 3))
+    with pytest.raises(UserError, match=r"last\.ckpt: .*another model \(2 weights .*: bias, "):
+        require_fit(path, nn.Linear(4, 6))
+    with pytest.raises(UserError, match=r"another model \(1 weights .*: bias, "):
+        require_fit(path, nn.Linear(4, 3, bias=False))
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9, 0.999])

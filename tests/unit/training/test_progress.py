@@ -7,8 +7,35 @@ from typing import Any
 import pytest
 import torch
 
+from codetr.loss_terms import LossTerm
 from codetr.training.callbacks import BestResult, EpochLine, progress
 from codetr.training.callbacks.progress import RunProgressBar, SilentProgressBar, duration
+from codetr.training.loss_meter import LossMeter
+
+
+def module_of(*totals: float) -> Any:
+    """A module that has trained steps with these losses, which are not logged yet."""
+    meter = LossMeter()
+    for total in totals:
+        meter.update({"x": LossTerm(torch.tensor(0.0), 1.0)}, torch.tensor(total))
+    return SimpleNamespace(meter=meter)
+
+
+def test_a_line_has_the_values_of_its_own_epoch(caplog: pytest.LogCaptureFixture) -> None:
+    before = {"loss": torch.tensor(9.0), "val/AP": torch.tensor(0.5)}
+    trainer: Any = SimpleNamespace(
+        is_global_zero=True, callback_metrics=before, current_epoch=1, max_epochs=2
+    )
+    line, module = EpochLine(), module_of(2.0, 4.0)
+    with caplog.at_level(logging.INFO):
+        line.on_train_epoch_start(trainer, module)
+        line.on_train_epoch_end(trainer, module)
+        line.on_train_epoch_start(trainer, module)
+        line.on_validation_end(trainer, module)
+        line.on_train_epoch_end(trainer, module)
+    without, validated = [message.rpartition(" | ")[0] for message in caplog.messages]
+    assert without == "epoch 2/2: loss 3"
+    assert validated == "epoch 2/2: loss 3 | val/AP 0.5"
 
 
 def test_epoch_time_after_resuming_within_an_epoch(
@@ -21,7 +48,7 @@ def test_epoch_time_after_resuming_within_an_epoch(
     line = EpochLine()
     with caplog.at_level(logging.INFO):
         line.on_train_start(trainer, None)  # type: ignore[arg-type]
-        line.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+        line.on_train_epoch_end(trainer, module_of())
     (message,) = caplog.messages
     assert message.startswith("epoch 17/24: loss 2.5 | ")
     assert float(message.split()[-2]) < 60
