@@ -8,9 +8,10 @@ keys.json, with the state dict under ``keys`` (see ``rules_detr``).
 from __future__ import annotations
 
 import json
+import re
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ INFO, ARRAYS, STRIDES, KEYS, LOSSES = (
     "losses.json",
 )
 ENTRIES = "entries"
+WITH_SCORES = re.compile(r"_boxes_scores$|\d_proposals$")
 INPUTS = Tolerances(special={"mean_std": Tolerance(relative=1e-6)})
 
 
@@ -231,11 +233,23 @@ class Recorded:
         tolerances: Tolerances,
         where: Mapping[str, Tensor] | None = None,
     ) -> Iterator[Row]:
-        """One row for each of ``values`` that is recorded; ``where`` as for ``row``, by name."""
+        """One row for each of ``values`` that is recorded, or two for boxes with scores (n, 5) px:
+        scores have the tolerance of other arrays. ``where`` as for ``row``, by name.
+        """
         for name, value in values.items():
-            if name in self.arrays:
-                tolerance = tolerances.of_array(name, self.arrays[name])
+            if name not in self.arrays:
+                continue
+            tolerance = tolerances.of_array(name, self.arrays[name])
+            if not WITH_SCORES.search(name):
                 yield self.row(name, value, tolerance, (where or {}).get(name))
+                continue
+            boxes = torch.arange(5) < 4
+            for part, own, columns in (
+                ("boxes", tolerance, boxes),
+                ("scores", tolerances.arrays, ~boxes),
+            ):
+                row = self.row(name, value, own, columns)
+                yield replace(row, quantity=f"{row.quantity} ({part})")
 
     def row(
         self, name: str, ours: Any, tolerance: Tolerance = EXACT, where: Tensor | None = None
