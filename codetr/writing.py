@@ -39,6 +39,14 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             raise
 
 
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
+    """Replace ``path`` by ``text`` in UTF-8; ``errors`` as for ``str.encode``. Raises UserError as
+    ``replacing``.
+    """
+    with replacing(path) as file:
+        file.write(text.encode("utf-8", errors))
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder next to ``folder``, which is renamed to it at the end, unless another
@@ -66,7 +74,8 @@ def writable(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror or error}), but earlier files are whole: "
-            "make room or the folder writable, and give the same command again with ckpt_path=last"
+            "make room or the folder writable, and give the same command again, training with "
+            "ckpt_path=last"
         ) from None
 
 

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from codetr.evaluation.figures import any_script, plain
+from codetr.writing import write_text
 
 Cell = str | int | float | None
 """None: undefined, such as the mean of no values."""
@@ -57,10 +58,10 @@ def write_findings(
         **findings.series,
     }
     numbers, page = folder / f"{title}.json", folder / f"{title}.md"
-    numbers.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_text(numbers, json.dumps(content, indent=1, ensure_ascii=False))
     images = [f"![{name}]({path.name})" for name, path in pictures.items()]
     lines = [f"# {title}", *findings.notes, markdown(findings.columns, findings.rows), *images]
-    page.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+    write_text(page, "\n\n".join(lines) + "\n")
     return [numbers, page, *pictures.values()]
 
 

@@ -22,6 +22,7 @@ from codetr.data.loading import load_split
 from codetr.data.placement import AUTO
 from codetr.data.sources import Split, Splits
 from codetr.errors import UserError
+from codetr.writing import write_text
 
 _MOST_PROBLEMS = 1000  # lines in a page
 
@@ -178,10 +179,9 @@ def as_html(page: DataPage) -> str:
 
 def write_page(page: DataPage, path: Path) -> tuple[Path, Path]:
     """Write ``path`` (HTML) and the text report next to it; returns both paths."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = path.with_suffix(".txt")
-    path.write_text(as_html(page), encoding="utf-8", errors="replace")
-    text.write_text(as_text(page), encoding="utf-8", errors="replace")
+    write_text(path, as_html(page), errors="replace")
+    write_text(text, as_text(page), errors="replace")
     return path, text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from codetr.evaluation.matching import Floats, make_scenes
 from codetr.evaluation.precision_recall import RECALLS, THRESHOLDS, Curves, curves, rank
 from codetr.evaluation.report import write_json
 from codetr.run_folder import RunFolder
+from codetr.writing import write_text
 
 PICTURES = ("precision_recall.png", "f1.png", "confusion_matrix.png", "errors.png")
 _MOST_CONFUSIONS = 10  # that are printed
@@ -149,7 +151,8 @@ def _write_curves(
 
 def _write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Class names are escaped, so that a spreadsheet does not read them as formulas."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        for row in (head, *rows):
-            writer.writerow([as_cell(v) if isinstance(v, str) else v for v in row])
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    for row in (head, *rows):
+        writer.writerow([as_cell(v) if isinstance(v, str) else v for v in row])
+    write_text(path, text.getvalue())

@@ -15,6 +15,7 @@ from codetr.classes import ClassList
 from codetr.evaluation.detection_metric import EncodedMasks
 from codetr.evaluation.metrics import PER_CLASS, CocoMetrics
 from codetr.evaluation.precision_recall import Curves
+from codetr.writing import write_text
 
 Line = tuple[str, str, int]
 """IoU range, subset (object size or class frequency) and number of detections of a metric."""
@@ -147,5 +148,4 @@ def mask_records(
 
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as JSON, a list on one line; a missing folder is created."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=None if isinstance(content, list) else 2) + "\n")
+    write_text(path, json.dumps(content, indent=None if isinstance(content, list) else 2) + "\n")

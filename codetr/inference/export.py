@@ -29,6 +29,7 @@ from codetr.inference.export_check import (
 from codetr.inference.predictor import build_detector
 from codetr.inference.views import SIDES
 from codetr.models.ops import use_msda
+from codetr.writing import replacing, writable
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ def export(
         program = trace(model, cases[0], fixed)
         path.parent.mkdir(parents=True, exist_ok=True)
         if kind == "pt2":
-            torch.export.save(program, path, extra_files={f"{METADATA}.json": about})
+            with replacing(path) as file:
+                torch.export.save(program, file, extra_files={f"{METADATA}.json": about})
         else:
             write_onnx(path, program, model.outputs, about)
         run = run_pt2(path) if kind == "pt2" else run_onnx(path)
@@ -136,7 +138,8 @@ def write_onnx(
     assert translated is not None, "only the old exporter returns none"
     _name_free_sizes(translated.model.graph)
     translated.model.metadata_props[METADATA] = about
-    translated.save(path)
+    with writable(path):
+        translated.save(path)
 
 
 def _name_free_sizes(graph: Any) -> None:

@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from codetr.checkpoints.files import RunRecord
 from codetr.errors import UserError
 from codetr.models.backbones.hub_access import hub_or_cache, reason_of
+from codetr.writing import write_text
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -66,7 +67,7 @@ def write_config(path: Path, record: RunRecord) -> None:
         "id2label": dict(enumerate(record.classes.names)),
         "preprocessing": dict(record.preprocessing),
     }
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def fetch(

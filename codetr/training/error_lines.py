@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -24,6 +25,7 @@ from codetr.training.stopping import Stopped
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Environment variable: with 1, errors are shown with their tracebacks."""
 _STDOUT = 1
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_KEY = re.compile(r"^full_key: (?P<key>\S+)$", re.MULTILINE)
 _CALLED = re.compile(r"'(?P<name>[\w.]+)'")
 _GIVEN = {"data.root": "FOLDER", "checkpoint": "FILE", "source": "FILE or FOLDER", "out": "FILE"}
@@ -90,6 +92,12 @@ def one_line(error: BaseException) -> str | None:
         return f"{key} is not set: give {key}={_GIVEN.get(key, 'VALUE')}"
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key or 'configuration'}: {_joined(str(error.msg or error))}"
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        where = f"{error.filename}: " if error.filename else ""
+        return (
+            f"{where}{error.strerror}, so that the last file is not whole: make room, and give the "
+            "same command again, training with ckpt_path=last"
+        )
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}: check its name, folder and permissions"
     if type(error).__name__ == "MisconfigurationException":  # by name: Lightning is slow to import

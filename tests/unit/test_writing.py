@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import zeros
 
@@ -20,7 +21,7 @@ from codetr.data.derived import write_derived
 from codetr.errors import UserError
 from codetr.training.checkpoint_files import AtomicCheckpointIO
 from codetr.training.csv_logger import CsvLogger
-from codetr.writing import new_folder, remove_parts, replacing
+from codetr.writing import new_folder, remove_parts, replacing, write_text
 
 
 @contextmanager
@@ -127,9 +128,26 @@ def rows(path: Path) -> None:
     logger.save()
 
 
+def page(path: Path) -> None:
+    write_text(path, "a long text\n" * 1000)
+
+
+def program(path: Path) -> None:
+    """As ``codetr-export``; where torch.export writes the file itself, a full disk aborts it."""
+    layer = torch.export.export(torch.nn.Linear(2, 2), (zeros(1, 2),))
+    with replacing(path) as file:
+        torch.export.save(layer, file)
+
+
 @pytest.mark.parametrize(
     ("write", "name"),
-    [(checkpoint, "last.ckpt"), (detector, "model.safetensors"), (rows, "metrics.csv")],
+    [
+        (checkpoint, "last.ckpt"),
+        (detector, "model.safetensors"),
+        (rows, "metrics.csv"),
+        (page, "sweep.md"),
+        (program, "model.pt2"),
+    ],
 )
 def test_a_full_disk_is_one_line_and_costs_nothing(
     write: Callable[[Path], None],

@@ -18,6 +18,7 @@ from codetr.checkpoints.plain import plain_text
 from codetr.errors import UserError
 from codetr.json_text import parse_json
 from codetr.run_folder import RunFolder
+from codetr.writing import write_text
 
 Scalar = str | int | float | bool
 
@@ -58,16 +59,13 @@ class Job:
 
     def note(self, *, finished: bool) -> None:
         """Write the state file atomically."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        part = self.run.job.with_suffix(".part")
         content = {
             "fingerprint": self.fingerprint,
             "overrides": list(self.overrides),
             "swept": swept_values(self.swept),
             "finished": finished,
         }
-        part.write_text(json.dumps(content, indent=2) + "\n")
-        part.replace(self.run.job)
+        write_text(self.run.job, json.dumps(content, indent=2) + "\n")
 
     def command(self, script: Path, options: Sequence[str]) -> list[str]:
         """The command of the job, with Hydra's ``options`` but without ``-m``, since DDP repeats it

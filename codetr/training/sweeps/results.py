@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from codetr.training.sweeps.jobs import Job
+from codetr.writing import write_text
 
 COLUMNS = {"AP": "AP", "AP50": "AP50", "step_time_s": "s / step", "peak_memory_gib": "memory GiB"}
 """Keys of metrics.json that a sweep's table shows, with their headings."""
@@ -57,6 +59,7 @@ def write_table(results: Sequence[JobResult], folder: Path) -> None:
     Console().print(table)
     lines = [heading, ["---"] * len(heading), *rows]
     markdown = "".join("| " + " | ".join(line) + " |\n" for line in lines)
-    (folder / "sweep.md").write_text(markdown)
-    with (folder / "sweep.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([heading, *rows])
+    write_text(folder / "sweep.md", markdown)
+    table_text = io.StringIO(newline="")
+    csv.writer(table_text).writerows([heading, *rows])
+    write_text(folder / "sweep.csv", table_text.getvalue())

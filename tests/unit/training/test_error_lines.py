@@ -138,6 +138,14 @@ def test_a_file_that_the_system_refuses_is_one_line() -> None:
     assert "File name too long: check its name" in text
 
 
+def test_a_full_disk_under_a_library_that_names_no_file_is_one_line() -> None:
+    with Path("/dev/full").open("wb", buffering=0) as file, pytest.raises(OSError) as caught:  # noqa: PT011
+        file.write(b"a")
+    text = one_line(caught.value)
+    assert text is not None
+    assert text.startswith("No space left on device, so that the last file is not whole")
+
+
 REFUSALS = (errno.EROFS, errno.EACCES, errno.ENOSPC)
 """What the system says where nothing can be written. It is simulated: root may write anywhere."""
 
