@@ -37,23 +37,21 @@ class ClassList:
         return {category: i for i, category in enumerate(self.category_ids)}
 
 
-def with_ids_of(model: ClassList, data: ClassList) -> ClassList:
-    """The model's classes with the category ids of the data; classes that the data lacks get unused
-    ids.
+def with_ids_of(model: ClassList, data: ClassList, source: Path) -> ClassList:
+    """The model's classes with the category ids that the data of file ``source`` gives to the same
+    names; classes that the data lacks get unused ids. Names may repeat if the ids are the model's.
+    Raises UserError for a class of the data that the model lacks.
     """
+    classes = zip(data.names, data.category_ids, strict=True)
+    if set(classes) <= set(zip(model.names, model.category_ids, strict=True)):
+        return model
     own = dict(zip(data.names, data.category_ids, strict=True))
+    lacking = [name for name in data.names if name not in model.names]
+    if lacking:
+        raise UserError(
+            f"{source}: the checkpoint has no class '{lacking[0]}': evaluate on data with the "
+            "classes that the model was trained on, or give their names by data.classes.rename"
+        )
     free = count(max(data.category_ids, default=0) + 1)
     ids = tuple(own[name] if name in own else next(free) for name in model.names)
     return ClassList(names=model.names, category_ids=ids)
-
-
-def require_known_classes(data: ClassList, model: ClassList, source: Path) -> None:
-    """Raise UserError if the data has a category that the model lacks or has under another name."""
-    names = dict(zip(model.category_ids, model.names, strict=True))
-    for category, name in zip(data.category_ids, data.names, strict=True):
-        if names.get(category) != name:
-            known = names.get(category, "nothing")
-            raise UserError(
-                f"{source}: category {category} is '{name}' but the checkpoint knows it as "
-                f"'{known}': evaluate on data with the classes that the model was trained on"
-            )

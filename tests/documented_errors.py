@@ -359,7 +359,7 @@ ROWS: dict[str, Row] = {
         make=recorded(lambda r: r["config"]["data"].update(root="${oc.env:HOME}")),
         commands=((*PREDICT, "checkpoint=model.safetensors"),),
     ),
-    "but the checkpoint knows it as": Row(
+    "the checkpoint has no class": Row(
         make=dogs,
         commands=((*EVAL, "checkpoint=model.safetensors", *COCO),),
         differs=ANNOTATIONS,

@@ -17,7 +17,7 @@ from codetr.boxes import cxcywh_to_xyxy
 from codetr.checkpoints.experiment import without_initial_weights
 from codetr.checkpoints.transfer import load_weights
 from codetr.checkpoints.trusted import build_part
-from codetr.classes import ClassList, require_known_classes, with_ids_of
+from codetr.classes import ClassList, with_ids_of
 from codetr.data.datamodule import CocoDataModule
 from codetr.errors import UserError
 from codetr.inference.command import open_chosen
@@ -141,10 +141,7 @@ def open_subject(
     full = as_built(with_run(cfg, content.record, given), cfg, given, schemes=True)
     full.data.eval_batch_size = 1  # so that images are padded to the size divisor alone
     data = build_split(full, source)
-    classes = content.record.classes
-    if not content.record.ids_known:
-        classes = with_ids_of(classes, data.classes)
-    require_known_classes(data.classes, classes, data.val_annotations)
+    classes = with_ids_of(content.record.classes, data.classes, data.val_annotations)
     detector = build_part(without_initial_weights(full.model.detector), source)
     schemes = nn.ModuleDict({key: build_part(part, source) for key, part in full.scheme.items()})
     load_weights(content, source, detector, classes, schemes)

@@ -18,7 +18,7 @@ from codetr.checkpoints.experiment import without_initial_weights
 from codetr.checkpoints.files import DetectorFile
 from codetr.checkpoints.transfer import load_weights
 from codetr.checkpoints.trusted import build_part
-from codetr.classes import ClassList, require_known_classes, with_ids_of
+from codetr.classes import ClassList, with_ids_of
 from codetr.data.augment import Augmentation
 from codetr.data.collate import Collate
 from codetr.data.datamodule import CocoDataModule
@@ -138,10 +138,7 @@ def open_branch(
     resolve_branch(full)
     with_views = choose_views(cfg.views, full, cfg.checkpoint)
     datamodule = build_split(full, cfg.checkpoint)
-    classes = content.record.classes
-    if not content.record.ids_known:
-        classes = with_ids_of(classes, datamodule.classes)
-    require_known_classes(datamodule.classes, classes, datamodule.val_annotations)
+    classes = with_ids_of(content.record.classes, datamodule.classes, datamodule.val_annotations)
     branch = with_views(build_branch(full, content, cfg.checkpoint))
     return full, branch, datamodule, classes
 

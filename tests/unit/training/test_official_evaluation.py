@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from codetr.classes import ClassList, require_known_classes, with_ids_of
+from codetr.classes import ClassList, with_ids_of
 from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
 from codetr.training.evaluate import evaluate
@@ -29,15 +29,18 @@ def test_every_experiment_is_known_to_evaluation(experiment: str) -> None:
     assert "one_to_one" in cfg.scheme
 
 
-def test_placeholder_ids_are_replaced_by_those_of_the_data() -> None:
+def test_classes_are_matched_by_name_and_have_the_ids_of_the_data() -> None:
     model = ClassList(names=("a", "b", "c", "d"), category_ids=(1, 2, 3, 4))
     data = ClassList(names=("c", "a"), category_ids=(0, 4))
-    changed = with_ids_of(model, data)
+    changed = with_ids_of(model, data, Path("x"))
     assert changed == ClassList(names=model.names, category_ids=(4, 5, 0, 6))
-    require_known_classes(data, changed, Path("x"))
+    same = ClassList(names=("b", "d"), category_ids=(2, 4))
+    assert with_ids_of(model, same, Path("x")) == model
+    twice = ClassList(names=("a", "a"), category_ids=(1, 2))
+    assert with_ids_of(twice, twice, Path("x")) == twice
     other = ClassList(names=("c", "e"), category_ids=(0, 4))
-    with pytest.raises(UserError, match="category 4 is 'e'"):
-        require_known_classes(other, with_ids_of(model, other), Path("x"))
+    with pytest.raises(UserError, match="x: the checkpoint has no class 'e'"):
+        with_ids_of(model, other, Path("x"))
 
 
 def test_own_checkpoint_and_experiment_exclude_each_other() -> None:

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from codetr.checkpoints.experiment import without_initial_weights
 from codetr.checkpoints.files import RunRecord
-from codetr.classes import ClassList, require_known_classes
+from codetr.classes import ClassList
 from codetr.conf_folder import conf_folder
 from codetr.data.custom import CustomFolder
 from codetr.errors import UserError
@@ -235,14 +235,3 @@ def test_evaluation_fetches_no_backbone_weights() -> None:
     changed = without_initial_weights(detector)
     assert changed.backbone == {"name": "r", "pretrained": False, "weights": None}
     assert detector.backbone.pretrained is True
-
-
-def test_data_may_lack_classes_but_not_rename_them() -> None:
-    model = ClassList(names=("a", "b"), category_ids=(1, 5))
-    require_known_classes(ClassList(names=("b",), category_ids=(5,)), model, Path("v.json"))
-    for other in (
-        ClassList(names=("a",), category_ids=(5,)),
-        ClassList(names=("a",), category_ids=(2,)),
-    ):
-        with pytest.raises(UserError, match=r"v\.json: category \d is 'a'"):
-            require_known_classes(other, model, Path("v.json"))
