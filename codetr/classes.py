@@ -40,7 +40,8 @@ class ClassList:
 def with_ids_of(model: ClassList, data: ClassList, source: Path) -> ClassList:
     """The model's classes with the category ids that the data of file ``source`` gives to the same
     names; classes that the data lacks get unused ids. Names may repeat if the ids are the model's.
-    Raises UserError for a class of the data that the model lacks.
+    Raises UserError for a class of the data that the model lacks, and for a name that does not say
+    which class is meant.
     """
     classes = zip(data.names, data.category_ids, strict=True)
     if set(classes) <= set(zip(model.names, model.category_ids, strict=True)):
@@ -52,6 +53,13 @@ def with_ids_of(model: ClassList, data: ClassList, source: Path) -> ClassList:
             f"{source}: the checkpoint has no class '{lacking[0]}': evaluate on data with the "
             "classes that the model was trained on, or give their names by data.classes.rename"
         )
+    for names in (data.names, model.names):
+        vague = [name for name in data.names if names.count(name) > 1]
+        if vague:
+            raise UserError(
+                f"{source}: several classes are called '{vague[0]}', in it or in the checkpoint, "
+                "and their category ids differ: give them those of the checkpoint"
+            )
     free = count(max(data.category_ids, default=0) + 1)
     ids = tuple(own[name] if name in own else next(free) for name in model.names)
     return ClassList(names=model.names, category_ids=ids)

@@ -38,6 +38,11 @@ def test_classes_are_matched_by_name_and_have_the_ids_of_the_data() -> None:
     assert with_ids_of(model, same, Path("x")) == model
     twice = ClassList(names=("a", "a"), category_ids=(1, 2))
     assert with_ids_of(twice, twice, Path("x")) == twice
+    moved = ClassList(names=("a", "a"), category_ids=(0, 1))
+    one = ClassList(names=("a",), category_ids=(0,))
+    for own, given in ((twice, moved), (model, moved), (twice, one)):
+        with pytest.raises(UserError, match="x: several classes are called 'a'"):
+            with_ids_of(own, given, Path("x"))
     other = ClassList(names=("c", "e"), category_ids=(0, 4))
     with pytest.raises(UserError, match="x: the checkpoint has no class 'e'"):
         with_ids_of(model, other, Path("x"))
