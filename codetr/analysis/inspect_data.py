@@ -74,6 +74,8 @@ def inspect_data(
         )
         wrong = convention_errors(loaded[name]) if splits.box_format == AUTO else []
         problems += [f"{name}: {line}" for line in (*flaws, *wrong)]
+        if not loaded[name].usable.any():
+            problems.append(f"{name}: has no usable box, which training refuses")
     problems += similar_names(loaded["train"].classes.names)
     facts = _gather(named, loaded, rules)
     problems += [f"{f.name}: {line}" for f in facts for line in f.problems]

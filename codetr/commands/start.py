@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -126,6 +127,9 @@ def _mistakes_in_one_line(command: str, arguments: Sequence[str]) -> Iterator[No
                 if os.environ.get(FULL_ERROR) == "1":
                     raise
                 text = explain(error, arguments, command)
+            except KeyboardInterrupt:
+                print("stopped by SIGINT", file=sys.stderr, flush=True)
+                raise SystemExit(128 + signal.SIGINT) from None
             except Exception as error:
                 refused = _refusal(error)
                 if refused is None or os.environ.get(FULL_ERROR) == "1":

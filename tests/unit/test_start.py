@@ -86,3 +86,17 @@ def test_flags_may_stand_between_settings(
     start("info", lambda cfg, given: None, sweeps=False)
     cfg = OmegaConf.create(capsys.readouterr().out)
     assert (list(cfg.size), cfg.num_classes, cfg.trust) == ([8, 8], 2, True)
+
+
+def test_an_interrupted_command_has_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def interrupted(cfg: object, given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["info.py"])
+    with pytest.raises(SystemExit) as caught:
+        start("info", interrupted, sweeps=False)
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "stopped by SIGINT\n"

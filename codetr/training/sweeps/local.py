@@ -82,6 +82,7 @@ class LocalRunner:
         try:
             self._work(starts, done, running)
         except KeyboardInterrupt:
+            log.info("the sweep stops: the same command resumes it")
             raise
         except BaseException:
             for process, _ in running.values():

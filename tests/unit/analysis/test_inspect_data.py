@@ -160,6 +160,7 @@ def test_a_split_without_boxes_has_no_pictures(tmp_path: Path) -> None:
     page = inspect_data("mine", splits)
     assert page.pictures["val"] == b""
     assert "no image with boxes" in as_html(page)
+    assert "val: has no usable box, which training refuses" in page.problems
 
 
 def test_real_coco(shared: Path) -> None:
