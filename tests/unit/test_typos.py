@@ -1,9 +1,12 @@
 """Names that users of other tools know."""
 
+import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from codetr.checkpoints.experiment import compose_train
 from codetr.conf_folder import conf_folder
+from codetr.errors import UserError
 from codetr.typos import FROM_OTHER_TOOLS
 
 
@@ -15,3 +18,9 @@ def test_what_is_set_instead_of_other_tools_settings_exists() -> None:
         parent, _, key = ours.rpartition(".")
         nodes = [OmegaConf.select(cfg, parent) if parent else cfg for cfg in (train, predict)]
         assert any(node is not None and key in node for node in nodes), other
+
+
+@pytest.mark.parametrize("given", ["data=custom", {"data": "custom"}])
+def test_settings_in_python_are_a_list(given: object) -> None:
+    with pytest.raises(UserError, match=f"of type {type(given).__name__}: give a list of them"):
+        compose_train(given)  # type: ignore[arg-type]
