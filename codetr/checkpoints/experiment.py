@@ -39,13 +39,8 @@ def compose_experiment(name: str, num_classes: int, overrides: Sequence[str] = (
 def compose_train(overrides: Sequence[str]) -> DictConfig:
     """The configuration of ``train.py OVERRIDES``, with the working folder as its run folder.
 
-    Raises UserError for an invalid override, and for anything but a sequence of them.
+    Raises UserError for an invalid override.
     """
-    if not isinstance(overrides, list | tuple):
-        raise UserError(
-            f"settings of type {type(overrides).__name__}: give a list of them: "
-            "['data=custom', 'data.root=FOLDER']"
-        )
     require_present_keys(overrides)
     running = GlobalHydra.instance().hydra  # of a surrounding command, if any
     GlobalHydra.instance().clear()

@@ -46,6 +46,11 @@ def train(overrides: Sequence[str] = ()) -> TrainingResult:
     Raises UserError for what a user can correct, and for more than one device: only the command
     starts further processes.
     """
+    if not isinstance(overrides, list | tuple):
+        raise UserError(
+            f"settings of type {type(overrides).__name__}: give a list of them: "
+            "['data=custom', 'data.root=FOLDER']"
+        )
     overrides = for_this_machine(overrides, say=log.warning)
     cfg = compose_train(overrides)
     if cfg.paths.run_dir == ".":  # not given

@@ -4,9 +4,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from codetr.checkpoints.experiment import compose_train
 from codetr.conf_folder import conf_folder
 from codetr.errors import UserError
+from codetr.training.in_python import train
 from codetr.typos import FROM_OTHER_TOOLS
 
 
@@ -23,4 +23,4 @@ def test_what_is_set_instead_of_other_tools_settings_exists() -> None:
 @pytest.mark.parametrize("given", ["data=custom", {"data": "custom"}])
 def test_settings_in_python_are_a_list(given: object) -> None:
     with pytest.raises(UserError, match=f"of type {type(given).__name__}: give a list of them"):
-        compose_train(given)  # type: ignore[arg-type]
+        train(given)  # type: ignore[arg-type]
