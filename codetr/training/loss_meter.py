@@ -5,6 +5,7 @@ the device in every step.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,16 +22,18 @@ TOTAL = "loss"
 
 
 class LossMeter:
-    """Means on the device of the unweighted loss terms and the total between two readings.
+    """Means on the device of the total loss, of each scheme's part of it and of the unweighted loss
+    terms between two readings.
 
-    The total is averaged over all processes. Single terms are those of this process, since
-    processes may have different ones.
+    The total is averaged over all processes. Parts and terms are those of this process, since
+    processes may have different terms.
     """
 
     def __init__(self) -> None:
         self._total: Tensor | None = None
         self._steps = 0
         self._terms: dict[tuple[str, ...], tuple[Tensor, int]] = {}
+        self._weights: dict[str, float] = {}
         self.latest: tuple[tuple[str, ...], Tensor] = ((), torch.empty(0))
 
     def update(self, losses: Losses, total: Tensor) -> Tensor:
@@ -40,14 +43,16 @@ class LossMeter:
         last = total.detach().float()
         before, count = self._terms.get(names, (torch.zeros_like(terms), 0))
         self._terms[names] = (before + terms, count + 1)
+        self._weights |= zip(names, (term.weight for term in losses.values()), strict=True)
         self._total = last if self._total is None else self._total + last
         self._steps += 1
         self.latest = ((TOTAL, *names), torch.cat([last[None], terms]))
         return self.latest[1]
 
     def read(self) -> dict[str, float]:
-        """Means since the last reading by name; empty if there was no step. Synchronises with the
-        device. All processes must call it.
+        """Means since the last reading, empty if there was no step: ``loss``, its parts
+        ``loss_SCHEME`` and the terms ``loss/SCHEME/...``. Synchronises with the device. All
+        processes must call it.
         """
         if self._total is None:
             return {}
@@ -58,6 +63,10 @@ class LossMeter:
                 entry[0] += value
                 entry[1] += count
         means = {TOTAL: mean_over_ranks(self._total).item() / self._steps}
+        parts: dict[str, float] = defaultdict(float)
+        for name, (value, _) in sums.items():
+            parts[f"{TOTAL}_{name.split('/')[1]}"] += self._weights[name] * value / self._steps
+        means |= parts
         means |= {name: value / count for name, (value, count) in sums.items()}
         self._terms.clear()
         self._total, self._steps = None, 0
@@ -74,6 +83,7 @@ class LossMeter:
             "total": None if self._total is None else self._total.cpu(),
             "steps": self._steps,
             "terms": [(list(names), v.cpu(), n) for names, (v, n) in self._terms.items()],
+            "weights": dict(self._weights),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
@@ -82,6 +92,7 @@ class LossMeter:
         self._total = None if total is None else total.to(device)
         self._steps = state["steps"]
         self._terms = {tuple(names): (v.to(device), n) for names, v, n in state["terms"]}
+        self._weights = dict(state["weights"])
 
     def not_finite(self) -> list[str]:
         """Names of the latest step's values that are NaN or infinite."""

@@ -7,7 +7,6 @@ import netrc
 import os
 import socket
 from argparse import Namespace
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,8 +137,8 @@ class GuardedWandbLogger(WandbLogger):
     """Lightning's logger, except that an error of W&B never ends a training run: the first one is
     reported as a warning, and nothing more is logged (metrics.csv has the same values).
 
-    Losses are in the section ``train/``: ``train/loss``, and for each scheme the sum of its
-    unweighted terms. ``per_layer``: log each term too, as ``loss/<scheme>/<layer>/<name>``.
+    Losses are in the section ``train/``: ``train/loss`` and the part of each scheme in it.
+    ``per_layer``: log each unweighted term too, as ``loss/<scheme>/<layer>/<name>``.
     ``checkpoints``: upload the best weights when training ends. ``datasets``: upload the annotation
     files when it starts.
     """
@@ -230,17 +229,15 @@ class GuardedWandbLogger(WandbLogger):
 def in_sections(metrics: Mapping[str, float], per_layer: bool) -> dict[str, float]:
     """``metrics`` by the names that W&B shows: see ``GuardedWandbLogger``."""
     shown: dict[str, float] = {}
-    sums: dict[str, float] = defaultdict(float)
     for name, value in metrics.items():
-        if name == LOSS:
-            shown[f"{SECTION}/{LOSS}"] = value
+        if name == LOSS or name.startswith(f"{LOSS}_"):
+            shown[f"{SECTION}/{name}"] = value
         elif name.startswith(f"{LOSS}/"):
-            sums[f"{SECTION}/{LOSS}_{name.split('/')[1]}"] += value
             if per_layer:
                 shown[name] = value
         elif not (value == UNDEFINED and name.startswith(EVALUATED)):
             shown[name] = value
-    return shown | sums
+    return shown
 
 
 def wandb_server() -> SplitResult:

@@ -18,32 +18,25 @@ Curve = list[tuple[float, float]]
 
 
 def read_curves(rows: Sequence[Mapping[str, str]], steps_per_epoch: int) -> dict[str, Curve]:
-    """(epoch, value) pairs by name, from the rows of metrics.csv; epochs are fractional.
-
-    The terms ``loss/<scheme>/...`` of a scheme are summed, unweighted, to ``loss/<scheme>``.
-    """
+    """(epoch, value) pairs by name, from the rows of metrics.csv; epochs are fractional."""
     curves: dict[str, Curve] = defaultdict(list)
     for row in rows:
-        values: dict[str, float] = defaultdict(float)
+        epoch = (int(row[STEP]) + 1) / steps_per_epoch
         for name, text in row.items():
-            if text == "" or name in (STEP, "epoch"):
-                continue
-            parts = name.split("/")
-            values["/".join(parts[:2]) if parts[0] == "loss" else name] += float(text)
-        for name, value in values.items():
-            curves[name].append(((int(row[STEP]) + 1) / steps_per_epoch, value))
+            if text != "" and name not in (STEP, "epoch"):
+                curves[name].append((epoch, float(text)))
     return dict(curves)
 
 
 def plot_curves(curves: Mapping[str, Curve], path: Path) -> None:
-    """Plot total loss, loss per scheme and validation AP over epochs to a PNG file."""
+    """Plot total loss, each scheme's part of it and validation AP over epochs to a PNG file."""
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     total, schemes, quality = figure.subplots(1, 3)
-    _draw(total, {"loss": curves.get("loss", [])}, "total loss (weighted)")
+    _draw(total, {"loss": curves.get("loss", [])}, "total loss")
     _draw(
         schemes,
-        {n.removeprefix("loss/"): c for n, c in curves.items() if n.startswith("loss/")},
-        "raw losses per scheme",
+        {n.removeprefix("loss_"): c for n, c in curves.items() if n.startswith("loss_")},
+        "loss per scheme",
     )
     shown = {n: curves[n] for n in ("val/AP", "val/AP50", "val/AP75") if n in curves}
     _draw(quality, shown, "validation")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from codetr.errors import UserError
-from codetr.loss_terms import LossTerm
+from codetr.loss_terms import LossTerm, total_loss
 from codetr.training.loss_meter import FiniteGuard, LossMeter
 
 
@@ -10,12 +10,18 @@ def term(value: float, weight: float = 1.0) -> LossTerm:
     return LossTerm(torch.tensor(value), weight)
 
 
-def test_reads_means_of_unweighted_values_and_resets() -> None:
+def test_reads_means_of_the_total_its_parts_and_unweighted_terms_and_resets() -> None:
     meter = LossMeter()
-    meter.update({"a/cls": term(1.0, weight=7.0), "a/box": term(4.0)}, torch.tensor(11.0))
-    meter.update({"a/cls": term(3.0, weight=7.0)}, torch.tensor(21.0))
-    assert meter.read() == {"loss": 16.0, "loss/a/cls": 2.0, "loss/a/box": 4.0}
-    assert meter.read() == {}
+    first = {"a/cls": term(1.0, weight=7.0), "a/box": term(4.0), "b/cls": term(2.0, weight=0.5)}
+    second = {"a/cls": term(3.0, weight=7.0)}
+    meter.update(first, total_loss(first))
+    resumed = LossMeter()
+    resumed.load_state_dict(meter.state_dict(), torch.device("cpu"))
+    resumed.update(second, total_loss(second))
+    found = resumed.read()
+    terms = {"loss/a/cls": 2.0, "loss/a/box": 4.0, "loss/b/cls": 2.0}
+    assert found == {"loss": 16.5, "loss_a": 16.0, "loss_b": 0.5, **terms}
+    assert resumed.read() == {}
 
 
 def test_keeps_no_graph() -> None:

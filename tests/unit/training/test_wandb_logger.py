@@ -137,6 +137,8 @@ def test_what_a_sweep_varied_becomes_tags() -> None:
 def test_losses_are_summed_per_scheme_unless_each_term_is_asked_for() -> None:
     metrics = {
         "loss": 3.0,
+        "loss_one_to_one": 1.5,
+        "loss_denoising": 2.0,
         "loss/one_to_one/layer0/cls": 1.0,
         "loss/one_to_one/layer1/cls": 0.5,
         "loss/denoising/layer0/l1": 2.0,

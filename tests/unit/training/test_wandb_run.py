@@ -23,7 +23,7 @@ from codetr.training.wandb_logger import wandb_logger
 folder, resumes = sys.argv[1], sys.argv[2] or None
 options = {"per_layer": True, "checkpoints": True, "datasets": True} if resumes is None else {}
 logger = wandb_logger(folder, "project", "mine", offline=True, resumes=resumes, **options)
-terms = {"loss/dn/layer0/l1": 1.0, "loss/dn/layer1/l1": 2.0}
+terms = {"loss_dn": 3.0, "loss/dn/layer0/l1": 1.0, "loss/dn/layer1/l1": 2.0}
 logger.log_metrics({"val/AP": 0.5, "val/AP_large": -1.0, "loss": -1.0, **terms}, step=1)
 annotations = Path(folder, "train.json")
 annotations.write_text("{}")
