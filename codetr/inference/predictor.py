@@ -66,6 +66,8 @@ class Predictor(ModelHubMixin):
         (H, W, 3) or uint8 tensors (3, H, W), all RGB. Raises UserError for other values and for
         files that cannot be read.
         """
+        if not 0 <= threshold <= 1:
+            raise UserError(f"threshold={threshold}: give a score from 0 to 1")
         one = is_one_image(images)
         given: Sequence[Any] = [images] if one else list(images)  # type: ignore[arg-type]
         looked_at = [as_image(image, self.rules) for image in given]

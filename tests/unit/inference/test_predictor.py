@@ -82,6 +82,8 @@ def test_threshold(predictor: Predictor) -> None:
     middle = everything.scores.median().item()
     found = predictor.predict(PIXELS, threshold=middle)
     assert 0 < len(found) == (everything.scores > middle).sum()
+    with pytest.raises(UserError, match="threshold=30: give a score from 0 to 1"):
+        predictor(PIXELS, threshold=30)
 
 
 def test_batches_of_equal_images_change_nothing(tiny: Path, predictor: Predictor) -> None:
