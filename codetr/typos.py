@@ -66,8 +66,8 @@ def explain(error: HydraException, overrides: Sequence[str], command: str = "tra
 def _option(file: str) -> str:
     group, _, name = file.removesuffix(".yaml").rpartition("/")
     folder = conf_folder() / group
-    if not folder.is_dir() and file.startswith("data/"):
-        path = file.removeprefix("data/")
+    path = file.removeprefix("data/")
+    if path != file and "/" in path:
         return f"data={path}: is a path: give data=custom data.root=FOLDER, the folder of your data"
     options = sorted(path.stem for path in folder.glob("*.yaml"))
     near = get_close_matches(name, options, 3, 0.4)

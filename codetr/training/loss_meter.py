@@ -87,7 +87,11 @@ class LossMeter:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """The inverse of ``state_dict``."""
+        """The inverse of ``state_dict``. Sums of a version that did not store the weights are left
+        out, since the parts of the total could not be read from them.
+        """
+        if "weights" not in state:
+            return
         total = state["total"]
         self._total = None if total is None else total.to(device)
         self._steps = state["steps"]

@@ -96,6 +96,7 @@ def test_typo_in_a_key_or_an_option(command: Command) -> None:
         (("train.py", "zzz=640"), "there is no setting zzz. A new one needs"),
         (("train.py", "data=a/data.yaml"), "data=custom data.root=FOLDER"),
         (("train.py", "data=/a/data.yaml"), "data=custom data.root=FOLDER"),
+        (("train.py", "data=../a"), "data=custom data.root=FOLDER"),
         (("train.py", "data.root=my", "photos"), "photos: is no setting, which is KEY=VALUE"),
         (("train.py", "-m", "aux_heads"), "aux_heads: is no setting, which is KEY=VALUE"),
     ],

@@ -49,6 +49,17 @@ def test_what_is_written_takes_the_place_of_what_was_there(tmp_path: Path) -> No
         assert files(tmp_path / "sub") == {"a.bin": content}
 
 
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "text")
+    assert os.read(reader, 100) == b"text"
+    os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, RuntimeError])
 def test_an_error_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
     (tmp_path / "a.bin").write_bytes(b"old")

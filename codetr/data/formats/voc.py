@@ -295,6 +295,7 @@ def _listed(
         by_place[place].append(images[file])
     found: dict[str, list[LabelledImage]] = defaultdict(list)
     lost: dict[str, list[Problem]] = defaultdict(list)
+    taken: set[tuple[str, str]] = set()  # split and annotation file
     for split, file in lists:
         home = PurePosixPath(file).parents[2]
         for name in _lines(tree, file, problems):
@@ -302,7 +303,8 @@ def _listed(
             spellings = [str(home / f"{n}.xml") for n in (name, name.split()[0], last)]
             hits = next((there for n in spellings if (there := index.at(n))), [])
             matches = [image for hit in dict.fromkeys(hits) for image in by_place[hit]]
-            if len(matches) == 1 and matches[0] not in found[split]:
+            if len(matches) == 1 and (split, matches[0].source) not in taken:
+                taken.add((split, matches[0].source))
                 found[split] += matches
                 continue
             text = f"{short_repr(name)} has no usable annotation"

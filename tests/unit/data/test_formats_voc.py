@@ -4,7 +4,7 @@ import pytest
 from custom_folders import CELLS, voc_xml, write_images, write_voc
 
 from codetr.data.formats import voc
-from codetr.data.formats.content import FolderContent
+from codetr.data.formats.content import FolderContent, LabelledImage
 from codetr.data.formats.tree import list_files
 from codetr.errors import UserError
 
@@ -32,6 +32,16 @@ def test_reads_boxes_classes_and_image_sets(tmp_path: Path) -> None:
     assert [(found.categories[b.category], b.xyxy) for b in first.boxes] == CELLS["a"]
     assert first.declared_wh == (40, 30)
     assert not found.problems
+
+
+def test_lists_are_read_without_comparing_their_images_in_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[object] = []
+    monkeypatch.setattr(LabelledImage, "__eq__", lambda *both: bool(compared.append(both)))
+    found = read(write_voc(tmp_path, CELLS, SETS))
+    assert counts(found)["train"] == 2
+    assert not compared
 
 
 def test_coordinates_are_edges_where_a_zero_occurs(tmp_path: Path) -> None:

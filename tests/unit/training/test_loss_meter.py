@@ -24,6 +24,15 @@ def test_reads_means_of_the_total_its_parts_and_unweighted_terms_and_resets() ->
     assert resumed.read() == {}
 
 
+def test_sums_of_a_version_without_weights_are_left_out() -> None:
+    old, step = LossMeter(), {"a/cls": term(1.0, weight=2.0)}
+    old.update(step, total_loss(step))
+    state = {key: value for key, value in old.state_dict().items() if key != "weights"}
+    resumed = LossMeter()
+    resumed.load_state_dict(state, torch.device("cpu"))
+    assert resumed.read() == {}
+
+
 def test_keeps_no_graph() -> None:
     value = torch.ones((), requires_grad=True) * 2
     assert not LossMeter().update({"a": LossTerm(value, 1.0)}, value).requires_grad
