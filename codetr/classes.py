@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -47,19 +48,19 @@ def with_ids_of(model: ClassList, data: ClassList, source: Path) -> ClassList:
     if set(classes) <= set(zip(model.names, model.category_ids, strict=True)):
         return model
     own = dict(zip(data.names, data.category_ids, strict=True))
-    lacking = [name for name in data.names if name not in model.names]
+    in_model, in_data = Counter(model.names), Counter(data.names)
+    lacking = [name for name in data.names if name not in in_model]
     if lacking:
         raise UserError(
             f"{source}: the checkpoint has no class '{lacking[0]}': evaluate on data with the "
             "classes that the model was trained on, or give their names by data.classes.rename"
         )
-    for names in (data.names, model.names):
-        vague = [name for name in data.names if names.count(name) > 1]
-        if vague:
-            raise UserError(
-                f"{source}: several classes are called '{vague[0]}', in it or in the checkpoint, "
-                "and their category ids differ: give them those of the checkpoint"
-            )
+    vague = [name for name in data.names if max(in_data[name], in_model[name]) > 1]
+    if vague:
+        raise UserError(
+            f"{source}: several classes are called '{vague[0]}', in it or in the checkpoint, "
+            "and their category ids differ: give them those of the checkpoint"
+        )
     free = count(max(data.category_ids, default=0) + 1)
     ids = tuple(own[name] if name in own else next(free) for name in model.names)
     return ClassList(names=model.names, category_ids=ids)

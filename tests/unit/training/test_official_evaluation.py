@@ -48,6 +48,22 @@ def test_classes_are_matched_by_name_and_have_the_ids_of_the_data() -> None:
         with_ids_of(model, other, Path("x"))
 
 
+class Unsearched(tuple[str, ...]):
+    """Names that refuse a linear search, of which there would be one per class."""
+
+    def __contains__(self, name: object) -> bool:
+        raise AssertionError
+
+    def count(self, name: object) -> int:
+        raise AssertionError
+
+
+def test_classes_are_matched_without_a_search_per_class() -> None:
+    model = ClassList(names=Unsearched(("a", "b")), category_ids=(0, 1))
+    data = ClassList(names=Unsearched(("b", "a")), category_ids=(0, 1))
+    assert with_ids_of(model, data, Path("x")).category_ids == (1, 0)
+
+
 def test_own_checkpoint_and_experiment_exclude_each_other() -> None:
     cfg = composed("eval", "checkpoint=a.ckpt", f"experiment={EXPERIMENTS[0]}")
     with pytest.raises(UserError, match=r"a\.ckpt: brings its own model"):
