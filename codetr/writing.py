@@ -22,23 +22,24 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to that replaces ``path`` when it is complete and on disk.
 
     It is written beside ``path``, since a file can be replaced atomically only within a file
-    system. Raises UserError if it cannot be written. After any error ``path`` is unchanged. A
-    device or a pipe, such as /dev/null, is not replaced but written to.
+    system. Raises UserError if it cannot be written. After any error ``path`` is unchanged. Links
+    are followed. A device or a pipe, such as /dev/null, is not replaced but written to.
     """
-    part = path.with_name(path.name + PART)
+    target = path.resolve() if path.is_symlink() else path
+    part = target.with_name(target.name + PART)
     with writable(path):
         if path.exists() and not path.is_file() and not path.is_dir():
             with _opened(path) as file:
                 yield file
             return
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             with _opened(part) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            part.replace(path)
-            _sync_folder(path.parent)
+            part.replace(target)
+            _sync_folder(target.parent)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
