@@ -22,34 +22,35 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to that replaces ``path`` when it is complete and on disk.
 
     It is written beside ``path``, since a file can be replaced atomically only within a file
-    system. Raises UserError if it cannot be written. After any error ``path`` is unchanged. Links
-    are followed. A device or a pipe, such as /dev/null, is not replaced but written to.
+    system. Raises UserError if it cannot be written. After any error ``path`` is unchanged. A link
+    is replaced, since a foreign folder may have links to anywhere. A device or a pipe, such as
+    /dev/null, is not replaced but written to.
     """
-    target = path.resolve() if path.is_symlink() else path
-    part = target.with_name(target.name + PART)
+    part = path.with_name(path.name + PART)
     with writable(path):
         if path.exists() and not path.is_file() and not path.is_dir():
             with _opened(path) as file:
                 yield file
             return
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             with _opened(part) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            part.replace(target)
-            _sync_folder(target.parent)
+            part.replace(path)
+            _sync_folder(path.parent)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
 
 
 def write_text(path: Path, text: str, errors: str = "strict") -> None:
-    """Replace ``path`` by ``text`` in UTF-8; ``errors`` as for ``str.encode``. Raises UserError as
-    ``replacing``.
+    """Replace ``path``, or what it links to (as /dev/stdout does), by ``text`` in UTF-8; ``errors``
+    as for ``str.encode``. Raises UserError as ``replacing``.
     """
-    with replacing(path) as file:
+    linked = path.is_symlink() and path.is_file()
+    with replacing(path.resolve() if linked else path) as file:
         file.write(text.encode("utf-8", errors))
 
 

@@ -49,13 +49,16 @@ def test_what_is_written_takes_the_place_of_what_was_there(tmp_path: Path) -> No
         assert files(tmp_path / "sub") == {"a.bin": content}
 
 
-def test_links_are_followed(tmp_path: Path) -> None:
-    """As root, ``/dev/stdout`` would be replaced otherwise."""
+def test_links_are_followed_by_text_and_not_by_checkpoints(tmp_path: Path) -> None:
+    """As root, output=/dev/stdout would replace the link otherwise."""
     (tmp_path / "there").mkdir()
     (tmp_path / "there/a").write_text("old")
     (tmp_path / "link").symlink_to("there/a")
     write_text(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink()
+    assert files(tmp_path / "there") == {"a": b"new"}
+    checkpoint(tmp_path / "link")
+    assert not (tmp_path / "link").is_symlink()
     assert files(tmp_path / "there") == {"a": b"new"}
 
 
