@@ -14,6 +14,7 @@ from codetr.checkpoints.experiment import compose_train
 from codetr.errors import UserError
 from codetr.run_folder import RunFolder
 from codetr.training import train as training
+from codetr.training.error_lines import one_line
 from codetr.training.small_machine import for_this_machine
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,16 @@ def train(overrides: Sequence[str] = ()) -> TrainingResult:
             f"settings of type {type(overrides).__name__}: give a list of them: "
             "['data=custom', 'data.root=FOLDER']"
         )
-    overrides = for_this_machine(overrides, say=log.warning)
+    try:
+        return _train(for_this_machine(overrides, say=log.warning))
+    except Exception as error:
+        text = one_line(error)
+        if text is None or isinstance(error, UserError):
+            raise
+        raise UserError(text) from error
+
+
+def _train(overrides: Sequence[str]) -> TrainingResult:
     cfg = compose_train(overrides)
     if cfg.paths.run_dir == ".":  # not given
         cfg.paths.run_dir = str(Path(cfg.paths.runs, str(cfg.name)))

@@ -76,12 +76,13 @@ def _train(cfg: DictConfig, given: Sequence[str]) -> dict[str, Any]:
         rank_zero_only(remove_parts)(written)
     record = build_record(cfg, classes)
     callbacks = build_callbacks(cfg)
-    trainer = build_trainer(cfg.trainer, cfg.data.batch_size, callbacks, build_loggers(cfg))
+    trainer = build_trainer(cfg.trainer, cfg.data.batch_size, callbacks)
     prepare_device(cfg, trainer.strategy.root_device)
     module = build_module(cfg, datamodule, record, trainer)
     resume = resume_path(cfg.ckpt_path, folder)
     if resume is not None:
         require_fit(resume, module)
+    trainer.loggers = build_loggers(cfg)  # starts a W&B run, which a refused command should not
     write_config(cfg, folder.config)
     announce(cfg, module, trainer)
     warn_of_crowded_images(cfg, datamodule)

@@ -83,7 +83,7 @@ def build_trainer(
     cfg: DictConfig,
     batch_size: int,
     callbacks: Sequence[Callback],
-    loggers: Sequence[Logger],
+    loggers: Sequence[Logger] = (),
     exact: bool = False,
 ) -> Trainer:
     """The Trainer of ``cfg`` (the ``trainer`` group), with gradient accumulation set. ``exact``:

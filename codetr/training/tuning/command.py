@@ -182,7 +182,7 @@ def _data(cfg: DictConfig, steps: int) -> CocoDataModule:
 def _trainer(cfg: DictConfig, callbacks: Sequence[Callback]) -> Trainer:
     progress = cfg.callbacks.get("progress")
     shown = [] if progress is None else [instantiate(progress)]
-    return build_trainer(cfg.trainer, cfg.data.batch_size, [*shown, *callbacks], [])
+    return build_trainer(cfg.trainer, cfg.data.batch_size, [*shown, *callbacks])
 
 
 def _module(cfg: DictConfig, datamodule: CocoDataModule, trainer: Trainer) -> DetectionModule:

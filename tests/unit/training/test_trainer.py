@@ -22,7 +22,7 @@ def test_ddp_copies_neither_buffers_nor_gradients() -> None:
     given = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "num_classes=1"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=[*given, "schedule.epochs=1"])
-    strategy = build_trainer(cfg.trainer, 1, [], []).strategy
+    strategy = build_trainer(cfg.trainer, 1, []).strategy
     assert isinstance(strategy, DDPStrategy)
     assert strategy.num_processes == 2
     assert strategy._ddp_kwargs == {"broadcast_buffers": False, "gradient_as_bucket_view": True}
@@ -34,7 +34,7 @@ def test_strategies_that_copy_the_process_are_refused(strategy: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=[*given, "schedule.epochs=1"])
     with pytest.raises(UserError, match=f"trainer.strategy={strategy}: .* give trainer=ddp"):
-        build_trainer(cfg.trainer, 1, [], [])
+        build_trainer(cfg.trainer, 1, [])
 
 
 def test_accumulates_up_to_the_effective_batch() -> None:
