@@ -65,7 +65,7 @@ def write_documented_folder(work: Path) -> None:
     """The files of docs/extending.md."""
     page = (ROOT / "docs/extending.md").read_text("utf-8")
     files = re.findall(r'```\w+ title="([^"]+)"\n(.*?)```', page, flags=re.DOTALL)
-    assert len(files) == 3
+    assert len(files) == 5
     for name, text in files:
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         (work / name).write_text(text)
@@ -81,7 +81,9 @@ def test_own_folder_trains_and_its_checkpoint_is_used(bare: Call) -> None:
     assert f"{evaluate}\n" in page
     done = bare(*train.split(), *TWO_STEPS, "name=mine")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "loss/collaborative/centre/cls" in (work / "runs/mine/metrics.csv").read_text()
+    logged = (work / "runs/mine/metrics.csv").read_text()
+    assert "loss/collaborative/centre/cls" in logged
+    assert "loss/shifted/layer0/giou" in logged
     done = bare(*evaluate.replace("NAME", "mine").split(), "trainer=cpu")
     assert done.returncode == 0, done.stderr[-3000:]
     done = bare("python", "-c", USE)
