@@ -58,6 +58,10 @@ def test_the_record_names_present_classes() -> None:
         ("codetr.aux_heads.detections.ClasswiseNms", "codetr.nms.ClasswiseNms"),
         ("codetr.supervision.aux_heads.soft_nms.ClasswiseSoftNms", "codetr.nms.ClasswiseNms"),
         (
+            "codetr.aux_heads.coder.DeltaCoder",
+            "codetr.supervision.aux_heads.anchors.DeltaCoder",
+        ),
+        (
             "codetr.aux_heads.voting.VotedSelection",
             "codetr.supervision.aux_heads.selection.VotedSelection",
         ),

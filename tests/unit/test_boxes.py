@@ -1,5 +1,7 @@
 """Box arithmetic against torchvision."""
 
+import math
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -7,8 +9,12 @@ from torchvision import ops
 
 from codetr.boxes import (
     area_xyxy,
+    centerness,
+    centres_xyxy,
     clip_xyxy,
     cxcywh_to_xyxy,
+    decode_distances,
+    encode_distances,
     logit,
     paired_giou,
     paired_iou,
@@ -80,3 +86,17 @@ def test_logit_inverts_the_sigmoid_up_to_its_clamp(eps: float) -> None:
     assert_close(ours[2:4], torch.logit(p[2:4]))
     assert ours[:2].tolist() == pytest.approx([torch.log(torch.tensor(eps)).item()] * 2, rel=1e-2)
     assert ours.abs().max().item() == pytest.approx(-bound, rel=1e-3)
+
+
+def test_distances_are_inverted_and_centerness_follows_its_formula() -> None:
+    points = torch.rand(20, 2, dtype=torch.float64) * 10
+    sides = torch.rand(20, 4, dtype=torch.float64) * 5 + 0.1
+    boxes = decode_distances(points, sides)
+    assert_close(encode_distances(points, boxes), sides)
+    expected = [
+        math.sqrt(min(a, c) / max(a, c) * min(b, d) / max(b, d)) for a, b, c, d in sides.tolist()
+    ]
+    assert_close(centerness(sides), torch.tensor(expected, dtype=torch.float64))
+    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
+    assert_close(centres_xyxy(boxes), middle)
+    assert_close(centerness(encode_distances(middle, boxes)), torch.ones(20, dtype=torch.float64))

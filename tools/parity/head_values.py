@@ -10,9 +10,8 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from codetr.boxes import paired_iou
+from codetr.boxes import centerness, centres_xyxy, encode_distances, paired_iou
 from codetr.structures import Batch, Detections, Pyramid
-from codetr.supervision.aux_heads.coder import centerness, centres_xyxy, encode_distances
 from codetr.supervision.aux_heads.dense import (
     DenseBranches,
     focal_and_giou_losses,

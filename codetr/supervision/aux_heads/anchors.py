@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from codetr.structures import Pyramid
 from codetr.tensor_struct import TensorStruct
+
+MAX_LOG_SCALE = abs(math.log(16 / 1000))
+"""A decoded side is at most 1000 / 16 times the anchor's, and at least 16 / 1000."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,38 @@ def _unit(
     """
     halves = [(s / r**0.5 / 2, s * r**0.5 / 2) for r in ratios for s in scales]
     return torch.tensor([(-w, -h, w, h) for w, h in halves], dtype=dtype, device=device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaCoder:
+    """Offsets (dx, dy, dw, dh) of a box from an anchor (Girshick et al. 2014, appendix C).
+
+    The centre moves by dx, dy anchor sizes, the sides grow by exp(dw), exp(dh); the network
+    predicts each divided by its ``stds``.
+    """
+
+    stds: tuple[float, float, float, float]
+
+    def encode(self, anchors_xyxy: Tensor, boxes_xyxy: Tensor) -> Tensor:
+        """(..., 4) offsets of boxes from anchors (..., 4), one unit; sizes must be above 0."""
+        ax, ay, aw, ah = _centre_size(anchors_xyxy)
+        bx, by, bw, bh = _centre_size(boxes_xyxy)
+        offsets = ((bx - ax) / aw, (by - ay) / ah, (bw / aw).log(), (bh / ah).log())
+        return torch.stack([o / s for o, s in zip(offsets, self.stds, strict=True)], dim=-1)
+
+    def decode(self, anchors_xyxy: Tensor, deltas: Tensor) -> Tensor:
+        """(..., 4) xyxy boxes in the unit of ``anchors_xyxy``, not clipped; shapes broadcast."""
+        ax, ay, aw, ah = _centre_size(anchors_xyxy)
+        dx, dy, dw, dh = (d * s for d, s in zip(deltas.unbind(dim=-1), self.stds, strict=True))
+        x, y = ax + dx * aw, ay + dy * ah
+        half_w = aw * dw.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp() / 2
+        half_h = ah * dh.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp() / 2
+        return torch.stack([x - half_w, y - half_h, x + half_w, y + half_h], dim=-1)
+
+
+def _centre_size(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x1, y1, x2, y2 = boxes_xyxy.unbind(dim=-1)
+    return (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
 
 
 @dataclass(frozen=True, kw_only=True)

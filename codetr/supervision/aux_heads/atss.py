@@ -8,16 +8,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from codetr.boxes import centerness, centres_xyxy, encode_distances
 from codetr.loss_terms import Count, Losses, LossTerm
 from codetr.nms import ClasswiseNms
 from codetr.supervision.assigners.atss import AtssAssigner
-from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
-from codetr.supervision.aux_heads.coder import (
-    DeltaCoder,
-    centerness,
-    centres_xyxy,
-    encode_distances,
-)
+from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors, DeltaCoder
 from codetr.supervision.aux_heads.dense import (
     AnchorBranches,
     DensePredictions,

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from codetr.boxes import clip_xyxy, paired_giou
 from codetr.loss_terms import Losses
 from codetr.structures import Batch, Candidates, Detections, Images, Pyramid
-from codetr.supervision.aux_heads.anchors import Anchors, Priors
-from codetr.supervision.aux_heads.coder import DeltaCoder
+from codetr.supervision.aux_heads.anchors import Anchors, DeltaCoder, Priors
 from codetr.supervision.aux_heads.layers import (
     cell_features,
     conv_tower,

@@ -11,13 +11,12 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from codetr.boxes import paired_iou
+from codetr.boxes import centerness, decode_distances, encode_distances, paired_iou
 from codetr.loss_terms import Count, Losses, LossTerm
 from codetr.nms import ClasswiseNms
 from codetr.structures import Pyramid
 from codetr.supervision.assigners.points import PointAssigner
 from codetr.supervision.aux_heads.anchors import PointGrid, Points
-from codetr.supervision.aux_heads.coder import centerness, decode_distances, encode_distances
 from codetr.supervision.aux_heads.dense import DenseBranches, DensePredictions
 from codetr.supervision.aux_heads.layers import predictor
 from codetr.supervision.aux_heads.matched import DenseTargets

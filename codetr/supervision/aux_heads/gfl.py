@@ -6,19 +6,22 @@ Official parameter names (mmdet ``GFLHead``) and ours, beside those in ``dense``
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
-from codetr.boxes import paired_giou, paired_iou
+from codetr.boxes import (
+    centres_xyxy,
+    decode_distances,
+    encode_distances,
+    paired_giou,
+    paired_iou,
+)
 from codetr.loss_terms import Count, Losses, LossTerm
 from codetr.nms import ClasswiseNms
 from codetr.supervision.assigners.atss import AtssAssigner
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
-from codetr.supervision.aux_heads.coder import (
-    DistributionCoder,
-    centres_xyxy,
-    decode_distances,
-    encode_distances,
-)
 from codetr.supervision.aux_heads.dense import DenseBranches, DensePredictions
 from codetr.supervision.aux_heads.matched import DenseTargets, count_positives
 from codetr.supervision.aux_heads.selection import DenseSelection, Selection
@@ -31,6 +34,31 @@ from codetr.supervision.criteria.focal import (
 GRID = AnchorGrid(scales=(8.0,))
 ASSIGNER = AtssAssigner()
 SELECTION = DenseSelection(nms=ClasswiseNms(iou=0.6), threshold=0.05)
+MARGIN = 0.1
+"""Targets of a distribution stay this far below its last bin (mmdet)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributionCoder:
+    """Distances of points to the four sides of boxes, each a distribution over the whole numbers 0
+    to ``bins`` (Li et al. 2020, section 3.2). The regression (..., 4 * (bins + 1)) is their logits,
+    side after side.
+    """
+
+    bins: int
+
+    def logits(self, regression: Tensor) -> Tensor:
+        """(..., 4, bins + 1) of every side."""
+        return regression.unflatten(-1, (4, self.bins + 1))
+
+    def expected(self, regression: Tensor) -> Tensor:
+        """(..., 4) expected distances."""
+        bins = torch.arange(self.bins + 1, device=regression.device, dtype=regression.dtype)
+        return self.logits(regression).softmax(dim=-1) @ bins
+
+    def clamp(self, distances: Tensor) -> Tensor:
+        """``distances`` within the range of a distribution, so that each has a bin above it."""
+        return distances.clamp(min=0, max=self.bins - MARGIN)
 
 
 class GflHead(DenseBranches[Anchors]):

@@ -13,8 +13,7 @@ from codetr.loss_terms import Count, Losses, LossTerm
 from codetr.nms import ClasswiseNms
 from codetr.structures import Batch
 from codetr.supervision.assigners.paa import PaaAssigner
-from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
-from codetr.supervision.aux_heads.coder import DeltaCoder
+from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors, DeltaCoder
 from codetr.supervision.aux_heads.dense import (
     AnchorBranches,
     DensePredictions,

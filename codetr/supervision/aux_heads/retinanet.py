@@ -13,8 +13,7 @@ from codetr.nms import ClasswiseNms
 from codetr.structures import Batch, Candidates, Pyramid
 from codetr.supervision.assigners.max_iou import MaxIouAssigner
 from codetr.supervision.assigners.sampling import positives_first
-from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
-from codetr.supervision.aux_heads.coder import DeltaCoder
+from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors, DeltaCoder
 from codetr.supervision.aux_heads.dense import AnchorBranches, DensePredictions
 from codetr.supervision.aux_heads.layers import cell_features
 from codetr.supervision.aux_heads.matched import DenseTargets, candidates, count_positives

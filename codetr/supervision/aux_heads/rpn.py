@@ -17,8 +17,7 @@ from codetr.loss_terms import Count, Losses, LossTerm
 from codetr.structures import Images, Pyramid, Targets
 from codetr.supervision.assigners.max_iou import MaxIouAssigner
 from codetr.supervision.assigners.sampling import RandomSampler, Sample
-from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors
-from codetr.supervision.aux_heads.coder import DeltaCoder
+from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors, DeltaCoder
 from codetr.supervision.aux_heads.layers import cell_features, flatten_level, init_convs
 from codetr.supervision.aux_heads.matched import true_boxes
 from codetr.suppression import surviving

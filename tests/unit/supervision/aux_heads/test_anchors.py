@@ -8,14 +8,7 @@ import torch
 from codetr.nms import ClasswiseNms
 from codetr.structures import Pyramid, Targets
 from codetr.supervision.aux_heads import rpn
-from codetr.supervision.aux_heads.anchors import AnchorGrid, PointGrid
-from codetr.supervision.aux_heads.coder import (
-    DeltaCoder,
-    centerness,
-    centres_xyxy,
-    decode_distances,
-    encode_distances,
-)
+from codetr.supervision.aux_heads.anchors import AnchorGrid, DeltaCoder, PointGrid
 from codetr.supervision.aux_heads.layers import cell_features, conv_tower
 from codetr.supervision.aux_heads.matched import boxes_xyxy_px, match
 from codetr.supervision.aux_heads.selection import DenseSelection, top_pairs
@@ -75,22 +68,6 @@ def test_published_reaches_of_five_levels() -> None:
     reach = PointGrid()(Pyramid(maps=maps, strides=strides), SIZES).reach
     upper = [64, 128, 256, 512, math.inf]
     assert reach.tolist() == [list(pair) for pair in zip([0, *upper[:-1]], upper, strict=True)]
-
-
-def test_distances_are_inverted_and_centerness_follows_its_formula() -> None:
-    points = torch.rand(20, 2, dtype=torch.float64) * 10
-    sides = torch.rand(20, 4, dtype=torch.float64) * 5 + 0.1
-    boxes = decode_distances(points, sides)
-    torch.testing.assert_close(encode_distances(points, boxes), sides)
-    expected = [
-        math.sqrt(min(a, c) / max(a, c) * min(b, d) / max(b, d)) for a, b, c, d in sides.tolist()
-    ]
-    torch.testing.assert_close(centerness(sides), torch.tensor(expected, dtype=torch.float64))
-    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
-    torch.testing.assert_close(centres_xyxy(boxes), middle)
-    torch.testing.assert_close(
-        centerness(encode_distances(middle, boxes)), torch.ones(20, dtype=torch.float64)
-    )
 
 
 def test_anchors_of_a_validation_can_be_used_in_training() -> None:

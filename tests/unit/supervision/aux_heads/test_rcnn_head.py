@@ -5,7 +5,7 @@ import torch
 
 from codetr.loss_terms import total_loss
 from codetr.supervision.assigners.sampling import RandomSampler
-from codetr.supervision.aux_heads.coder import DeltaCoder
+from codetr.supervision.aux_heads.anchors import DeltaCoder
 from codetr.supervision.aux_heads.rcnn import RcnnHead
 from codetr.supervision.aux_heads.roi_heads import SharedFcBoxHead
 from codetr.supervision.aux_heads.rpn import Rpn

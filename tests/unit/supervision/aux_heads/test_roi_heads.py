@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from codetr.loss_terms import total_loss
 from codetr.supervision.assigners.sampling import RandomSampler
-from codetr.supervision.aux_heads.coder import DeltaCoder
+from codetr.supervision.aux_heads.anchors import DeltaCoder
 from codetr.supervision.aux_heads.matched import Matched
 from codetr.supervision.aux_heads.rcnn import RcnnHead, Regions
 from codetr.supervision.aux_heads.roi_heads import ConvFcBoxHead, SharedFcBoxHead
