@@ -105,7 +105,7 @@ def test_modules_are_short_and_say_what_they_are(path: Path) -> None:
     ("module", "imported"),
     [
         ("codetr.boxes", "codetr.models.layers"),
-        ("codetr.models.detectors.protocol", "codetr.supervision.aux_heads.protocol"),
+        ("codetr.models.detectors.protocol", "codetr.supervision.aux_heads"),
         ("codetr.supervision.schemes.one_to_one", "codetr.models.detectors.deformable_detr"),
         ("codetr.supervision.schemes.denoising", "codetr.training.losses"),
         ("codetr.data.coco", "codetr.evaluation.coco"),

@@ -27,6 +27,9 @@ RENAMED = {
     "codetr.supervision.aux_heads.voting.VotedSelection": (
         "codetr.supervision.aux_heads.selection.VotedSelection"
     ),
+    "codetr.supervision.aux_heads.adapter.SingleScaleAdapter": (
+        "codetr.supervision.aux_heads.layers.SingleScaleAdapter"
+    ),
     "codetr.supervision.aux_heads.coder.DeltaCoder": (
         "codetr.supervision.aux_heads.anchors.DeltaCoder"
     ),

@@ -58,6 +58,10 @@ def test_the_record_names_present_classes() -> None:
         ("codetr.aux_heads.detections.ClasswiseNms", "codetr.nms.ClasswiseNms"),
         ("codetr.supervision.aux_heads.soft_nms.ClasswiseSoftNms", "codetr.nms.ClasswiseNms"),
         (
+            "codetr.supervision.aux_heads.adapter.SingleScaleAdapter",
+            "codetr.supervision.aux_heads.layers.SingleScaleAdapter",
+        ),
+        (
             "codetr.aux_heads.coder.DeltaCoder",
             "codetr.supervision.aux_heads.anchors.DeltaCoder",
         ),

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from codetr.boxes import centerness, centres_xyxy, encode_distances, paired_iou
 from codetr.structures import Batch, Detections, Pyramid
+from codetr.supervision.aux_heads import AuxOutput
 from codetr.supervision.aux_heads.dense import (
     DenseBranches,
     focal_and_giou_losses,
 )
 from codetr.supervision.aux_heads.matched import DenseTargets, boxes_xyxy_px
-from codetr.supervision.aux_heads.protocol import AuxOutput
 from tools.parity.values import (
     Values,
     at_positives,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from codetr.boxes import clip_xyxy, paired_giou
 from codetr.loss_terms import Losses
 from codetr.structures import Batch, Candidates, Detections, Images, Pyramid
+from codetr.supervision.aux_heads import AuxOutput
 from codetr.supervision.aux_heads.anchors import Anchors, DeltaCoder, Priors
 from codetr.supervision.aux_heads.layers import (
     cell_features,
@@ -33,7 +34,6 @@ from codetr.supervision.aux_heads.matched import (
     dense_targets,
     true_boxes,
 )
-from codetr.supervision.aux_heads.protocol import AuxOutput
 from codetr.supervision.aux_heads.selection import Selection
 from codetr.supervision.criteria.focal import focal_loss_of_labels
 from codetr.tensor_struct import TensorStruct

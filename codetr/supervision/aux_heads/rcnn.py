@@ -22,9 +22,9 @@ from codetr.nms import ClasswiseNms
 from codetr.structures import Batch, Candidates, Detections, Images, Pyramid, Targets
 from codetr.supervision.assigners.max_iou import MaxIouAssigner
 from codetr.supervision.assigners.sampling import RandomSampler
+from codetr.supervision.aux_heads import AuxOutput
 from codetr.supervision.aux_heads.anchors import DeltaCoder
 from codetr.supervision.aux_heads.matched import Regions, RegionSampler, boxes_xyxy_px, candidates
-from codetr.supervision.aux_heads.protocol import AuxOutput
 from codetr.supervision.aux_heads.roi_heads import BoxHead, FcnMaskHead, SharedFcBoxHead
 from codetr.supervision.aux_heads.rpn import Rpn
 from codetr.supervision.aux_heads.selection import top_pairs

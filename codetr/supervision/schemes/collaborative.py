@@ -19,8 +19,8 @@ from codetr.loss_terms import Losses, prefixed, scaled
 from codetr.models.layers import sine_coordinates
 from codetr.models.transformers import QueryForm
 from codetr.structures import Batch, Candidates, Decoded, Memory, Pyramid, QueryGroup
-from codetr.supervision.aux_heads.adapter import CoarserLevel
-from codetr.supervision.aux_heads.protocol import AuxHead
+from codetr.supervision.aux_heads import AuxHead
+from codetr.supervision.aux_heads.layers import CoarserLevel
 from codetr.supervision.criteria import SetCriterion, by_layer, known
 from codetr.supervision.schemes.positives import count_positives, positive_group
 from codetr.supervision.schemes.protocol import Proposal, Scheme, Start

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from codetr.structures import Pyramid
-from codetr.supervision.aux_heads.adapter import CoarserLevel, SingleScaleAdapter
+from codetr.supervision.aux_heads.layers import CoarserLevel, SingleScaleAdapter
 
 DIM = 32
 

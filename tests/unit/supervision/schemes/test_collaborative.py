@@ -22,7 +22,7 @@ from codetr.structures import (
     Queries,
     Targets,
 )
-from codetr.supervision.aux_heads.protocol import AuxOutput
+from codetr.supervision.aux_heads import AuxOutput
 from codetr.supervision.criteria import QualityClassification, SetCriterion
 from codetr.supervision.schemes import (
     Collaborative,
