@@ -9,152 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from timm.layers import DropPath, Mlp
-from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from codetr.errors import UserError
 from codetr.models.backbones.hub_access import hub_weights
+from codetr.models.backbones.swin_stages import (
+    PATCH,
+    initialise,
+    patch_embedding,
+    swin_stages,
+    whole_patches,
+)
 from codetr.models.backbones.swin_weights import load_swin_weights
 from codetr.models.backbones.weights import read_weights, require_one_source
-from codetr.models.backbones.window_attention import (
-    WindowAttention,
-    join_windows,
-    round_up,
-    shift_mask,
-    split_windows,
-)
 from codetr.structures import Pyramid
-
-PATCH = 4
-"""Pixels per side of a patch."""
-
-
-class SwinBlock(nn.Module):
-    """Window attention and a perceptron, pre-norm; ``shift`` moves the windows by so many cells
-    (equation 3); ``drop_path`` is the probability to skip either branch in training.
-    """
-
-    def __init__(self, dim: int, heads: int, window: int, shift: int, drop_path: float) -> None:
-        super().__init__()
-        self.window, self.shift = window, shift
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, heads, window)
-        self.drop_path = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, 4 * dim)
-
-    def forward(self, cells: Tensor, mask: Tensor) -> Tensor:
-        """(B, H, W, C) to the same; ``mask`` is that of ``shift_mask``, for the padded size."""
-        cells = cells + self.drop_path(self.attend(self.norm1(cells), mask))
-        return cells + self.drop_path(self.mlp(self.norm2(cells)))
-
-    def attend(self, cells: Tensor, mask: Tensor) -> Tensor:
-        """Attention alone: (B, H, W, C) of ``norm1`` to the same."""
-        height, width = cells.shape[1:3]
-        # Padded cells are attended to like any other: the original masks the shift alone.
-        cells = _padded(cells, self.window)
-        grid = (cells.shape[1] // self.window, cells.shape[2] // self.window)
-        if self.shift:
-            cells = cells.roll((-self.shift, -self.shift), dims=(1, 2))
-        windows = self.attn(split_windows(cells, self.window), mask if self.shift else None)
-        cells = join_windows(windows, self.window, grid)
-        if self.shift:
-            cells = cells.roll((self.shift, self.shift), dims=(1, 2))
-        return cells[:, :height, :width]
-
-
-class PatchMerging(nn.Module):
-    """Four neighbouring cells to one of ``width``: None, twice their own (section 3.1)."""
-
-    def __init__(self, dim: int, width: int | None = None) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, 2 * dim if width is None else width, bias=False)
-
-    def forward(self, cells: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 2 C); odd sizes are padded by zeros."""
-        cells = _padded(cells, 2)
-        height, width = cells.shape[1:3]
-        corners = cells.unflatten(2, (width // 2, 2)).unflatten(1, (height // 2, 2))
-        corners = corners.permute(0, 1, 3, 4, 2, 5).flatten(3)  # both rows of the left column first
-        return self.reduction(self.norm(corners))
-
-
-class SwinStage(nn.Module):
-    """Blocks of one resolution, every second one shifted by half a window, and the step down to
-    the next stage, if there is one; the first ``checkpointed`` blocks keep no activations.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        window: int,
-        drop_path: Sequence[float],
-        downsample: PatchMerging | None,
-        checkpointed: int,
-    ) -> None:
-        super().__init__()
-        self.window, self.checkpointed = window, checkpointed
-        self.blocks = nn.ModuleList(
-            SwinBlock(dim, heads, window, window // 2 if i % 2 else 0, rate)
-            for i, rate in enumerate(drop_path)
-        )
-        self.downsample = downsample
-
-    def forward(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, H, W, C) to the same shape, and to what the next stage takes."""
-        mask = shift_mask(cells, self.window, self.window // 2)
-        for i, block in enumerate(self.blocks):
-            if i < self.checkpointed and self.training and torch.is_grad_enabled():
-                cells = checkpoint(block, cells, mask, use_reentrant=False)
-            else:
-                cells = block(cells, mask)
-        return cells, cells if self.downsample is None else self.downsample(cells)
-
-
-def patch_embedding(dim: int) -> PatchEmbed:
-    """Normalised pixels (B, 3, H, W) of whole patches to cells (B, H / 4, W / 4, ``dim``)."""
-    return PatchEmbed(
-        None, patch_size=PATCH, embed_dim=dim, norm_layer=nn.LayerNorm, output_fmt="NHWC"
-    )
-
-
-def whole_patches(pixels: Tensor) -> Tensor:
-    """(B, 3, H, W) with zeros at the bottom and right, up to whole patches."""
-    height, width = pixels.shape[2:]
-    return F.pad(pixels, (0, round_up(width, PATCH) - width, 0, round_up(height, PATCH) - height))
-
-
-def swin_stages(
-    embed_dim: int,
-    depths: Sequence[int],
-    heads: Sequence[int],
-    window: int,
-    drop_path_rate: float,
-    checkpointed: int,
-    count: int,
-) -> nn.ModuleList:
-    """The first ``count`` stages, see ``SwinTransformer``; the last of them merges no patches."""
-    blocks = sum(depths)
-    rates = [drop_path_rate * block / max(blocks - 1, 1) for block in range(blocks)]
-    stages = nn.ModuleList()
-    for i in range(count):
-        before, dim = sum(depths[:i]), embed_dim * 2**i
-        stage = SwinStage(
-            dim,
-            heads[i],
-            window,
-            rates[before : before + depths[i]],
-            PatchMerging(dim) if i < count - 1 else None,
-            checkpointed - before,
-        )
-        stages.append(stage)
-    return stages
 
 
 class SwinTransformer(nn.Module):
@@ -276,22 +144,6 @@ class SwinBackbone(nn.Module):
         for module in self._frozen:
             module.eval()
         return self
-
-
-def _padded(cells: Tensor, part: int) -> Tensor:
-    """(B, H, W, C) with zeros at the bottom and right, up to whole parts."""
-    height, width = cells.shape[1:3]
-    return F.pad(
-        cells, (0, 0, 0, round_up(width, part) - width, 0, round_up(height, part) - height)
-    )
-
-
-def initialise(module: nn.Module) -> None:
-    """The original's initial weights: convolution and layer norm keep those of torch."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def check_architecture(

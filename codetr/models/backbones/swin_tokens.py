@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codetr.models.backbones.hub_access import hub_weights
-from codetr.models.backbones.swin import (
+from codetr.models.backbones.swin import check_architecture
+from codetr.models.backbones.swin_stages import (
     PATCH,
     PatchMerging,
     SwinBlock,
-    check_architecture,
     initialise,
     patch_embedding,
     swin_stages,

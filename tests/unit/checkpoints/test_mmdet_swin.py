@@ -15,7 +15,7 @@ from codetr.checkpoints.mmdet_swin import (
     to_official_swin,
 )
 from codetr.models.backbones import SwinBackbone
-from codetr.models.backbones.swin import PatchMerging
+from codetr.models.backbones.swin_stages import PatchMerging
 
 MMDET_BLOCK = {
     "norm1.weight": "norm1.weight",

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from codetr.errors import UserError
 from codetr.models.backbones import SwinBackbone
-from codetr.models.backbones.swin import SwinBlock
+from codetr.models.backbones.swin_stages import SwinBlock
 from codetr.models.backbones.swin_weights import merge_at_the_end
 from codetr.models.backbones.window_attention import join_windows, shift_mask, split_windows
 
