@@ -18,9 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from codetr.errors import UserError
 from codetr.models.backbones.eva02_weights import load_trunk_weights
-from codetr.models.backbones.hub_access import hub_weights
-from codetr.models.backbones.weights import read_weights, require_one_source
-from codetr.models.backbones.window_attention import join_windows, split_windows
+from codetr.models.backbones.weights import initial_weights
+from codetr.models.backbones.window_attention import join_windows, pad_cells, split_windows
 from codetr.models.layers.rotary import rotary_table, rotate
 from codetr.structures import Pyramid
 
@@ -225,14 +224,11 @@ class Eva02Backbone(nn.Module):
         std: tuple[float, float, float] = (58.395, 57.12, 57.375),
     ) -> None:
         super().__init__()
-        require_one_source(name, pretrained, weights)
         self.mean, self.std = tuple(mean), tuple(std)
         self.channels: tuple[int, ...] = (body.dim,)
         self.strides: tuple[int, ...] = (PATCH,)
-        if pretrained:
-            load_trunk_weights(body, hub_weights(name), source=name)
-        elif weights:
-            load_trunk_weights(body, read_weights(weights), source=weights)
+        if initial := initial_weights(name, pretrained, weights):
+            load_trunk_weights(body, *initial)
         self.body = body
 
     @property
@@ -265,9 +261,7 @@ def resize_positions(table: Tensor, height: int, width: int) -> Tensor:
 
 def to_windows(grid: Tensor, side: int) -> Tensor:
     """(B, H, W, C) to windows (B * n, side * side, C), row by row, zeros right and below."""
-    _, height, width, _ = grid.shape
-    padded = F.pad(grid, (0, 0, 0, -width % side, 0, -height % side))
-    return split_windows(padded, side).flatten(0, 1)
+    return split_windows(pad_cells(grid, side), side).flatten(0, 1)
 
 
 def from_windows(windows: Tensor, side: int, height: int, width: int) -> Tensor:

@@ -13,8 +13,8 @@ COUNTER = "num_batches_tracked"
 
 
 class _Folded(NamedTuple):
-    """(1, C, 1, 1) ``scale`` and ``shift`` of one dtype, made of buffers ``sources`` in the state
-    that ``versions`` names.
+    """(1, C, 1, 1) ``scale`` and ``shift`` of one dtype, computed from the buffers ``sources`` at
+    their ``versions``.
     """
 
     sources: tuple[Tensor, ...]
@@ -24,11 +24,12 @@ class _Folded(NamedTuple):
 
 
 class FrozenBatchNorm(nn.Module):
-    """``norm`` with everything in it constant, and the dropout and activation that it brings.
+    """``norm`` with constant statistics and affine parameters, then the dropout and activation that
+    timm's norms contain.
 
     Its output has the dtype of its input: scale and shift are computed in the dtype of the
-    buffers, rounded to that of the input, and kept until a buffer is changed. Names of buffers
-    are those of batch norm.
+    buffers, rounded to that of the input, and cached until a buffer changes. Buffers have the
+    names of batch norm.
     """
 
     weight: Tensor
@@ -40,8 +41,7 @@ class FrozenBatchNorm(nn.Module):
         super().__init__()
         if norm.running_mean is None or norm.running_var is None:
             raise ValueError(
-                "a batch norm without statistics cannot be frozen: set "
-                "model.backbone.frozen_norm=false"
+                "cannot freeze batch norm without statistics: set model.backbone.frozen_norm=false"
             )
         mean, var = norm.running_mean.detach(), norm.running_var.detach()
         self.eps = norm.eps
@@ -65,12 +65,12 @@ class FrozenBatchNorm(nn.Module):
 
     def _constants(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         if torch.compiler.is_compiling() or self.weight.is_inference():
-            return self._fold(dtype)  # part of the graph; or of no known version
+            return self._fold(dtype)  # part of the graph, or a tensor without version
         sources = (self.weight, self.bias, self.running_mean, self.running_var)
         versions = tuple(buffer._version for buffer in sources)
         kept = self._kept.get(dtype)
         if kept is None or kept.versions != versions or not _same(kept.sources, sources):
-            # kept for training too, when it is evaluation that comes first
+            # also usable in training, if evaluation comes first
             with torch.inference_mode(False), torch.no_grad():
                 kept = _Folded(sources, versions, *self._fold(dtype))
             self._kept[dtype] = kept

@@ -12,16 +12,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from codetr.errors import UserError
-from codetr.models.backbones.hub_access import hub_weights
 from codetr.models.backbones.swin_stages import (
     PATCH,
+    PatchEmbedding,
     initialise,
-    patch_embedding,
     swin_stages,
-    whole_patches,
 )
 from codetr.models.backbones.swin_weights import load_swin_weights
-from codetr.models.backbones.weights import read_weights, require_one_source
+from codetr.models.backbones.weights import initial_weights
 from codetr.structures import Pyramid
 
 
@@ -47,7 +45,7 @@ class SwinTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.out_indices = tuple(out_indices)
-        self.patch_embed = patch_embedding(embed_dim)
+        self.patch_embed = PatchEmbedding(embed_dim)
         count = self.out_indices[-1] + 1
         self.layers = swin_stages(
             embed_dim, depths, heads, window, drop_path_rate, checkpointed, count
@@ -59,7 +57,7 @@ class SwinTransformer(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) to maps (B, C_i, H_i, W_i); H_0 = ceil(H / 4), H_i+1 = ceil(H_i / 2)."""
         maps = []
-        cells = self.patch_embed(whole_patches(pixels))
+        cells = self.patch_embed(pixels)
         for i, stage in enumerate(self.layers):
             output, cells = stage(cells)
             if i in self.out_indices:
@@ -111,17 +109,14 @@ class SwinBackbone(nn.Module):
         indices = tuple(out_indices)
         check_architecture(name, embed_dim, depths, heads)
         _check_stages(name, len(depths), indices, frozen_stages)
-        require_one_source(name, pretrained, weights)
         self.channels = tuple(embed_dim * 2**i for i in indices)
         self.strides = tuple(PATCH * 2**i for i in indices)
         count = sum(depths) if checkpointed is True else int(checkpointed)
         self.body = SwinTransformer(
             embed_dim, depths, heads, window, indices, drop_path_rate, count
         )
-        if weights:
-            load_swin_weights(self.body, read_weights(weights), str(weights))
-        elif pretrained:
-            load_swin_weights(self.body, hub_weights(name), name)
+        if initial := initial_weights(name, pretrained, weights):
+            load_swin_weights(self.body, *initial)
         frozen = [self.body.patch_embed, *self.body.layers[: max(frozen_stages - 1, 0)]]
         self._frozen = frozen if frozen_stages >= 0 else []
         for module in self._frozen:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from codetr.models.backbones.window_attention import (
     WindowAttention,
     join_windows,
+    pad_cells,
     round_up,
     shift_mask,
     split_windows,
@@ -46,7 +47,7 @@ class SwinBlock(nn.Module):
         """Attention alone: (B, H, W, C) of ``norm1`` to the same."""
         height, width = cells.shape[1:3]
         # Padded cells are attended to like any other: the original masks the shift alone.
-        cells = _padded(cells, self.window)
+        cells = pad_cells(cells, self.window)
         grid = (cells.shape[1] // self.window, cells.shape[2] // self.window)
         if self.shift:
             cells = cells.roll((-self.shift, -self.shift), dims=(1, 2))
@@ -67,7 +68,7 @@ class PatchMerging(nn.Module):
 
     def forward(self, cells: Tensor) -> Tensor:
         """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 2 C); odd sizes are padded by zeros."""
-        cells = _padded(cells, 2)
+        cells = pad_cells(cells, 2)
         height, width = cells.shape[1:3]
         corners = cells.unflatten(2, (width // 2, 2)).unflatten(1, (height // 2, 2))
         corners = corners.permute(0, 1, 3, 4, 2, 5).flatten(3)  # both rows of the left column first
@@ -107,17 +108,19 @@ class SwinStage(nn.Module):
         return cells, cells if self.downsample is None else self.downsample(cells)
 
 
-def patch_embedding(dim: int) -> PatchEmbed:
-    """Normalised pixels (B, 3, H, W) of whole patches to cells (B, H / 4, W / 4, ``dim``)."""
-    return PatchEmbed(
-        None, patch_size=PATCH, embed_dim=dim, norm_layer=nn.LayerNorm, output_fmt="NHWC"
-    )
+class PatchEmbedding(PatchEmbed):
+    """timm's, but zeros at the bottom and right make up whole patches."""
 
+    def __init__(self, dim: int) -> None:
+        super().__init__(
+            None, patch_size=PATCH, embed_dim=dim, norm_layer=nn.LayerNorm, output_fmt="NHWC"
+        )
 
-def whole_patches(pixels: Tensor) -> Tensor:
-    """(B, 3, H, W) with zeros at the bottom and right, up to whole patches."""
-    height, width = pixels.shape[2:]
-    return F.pad(pixels, (0, round_up(width, PATCH) - width, 0, round_up(height, PATCH) - height))
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (B, 3, H, W) to cells (B, ceil(H / 4), ceil(W / 4), C)."""
+        height, width = pixels.shape[2:]
+        right, below = round_up(width, PATCH) - width, round_up(height, PATCH) - height
+        return super().forward(F.pad(pixels, (0, right, 0, below)))
 
 
 def swin_stages(
@@ -145,14 +148,6 @@ def swin_stages(
         )
         stages.append(stage)
     return stages
-
-
-def _padded(cells: Tensor, part: int) -> Tensor:
-    """(B, H, W, C) with zeros at the bottom and right, up to whole parts."""
-    height, width = cells.shape[1:3]
-    return F.pad(
-        cells, (0, 0, 0, round_up(width, part) - width, 0, round_up(height, part) - height)
-    )
 
 
 def initialise(module: nn.Module) -> None:

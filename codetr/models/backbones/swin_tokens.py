@@ -9,19 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codetr.models.backbones.hub_access import hub_weights
 from codetr.models.backbones.swin import check_architecture
 from codetr.models.backbones.swin_stages import (
     PATCH,
+    PatchEmbedding,
     PatchMerging,
     SwinBlock,
     initialise,
-    patch_embedding,
     swin_stages,
-    whole_patches,
 )
 from codetr.models.backbones.swin_weights import load_swin_weights
-from codetr.models.backbones.weights import read_weights, require_one_source
+from codetr.models.backbones.weights import initial_weights
 from codetr.models.backbones.window_attention import MASKED, WindowAttention, shift_mask
 from codetr.models.layers import sine_tokens
 from codetr.structures import DetectionTokens, Pyramid
@@ -157,13 +155,12 @@ class TokenSwinBackbone(nn.Module):
         super().__init__()
         self.mean, self.std = tuple(mean), tuple(std)
         check_architecture(name, embed_dim, depths, heads)
-        require_one_source(name, pretrained, weights)
         count = len(depths)
         widths = [embed_dim * 2**i for i in range(count)]
         self.channels = (*widths[1:], last_width)
         self.strides = tuple(PATCH * 2**i for i in range(1, count + 1))
         stages = swin_stages(embed_dim, depths, heads, window, drop_path_rate, 0, count)
-        self.body = SwinTrunk(patch_embedding(embed_dim), stages)
+        self.body = SwinTrunk(PatchEmbedding(embed_dim), stages)
         self.merging = PatchMerging(widths[-1], last_width)
         self.attention = nn.ModuleList(
             nn.ModuleList(TokenAttention(width, position_width) for _ in range(depth))
@@ -174,10 +171,8 @@ class TokenSwinBackbone(nn.Module):
         self.positions = nn.Parameter(torch.empty(num_tokens, position_width))
         for learned in (self.tokens, self.positions):
             nn.init.trunc_normal_(learned, std=0.02)
-        if weights:
-            load_swin_weights(self.body, read_weights(weights), str(weights))
-        elif pretrained:
-            load_swin_weights(self.body, hub_weights(name), name)
+        if initial := initial_weights(name, pretrained, weights):
+            load_swin_weights(self.body, *initial)
 
     def forward(self, pixels: Tensor, padding: Tensor | None = None) -> Pyramid:
         """(B, 3, H, W) normalised pixels to maps (B, C_l, H_l, W_l), and the tokens of the last
@@ -185,7 +180,7 @@ class TokenSwinBackbone(nn.Module):
         """
         layers: Any = self.body.layers
         attentions: Any = self.attention
-        cells = self.body.patch_embed(whole_patches(pixels))
+        cells = self.body.patch_embed(pixels)
         tokens = self.tokens.expand(cells.shape[0], -1, -1)
         outputs, last = [], len(self.attention) - 1
         for i, stage in enumerate(layers):

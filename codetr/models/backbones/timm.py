@@ -14,7 +14,7 @@ from codetr.errors import UserError
 from codetr.models.backbones.frozen_norm import freeze_batch_norms
 from codetr.models.backbones.hub_access import hub_access
 from codetr.models.backbones.same_padding import simplify_same_padding
-from codetr.models.backbones.weights import load_backbone_weights, require_one_source
+from codetr.models.backbones.weights import load_named_weights, read_weights, require_one_source
 from codetr.structures import Pyramid
 
 FETCHING = frozenset({"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
@@ -88,7 +88,7 @@ class TimmBackbone(nn.Module):
         # Swin gives (B, H, W, C). The shape alone cannot tell: H may equal C.
         self.channels_last = getattr(body, "output_fmt", None) == "NHWC"
         if weights:
-            load_backbone_weights(body, weights)
+            load_named_weights(body, read_weights(weights), weights)
         if frozen_norm:
             body = freeze_batch_norms(body)
         for module in body.modules():

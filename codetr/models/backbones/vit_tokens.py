@@ -14,13 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from codetr.errors import UserError
-from codetr.models.backbones.hub_access import hub_weights
-from codetr.models.backbones.weights import (
-    LoadReport,
-    load_named_weights,
-    read_weights,
-    require_one_source,
-)
+from codetr.models.backbones.weights import LoadReport, initial_weights, load_named_weights
 from codetr.structures import DetectionTokens, Pyramid
 
 PATCH = 16
@@ -169,7 +163,6 @@ class TokenVitBackbone(nn.Module):
                 f"backbone {name}: the {heads} heads do not divide its width {dim}: change "
                 "model.heads or model.dim"
             )
-        require_one_source(name, pretrained, weights)
         self.mean, self.std = tuple(mean), tuple(std)
         self.channels: tuple[int, ...] = (dim,)
         self.strides: tuple[int, ...] = (PATCH,)
@@ -186,10 +179,8 @@ class TokenVitBackbone(nn.Module):
             drop_path_rate,
             count,
         )
-        if pretrained:
-            load_classifier(self.body, hub_weights(name), source=name)
-        elif weights:
-            load_classifier(self.body, read_weights(weights), source=str(weights))
+        if initial := initial_weights(name, pretrained, weights):
+            load_classifier(self.body, *initial)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:

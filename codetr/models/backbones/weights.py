@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from codetr.errors import UserError
+from codetr.models.backbones.frozen_norm import COUNTER
+from codetr.models.backbones.hub_access import hub_weights
 from codetr.torch_files import require_archive, require_header, require_held
 
 PREFIXES = ("module.", "model.", "backbone.", "body.")
@@ -57,6 +59,20 @@ def require_one_source(name: str, pretrained: bool, weights: str | None) -> None
         )
 
 
+def initial_weights(
+    name: str, pretrained: bool, weights: str | None
+) -> tuple[Mapping[str, Tensor], str] | None:
+    """What backbone ``name`` starts from, and the source for messages: the file ``weights``, or
+    those that timm's hub has under ``name`` if ``pretrained``; None: its own initial values.
+
+    Raises UserError where both are given, and where either cannot be read.
+    """
+    require_one_source(name, pretrained, weights)
+    if weights:
+        return read_weights(weights), str(weights)
+    return (hub_weights(name), name) if pretrained else None
+
+
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors or .pth file by name, on the CPU; ``.pth`` files are read
     with ``weights_only=True``. Raises UserError for missing and broken files.
@@ -96,18 +112,13 @@ def _named(content: Any) -> dict[str, Tensor]:
     return {}
 
 
-def _without_prefixes(name: str) -> str:
-    """The name after all leading ``PREFIXES``."""
+def _flat(name: str) -> str:
+    """The name without leading ``PREFIXES``, and with underscores for dots, since timm's
+    ``features_only`` makes ``layers_0.blocks`` of ``layers.0.blocks``.
+    """
     while prefix := next((p for p in PREFIXES if name.startswith(p)), None):
         name = name.removeprefix(prefix)
-    return name
-
-
-def _flat(name: str) -> str:
-    """timm's ``features_only`` joins the path of each stage by underscores (``layers.0.blocks`` ->
-    ``layers_0.blocks``): names are compared without that difference.
-    """
-    return _without_prefixes(name).replace(".", "_")
+    return name.replace(".", "_")
 
 
 def match_weights(
@@ -128,26 +139,17 @@ def match_weights(
             dropped[name] = f"shape {tuple(value.shape)} instead of {tuple(state[place].shape)}"
         else:
             matched[place] = value
-    new = tuple(name for name in state if name not in matched and not _is_counter(name))
+    missing = (name for name in state if name not in matched)
+    new = tuple(name for name in missing if not name.endswith(COUNTER))  # many files lack it
     return matched, LoadReport(loaded=tuple(matched), new=new, dropped=dropped)
 
 
-def _is_counter(name: str) -> bool:
-    """Batch norm's step counter, which is no weight and which many files leave out."""
-    return name.endswith("num_batches_tracked")
-
-
-def load_backbone_weights(module: nn.Module, file: str | Path) -> LoadReport:
-    """Load ``file`` (.safetensors or .pth with timm's names) into ``module``, in place.
+def load_named_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> LoadReport:
+    """Load ``weights`` (by timm's names) into ``module``, in place; messages name their ``source``.
 
     Prints a table of what was loaded, what is new (keeps its initial values) and what was
-    dropped. Raises UserError where the file cannot be read or nothing in it fits.
+    dropped. Raises UserError where nothing fits.
     """
-    return load_named_weights(module, read_weights(file), source=str(file))
-
-
-def load_named_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> LoadReport:
-    """As ``load_backbone_weights``, from ``weights`` in memory; messages name their ``source``."""
     matched, report = match_weights(weights, module.state_dict())
     if not report.loaded:
         raise UserError(

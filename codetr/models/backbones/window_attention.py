@@ -55,13 +55,17 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def round_up(length: int, part: int) -> int:
-    """The next multiple of ``part``.
-
-    Written as a count times the part, and the count in this way, since torch.export must follow it
-    where sizes are free: remainders that are nested from stage to stage it does not get through,
-    but ((n - 1) // 2 + 1 - 1) // 2 + 1 it knows to be (n - 1) // 4 + 1.
+    """The next multiple of ``part``, in a form that torch.export simplifies where sizes are free:
+    ((n - 1) // 2 + 1 - 1) // 2 + 1 it knows to be (n - 1) // 4 + 1, but not nested remainders.
     """
     return ((length - 1) // part + 1) * part
+
+
+def pad_cells(cells: Tensor, part: int) -> Tensor:
+    """(B, H, W, C) with zeros at the bottom and right, up to multiples of ``part``."""
+    height, width = cells.shape[1:3]
+    right, below = round_up(width, part) - width, round_up(height, part) - height
+    return F.pad(cells, (0, 0, 0, right, 0, below))
 
 
 def split_windows(cells: Tensor, window: int) -> Tensor:

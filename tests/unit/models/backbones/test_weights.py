@@ -7,9 +7,18 @@ from safetensors.torch import save_file
 from torch import nn
 
 from codetr.errors import UserError
-from codetr.models.backbones.weights import load_backbone_weights, match_weights
+from codetr.models.backbones.weights import (
+    LoadReport,
+    load_named_weights,
+    match_weights,
+    read_weights,
+)
 
 LITE0 = "weights/tf_efficientnet_lite0.imagenet.safetensors"
+
+
+def load_file(module: nn.Module, path: Path) -> LoadReport:
+    return load_named_weights(module, read_weights(path), str(path))
 
 
 def features(name: str) -> nn.Module:
@@ -35,7 +44,7 @@ def test_real_weights_load_and_change_the_features(
 ) -> None:
     module = features("tf_efficientnet_lite0")
     before = module.state_dict()["conv_stem.weight"].clone()
-    report = load_backbone_weights(module, shared / LITE0)
+    report = load_file(module, shared / LITE0)
     assert report.new == ()
     assert len(report.loaded) == 240
     assert set(report.dropped) >= {"classifier.weight", "conv_head.weight"}
@@ -48,7 +57,7 @@ def test_pth_files_and_their_wrappers(tmp_path: Path, wrapper: str | None) -> No
     source, target = nn.Linear(2, 2), nn.Linear(2, 2)
     state: dict = source.state_dict()
     torch.save(state if wrapper is None else {wrapper: state, "epoch": 1}, tmp_path / "w.pth")
-    load_backbone_weights(target, tmp_path / "w.pth")
+    load_file(target, tmp_path / "w.pth")
     torch.testing.assert_close(target.weight, source.weight)
 
 
@@ -56,7 +65,7 @@ def test_shapes_and_names_that_do_not_fit_are_reported(tmp_path: Path) -> None:
     module = nn.Linear(2, 2)
     weights = {"weight": torch.ones(3, 2), "bias": torch.ones(2), "extra": torch.ones(1)}
     save_file(weights, tmp_path / "w.safetensors")
-    report = load_backbone_weights(module, tmp_path / "w.safetensors")
+    report = load_file(module, tmp_path / "w.safetensors")
     assert report.loaded == ("bias",)
     assert report.new == ("weight",)
     assert report.dropped == {"weight": "shape (3, 2) instead of (2, 2)", "extra": "no place"}
@@ -72,5 +81,5 @@ def test_unusable_file_is_one_line(tmp_path: Path, case: str) -> None:
     elif case == "no tensors":
         torch.save([1, 2], path)
     with pytest.raises(UserError, match=r"w\.pth") as caught:
-        load_backbone_weights(nn.Linear(2, 2), path)
+        load_file(nn.Linear(2, 2), path)
     assert "\n" not in str(caught.value)
