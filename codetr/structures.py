@@ -70,6 +70,10 @@ class Pyramid(TensorStruct):
         """(height, width) of every level, as Python integers."""
         return tuple((m.shape[-2], m.shape[-1]) for m in self.maps)
 
+    def tokens(self) -> Tensor:
+        """(B, S, C) the vectors of all cells, level by level, row by row."""
+        return torch.cat([m.flatten(2).transpose(1, 2) for m in self.maps], dim=1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Memory(TensorStruct):

@@ -14,6 +14,7 @@ from codetr.structures import (
     Images,
     Memory,
     Predictions,
+    Pyramid,
     Queries,
     QueryGroup,
     Targets,
@@ -141,3 +142,11 @@ def test_pinned_memory_is_asked_for_every_tensor(monkeypatch: pytest.MonkeyPatch
     after = before.pin_memory()
     assert torch.equal(after.logits, before.logits + 1)
     assert torch.equal(after.boxes, before.boxes + 1)
+
+
+def test_tokens_are_the_cells_of_all_levels_row_by_row() -> None:
+    maps = (torch.rand(2, 5, 3, 4), torch.rand(2, 5, 2, 2))
+    tokens = Pyramid(maps=maps, strides=(8, 16)).tokens()
+    assert tokens.shape == (2, 16, 5)
+    torch.testing.assert_close(tokens[1, 4 * 2 + 3], maps[0][1, :, 2, 3])
+    torch.testing.assert_close(tokens[0, 12 + 2], maps[1][0, :, 1, 0])

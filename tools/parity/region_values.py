@@ -60,11 +60,11 @@ def trained(
     found = head.rpn.proposals(first, batch.images.sizes, head.rpn.training_selection)
     values = _proposals(name, found)
     for b, (one, truth) in enumerate(zip(found, true_boxes(targets), strict=True)):
-        _, anchors = head.rpn.sample(first.anchors, b, truth)
+        (anchors,) = head.rpn.sampler([head.rpn.assign(first.anchors, b, truth)])
         values[f"rpn{b}_sampled_anchor_idx"] = anchors.index.sort().values
         values[f"rpn{b}_positive_anchor_idx"] = anchors.positive
         assigned = torch.cat([torch.arange(len(truth)), head.assigner(one.boxes, truth)])
-        chosen = head.sampler(assigned)
+        (chosen,) = head.sampler([assigned])
         values[f"roi{b}_pos_idx"] = chosen.positive
         values[f"roi{b}_pos_gt"] = assigned[chosen.positive]
         values[f"roi{b}_neg_idx"] = chosen.negative

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from codetr.errors import UserError
 from codetr.models.layers import RELU, FeedForward, SelfAttention, sine_tokens, xavier_matrices
-from codetr.models.transformers.encoder import resize_mask, valid_ratio
+from codetr.models.transformers.identity import as_memory, resize_masks
 from codetr.structures import Memory, Pyramid
 
 
@@ -65,21 +66,14 @@ class DenseEncoder(nn.Module):
                 f"this encoder takes one map, and the neck gives {len(pyramid.maps)}: set "
                 "model.backbone.out_indices to one level and model.neck to a Projection"
             )
-        void = resize_mask(padding, pyramid.shapes[0])
-        tokens = pyramid.maps[0].flatten(2).transpose(1, 2)
-        like = next(self.parameters())
-        position = sine_tokens((void,), tokens.shape[-1], self.temperature, 0.0, like)
-        flat = void.flatten(1)
+        masks = resize_masks(padding, pyramid.shapes)
+        memory = as_memory(pyramid, masks)
+        tokens, like = memory.tokens, next(self.parameters())
+        position = sine_tokens(masks, tokens.shape[-1], self.temperature, 0.0, like)
+        valid = ~memory.padding[:, None, None]
         for layer in self.layers:
             scaled = position
             if self.position_scale is not None:
                 scaled = position * self.position_scale(tokens)
-            tokens = layer(tokens, scaled, ~flat[:, None, None])
-        return Memory(
-            tokens=tokens,
-            padding=flat,
-            shapes=pyramid.shapes,
-            strides=pyramid.strides,
-            valid_ratios=valid_ratio(void, tokens)[:, None],
-            position=position,
-        )
+            tokens = layer(tokens, scaled, valid)
+        return replace(memory, tokens=tokens, position=position)

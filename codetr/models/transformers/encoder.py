@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from codetr.models.layers import DeformableAttention, FeedForward, SamplingFrame, sine_tokens
+from codetr.models.transformers.identity import as_memory, resize_masks
 from codetr.structures import Memory, Pyramid
 
 
@@ -78,45 +79,24 @@ class DeformableEncoder(nn.Module):
                 f"the neck gives {len(pyramid.maps)} levels but the encoder is made for "
                 f"{len(self.level_embed)}: set model.levels to the neck's number"
             )
-        masks = tuple(resize_mask(padding, shape) for shape in pyramid.shapes)
-        valid_ratios = torch.stack([valid_ratio(m, pyramid.maps[0]) for m in masks], dim=1)
-        tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in pyramid.maps], dim=1)
+        masks = resize_masks(padding, pyramid.shapes)
+        memory = as_memory(pyramid, masks)
+        tokens = memory.tokens
         position = sine_tokens(
             masks, tokens.shape[-1], self.temperature, self.offset, self.level_embed
         )
         sizes = [height * width for height, width in pyramid.shapes]
         level = [e.expand(n, -1) for e, n in zip(self.level_embed, sizes, strict=True)]
         position = position + torch.cat(level)
-        flat_padding = torch.cat([mask.flatten(1) for mask in masks], dim=1)
-        references = _cell_references(pyramid.shapes, valid_ratios)
+        references = _cell_references(pyramid.shapes, memory.valid_ratios)
         frame = self.layers[0].attention.frame(references, pyramid.shapes)  # type: ignore[operator, union-attr]
         for i, layer in enumerate(self.layers):
-            arguments = (tokens, position, frame, flat_padding, pyramid.shapes)
+            arguments = (tokens, position, frame, memory.padding, pyramid.shapes)
             if i < self.checkpointed and self.training and torch.is_grad_enabled():
                 tokens = checkpoint(layer, *arguments, use_reentrant=False)
             else:
                 tokens = layer(*arguments)
-        return Memory(
-            tokens=tokens,
-            padding=flat_padding,
-            shapes=pyramid.shapes,
-            strides=pyramid.strides,
-            valid_ratios=valid_ratios,
-            detection=pyramid.detection,
-        )
-
-
-def resize_mask(padding: Tensor, shape: tuple[int, int]) -> Tensor:
-    """``padding`` (B, H', W') bool for a map of ``shape`` (H, W): (B, H, W)."""
-    return F.interpolate(padding[:, None].float(), size=shape, mode="nearest")[:, 0].bool()
-
-
-def valid_ratio(mask: Tensor, like: Tensor) -> Tensor:
-    """(B, 2) share of valid columns in the first row of ``mask`` (B, H, W), and of valid rows in
-    the first column; float64 where ``like`` is.
-    """
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return torch.stack([(~mask[:, 0]).to(dtype).mean(1), (~mask[:, :, 0]).to(dtype).mean(1)], -1)
+        return replace(memory, tokens=tokens)
 
 
 def _cell_references(shapes: tuple[tuple[int, int], ...], valid_ratios: Tensor) -> Tensor:

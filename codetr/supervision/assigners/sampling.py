@@ -36,14 +36,9 @@ class RandomSampler:
     size: int
     positive_share: float
 
-    def __call__(self, assigned: Tensor) -> Sample:
-        """Sample from ``assigned`` (A,), what an assigner returned."""
-        (chosen,) = self.batch([assigned])
-        return chosen
-
-    def batch(self, assigned: Sequence[Tensor]) -> list[Sample]:
-        """The same for every image (A_b,). The host needs the numbers of positives and negatives:
-        one copy from the device serves all images.
+    def __call__(self, assigned: Sequence[Tensor]) -> list[Sample]:
+        """Sample from the result (A_b,) of an assigner for every image. The host needs the numbers
+        of positives and negatives: one copy from the device serves all images.
         """
         kinds = [(own >= 0, own == NEGATIVE) for own in assigned]
         counts = torch.stack([torch.stack([kind.sum() for kind in own]) for own in kinds]).tolist()

@@ -6,6 +6,7 @@ Official parameter names (mmdet) and ours: ``cls_convs.i.{conv,gn}`` are
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -20,12 +21,9 @@ from codetr.structures import Batch, Candidates, Detections, Images, Pyramid
 from codetr.supervision.aux_heads import AuxOutput
 from codetr.supervision.aux_heads.anchors import Anchors, DeltaCoder, Priors
 from codetr.supervision.aux_heads.layers import (
-    cell_features,
     conv_tower,
     flatten_level,
     init_convs,
-    init_prior,
-    level_scales,
     predictor,
 )
 from codetr.supervision.aux_heads.matched import (
@@ -37,6 +35,9 @@ from codetr.supervision.aux_heads.matched import (
 from codetr.supervision.aux_heads.selection import Selection
 from codetr.supervision.criteria.focal import focal_loss_of_labels
 from codetr.tensor_struct import TensorStruct
+
+PRIOR_LOGIT = -math.log(99)
+"""Classifier bias that starts every class at probability 0.01 (Lin et al. 2017, section 3.3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +105,10 @@ class DenseBranches(nn.Module, ABC, Generic[AnyPriors]):
         ``num_levels`` (None: no factors), and the initial values of all convolutions.
         """
         if num_levels is not None:
-            self.scales = level_scales(num_levels)
+            self.scales = nn.ParameterList(nn.Parameter(torch.ones(())) for _ in range(num_levels))
         init_convs(self)
-        init_prior(self.cls)
+        assert self.cls.bias is not None
+        nn.init.constant_(self.cls.bias, PRIOR_LOGIT)
 
     @abstractmethod
     def decode(self, priors: AnyPriors, regression: Tensor) -> Tensor:
@@ -178,7 +180,7 @@ class DenseBranches(nn.Module, ABC, Generic[AnyPriors]):
         """All priors, one per cell; unusable ones are background with zero coordinates, as in
         Co-DETR.
         """
-        features = cell_features(pyramid)
+        features = pyramid.tokens()
         return tuple(
             candidates(priors.boxes * usable[:, None], *image)
             for usable, *image in zip(

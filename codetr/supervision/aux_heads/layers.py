@@ -1,13 +1,11 @@
-"""Convolutional parts of auxiliary heads, maps as rows of cells, and Co-DETR's multi-scale adapter
+"""Convolutional parts of auxiliary heads, and Co-DETR's multi-scale adapter
 (arXiv 2211.12860, section 3.2), from an encoder's maps to the inputs of the heads.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,8 +13,6 @@ from codetr.boxes import at_least_float32
 from codetr.structures import Pyramid
 
 GROUPS = 32
-PRIOR_LOGIT = -math.log(99)
-"""Classifier bias that starts every class at probability 0.01 (Lin et al. 2017, section 3.3)."""
 
 
 class ConvBlock(nn.Module):
@@ -42,23 +38,13 @@ def predictor(channels: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(channels, outputs, 3, padding=1)
 
 
-def level_scales(num_levels: int) -> nn.ParameterList:
-    """One learned factor per level, shape (), starting at 1."""
-    return nn.ParameterList(nn.Parameter(torch.ones(())) for _ in range(num_levels))
-
-
-def init_convs(head: nn.Module, std: float = 0.01) -> None:
-    """Every convolution of ``head``: weights N(0, std), biases 0."""
+def init_convs(head: nn.Module) -> None:
+    """Every convolution of ``head``: weights of standard deviation 0.01, biases 0."""
     for module in head.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.normal_(module.weight, std=std)
+            nn.init.normal_(module.weight, std=0.01)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-def init_prior(classifier: nn.Conv2d) -> None:
-    """The classifier's bias: ``PRIOR_LOGIT`` for every class."""
-    nn.init.constant_(classifier.bias, PRIOR_LOGIT)  # type: ignore[arg-type]
 
 
 def flatten_level(prediction: Tensor, size: int) -> Tensor:
@@ -66,11 +52,6 @@ def flatten_level(prediction: Tensor, size: int) -> Tensor:
     least float32.
     """
     return at_least_float32(prediction.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, size)))
-
-
-def cell_features(pyramid: Pyramid) -> Tensor:
-    """(B, cells, C) the maps' vectors, level by level, row by row; keeps the gradient."""
-    return torch.cat([m.flatten(2).transpose(1, 2) for m in pyramid.maps], dim=1)
 
 
 class CoarserLevel(nn.Sequential):

@@ -150,6 +150,6 @@ class RegionSampler:
                 target=assigned[chosen.positive],
             )
             for own, truth, assigned, chosen, target in zip(
-                boxes, truths, assignments, self.sampler.batch(assignments), targets, strict=True
+                boxes, truths, assignments, self.sampler(assignments), targets, strict=True
             )
         )

@@ -15,7 +15,6 @@ from codetr.supervision.assigners.max_iou import MaxIouAssigner
 from codetr.supervision.assigners.sampling import positives_first
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors, DeltaCoder
 from codetr.supervision.aux_heads.dense import AnchorBranches, DensePredictions
-from codetr.supervision.aux_heads.layers import cell_features
 from codetr.supervision.aux_heads.matched import DenseTargets, candidates, count_positives
 from codetr.supervision.aux_heads.selection import DenseSelection, Selection
 from codetr.supervision.criteria.focal import focal_loss_of_labels
@@ -83,7 +82,7 @@ class RetinaNetHead(AnchorBranches):
         of all anchors would be nine copies of the maps. Ignored anchors count as background here,
         unusable ones have zero coordinates, both as the official code of ATSS does it.
         """
-        cells = cell_features(pyramid)
+        cells = pyramid.tokens()
         found = []
         for image, targets in enumerate(batch.targets):
             index = positives_first(wanted.positive[image], MAX_CANDIDATES)

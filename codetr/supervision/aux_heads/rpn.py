@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from codetr.loss_terms import Count, Losses, LossTerm
 from codetr.structures import Images, Pyramid, Targets
 from codetr.supervision.assigners.max_iou import MaxIouAssigner
-from codetr.supervision.assigners.sampling import RandomSampler, Sample
+from codetr.supervision.assigners.sampling import RandomSampler
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors, DeltaCoder
-from codetr.supervision.aux_heads.layers import cell_features, flatten_level, init_convs
+from codetr.supervision.aux_heads.layers import flatten_level, init_convs
 from codetr.supervision.aux_heads.matched import true_boxes
 from codetr.suppression import surviving
 from codetr.tensor_struct import TensorStruct
@@ -140,11 +140,6 @@ class Rpn(nn.Module):
             anchors=self.grid(pyramid, images.padded_sizes),
         )
 
-    def sample(self, anchors: Anchors, image: int, boxes_px: Tensor) -> tuple[Tensor, Sample]:
-        """Assignment (A,) of one image to its ``boxes_px`` (N, 4) xyxy, and what to train on."""
-        assigned = self.assign(anchors, image, boxes_px)
-        return assigned, self.sampler(assigned)
-
     def assign(self, anchors: Anchors, image: int, boxes_px: Tensor) -> Tensor:
         """(A,) which of its ``boxes_px`` (N, 4) xyxy every anchor of one image belongs to."""
         return self.assigner(anchors.boxes, boxes_px, anchors.usable[image])
@@ -154,7 +149,7 @@ class Rpn(nn.Module):
         of ``forward``, but computed from the 3x3 cells around each anchor only.
         """
         around = _neighbours(pyramid)
-        cells = cell_features(pyramid)
+        cells = pyramid.tokens()
         cells = torch.cat([cells, torch.zeros_like(cells[:, :1])], dim=1)
         parts = [
             own.index_select(0, around[chosen // self.grid.per_cell].flatten())
@@ -176,7 +171,7 @@ class Rpn(nn.Module):
         """
         truths = true_boxes(targets)
         assignments = [self.assign(anchors, image, boxes) for image, boxes in enumerate(truths)]
-        samples = self.sampler.batch(assignments)
+        samples = self.sampler(assignments)
         found = self.at(pyramid, [chosen.index for chosen in samples])
         count, cls, bbox = 0, [], []
         for boxes, assigned, chosen, logits, deltas in zip(

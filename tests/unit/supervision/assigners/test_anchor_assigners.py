@@ -149,14 +149,14 @@ def test_atss_with_one_or_no_usable_anchor_has_no_positive() -> None:
 
 def test_sampler_limits_positives_and_fills_with_negatives() -> None:
     assigned = torch.tensor([0, NEGATIVE, IGNORED, 1] * 10)
-    chosen = RandomSampler(size=12, positive_share=0.5)(assigned)
+    (chosen,) = RandomSampler(size=12, positive_share=0.5)([assigned])
     assert len(chosen.positive) == 6
     assert len(chosen.negative) == 6
     assert assigned[chosen.positive].ge(0).all()
     assert assigned[chosen.negative].eq(NEGATIVE).all()
     for part in (chosen.positive, chosen.negative):
         assert part.diff().gt(0).all()
-    few = RandomSampler(size=12, positive_share=0.5)(assigned[:4])
+    (few,) = RandomSampler(size=12, positive_share=0.5)([assigned[:4]])
     assert few.index.tolist() == [0, 3, 1]
 
 
@@ -164,20 +164,21 @@ def test_sampler_is_random_and_repeatable() -> None:
     assigned = torch.full((1000,), NEGATIVE)
     sampler = RandomSampler(size=10, positive_share=0.5)
     torch.manual_seed(0)
-    first, second = sampler(assigned).negative, sampler(assigned).negative
+    (first,), (second,) = sampler([assigned]), sampler([assigned])
     torch.manual_seed(0)
-    assert torch.equal(first, sampler(assigned).negative)
-    assert not torch.equal(first, second)
+    (again,) = sampler([assigned])
+    assert torch.equal(first.negative, again.negative)
+    assert not torch.equal(first.negative, second.negative)
 
 
 def test_a_batch_is_sampled_as_its_images_one_by_one() -> None:
     assigned = [torch.randint(-2, 3, (200,)) for _ in range(3)]
     sampler = RandomSampler(size=20, positive_share=0.3)
     torch.manual_seed(5)
-    together = sampler.batch(assigned)
+    together = sampler(assigned)
     torch.manual_seed(5)
     for own, sample in zip(assigned, together, strict=True):
-        alone = sampler(own)
+        (alone,) = sampler([own])
         assert torch.equal(sample.positive, alone.positive)
         assert torch.equal(sample.negative, alone.negative)
         assert (own[sample.positive] >= 0).all()

@@ -9,7 +9,7 @@ from codetr.nms import ClasswiseNms
 from codetr.structures import Pyramid, Targets
 from codetr.supervision.aux_heads import rpn
 from codetr.supervision.aux_heads.anchors import AnchorGrid, DeltaCoder, PointGrid
-from codetr.supervision.aux_heads.layers import cell_features, conv_tower
+from codetr.supervision.aux_heads.layers import conv_tower
 from codetr.supervision.aux_heads.matched import boxes_xyxy_px, match
 from codetr.supervision.aux_heads.selection import DenseSelection, top_pairs
 
@@ -117,14 +117,6 @@ def test_match_finds_background_with_and_without_boxes() -> None:
     assert none.labels.tolist() == [7, 7]
     corners = boxes_xyxy_px(targets.boxes, targets)
     torch.testing.assert_close(corners[0], torch.tensor([40.0, 15.0, 60.0, 35.0]))
-
-
-def test_features_follow_the_order_of_anchors() -> None:
-    maps = (torch.rand(2, 5, 3, 4), torch.rand(2, 5, 2, 2))
-    features = cell_features(Pyramid(maps=maps, strides=(8, 16)))
-    assert features.shape == (2, 16, 5)
-    torch.testing.assert_close(features[1, 4 * 2 + 3], maps[0][1, :, 2, 3])
-    torch.testing.assert_close(features[0, 12 + 2], maps[1][0, :, 1, 0])
 
 
 @pytest.mark.parametrize(("normalised", "names"), [(True, "norm"), (False, "conv.bias")])
