@@ -15,7 +15,7 @@ from codetr.boxes import logit
 from codetr.models.detectors.grouping import attention_mask
 from codetr.models.detectors.protocol import MAIN
 from codetr.structures import Batch, Candidates, Decoded, Pyramid, QueryGroup
-from codetr.supervision.schemes.positives import positive_group
+from codetr.supervision.schemes.positives import count_positives, positive_group
 from tools.parity.branch_values import trained_branch
 from tools.parity.case import Case
 from tools.parity.mask_values import trained_masks
@@ -134,14 +134,16 @@ def _positives(name: str, answer: Decoded, case: Case, candidates: Sequence[Cand
 
 def _features(case: Case, candidates: Sequence[Candidates]) -> Tensor:
     """Features of the selected candidates, by means of an identity embedding."""
-    scheme = case.schemes["collaborative"]
+    scheme, num_classes = case.schemes["collaborative"], case.detector.num_classes
+    (counts,) = count_positives([candidates], num_classes)
     group: QueryGroup = positive_group(
         "features",
         candidates,
         [t.size for t in case.batch.targets],
-        case.detector.num_classes,
+        num_classes,
         lambda boxes, features: (features, None),
         (scheme.min_queries, scheme.max_queries),
+        counts,
     )
     return group.queries.content
 

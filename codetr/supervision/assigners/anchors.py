@@ -14,9 +14,7 @@ from codetr.supervision.assigners.hungarian import CostTables, HungarianMatcher,
 
 class AnchorMatcher(nn.Module):
     """Matches the anchors of proposals in place of their boxes, as MS-DETR does (official
-    ``use_anchors_enc_match``).
-
-    Raises UserError for predictions without anchors.
+    ``use_anchors_enc_match``). Raises UserError for predictions without anchors.
     """
 
     def __init__(self, matcher: HungarianMatcher) -> None:

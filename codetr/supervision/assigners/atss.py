@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from codetr.boxes import paired_iou
+from codetr.boxes import centres_xyxy, encode_distances, paired_iou
 from codetr.supervision.assigners.max_iou import IGNORED, NEGATIVE
 
 
@@ -49,7 +49,7 @@ class AtssAssigner:
         self, anchors: Tensor, level_sizes: Sequence[int], boxes: Tensor, usable: Tensor
     ) -> Tensor:
         """(M, N) indices of every box's candidates; unusable anchors come last."""
-        offset = _centre(anchors)[:, None] - _centre(boxes)[None]
+        offset = centres_xyxy(anchors)[:, None] - centres_xyxy(boxes)
         distance = torch.linalg.vector_norm(offset, dim=-1)
         distance = distance.masked_fill(~usable[:, None], torch.inf)
         found, start = [], 0
@@ -61,13 +61,7 @@ class AtssAssigner:
 
     def _inside(self, anchors: Tensor, boxes: Tensor) -> Tensor:
         """(M, N) whether the centre of ``anchors`` (M, N, 4) is inside ``boxes`` (N, 4)."""
-        centre = _centre(anchors)
-        sides = torch.cat([centre - boxes[:, :2], boxes[:, 2:] - centre], dim=-1)
-        return sides.amin(dim=-1) > self.margin
-
-
-def _centre(boxes: Tensor) -> Tensor:
-    return (boxes[..., :2] + boxes[..., 2:]) / 2
+        return encode_distances(centres_xyxy(anchors), boxes).amin(dim=-1) > self.margin
 
 
 def _threshold(overlap: Tensor, valid: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from codetr.boxes import area_xyxy
+from codetr.boxes import area_xyxy, encode_distances
 from codetr.supervision.assigners.max_iou import NEGATIVE
 
 
@@ -26,10 +26,8 @@ class PointAssigner:
         """
         if not len(boxes):
             return torch.full_like(points[:, 0], NEGATIVE, dtype=torch.long)
-        low = points[:, None] - boxes[:, :2]
-        high = boxes[:, 2:] - points[:, None]
-        nearest = torch.minimum(low, high).amin(dim=-1)
-        farthest = torch.maximum(low, high).amax(dim=-1)
+        distances = encode_distances(points[:, None], boxes)
+        nearest, farthest = distances.amin(dim=-1), distances.amax(dim=-1)
         fits = (nearest > 0) & (farthest >= reach[:, :1]) & (farthest <= reach[:, 1:])
         by_area = area_xyxy(boxes).argsort(stable=True)
         # Positions in this order are distinct, so the minimum does not depend on how ties reduce.

@@ -19,14 +19,8 @@ class TopKAssigner(nn.Module):
     The quality of a query for a target is ``overlap * IoU + score * probability`` of its class. A
     query is positive if its best quality reaches ``threshold``, or if it is the best query of some
     target; it votes for the target of its best quality. A target with n votes is assigned its
-    min(n, k) best queries, whatever they voted for: a query may belong to several targets.
-
-    Args:
-        k: most queries per target.
-        threshold: least quality of a positive query.
-        overlap, score: shares of IoU and probability in the quality.
-        share: at most this share of an image's queries votes; a random choice where there are
-            more positive ones.
+    min(n, k) best queries, whatever they voted for: a query may belong to several targets. At most
+    the ``share`` of an image's queries votes, at random if more are positive.
 
     Source: MS-DETR (arXiv 2401.03989), section 3.2; official ``models/matcher_o2m.py``.
     Raises UserError for numbers out of range.

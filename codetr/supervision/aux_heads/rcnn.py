@@ -1,8 +1,7 @@
 """Faster R-CNN (Ren et al. 2015) as an auxiliary head: proposals, then regions.
 
-Parameter names: ``rpn.*`` (see ``rpn``) for the official ``rpn_head.*``, ``box_head.*`` (see
-``box_head``) for ``roi_head.*.bbox_head.*``, and ``mask_head.*`` (see ``mask_head``) for
-``roi_head.*.mask_head.*``.
+Official parameter names (mmdet) and ours: ``rpn_head.*`` is ``rpn.*``, ``roi_head.*.bbox_head.*``
+is ``box_head.*`` and ``roi_head.*.mask_head.*`` is ``mask_head.*``; see ``rpn`` and ``roi_heads``.
 """
 
 from __future__ import annotations
@@ -209,11 +208,6 @@ def _candidates(
 ) -> tuple[Candidates, ...]:
     count = min(MAX_CANDIDATES, *(len(r) for r in regions))
     return tuple(
-        candidates(
-            r.boxes[:count],
-            r.matched.take(slice(count)),
-            f[:count],
-            t,
-        )
+        candidates(r.boxes[:count], r.matched.take(slice(count)), f[:count], t)
         for r, f, t in zip(regions, features.split([len(r) for r in regions]), targets, strict=True)
     )

@@ -8,15 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-import torch
 from torch import Tensor
 
 from codetr.classification import Sigmoid, Softmax
 from codetr.loss_terms import Count
 from codetr.supervision.criteria.focal import (
+    focal_loss_of_labels,
     one_hot_labels,
     quality_focal_loss,
-    sigmoid_focal_loss,
 )
 
 
@@ -50,12 +49,6 @@ class Classification(Protocol):
         ...
 
 
-def _class_targets(logits: Tensor, labels: Tensor, value: Tensor) -> Tensor:
-    """(..., K) zeros with ``value`` (...) at each label; background rows stay zero."""
-    table = logits.new_zeros(*labels.shape, logits.shape[-1] + 1)
-    return table.scatter(-1, labels[..., None], value[..., None].to(table.dtype))[..., :-1]
-
-
 class _PerBox:
     """What is divided by the number of boxes, as the losses of boxes are."""
 
@@ -76,8 +69,7 @@ class FocalClassification(_PerBox):
 
     def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
         """See ``Classification``."""
-        targets = _class_targets(logits, labels, torch.ones_like(quality))
-        return sigmoid_focal_loss(logits, targets, self.alpha, self.gamma)
+        return focal_loss_of_labels(logits, labels, self.alpha, self.gamma)
 
 
 @dataclass(frozen=True)
@@ -88,7 +80,8 @@ class QualityClassification(_PerBox):
 
     def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
         """See ``Classification``."""
-        return quality_focal_loss(logits, _class_targets(logits, labels, quality), self.beta)
+        classes = one_hot_labels(labels, logits.shape[-1], logits.dtype)
+        return quality_focal_loss(logits, classes * quality[..., None], self.beta)
 
 
 @dataclass(frozen=True)

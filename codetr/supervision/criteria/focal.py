@@ -33,9 +33,12 @@ def sigmoid_focal_loss(
     return balance * missed.pow(gamma) * entropy
 
 
-def focal_loss_of_labels(logits: Tensor, labels: Tensor) -> Tensor:
+def focal_loss_of_labels(
+    logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
     """The focal loss (..., K) of ``logits`` (..., K) for ``labels`` (...) int64, K = background."""
-    return sigmoid_focal_loss(logits, one_hot_labels(labels, logits.shape[-1], logits.dtype))
+    targets = one_hot_labels(labels, logits.shape[-1], logits.dtype)
+    return sigmoid_focal_loss(logits, targets, alpha, gamma)
 
 
 def quality_focal_loss(logits: Tensor, soft_targets: Tensor, beta: float = 2.0) -> Tensor:

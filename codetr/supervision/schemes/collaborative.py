@@ -94,7 +94,7 @@ class Collaborative(Scheme):
         lambda_2: weight of the heads' own losses, times the number of decoder layers; 0: the heads
             assign positive queries as they were initialised, and learn nothing (Table 9).
         max_queries, min_queries: bounds of the number of queries per head and image.
-        adapter: builds what makes of the encoder's maps those that the heads see; None: a
+        adapter: builds the module from the encoder's maps to those of the heads; None: a
             ``CoarserLevel``, as for encoders with several maps.
 
     Raises UserError where a lambda is negative.
@@ -136,8 +136,8 @@ class Collaborative(Scheme):
         return self.heads[name]  # type: ignore[return-value]
 
     def auxiliary_pyramid(self, memory: Memory) -> Pyramid:
-        """The maps that the heads see. In channels-last memory: so tokens lie anyway, and so
-        convolutions are fastest.
+        """The input maps of the heads. In channels-last memory format: tokens are stored in this
+        order anyway, and convolutions are fastest in it.
         """
         pyramid = memory.pyramid()
         maps = tuple(m.contiguous(memory_format=torch.channels_last) for m in pyramid.maps)
@@ -148,41 +148,35 @@ class Collaborative(Scheme):
         """The heads' losses as ``{head}/...``, and one query group per head; see the lambdas."""
         if not self.heads:
             return Proposal()
-        detector, batch = start.detector, start.batch
         pyramid = self.auxiliary_pyramid(start.memory)
-        outputs = {name: self.head(name)(pyramid, batch) for name in self.heads}
-        factor = self.lambda_2 * detector.num_layers
+        outputs = {name: self.head(name)(pyramid, start.batch) for name in self.heads}
+        factor = self.lambda_2 * start.detector.num_layers
         losses: Losses = {}
         if factor:
             for name, output in outputs.items():
                 losses |= prefixed(name, scaled(factor, output.losses))
         idle = () if factor else (self.heads, self.extra_level)
         candidates = {name: outputs[name].candidates for name in self.embeddings}
-        coordinates = start.main.anchors.shape[-1]
-        classes = detector.num_classes
-        groups = self._groups(candidates, batch, classes, coordinates) if candidates else ()
-        return Proposal(groups=groups, losses=losses, idle=idle)
+        return Proposal(groups=self._groups(candidates, start), losses=losses, idle=idle)
 
     def _groups(
-        self,
-        candidates: Mapping[str, tuple[Candidates, ...]],
-        batch: Batch,
-        num_classes: int,
-        coordinates: int,
+        self, candidates: Mapping[str, tuple[Candidates, ...]], start: Start
     ) -> tuple[QueryGroup, ...]:
+        """The positive queries from each head's candidates."""
+        if not candidates:
+            return ()
+        num_classes = start.detector.num_classes
         counts = count_positives(list(candidates.values()), num_classes)
-        sizes = tuple(t.size for t in batch.targets)
-        limits = (self.min_queries, self.max_queries)
         return tuple(
             positive_group(
                 f"positive_{name}",
                 own,
-                sizes,
+                [targets.size for targets in start.batch.targets],
                 num_classes,
                 self.embeddings[name],
-                limits,
+                (self.min_queries, self.max_queries),
                 count,
-                coordinates,
+                coordinates=start.main.anchors.shape[-1],
             )
             for (name, own), count in zip(candidates.items(), counts, strict=True)
         )

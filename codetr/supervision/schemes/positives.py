@@ -36,18 +36,16 @@ def positive_group(
     num_classes: int,
     embedding: Embedding,
     limits: tuple[int, int],
-    counts: Sequence[int] | None = None,
+    counts: Sequence[int],
     coordinates: int = 4,
 ) -> QueryGroup:
     """One query per positive candidate; images with fewer are filled up with negatives.
 
-    Q is the largest number of positives in an image, within ``limits`` (lowest, highest);
-    positives beyond it are drawn at random, and so are the negatives. ``sizes[b]`` is (width,
-    height) of image b in pixels; ``counts`` this head's row of ``count_positives``, where that
-    has been asked for already.
+    Q is the largest number of positives in an image, within ``limits`` (lowest, highest). Where an
+    image has more, a random subset is taken; negatives are drawn at random, too. ``sizes[b]`` is
+    (width, height) of image b in pixels; ``counts`` is this head's row of ``count_positives``. The
+    first ``coordinates`` of the boxes become anchors: 2, the centres, where anchors are points.
     """
-    if counts is None:
-        (counts,) = count_positives([candidates], num_classes)
     lowest, highest = limits
     wanted = min(max(*counts, lowest), highest, *(len(c) for c in candidates))
     chosen = [

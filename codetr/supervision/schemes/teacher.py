@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -27,8 +28,8 @@ class _Lesson:
     names: Sequence[str]
     layers: Sequence[Predictions]
     targets: Sequence[Targets]
-    background: float
     num_pairs: float
+    background: float = 1.0
 
 
 class Teacher(Scheme):
@@ -73,7 +74,7 @@ class Teacher(Scheme):
         """
         if not batch.teachers:
             raise UserError("scheme=teacher without teachers: give data.teachers=[FILE.json,...]")
-        lessons = self._lessons(decoded[MAIN], batch)
+        lessons = list(self._lessons(decoded[MAIN], batch))
         assignments = yield from matched(
             *(self.matcher.tables(lesson.layers, lesson.targets) for lesson in lessons)
         )
@@ -90,30 +91,22 @@ class Teacher(Scheme):
                 losses |= prefixed(name, scaled(self.weight, own))
         return losses
 
-    def _lessons(self, main: Decoded, batch: Batch) -> list[_Lesson]:
+    def _lessons(self, main: Decoded, batch: Batch) -> Iterator[_Lesson]:
         """Every teacher's: on the decoder's layers, and on the encoder's proposals if any."""
-        lessons = []
         for number, targets in enumerate(batch.teachers):
-            lessons.append(
-                _Lesson(
-                    names=[f"{number}/layer{i}" for i in range(len(main.layers))],
-                    layers=main.layers,
-                    targets=targets,
-                    background=self.background,
-                    num_pairs=matched_pairs(batch, main.layers[0].boxes.shape[1], teacher=number),
-                )
+            pairs = partial(matched_pairs, batch, teacher=number)
+            yield _Lesson(
+                names=[f"{number}/layer{i}" for i in range(len(main.layers))],
+                layers=main.layers,
+                targets=targets,
+                num_pairs=pairs(main.layers[0].boxes.shape[1]),
+                background=self.background,
             )
             if main.proposals is not None:
                 alike = [replace(t, weights=torch.ones_like(t.weights)) for t in targets]
-                lessons.append(
-                    _Lesson(
-                        names=[f"{number}/encoder"],
-                        layers=(main.proposals,),
-                        targets=proposal_targets(alike, self.proposal_labels),
-                        background=1.0,
-                        num_pairs=matched_pairs(
-                            batch, main.proposals.boxes.shape[1], teacher=number
-                        ),
-                    )
+                yield _Lesson(
+                    names=[f"{number}/encoder"],
+                    layers=[main.proposals],
+                    targets=proposal_targets(alike, self.proposal_labels),
+                    num_pairs=pairs(main.proposals.boxes.shape[1]),
                 )
-        return lessons

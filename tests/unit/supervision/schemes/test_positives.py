@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from codetr.structures import Candidates, QueryGroup
-from codetr.supervision.schemes.positives import positive_group
+from codetr.supervision.schemes.positives import count_positives, positive_group
 
 CLASSES, DIM = 4, 6
 SIZES = (torch.tensor([40.0, 30.0]), torch.tensor([20.0, 50.0]))
@@ -34,7 +34,9 @@ def embedding(anchors: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def build(*pictures: Candidates, limits: tuple[int, int] = (3, 300)) -> QueryGroup:
-    return positive_group("p", pictures, SIZES[: len(pictures)], CLASSES, embedding, limits)
+    (counts,) = count_positives([pictures], CLASSES)
+    sizes = SIZES[: len(pictures)]
+    return positive_group("p", pictures, sizes, CLASSES, embedding, limits, counts)
 
 
 def identities(group: QueryGroup, image: int) -> list[int]:
