@@ -207,8 +207,7 @@ class Eva02Backbone(nn.Module):
         name: timm's name of the weights that ``pretrained`` stands for.
         pretrained: fetch them from timm's hub.
         weights: a .safetensors or .pth file with official or timm's parameter names instead.
-        mean, std: RGB from 0 to 255, what the weights expect inputs to be normalised with: a fact
-            for the data, which the backbone does not use.
+        mean, std: see ``TimmBackbone``.
 
     Weights of another patch size or table of positions are resized. Raises UserError where both
     sources are given or a file does not fit.

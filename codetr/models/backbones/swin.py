@@ -27,10 +27,9 @@ class SwinTransformer(nn.Module):
     """The trunk: pixels to one layer-normalised map per stage of ``out_indices``.
 
     ``depths``, ``heads``: blocks and attention heads of each stage; the width starts at
-    ``embed_dim`` and doubles from stage to stage. Stochastic depth grows linearly with the block
-    from 0 to ``drop_path_rate``. ``checkpointed``: number of blocks, from the first,
-    that recompute their activations in the backward pass. Stages after the last output are not
-    built.
+    ``embed_dim`` and doubles from stage to stage. The rate of stochastic depth grows linearly from
+    0 in the first block to ``drop_path_rate`` in the last. The first ``checkpointed`` blocks
+    recompute their activations in the backward pass. Stages after the last output are not built.
     """
 
     def __init__(
@@ -75,14 +74,12 @@ class SwinBackbone(nn.Module):
         pretrained: fetch the weights of ``name`` from timm's hub.
         weights: a file instead; see ``load_swin_weights`` for its kinds.
         drop_path_rate: of stochastic depth, at the last block.
-        checkpointed: how many blocks recompute their activations (less memory, more time); true:
-            all.
+        checkpointed: number of blocks that recompute their activations in the backward pass (less
+            memory, more time), from the first; true: all.
         frozen_stages: numbered as officially: 0 freezes the patch embedding, k > 1 the first
             k - 1 stages too (1 adds nothing: it stands for the absolute positions that no recipe
             uses); -1 nothing. What is frozen stays in evaluation mode.
-        mean, std: RGB from 0 to 255, what the weights expect inputs to be normalised with. Kept as
-            a fact for the data (``data.mean=${model.backbone.mean}``); the backbone does not use
-            them.
+        mean, std: see ``TimmBackbone``.
 
     Raises UserError for stages that are not there, two sources of weights, and weights that do
     not fit.

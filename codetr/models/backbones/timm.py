@@ -35,9 +35,8 @@ class TimmBackbone(nn.Module):
             ResNet 0 is the stem, 1 the stem and the first stage; -1 freezes nothing.
         model_args: further arguments of the timm model, such as ``drop_path_rate``; none that would
             have timm read weights or other files.
-        mean, std: RGB from 0 to 255, what the weights expect inputs to be normalised with. Kept as
-            a fact for the data (``data.mean=${model.backbone.mean}``); the backbone does not use
-            them.
+        mean, std: RGB from 0 to 255, the normalisation that the weights expect. For the data
+            (``data.mean=${model.backbone.mean}``); the backbone does not use them.
 
     Raises UserError for a name that timm does not know or that has no feature maps, or that stands
     for a file or a repository, for a feature level that cannot be frozen, and for weights that

@@ -131,9 +131,9 @@ class TokenVitBackbone(nn.Module):
         pretrained: fetch the weights of ``name`` from timm's hub.
         weights: a .safetensors or .pth file instead, with timm's (the official) names.
         drop_path_rate: of stochastic depth, at the last block.
-        checkpointed: how many blocks keep no activations (less memory, more time); true: all.
-        mean, std: RGB from 0 to 255, what the weights expect inputs to be normalised with: a fact
-            for the data, which the backbone does not use.
+        checkpointed: number of blocks that recompute their activations in the backward pass (less
+            memory, more time), from the first; true: all.
+        mean, std: see ``TimmBackbone``.
 
     Raises UserError for a width that the heads do not divide, two sources of weights, and weights
     that do not fit.

@@ -12,9 +12,7 @@ from codetr.structures import Decoded, Predictions, Queries, QueryGroup, Tap
 
 
 def separable(groups: Sequence[QueryGroup]) -> list[list[QueryGroup]]:
-    """Split the groups into sets without attention between them: each group is in one set with the
-    groups that it sees.
-    """
+    """The groups in sets without attention between them: a group is with those that it sees."""
     by_name = {group.name: group for group in groups}
     sets: list[set[str]] = []
     for group in groups:
@@ -58,9 +56,8 @@ def attention_mask(groups: Sequence[QueryGroup]) -> Tensor | None:
 
 
 def additive(allowed: Tensor | None, content: Tensor) -> Tensor | None:
-    """``allowed`` (..., Q, Q) as an additive attention mask: 0 where it is True, -inf elsewhere, in
-    the dtype in which attention on ``content`` (B, Q, C) runs, so that no layer has to convert it.
-    None where every query may attend to every other.
+    """``allowed`` (..., Q, Q) as an additive mask: 0 where True, -inf elsewhere, in the dtype of
+    attention on ``content`` (B, Q, C), so that no layer has to convert it. None stays None.
     """
     if allowed is None:
         return None
@@ -82,10 +79,8 @@ def _running(content: Tensor) -> torch.dtype:
 
 
 def _padding(group: QueryGroup) -> Tensor:
-    if group.queries.padding is not None:
-        return group.queries.padding
-    content = group.queries.content
-    return torch.zeros(content.shape[:2], dtype=torch.bool, device=content.device)
+    padding, content = group.queries.padding, group.queries.content
+    return content.new_zeros(content.shape[:2], dtype=torch.bool) if padding is None else padding
 
 
 def split(

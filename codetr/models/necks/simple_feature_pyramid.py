@@ -15,14 +15,13 @@ from codetr.structures import Pyramid
 class SimpleFeaturePyramid(nn.Module):
     """Five maps, each made from the same input map by its own branch (Li et al. 2022, section 3).
 
-    Relative to the input, ``p2`` has four times its resolution, ``p3`` twice, ``p4`` the same,
-    ``p5`` half and ``p6`` a quarter. Upsampling repeats pixels, downsampling takes the maximum;
-    every convolution is without bias and followed by a layer norm over channels, all but the last
-    of a branch by GELU. Official parameter names, and details, of Co-DETR (mmdet/models/necks/
-    sfp.py).
+    Relative to the input, ``p2`` has four times the resolution, ``p3`` twice, ``p4`` the same,
+    ``p5`` half and ``p6`` a quarter. Upsampling is nearest-neighbour, downsampling max pooling;
+    convolutions have no bias, a layer norm over channels and, all but the last of a branch, GELU.
+    Parameter names and details are those of Co-DETR (mmdet/models/necks/sfp.py).
 
-    ``channels`` and ``strides`` are the backbone's. Raises UserError unless there is one map, of a
-    stride that can be divided by 4, and with channels that can too.
+    ``channels`` and ``strides`` are the backbone's. Raises UserError unless there is one map, whose
+    stride and number of channels are multiples of 4.
     """
 
     def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], dim: int = 256) -> None:
