@@ -1,4 +1,5 @@
-"""Box formats, areas and overlaps. ``cxcywh`` = centre and size, ``xyxy`` = corners.
+"""Box formats, areas, overlaps and distances of points to sides. ``cxcywh`` = centre and size,
+``xyxy`` = corners.
 
 Overlaps take ``eps`` = 1e-6 as a lower bound of the denominator, as the official code does
 (mmdet ``bbox_overlaps``), so that numbers agree to the last digits.

@@ -26,7 +26,7 @@ from codetr.structures import Pyramid
 PATCH = 16
 """Side of a patch in pixels, which is the stride of the map."""
 EPS = 1e-6
-"""Of all layer norms but the last one."""
+"""Epsilon of all layer norms but the last."""
 
 
 class PatchEmbed(nn.Module):
@@ -86,7 +86,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention and feed-forward block, each with stochastic depth.
 
-    ``window`` is the side of the windows that attention is confined to; 0: none, it is global.
+    ``window`` is the side of the windows of attention; 0: global attention.
     """
 
     def __init__(self, dim: int, heads: int, hidden: int, window: int, drop_path: float) -> None:
@@ -117,8 +117,8 @@ class Eva02Trunk(nn.Module):
     Args:
         depth, dim, heads, hidden: number of blocks, their width, heads and inner width.
         positions: side of the square table of absolute positions, resized to each image's grid.
-        window: side of the windows, in patches. The last windows of a row or column are filled up
-            with zeros, which are attended like any other token.
+        window: side of the windows, in patches. The last windows of a row or column are padded
+            with zeros, which are attended to like any other token.
         global_blocks: indices of the blocks without windows.
         drop_path: stochastic depth, rising linearly from 0 to this rate in the last block.
         checkpointed: number of blocks, from the first, that recompute their activations in the

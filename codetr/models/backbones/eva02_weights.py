@@ -20,7 +20,7 @@ TIMM_NAMES = {
     "mlp.norm.": "mlp.ffn_ln.",
     "mlp.fc2.": "mlp.w3.",
 }
-"""What timm calls parts of a block, and the official names."""
+"""Official names of the parts of a block, by timm's."""
 
 KERNEL, POSITIONS = "patch_embed.proj.weight", "pos_embed"
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from codetr.errors import UserError
 
-_PATIENCE = 5.0  # seconds until a machine has to answer
+_PATIENCE = 5.0  # seconds to wait for an answer
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
@@ -58,7 +58,7 @@ def hub_access(backbone: str) -> Iterator[None]:
     with hub_or_cache() as offline:
         try:
             yield
-        except OSError as error:  # the hub's errors of every kind are
+        except OSError as error:  # base class of all errors of the hub
             raise UserError(
                 f"no pretrained weights for backbone '{backbone}' ({reason_of(error, offline)}): "
                 "give a file by model.backbone.weights=FILE with model.backbone.pretrained=false, "

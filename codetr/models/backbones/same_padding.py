@@ -13,8 +13,8 @@ class SameConv2d(Conv2dSame):
     """Equal to timm's ``Conv2dSame``: ceil(side / stride) outputs per side, of two unequal borders
     the larger one at the bottom and right.
 
-    timm rounds quotients and takes maxima, which torch.export nests from stage to stage where sizes
-    are free, and does not get through. Here the number of outputs times the stride stands.
+    timm's quotients and maxima nest from stage to stage, and torch.export cannot simplify them
+    where sizes are free. It can simplify the number of outputs times the stride.
     """
 
     def forward(self, maps: Tensor) -> Tensor:

@@ -141,7 +141,9 @@ class SwinBackbone(nn.Module):
 def check_architecture(
     name: str, embed_dim: int, depths: Sequence[int], heads: Sequence[int]
 ) -> None:
-    """Raises UserError where a stage lacks a number, or its heads do not divide its width."""
+    """Raises UserError unless every stage has a depth and a number of heads that divides its
+    width.
+    """
     if len(depths) != len(heads):
         raise UserError(
             f"backbone {name}: model.backbone.depths={list(depths)} and "

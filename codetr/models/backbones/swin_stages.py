@@ -25,8 +25,8 @@ PATCH = 4
 
 
 class SwinBlock(nn.Module):
-    """Window attention and a perceptron, pre-norm; ``shift`` moves the windows by so many cells
-    (equation 3); ``drop_path`` is the probability to skip either branch in training.
+    """Window attention and an MLP, pre-norm. Windows are shifted by ``shift`` cells (equation 3);
+    ``drop_path`` is the probability of skipping either branch in training.
     """
 
     def __init__(self, dim: int, heads: int, window: int, shift: int, drop_path: float) -> None:
@@ -59,7 +59,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Four neighbouring cells to one of ``width``: None, twice their own (section 3.1)."""
+    """Merges 2 x 2 cells into one of ``width`` channels; None: 2 * ``dim`` (section 3.1)."""
 
     def __init__(self, dim: int, width: int | None = None) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim if width is None else width, bias=False)
 
     def forward(self, cells: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 2 C); odd sizes are padded by zeros."""
+        """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), width); odd sizes are padded by zeros."""
         cells = pad_cells(cells, 2)
         height, width = cells.shape[1:3]
         corners = cells.unflatten(2, (width // 2, 2)).unflatten(1, (height // 2, 2))
@@ -76,8 +76,9 @@ class PatchMerging(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Blocks of one resolution, every second one shifted by half a window, and the step down to
-    the next stage, if there is one; the first ``checkpointed`` blocks keep no activations.
+    """Blocks of one resolution, every second one shifted by half a window, and the patch merging
+    that leads to the next stage, if there is one. The first ``checkpointed`` blocks recompute their
+    activations in the backward pass.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class SwinStage(nn.Module):
         self.downsample = downsample
 
     def forward(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, H, W, C) to the same shape, and to what the next stage takes."""
+        """The output (B, H, W, C) of the blocks, and the input of the next stage."""
         mask = shift_mask(cells, self.window, self.window // 2)
         for i, block in enumerate(self.blocks):
             if i < self.checkpointed and self.training and torch.is_grad_enabled():
@@ -132,7 +133,7 @@ def swin_stages(
     checkpointed: int,
     count: int,
 ) -> nn.ModuleList:
-    """The first ``count`` stages, see ``SwinTransformer``; the last of them merges no patches."""
+    """The first ``count`` stages, see ``SwinTransformer``; the last one has no patch merging."""
     blocks = sum(depths)
     rates = [drop_path_rate * block / max(blocks - 1, 1) for block in range(blocks)]
     stages = nn.ModuleList()
@@ -151,7 +152,7 @@ def swin_stages(
 
 
 def initialise(module: nn.Module) -> None:
-    """The original's initial weights: convolution and layer norm keep those of torch."""
+    """The original's initial values; convolutions and layer norms keep those of torch."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

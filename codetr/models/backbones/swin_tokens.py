@@ -94,7 +94,7 @@ def attend(
 def _added(
     block: SwinBlock, streams: tuple[Tensor, Tensor], branches: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Cells and tokens with their branches, which an image skips together."""
+    """Cells and tokens plus their branches; stochastic depth skips both together."""
     (cells, tokens), (cell_branch, token_branch) = streams, branches
     if block.training and block.drop_path.drop_prob:
         kept = block.drop_path(tokens.new_ones(len(tokens), 1, 1))
@@ -103,7 +103,7 @@ def _added(
 
 
 def _widened(merging: PatchMerging, tokens: Tensor) -> Tensor:
-    """Tokens (B, Q, C) to the next stage's width: as a patch whose four parts are equal."""
+    """Tokens (B, Q, C) with the next stage's width, as if each were four equal cells."""
     widened: Tensor = merging.reduction(merging.norm(tokens.repeat(1, 1, 4)))
     return widened
 
@@ -117,7 +117,7 @@ class SwinTrunk(nn.Module):
 
 
 class TokenSwinBackbone(nn.Module):
-    """A Swin Transformer through which ``num_tokens`` detection tokens travel (section 3.1).
+    """A Swin Transformer through which ``num_tokens`` detection tokens pass (section 3.1).
 
     Patches attend within windows, as in any Swin Transformer. With the same weights, tokens attend
     to each other and, in the last stage, to all patches, to which a sine position is added for

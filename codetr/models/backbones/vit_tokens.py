@@ -21,16 +21,16 @@ PATCH = 16
 """Pixels per side of a patch."""
 
 _OWN = ("det_token", "mid_pos_embed")
-"""What no image classifier has."""
+"""Parameters that no image classifier has."""
 
 
 class TokenVit(nn.Module):
     """Class token, patches and ``num_tokens`` detection tokens in one sequence, pre-norm blocks.
 
-    Learned positions are made for images of ``table`` (height, width) pixels, and interpolated to
-    others. With ``middle`` there are further ones, added after every block but the last. A block's
-    perceptron has ``hidden`` units; ``dropout`` is that of its two branches' outputs. Official
-    parameter names.
+    Learned positions are those of images of ``table`` (height, width) pixels, interpolated for
+    other sizes. With ``middle`` there are further ones, added after every block but the last. The
+    MLP of a block has ``hidden`` units; ``dropout`` is applied to the outputs of its two branches.
+    Parameter names are the official ones.
     """
 
     def __init__(
@@ -122,8 +122,8 @@ class TokenVit(nn.Module):
 
 
 class TokenVitBackbone(nn.Module):
-    """A ``TokenVit`` as a backbone: its patches as one map of stride 16, and its tokens. It has no
-    mask: padding is black pixels to it, so that images of a batch should have one size.
+    """A ``TokenVit`` as a backbone: its patches as one map of stride 16, and its tokens. It takes
+    no padding mask, and attends to padding: images of a batch should have the same size.
 
     Args:
         name: timm's name of the classifier whose weights ``pretrained`` fetches.
@@ -184,7 +184,7 @@ class TokenVitBackbone(nn.Module):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        """Those of the transformer."""
+        """The blocks of the transformer."""
         return list(self.body.blocks)
 
     def forward(self, pixels: Tensor, padding: Tensor | None = None) -> Pyramid:

@@ -1,4 +1,4 @@
-"""Loading a backbone's weights from a file, and saying what became of each tensor."""
+"""Loading of backbone weights, with a report of what was used."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PREFIXES = ("module.", "model.", "backbone.", "body.")
 WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema", "model_ema", "module")
 """Under which keys .pth files keep the weights, when not at the top."""
 MOST_WRAPPERS = 4
-"""Of them within each other."""
+"""Largest depth of nested wrappers."""
 
 
 @dataclass(frozen=True, kw_only=True)

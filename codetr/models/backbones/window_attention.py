@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 MASKED = -100.0
-"""What the original adds to the logit of a pair that only the cyclic shift brought together."""
+"""Added to the logits of cells that only the cyclic shift made neighbours, as in the original."""
 
 
 class WindowAttention(nn.Module):
@@ -82,9 +82,9 @@ def join_windows(windows: Tensor, window: int, grid: tuple[int, int]) -> Tensor:
 
 
 def shift_mask(cells: Tensor, window: int, shift: int) -> Tensor:
-    """What is added to the logits of windows over (B, H, W, C) cells, padded to whole windows,
-    that were shifted cyclically: (windows, N, N), ``MASKED`` between cells that were not
-    neighbours before (section 3.2, "efficient batch computation").
+    """The additive attention mask (windows, N, N) of cyclically shifted windows over (B, H, W, C)
+    cells, padded to whole windows: ``MASKED`` between cells that were not neighbours before the
+    shift (section 3.2, "efficient batch computation").
     """
     rows, columns = (
         _bands(round_up(length, window), window, shift, cells) for length in cells.shape[1:3]
@@ -95,8 +95,8 @@ def shift_mask(cells: Tensor, window: int, shift: int) -> Tensor:
 
 
 def _bands(length: int, window: int, shift: int, like: Tensor) -> Tensor:
-    """Along one axis: 0 for cells of the windows before the last, in which 1 stay where they were
-    and 2 came around.
+    """The region of every cell along one axis: 0 before the last window; in that, 1 for cells that
+    belong there and 2 for those that the shift wrapped around.
     """
     position = torch.arange(length, device=like.device)
     return (position >= length - window).long() + (position >= length - shift).long()

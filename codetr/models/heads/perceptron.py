@@ -30,7 +30,7 @@ class PerceptronHead(nn.Module):
         self.regress = Mlp(dim, dim, dim, 4)
 
     def layer(self, index: int) -> Embeddings:
-        """The pair."""
+        """The pair that all layers share."""
         assert 0 <= index < self.num_layers
         return Embeddings(self.classify, self.regress, self.classification)
 

@@ -104,7 +104,7 @@ class DeformableAttention(nn.Module):
         shapes: tuple[tuple[int, int], ...],
     ) -> Tensor:
         """Args: ``x`` (B, Q, C) and its ``position``; ``frame`` of the queries' references;
-        ``tokens`` (B, S, C) with ``padding`` (B, S) True where they are void; ``shapes`` (H, W)
+        ``tokens`` (B, S, C) with ``padding`` (B, S), True = padding; ``shapes`` (H, W)
         per level. Returns (B, Q, C).
         """
         value = self.value_proj(tokens).masked_fill(padding[..., None], 0.0)

@@ -44,7 +44,7 @@ RELU = partial(nn.ReLU, inplace=True)
 class FeedForward(nn.Module):
     """The transformer's two-layer perceptron with its residual: (..., dim) to (..., dim).
 
-    ``activation`` builds what stands between both layers.
+    ``activation`` builds the activation between both layers.
     """
 
     def __init__(

@@ -118,8 +118,8 @@ class RefineMaskHead(nn.Module):
 
 
 def refined(stages: tuple[Tensor, ...]) -> Tensor:
-    """(R, S, S) logits at the finest resolution: a stage counts at the boundary of the one before,
-    elsewhere that does, enlarged. ``stages`` as ``RefineMaskHead`` returns them.
+    """(R, S, S) logits at the finest resolution: those of a stage at the boundary of the previous
+    mask, elsewhere the previous ones, enlarged. ``stages`` as ``RefineMaskHead`` returns them.
     """
     coarse = stages[REFINED_FROM]
     for fine in stages[REFINED_FROM + 1 :]:

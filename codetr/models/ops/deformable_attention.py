@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: the sampling core, without parameters, and who computes it.
+"""Multi-scale deformable attention: the sampling core, without parameters, and its backends.
 
 Deformable DETR (arXiv 2010.04159), equation 3; same convention as the official operator: a
 location x samples a level at pixel ``x * W - 0.5``, bilinear, taps outside the level are zero.

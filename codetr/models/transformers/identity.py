@@ -12,7 +12,7 @@ from codetr.structures import Memory, Pyramid
 
 
 class IdentityEncoder(nn.Module):
-    """The neck's maps as memory: what the backbone made of them is enough (ViDT, YOLOS)."""
+    """The neck's maps are the memory (ViDT, YOLOS)."""
 
     layers: tuple[nn.Module, ...] = ()
 

@@ -12,7 +12,7 @@ from codetr.classification import Sigmoid, Softmax
 
 
 class ClassCost(Protocol):
-    """How much, as a value."""
+    """A classification cost with its settings."""
 
     @property
     def reads(self) -> type:

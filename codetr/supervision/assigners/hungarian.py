@@ -32,11 +32,10 @@ class CostTables(TensorStruct):
 
 
 class HungarianMatcher(nn.Module):
-    """Bipartite matching with class, L1 and GIoU costs (DETR).
+    """Bipartite matching with class, L1 and GIoU costs (DETR) and their weights.
 
-    ``class_cost`` belongs to what logits mean: ``FocalCost`` (Deformable DETR) or
-    ``ProbabilityCost``. L1 is measured on relative cxcywh, GIoU as ``overlap`` has it: on boxes in
-    pixels, as the official Co-DETR does.
+    ``class_cost`` depends on the kind of logits: ``FocalCost`` (Deformable DETR) or
+    ``ProbabilityCost``. L1 is that of relative cxcywh; GIoU is computed by ``overlap``.
     """
 
     def __init__(
@@ -65,14 +64,14 @@ class HungarianMatcher(nn.Module):
 
     @torch.no_grad()
     def tables(self, layers: Sequence[Predictions], targets: Sequence[Targets]) -> CostTables:
-        """What ``solve`` needs to match every layer's predictions (B, Q, ...); all layers have the
-        same Q. Everything stays on the device: nothing is waited for.
+        """The costs of every layer's predictions (B, Q, ...) for ``solve``; all layers have the
+        same Q. They stay on the device, and the host does not wait for them.
         """
         said = layers[0].classification
         assert isinstance(said, self.reads), f"{self.class_cost} of {said}"
         boxes = torch.stack([layer.boxes for layer in layers])
         logits = torch.stack([layer.logits for layer in layers])
-        # Image by image: what a pair's cost is made of takes many times the memory of the cost.
+        # Image by image, since the parts of a cost take many times the memory of the cost.
         costs = [self._cost(logits[:, b], boxes[:, b], own) for b, own in enumerate(targets)]
         return CostTables(costs=torch.cat(costs, dim=1), counts=tuple(map(len, targets)))
 
@@ -87,9 +86,9 @@ class HungarianMatcher(nn.Module):
 
 
 class Matching:
-    """The assignments of every problem's layers, in the making: the costs leave the device in one
-    copy, which begins here, and all assignments go back in one. What is given to the device
-    before ``result`` is asked for keeps it busy while the host waits and solves.
+    """Matching of every problem's layers with one asynchronous copy of all costs to the host, which
+    begins here, and one of all assignments back. Work that is queued on the device before the call
+    of ``result`` keeps it busy while the host waits and solves.
     """
 
     def __init__(self, problems: Sequence[CostTables]) -> None:
@@ -116,7 +115,7 @@ class Matching:
 
 
 def solve(problems: Sequence[CostTables]) -> list[tuple[Assignment, ...]]:
-    """``Matching``, waited for at once."""
+    """Match all problems, and wait for the result."""
     return Matching(problems).result()
 
 

@@ -50,7 +50,7 @@ class MaxIouAssigner:
 
     @staticmethod
     def _overlaps(anchors: Tensor, boxes: Tensor, usable: Tensor | None) -> list[Tensor]:
-        """IoU (N, C) of the boxes with a chunk of anchors after the other, -1 if not usable."""
+        """IoU (N, C) of the boxes with every chunk of anchors, -1 if not usable."""
         size = max(1, PAIRS_AT_ONCE // len(boxes))
         overlaps = [pairwise_iou(boxes, chunk) for chunk in anchors.split(size)]
         if usable is not None:
@@ -59,7 +59,7 @@ class MaxIouAssigner:
         return overlaps
 
     def _by_best(self, overlap: Tensor) -> Tensor:
-        """(C,) what anchors become by their best ``overlap`` (N, C)."""
+        """(C,) assignment of anchors by their best ``overlap`` (N, C)."""
         best, index = overlap.max(dim=0)
         assigned = torch.where(best >= self.negative, IGNORED, NEGATIVE)
         return torch.where(best >= self.positive, index, assigned)

@@ -49,8 +49,8 @@ class PaaAssigner:
     ) -> Tensor:
         """(B, A) index of every anchor's box in its image, ``NEGATIVE`` or ``IGNORED``.
 
-        ``proposed`` (B, A) is the result of ``proposal`` for every image, ``losses`` (B, A) what
-        each anchor would cost with that box, ``counts`` the number of boxes of every image.
+        ``proposed`` (B, A) is the result of ``proposal`` for every image, ``losses`` (B, A) the
+        loss of each anchor with that box, ``counts`` the number of boxes of every image.
         """
         pools = [
             self.pools(own, loss, level_sizes, count)

@@ -112,8 +112,8 @@ def _at_most(chosen: Tensor, count: int) -> Tensor:
 
 
 def with_best_target(assignment: Assignment, images: int, queries: int) -> Assignment:
-    """The same pairs, but all pairs of a query name the target of its last one: what a query can
-    be only one of, such as a class, is then the same whichever pair is written last.
+    """The same pairs, but with the target of a query's last pair in all of its pairs: a query has
+    one class, which then does not depend on the pair that is written last.
 
     ``images`` B and ``queries`` Q bound the indices.
     """

@@ -1,4 +1,6 @@
-"""Priors of dense heads: anchor boxes on the cells of a pyramid, or points at their centres."""
+"""Priors of dense heads: anchor boxes on the cells of a pyramid, and boxes as offsets from them, or
+points at the centres of the cells.
+"""
 
 from __future__ import annotations
 

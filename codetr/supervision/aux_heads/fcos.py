@@ -27,7 +27,7 @@ GRID = PointGrid()
 ASSIGNER = PointAssigner()
 SELECTION = DenseSelection(nms=ClasswiseNms(iou=0.5), threshold=0.05)
 MIN_IOU = 1e-6
-"""The logarithm of an overlap is taken of at least this."""
+"""Lower bound of the IoU in the logarithm."""
 
 
 class FcosHead(DenseBranches[Points]):

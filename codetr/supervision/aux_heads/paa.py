@@ -29,7 +29,7 @@ CODER = DeltaCoder(stds=(0.1, 0.1, 0.2, 0.2))
 ASSIGNER = PaaAssigner()
 SELECTION = VotedSelection(nms=ClasswiseNms(iou=0.6), threshold=0.05)
 MIN_IOU = 1e-12
-"""A positive anchor's box loss has at least this weight."""
+"""Lower bound of the weight of a positive anchor's box loss."""
 
 
 class PaaHead(AnchorBranches):
@@ -64,7 +64,7 @@ class PaaHead(AnchorBranches):
         return self.iou(regression)
 
     def assign_image(self, priors: Anchors, boxes_px: Tensor, usable: Tensor) -> Tensor:
-        """The first stage: proposed by overlap."""
+        """The first stage: candidates by overlap."""
         return self.assigner.proposal(priors.boxes, boxes_px, usable)
 
     def assign(self, predictions: DensePredictions, priors: Anchors, batch: Batch) -> Tensor:

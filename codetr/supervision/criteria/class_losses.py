@@ -1,6 +1,4 @@
-"""Classification losses: which targets a matched class gets, how they are measured, and what their
-sum is divided by.
-"""
+"""Classification losses of queries."""
 
 from __future__ import annotations
 
@@ -50,7 +48,7 @@ class Classification(Protocol):
 
 
 class _PerBox:
-    """What is divided by the number of boxes, as the losses of boxes are."""
+    """Losses that are divided by the number of boxes, as box losses are."""
 
     reads: ClassVar[type] = Sigmoid
     per_query: ClassVar[bool] = True
@@ -86,8 +84,7 @@ class QualityClassification(_PerBox):
 
 @dataclass(frozen=True)
 class SoftmaxClassification:
-    """Cross-entropy, in which background counts ``background`` as much as a class (DETR, section
-    3.1; YOLOS).
+    """Cross-entropy, in which background has the weight ``background`` (DETR, section 3.1; YOLOS).
 
     The sum is divided by the sum of these weights over the queries of this process, not by the
     number of boxes: a mean, as in the official code.

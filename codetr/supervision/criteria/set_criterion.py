@@ -55,9 +55,9 @@ class SetCriterion(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Supervised:
-    """A group of queries and what they are to find: ``layers`` from first to last, each with its
-    assignment to ``targets``, measured by ``criterion``; sums are divided by ``num_boxes``;
-    ``background`` weights the class loss of queries without a target.
+    """A group of queries with its targets: ``layers`` from first to last, each with its assignment
+    to ``targets``, measured by ``criterion``; sums are divided by ``num_boxes``; ``background``
+    weights the class loss of queries without a target.
     """
 
     criterion: SetCriterion
@@ -69,7 +69,7 @@ class Supervised:
 
     @property
     def kind(self) -> Hashable:
-        """Groups of one kind can be computed together, whatever their weights and sizes."""
+        """Groups of equal kind are computed together; weights and numbers of queries may differ."""
         images, _, width = self.layers[0].logits.shape
         losses = self.criterion.classification, self.criterion.overlap
         alone = None if self.criterion.classification.per_query else id(self)
@@ -237,7 +237,7 @@ def supervised(
 def known(
     criterion: SetCriterion, answer: Decoded, background: float = 1.0, pairs: float | None = None
 ) -> Supervised:
-    """``supervised`` for a decoded group whose assignment was known before: of all its layers."""
+    """``supervised`` for all layers of a decoded group whose assignment is known beforehand."""
     assert answer.group.assignment is not None
     assignments = [answer.group.assignment] * len(answer.layers)
     targets = answer.group.targets

@@ -48,7 +48,7 @@ class Denoising(Scheme):
         criterion: measures the reconstruction.
         num_classes: size K of the label embedding.
         dim: width of queries.
-        num_queries: how many positive queries to aim at; groups = num_queries // n, at least 1.
+        num_queries: approximate number of positive queries; groups = num_queries // n, at least 1.
         label_noise: a label is redrawn with half this probability.
         box_noise: each side moves by up to this share of half the box; negatives by 1 to 2 times.
     """

@@ -26,8 +26,8 @@ class Group(Scheme):
 
     Args:
         matcher, criterion: match and measure every layer of every group.
-        queries: builds the rows of one group.
-        groups: how many groups there are, the main one among them.
+        queries: builds the learned rows of one group.
+        groups: number of groups, including the main one.
         weight: of each further group's losses, where the main group's have 1. (The paper takes
             the mean over all groups: the same ratios.)
 

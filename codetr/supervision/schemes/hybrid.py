@@ -22,7 +22,7 @@ class Hybrid(Scheme):
     Args:
         matcher, criterion: match and measure the group's layers, each by itself.
         queries: rows of the group; in a two-stage detector the proposals after the main queries'.
-        repeats: K, how often each target stands in the list that the group is matched with.
+        repeats: K, the number of copies of each target that the group is matched with.
         weight: lambda, of the group's losses.
 
     Raises UserError where repeats or weight are out of range.

@@ -33,16 +33,16 @@ STAGE_WEIGHTS = (0.5, 0.75, 0.75, 1.0)
 
 
 class InstanceMasks(Scheme):
-    """The mask branch learns the objects that the last decoder layer's boxes, and the true ones,
-    overlap.
+    """Trains the mask branch on boxes of the last decoder layer that overlap an object, and on the
+    true boxes.
 
     Args:
         weight: of the masks' loss.
         iou_weight: of their scores' loss.
-        lambda_2: times the number of decoder layers, a factor of both, as the official code weighs
-            all that is not the query head's.
-        max_boxes: so many best pairs of query and class of each image take part; the queries of
-            the denoising scheme are among them, as officially.
+        lambda_2: times the number of decoder layers, a factor of both: the official code weights
+            all losses but the query head's in this way.
+        max_boxes: number of best (query, class) pairs of each image that are candidates; with the
+            denoising queries among them, as in the official code.
         stage_weights: of the stages' losses, from coarse to fine.
     """
 
@@ -89,7 +89,7 @@ class InstanceMasks(Scheme):
         targets: Sequence[Targets],
         factor: float,
     ) -> Losses:
-        """Of what the branch said about the positive ``regions``; ``factor`` times the weights."""
+        """Losses of the predictions for the positive ``regions``, their weights times ``factor``."""
         boxes = [r.positive_boxes for r in regions]
         numbers = [r.target for r in regions]
         sizes = [logits.shape[-1] for logits in said.stages]

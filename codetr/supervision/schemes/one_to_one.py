@@ -17,7 +17,7 @@ from codetr.supervision.schemes.protocol import Scheme
 from codetr.supervision.schemes.scoring import Score, matched, measured
 
 ProposalLabels = Literal["classes", "objectness"]
-"""What the encoder's proposals are measured with: the true labels, or class 0 for every object."""
+"""Labels of the encoder's proposals: those of the targets, or class 0 for every object."""
 
 
 class OneToOne(Scheme):
@@ -55,7 +55,7 @@ class OneToOne(Scheme):
         pairs = matched_pairs(batch, main.layers[0].boxes.shape[1])
         groups = [supervised(self.criterion, main.layers, batch.targets, assignments, pairs=pairs)]
         if main.proposals is not None:
-            # What an AnchorMatcher finds is not known of other batches.
+            # The pairs of an AnchorMatcher in other batches are not known.
             one_each = isinstance(self.proposal_matcher, HungarianMatcher)
             tokens = main.proposals.boxes.shape[1]
             groups.append(
@@ -75,8 +75,8 @@ class OneToOne(Scheme):
 
 
 def proposal_targets(targets: Sequence[Targets], labels: ProposalLabels) -> tuple[Targets, ...]:
-    """What the encoder's proposals are to find: ``targets``, with class 0 for every object where
-    ``labels`` says so.
+    """``targets`` for the encoder's proposals: with class 0 for every object if ``labels`` is
+    ``objectness``.
     """
     if labels == "classes":
         return tuple(targets)

@@ -79,8 +79,8 @@ class Scheme(nn.Module, ABC):
 
 
 def require_fit(detector: Detector, schemes: Mapping[str, Scheme]) -> None:
-    """Raises UserError, with the scheme's name, where a scheme cannot train ``detector``: what it
-    would otherwise come upon within the first step.
+    """Raises UserError, with the name of the scheme, where a scheme cannot train ``detector``:
+    before the first step, which would fail.
     """
     adding = [name for name, scheme in schemes.items() if scheme.adds_groups]
     if adding and not detector.groups:

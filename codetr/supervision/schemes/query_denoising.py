@@ -47,7 +47,7 @@ class QueryDenoising(Scheme):
         criterion: measures the reconstruction.
         num_classes: rows K of the label table.
         dim: width of queries.
-        groups: how many copies of every box.
+        groups: number of copies of every box.
         label_noise: a label is redrawn with this probability.
         box_noise: the centre moves by up to this share of half the box, the size changes by up to
             this share of it; then all four are clamped to [0, 1].

@@ -30,7 +30,7 @@ class Measure:
 
 
 Score = Generator[Match | Measure, Any, Losses]
-"""What gives a scheme's losses, once its requests have been answered."""
+"""A generator of requests, which returns the losses of a scheme."""
 
 Matched = list[tuple[Assignment, ...]]
 """An assignment of every layer of every problem."""
@@ -49,10 +49,10 @@ def measured(
 
 
 def scored(scores: Mapping[str, Score | Losses]) -> dict[str, Losses]:
-    """The losses of all schemes by their names: what ``Scheme.score`` returned, or the end of it.
+    """The losses of all schemes by name, from their losses or generators (``Scheme.score``).
 
-    Costs begin to leave the device before it is given what needs no matching; it measures that
-    while the host waits for them and solves.
+    The copy of the costs to the host begins before measurements are queued, so that the device
+    computes these while the host waits and solves.
     """
     losses: dict[str, Losses] = {}
     running: dict[str, Score] = {}
@@ -70,7 +70,7 @@ def scored(scores: Mapping[str, Score | Losses]) -> dict[str, Losses]:
 def _continued(
     running: Mapping[str, Score], answers: Mapping[str, Any], losses: dict[str, Losses]
 ) -> dict[str, Match | Measure]:
-    """What scores ask for next, given their answers. Those that have ended add to ``losses``."""
+    """The next requests of the scores after their ``answers``; finished ones add to ``losses``."""
     requests = {}
     for name, answer in answers.items():
         try:
@@ -90,6 +90,6 @@ def _answers(requests: Mapping[str, Match | Measure]) -> dict[str, Any]:
 
 
 def _divided(asked: Mapping[str, tuple[Any, ...]], answers: list[Any]) -> dict[str, list[Any]]:
-    """The answers of all, each to whom has asked."""
+    """The answers by the name of the scheme that asked."""
     rest = iter(answers)
     return {name: [next(rest) for _ in own] for name, own in asked.items()}
