@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from codetr.distributed import is_first_rank, mean_over_ranks
 from codetr.errors import UserError
-from codetr.models.backbones.protocol import OfBlocks
+from codetr.models.backbones.protocol import HasBlocks
 
 STEPS = ("training_step", "validation_step")
 """Methods of the module that run on gathered weights."""
@@ -94,7 +94,7 @@ class ShardedStrategy(DDPStrategy):
 
 def units(detector: Any) -> list[nn.Module]:
     """The modules gathered one at a time: backbone blocks, encoder layers and decoder layers."""
-    backbone = detector.backbone.blocks if isinstance(detector.backbone, OfBlocks) else []
+    backbone = detector.backbone.blocks if isinstance(detector.backbone, HasBlocks) else []
     rest = [getattr(part, "layers", []) for part in (detector.encoder, detector.decoder)]
     return [*backbone, *(layer for layers in rest for layer in layers)]
 

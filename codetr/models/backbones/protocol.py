@@ -28,7 +28,7 @@ class Backbone(Protocol):
 
 
 @runtime_checkable
-class OfBlocks(Protocol):
+class HasBlocks(Protocol):
     """A backbone with most of its weights in ``blocks``, which it only uses by calling them, so
     that sharded weights can be gathered block by block.
     """

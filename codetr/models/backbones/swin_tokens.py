@@ -58,16 +58,16 @@ class TokenAttention(nn.Module):
         mask; ``positions`` (Q, D) those of the tokens; ``seen``: they attend to the patches too.
         """
         normed = block.norm1(cells)
-        asking = block.norm1(tokens) + self.position(positions)
+        queries = block.norm1(tokens) + self.position(positions)
         patches, bias = None, None
         if seen is not None:
             patches = normed.flatten(1, 2) + seen.position
-            masked = seen.padding.to(asking.dtype) * MASKED
+            masked = seen.padding.to(queries.dtype) * MASKED
             bias = F.pad(masked, (tokens.shape[1], 0))[:, None, None]
-        attended = block.attend(normed, shift), attend(block.attn, asking, patches, bias)
+        attended = block.attend(normed, shift), attend(block.attn, queries, patches, bias)
         cells, tokens = _added(block, (cells, tokens), attended)
-        thought = block.mlp(block.norm2(cells)), block.mlp(block.norm2(tokens))
-        return _added(block, (cells, tokens), thought)
+        transformed = block.mlp(block.norm2(cells)), block.mlp(block.norm2(tokens))
+        return _added(block, (cells, tokens), transformed)
 
 
 def attend(
@@ -79,9 +79,9 @@ def attend(
     """
     weight, offset = attention.qkv.weight, attention.qkv.bias
     dim = tokens.shape[-1]
-    known = tokens if patches is None else torch.cat([tokens, patches], dim=1)
+    context = tokens if patches is None else torch.cat([tokens, patches], dim=1)
     query = F.linear(tokens, weight[:dim], offset[:dim])
-    key, value = F.linear(known, weight[dim:], offset[dim:]).chunk(2, dim=-1)
+    key, value = F.linear(context, weight[dim:], offset[dim:]).chunk(2, dim=-1)
     query, key, value = (
         x.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for x in (query, key, value)
     )

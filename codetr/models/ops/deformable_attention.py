@@ -118,9 +118,9 @@ def _failure(device: torch.device) -> str | None:
         msda_triton.run_smallest(device)
     except Exception as error:  # whatever a compiler, a driver and Triton can say
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         return (
-            f"its smallest kernel does not run here ({said}); Triton needs a C compiler (gcc, or "
+            f"its smallest kernel does not run here ({reason}); Triton needs a C compiler (gcc, or "
             "the variable CC) and Python's headers (python3-dev)"
         )
     return None

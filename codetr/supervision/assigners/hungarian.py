@@ -67,8 +67,8 @@ class HungarianMatcher(nn.Module):
         """The costs of every layer's predictions (B, Q, ...) for ``solve``; all layers have the
         same Q. They stay on the device, and the host does not wait for them.
         """
-        said = layers[0].classification
-        assert isinstance(said, self.reads), f"{self.class_cost} of {said}"
+        kind = layers[0].classification
+        assert isinstance(kind, self.reads), f"{self.class_cost} of {kind}"
         boxes = torch.stack([layer.boxes for layer in layers])
         logits = torch.stack([layer.logits for layer in layers])
         # Image by image, since the parts of a cost take many times the memory of the cost.

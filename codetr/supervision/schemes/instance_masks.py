@@ -79,30 +79,30 @@ class InstanceMasks(Scheme):
         boxes = [r.positive_boxes for r in regions]
         labels = torch.cat([r.positive_labels for r in regions])
         detail = branch.head.detail(pyramid.maps[0])
-        said = branch.predict(pyramid, boxes, labels, detail)
-        return self.losses(said, regions, targets, self.lambda_2 * start.detector.num_layers)
+        predicted = branch.predict(pyramid, boxes, labels, detail)
+        return self.losses(predicted, regions, targets, self.lambda_2 * start.detector.num_layers)
 
     def losses(
         self,
-        said: MaskPredictions,
+        predicted: MaskPredictions,
         regions: Sequence[Regions],
         targets: Sequence[Targets],
         factor: float,
     ) -> Losses:
-        """Losses of the predictions for the positive ``regions``, their weights times ``factor``."""
+        """Losses of the masks of positive ``regions``, with ``factor`` times their weights."""
         boxes = [r.positive_boxes for r in regions]
         numbers = [r.target for r in regions]
-        sizes = [logits.shape[-1] for logits in said.stages]
+        sizes = [logits.shape[-1] for logits in predicted.stages]
         bitmaps = mask_targets(targets, boxes, numbers, sizes)
-        truth = [one.to(logits) for one, logits in zip(bitmaps, said.stages, strict=True)]
-        stages = stage_losses(said.stages, truth)
+        truth = [one.to(logits) for one, logits in zip(bitmaps, predicted.stages, strict=True)]
+        stages = stage_losses(predicted.stages, truth)
         weighted = [w * loss for w, loss in zip(self.stage_weights, stages, strict=True)]
-        coarse = said.stages[REFINED_FROM]
+        coarse = predicted.stages[REFINED_FROM]
         visible = visible_shares(targets, boxes, numbers).to(coarse)
         wanted = iou_targets(coarse, truth[REFINED_FROM], visible)
         return {
             "mask": LossTerm(torch.stack(weighted).sum(), factor * self.weight),
-            "mask_iou": LossTerm(iou_loss(said.iou, wanted), factor * self.iou_weight),
+            "mask_iou": LossTerm(iou_loss(predicted.iou, wanted), factor * self.iou_weight),
         }
 
     def regions(

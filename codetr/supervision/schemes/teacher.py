@@ -20,9 +20,9 @@ from codetr.supervision.schemes.scoring import Score, matched, measured
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Lesson:
-    """What a teacher's boxes supervise: ``layers``, whose losses are called ``names``;
-    ``background`` and ``num_pairs`` are those of ``supervised``.
+class _Problem:
+    """What is matched with the boxes of a teacher: ``layers``, with the ``names`` of their losses;
+    ``num_pairs`` and ``background`` are those of ``supervised``.
     """
 
     names: Sequence[str]
@@ -74,28 +74,28 @@ class Teacher(Scheme):
         """
         if not batch.teachers:
             raise UserError("scheme=teacher without teachers: give data.teachers=[FILE.json,...]")
-        lessons = list(self._lessons(decoded[MAIN], batch))
+        problems = list(self._problems(decoded[MAIN], batch))
         assignments = yield from matched(
-            *(self.matcher.tables(lesson.layers, lesson.targets) for lesson in lessons)
+            *(self.matcher.tables(problem.layers, problem.targets) for problem in problems)
         )
         groups = [
             supervised(
                 self.criterion, one.layers, one.targets, pairs, one.background, one.num_pairs
             )
-            for one, pairs in zip(lessons, assignments, strict=True)
+            for one, pairs in zip(problems, assignments, strict=True)
         ]
         found = yield from measured(*groups)
         losses: Losses = {}
-        for lesson, layers in zip(lessons, found, strict=True):
-            for name, own in zip(lesson.names, layers, strict=True):
+        for problem, layers in zip(problems, found, strict=True):
+            for name, own in zip(problem.names, layers, strict=True):
                 losses |= prefixed(name, scaled(self.weight, own))
         return losses
 
-    def _lessons(self, main: Decoded, batch: Batch) -> Iterator[_Lesson]:
-        """Every teacher's: on the decoder's layers, and on the encoder's proposals if any."""
+    def _problems(self, main: Decoded, batch: Batch) -> Iterator[_Problem]:
+        """For every teacher, the decoder's layers, and the encoder's proposals if any."""
         for number, targets in enumerate(batch.teachers):
             pairs = partial(matched_pairs, batch, teacher=number)
-            yield _Lesson(
+            yield _Problem(
                 names=[f"{number}/layer{i}" for i in range(len(main.layers))],
                 layers=main.layers,
                 targets=targets,
@@ -104,7 +104,7 @@ class Teacher(Scheme):
             )
             if main.proposals is not None:
                 alike = [replace(t, weights=torch.ones_like(t.weights)) for t in targets]
-                yield _Lesson(
+                yield _Problem(
                     names=[f"{number}/encoder"],
                     layers=[main.proposals],
                     targets=proposal_targets(alike, self.proposal_labels),
