@@ -24,8 +24,7 @@ class _Folded(NamedTuple):
 
 
 class FrozenBatchNorm(nn.Module):
-    """``norm`` with constant statistics and affine parameters, then the dropout and activation that
-    timm's norms contain.
+    """``norm`` with constant statistics and affine parameters, then timm's dropout and activation.
 
     Its output has the dtype of its input: scale and shift are computed in the dtype of the
     buffers, rounded to that of the input, and cached until a buffer changes. Buffers have the

@@ -30,7 +30,7 @@ from codetr.supervision.schemes.scoring import Score, measured
 class CoordinateEmbedding(nn.Module):
     """Content of a positive query from its box alone (Co-DINO); the decoder adds the position.
 
-    Nothing in it depends on ``num_heads``, the number of auxiliary heads.
+    It does not depend on ``num_heads``, the number of auxiliary heads.
     """
 
     form = QueryForm()
@@ -51,9 +51,9 @@ class CoordinateFeatureEmbedding(nn.Module):
     """Content and position from the box, and the head's feature added to the content
     (Co-Deformable-DETR, equation 4).
 
-    The official code also adds a learned scalar to every channel of the position, where an
-    embedding vector per head was meant: mirrored here, since published weights contain it. It
-    starts as one row of a table (``num_heads``, 1) under Xavier's rule, with one column in.
+    The official code also adds a learned scalar to every channel of the position, where a vector
+    per head was meant; we do too, since published weights contain it. Its initial value is that of
+    a row of a table (``num_heads``, 1) by Xavier's rule.
     """
 
     form = QueryForm(position=True)
@@ -83,8 +83,8 @@ class Collaborative(Scheme):
     """K auxiliary heads on the encoder's maps, and their positive queries.
 
     Args:
-        heads: the auxiliary heads by name; with none the scheme does nothing (K = 0), and so it
-            does with both lambdas 0.
+        heads: the auxiliary heads by name. Without any (K = 0), and where both lambdas are 0, the
+            scheme does nothing.
         embedding: builds the query embedding of one of ``num_heads`` heads; its ``form`` is that
             of the positive queries.
         criterion: measures the positive queries, with the main queries' losses.
@@ -92,10 +92,9 @@ class Collaborative(Scheme):
         lambda_1: weight of the positive queries' losses (equation 6); 0: there are no such queries,
             the heads alone train the encoder (Table 9).
         lambda_2: weight of the heads' own losses, times the number of decoder layers; 0: the heads
-            assign positive queries as they were initialised, and learn nothing (Table 9).
+            keep their initial values, and only assign positive queries (Table 9).
         max_queries, min_queries: bounds of the number of queries per head and image.
-        adapter: builds the module from the encoder's maps to those of the heads; None: a
-            ``CoarserLevel``, as for encoders with several maps.
+        adapter: builds what turns the encoder's maps into the heads'; None: a ``CoarserLevel``.
 
     Raises UserError where a lambda is negative.
     """
