@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -171,6 +171,6 @@ def _converted(file: OfficialFile, cfg: DictConfig) -> tuple[DetectorFile, Conve
     """The file as a checkpoint of ``cfg``, and what became of its keys."""
     cfg = deepcopy(cfg)
     cfg.num_classes = len(file.classes)
-    record = replace(build_record(cfg, file.classes), ids_known=file.ids_known)
     conversion = file.dialect.convert(file.weights, cfg)
+    record = build_record(cfg, file.classes)
     return DetectorFile.from_state(conversion.state, record), conversion

@@ -42,8 +42,7 @@ SCHEMES = "schemes."
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """The metadata that a model needs to be used: its classes, its preprocessing (plain values),
-    and the resolved configuration of its run. ``ids_known`` is false if the category ids of the
-    classes are placeholders, since an official file gave class names only.
+    and the resolved configuration of its run.
     """
 
     KEY: ClassVar[str] = "codetr"
@@ -52,14 +51,12 @@ class RunRecord:
     classes: ClassList
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
-    ids_known: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types only."""
         return {
             "class_names": list(self.classes.names),
             "category_ids": list(self.classes.category_ids),
-            "category_ids_known": self.ids_known,
             "preprocessing": dict(self.preprocessing),
             "config": dict(self.config),
         }
@@ -80,7 +77,6 @@ class RunRecord:
                 ),
                 preprocessing=current_names(plain(content["preprocessing"], name, "preprocessing")),
                 config=current_names(plain(content["config"], name, "config")),
-                ids_known=content.get("category_ids_known", True),
             )
         except KeyError as error:
             raise UserError(
@@ -97,7 +93,6 @@ class RunRecord:
         kinds = {
             "class_names": all(type(name) is str for name in self.classes.names),
             "category_ids": all(type(i) is int and abs(i) < 2**63 for i in ids),
-            "category_ids_known": isinstance(self.ids_known, bool),
             "preprocessing": isinstance(self.preprocessing, dict),
             "config": isinstance(self.config, dict),
         }

@@ -37,9 +37,9 @@ _PARALLEL = "module."
 @dataclass(frozen=True, kw_only=True)
 class OfficialFile:
     """``weights`` under the official names of a ``dialect`` (``other``: keys of the set that was
-    not chosen), the class list (with placeholder category ids unless ``ids_known``), the name of
-    the ``config`` it was trained with according to the file (``co_dino_5scale_r50_1x_coco``, or
-    empty), and ``remarks`` for the user on how it was read.
+    not chosen), the class list (with ids from 1 unless it is COCO's), the name of the ``config`` it
+    was trained with according to the file (``co_dino_5scale_r50_1x_coco``, or empty), and
+    ``remarks`` for the user on how it was read.
     """
 
     path: Path
@@ -47,7 +47,6 @@ class OfficialFile:
     weights: dict[str, Tensor]
     other: tuple[str, ...]
     classes: ClassList
-    ids_known: bool
     config: str
     remarks: tuple[str, ...]
 
@@ -110,7 +109,6 @@ def identified(
         weights=chosen,
         other=tuple(f"{'plain' if weight_set == 'ema' else 'ema'}: {name}" for name in averages),
         classes=classes,
-        ids_known=classes == COCO,
         config=config,
         remarks=(*remarks, remark) if remark else tuple(remarks),
     )

@@ -119,7 +119,7 @@ def test_the_number_of_classes_is_the_files(tmp_path: Path, official: dict[str, 
     content, report = convert_file(path, EXPERIMENT, TINY)
     assert len(content.record.classes) == 3
     assert report.remarks == ("2 class names for 3 classes: numbered them 1 to 3",)
-    assert content.record.ids_known is False
+    assert content.record.classes.category_ids == (1, 2, 3)
 
 
 def test_unknown_experiment_is_one_line(tmp_path: Path, official: dict[str, Tensor]) -> None:

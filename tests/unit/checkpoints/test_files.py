@@ -1,4 +1,3 @@
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +53,15 @@ def test_detector_comes_back_with_its_record(checkpoint: Path, kind: str) -> Non
         torch.testing.assert_close(value, expected[name])
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_records_that_say_whether_ids_are_known_still_load(checkpoint: Path, known: bool) -> None:
+    assert "category_ids_known" not in RECORD.as_dict()
+    content = torch.load(checkpoint, weights_only=True)
+    content[RunRecord.KEY]["category_ids_known"] = known  # as earlier runs wrote it
+    torch.save(content, checkpoint)
+    assert read_detector_file(checkpoint).record == RECORD
+
+
 def test_tied_weights_can_be_exported(tmp_path: Path) -> None:
     weight = torch.ones(2)
     content = DetectorFile(weights={"a": weight, "b": weight}, record=RECORD)
@@ -62,7 +70,7 @@ def test_tied_weights_can_be_exported(tmp_path: Path) -> None:
 
 
 def test_schemes_can_lie_beside_the_detector(checkpoint: Path, tmp_path: Path) -> None:
-    content = replace(read_detector_file(checkpoint), record=replace(RECORD, ids_known=False))
+    content = read_detector_file(checkpoint)
     write_detector_file(tmp_path / "m.safetensors", content)
     again = read_detector_file(tmp_path / "m.safetensors")
     assert again.record == content.record
