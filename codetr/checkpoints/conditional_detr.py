@@ -16,9 +16,11 @@ MARKS = (CLASS_EMBEDDING, "transformer.decoder.layers.0.ca_qpos_sine_proj.weight
 CLASS_ROWS = r"class_embed\.(weight|bias)|label_enc\.weight"
 """Tensors with a row per class; the table of labels has a further row at the end."""
 _LABELS = "label_enc.weight"
+_LAYERS = r"transformer\.(encoder|decoder)\.(layers\.\d+)\."
 _ENCODER = r"transformer\.encoder\.(layers\.\d+)\."
 _DECODER = r"transformer\.decoder\.(layers\.\d+)\."
 _EMBED = r"transformer\.decoder\.ref_point_head"
+_SIZE = r"transformer\.decoder\.ref_anchor_head"
 
 RULES: Rules = (
     (r"transformer\.decoder\.bbox_embed\..*", DROPPED),  # duplicates
@@ -31,17 +33,9 @@ RULES: Rules = (
     (_ENCODER + r"self_attn\.(out_proj\..*)", r"detector.encoder.\1.attention.\2"),
     (_ENCODER + r"norm1\.(.*)", r"detector.encoder.\1.attention_norm.\2"),
     (_ENCODER + r"norm2\.(.*)", r"detector.encoder.\1.feed_forward_norm.\2"),
-    *(
-        (
-            rf"transformer\.(encoder|decoder)\.(layers\.\d+)\.{official}\.(.*)",
-            rf"detector.\1.\2.feed_forward.{ours}.\3",
-        )
-        for official, ours in (
-            ("linear1", "expand"),
-            ("linear2", "contract"),
-            ("activation", "activation"),
-        )
-    ),
+    (_LAYERS + r"linear1\.(.*)", r"detector.\1.\2.feed_forward.expand.\3"),
+    (_LAYERS + r"linear2\.(.*)", r"detector.\1.\2.feed_forward.contract.\3"),
+    (_LAYERS + r"activation\.(.*)", r"detector.\1.\2.feed_forward.activation.\3"),
     *(
         (
             _DECODER + rf"{short}_{official}_proj\.(.*)",
@@ -57,10 +51,7 @@ RULES: Rules = (
             ("v", "value"),
         )
     ),
-    (
-        _DECODER + r"(self|cross)_attn\.out_proj\.(.*)",
-        r"detector.decoder.\1.\2_attention.out_proj.\3",
-    ),
+    (_DECODER + r"(self|cross)_attn\.(out_proj\..*)", r"detector.decoder.\1.\2_attention.\3"),
     (_DECODER + r"norm1\.(.*)", r"detector.decoder.\1.self_attention_norm.\2"),
     (_DECODER + r"norm2\.(.*)", r"detector.decoder.\1.cross_attention_norm.\2"),
     (_DECODER + r"norm3\.(.*)", r"detector.decoder.\1.feed_forward_norm.\2"),
@@ -75,9 +66,7 @@ POINTS: Rules = perceptron(_EMBED, "detector.query_init.reference_points", 2)
 
 BOXES: Rules = (
     *perceptron(_EMBED, "detector.decoder.spatial.embed.mlp", 2),
-    *perceptron(
-        r"transformer\.decoder\.ref_anchor_head", "detector.decoder.spatial.wanted_size", 2
-    ),
+    *perceptron(_SIZE, "detector.decoder.spatial.wanted_size", 2),
     *perceptron(r"transformer\.encoder\.query_scale", "detector.encoder.position_scale", 2),
 )
 """Rules for DAB-DETR and DN-DETR only."""

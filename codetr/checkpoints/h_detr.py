@@ -16,6 +16,7 @@ MARKS = (CLASS_EMBEDDING, "transformer.enc_output.weight")
 """Names by which a state dict is recognised."""
 
 _QUERIES = "query_embed.weight"
+_LAYERS = r"transformer\.(encoder|decoder)\.(layers\.\d+)\."
 _ENCODER = r"transformer\.encoder\.(layers\.\d+)\."
 _DECODER = r"transformer\.decoder\.(layers\.\d+)\."
 
@@ -30,14 +31,8 @@ RULES: Rules = (
     (_ENCODER + r"self_attn\.(.*)", r"detector.encoder.\1.attention.\2"),
     (_ENCODER + r"norm1\.(.*)", r"detector.encoder.\1.attention_norm.\2"),
     (_ENCODER + r"norm2\.(.*)", r"detector.encoder.\1.feed_forward_norm.\2"),
-    (
-        r"transformer\.(encoder|decoder)\.(layers\.\d+)\.linear1\.(.*)",
-        r"detector.\1.\2.feed_forward.expand.\3",
-    ),
-    (
-        r"transformer\.(encoder|decoder)\.(layers\.\d+)\.linear2\.(.*)",
-        r"detector.\1.\2.feed_forward.contract.\3",
-    ),
+    (_LAYERS + r"linear1\.(.*)", r"detector.\1.\2.feed_forward.expand.\3"),
+    (_LAYERS + r"linear2\.(.*)", r"detector.\1.\2.feed_forward.contract.\3"),
     (_DECODER + r"self_attn\.in_proj_(.*)", r"detector.decoder.\1.self_attention.in_proj.\2"),
     (_DECODER + r"self_attn\.out_proj\.(.*)", r"detector.decoder.\1.self_attention.out_proj.\2"),
     (_DECODER + r"cross_attn\.(.*)", r"detector.decoder.\1.cross_attention.\2"),

@@ -14,13 +14,7 @@ from torch import Tensor
 from codetr.checkpoints.renaming import Rules
 from codetr.errors import UserError
 
-
-def _as_it_is(value: Any) -> Any:
-    return value
-
-
-def _as_they_are(state: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
-    return state
+State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,7 +25,7 @@ class Setting:
 
     theirs: str
     ours: str
-    read: Callable[[Any], Any] = _as_it_is
+    read: Callable[[Any], Any] = lambda value: value
     absent: Any = None
 
 
@@ -48,7 +42,7 @@ class Layout:
     rules: Rules
     settings: Sequence[Setting]
     fixed: Mapping[str, Any]
-    complete: Callable[[Mapping[str, Tensor], Path], Mapping[str, Tensor]] = _as_they_are
+    complete: Callable[[State, Path], State] = lambda state, path: state
     flags: Mapping[str, bool] = field(default_factory=dict)
     page: str = ""
     kind: Sequence[Setting] = ()
@@ -61,10 +55,7 @@ YOLOS = Layout(
         (r"vit\.embeddings\.cls_token", r"backbone.cls_token"),
         (r"vit\.embeddings\.detection_tokens", r"backbone.det_token"),
         (r"vit\.embeddings\.position_embeddings", r"backbone.pos_embed"),
-        (
-            r"vit\.encoder\.(?:interpolation\.)?mid_position_embeddings",
-            r"backbone.mid_pos_embed",
-        ),
+        (r"vit\.encoder\.(?:interpolation\.)?mid_position_embeddings", r"backbone.mid_pos_embed"),
         (r"vit\.embeddings\.patch_embeddings\.projection\.(.*)", r"backbone.patch_embed.proj.\1"),
         (_BLOCK + r"attention\.attention\.query\.(.*)", _OURS + r"attn.qkv.\2#0"),
         (_BLOCK + r"attention\.attention\.key\.(.*)", _OURS + r"attn.qkv.\2#1"),
@@ -95,10 +86,7 @@ _ENCODED = r"transformer.encoder.layers.\1."
 _DECODER = r"model\.decoder\.layers\.(\d+)\."
 _DECODED = r"transformer.decoder.layers.\1."
 DENSE: Rules = (
-    (
-        r"model\.backbone\.conv_encoder\.model\.(?:_backbone\.)?(.*)",
-        r"backbone.0.body.\1",
-    ),
+    (r"model\.backbone\.conv_encoder\.model\.(?:_backbone\.)?(.*)", r"backbone.0.body.\1"),
     (r"model\.input_projection\.(.*)", r"input_proj.\1"),
     (_ENCODER + r"self_attn\.q_proj\.(.*)", _ENCODED + r"self_attn.in_proj_\2#0"),
     (_ENCODER + r"self_attn\.k_proj\.(.*)", _ENCODED + r"self_attn.in_proj_\2#1"),
@@ -201,7 +189,7 @@ DAB = Layout(
 _COPY = "transformer.decoder."
 
 
-def _every_head(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _every_head(state: State, path: Path) -> State:
     """The state dict with the class and box embedding of every layer. The library stores tied ones
     once, as the decoder's or as the first layer's.
     """

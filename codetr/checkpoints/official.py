@@ -18,9 +18,16 @@ OFFICIAL_HEADS = ("rcnn", "atss")
 """Our names of the auxiliary heads 0 and 1 of all published models."""
 
 _TRANSFORMER = r"query_head\.transformer\."
-_COLLABORATIVE = "schemes.collaborative."
+_LAYERS = _TRANSFORMER + r"(encoder|decoder)\.(layers\.\d+)\."
+_ENCODER = _TRANSFORMER + r"encoder\.(layers\.\d+)\."
+_DECODER = _TRANSFORMER + r"decoder\.(layers\.\d+)\."
+_SELF_ATTENTION = _DECODER + r"attentions\.0\.attn\."
+_ROI = r"roi_head\.0\.bbox_head\."
+_DENSE = r"bbox_head\.0\."
 
-_BOX_HEAD = "schemes.collaborative.heads.{head0}.box_head."
+_EMBEDDING = r"schemes.collaborative.embeddings.{head\1}."
+_HEAD0 = "schemes.collaborative.heads.{head0}."
+_HEAD1 = "schemes.collaborative.heads.{head1}."
 
 SFP_RULES: Rules = (
     # Layers of branches have the same numbers.
@@ -32,26 +39,19 @@ VIT_RULES: Rules = (
     (r"ema_.*", ""),
     # Tables of rotations, which we compute.
     (r"backbone\.(?:.*\.)?rope(?:_\w+)?\.freqs_(?:cos|sin)", ""),
-    (
-        r"roi_head\.0\.bbox_head\.shared_convs\.(\d+)\.conv\.(.*)",
-        _BOX_HEAD + r"convs.\1.conv.\2",
-    ),
-    (
-        r"roi_head\.0\.bbox_head\.shared_convs\.(\d+)\.gn\.(.*)",
-        _BOX_HEAD + r"convs.\1.norm.\2",
-    ),
+    (_ROI + r"shared_convs\.(\d+)\.conv\.(.*)", _HEAD0 + r"box_head.convs.\1.conv.\2"),
+    (_ROI + r"shared_convs\.(\d+)\.gn\.(.*)", _HEAD0 + r"box_head.convs.\1.norm.\2"),
 )
 """Rules for the ViT recipes."""
 
-_REGIONS = "schemes.collaborative.heads.{head0}.mask_head."
 _HEAD = "detector.mask_branch.head."
 _SCORING = "detector.mask_branch.scoring."
 _STAGE = r"mask_head\.(stages\.\d+)\."
 
 MASK_RULES: Rules = (
     # the region head, used in training only
-    (r"roi_head\.0\.mask_head\.(convs\.\d+\.conv|upsample)\.(.*)", _REGIONS + r"\1.\2"),
-    (r"roi_head\.0\.mask_head\.conv_logits\.(.*)", _REGIONS + r"classify.\1"),
+    (r"roi_head\.0\.mask_head\.(convs\.\d+\.conv|upsample)\.(.*)", _HEAD0 + r"mask_head.\1.\2"),
+    (r"roi_head\.0\.mask_head\.conv_logits\.(.*)", _HEAD0 + r"mask_head.classify.\1"),
     # the detector
     (r"mask_head\.((?:instance|semantic)_convs\.\d+)\.conv\.(.*)", _HEAD + r"\1.conv.\2"),
     (r"mask_head\.((?:instance|semantic)_convs\.\d+)\.norm_layer\.(.*)", _HEAD + r"\1.norm.\2"),
@@ -92,54 +92,18 @@ RULES: Rules = (
     (r"query_head\.query_embedding\.weight", r"detector.query_init.content"),
     (_TRANSFORMER + r"pos_trans\.(.*)", r"detector.query_init.position.\1"),
     (_TRANSFORMER + r"pos_trans_norm\.(.*)", r"detector.query_init.position_norm.\1"),
-    (
-        _TRANSFORMER + r"encoder\.(layers\.\d+)\.attentions\.0\.(.*)",
-        r"detector.encoder.\1.attention.\2",
-    ),
-    (
-        _TRANSFORMER + r"encoder\.(layers\.\d+)\.norms\.0\.(.*)",
-        r"detector.encoder.\1.attention_norm.\2",
-    ),
-    (
-        _TRANSFORMER + r"encoder\.(layers\.\d+)\.norms\.1\.(.*)",
-        r"detector.encoder.\1.feed_forward_norm.\2",
-    ),
-    (
-        _TRANSFORMER + r"(encoder|decoder)\.(layers\.\d+)\.ffns\.0\.layers\.0\.0\.(.*)",
-        r"detector.\1.\2.feed_forward.expand.\3",
-    ),
-    (
-        _TRANSFORMER + r"(encoder|decoder)\.(layers\.\d+)\.ffns\.0\.layers\.1\.(.*)",
-        r"detector.\1.\2.feed_forward.contract.\3",
-    ),
-    (
-        _TRANSFORMER + r"decoder\.(layers\.\d+)\.attentions\.0\.attn\.in_proj_(weight|bias)",
-        r"detector.decoder.\1.self_attention.in_proj.\2",
-    ),
-    (
-        _TRANSFORMER + r"decoder\.(layers\.\d+)\.attentions\.0\.attn\.out_proj\.(.*)",
-        r"detector.decoder.\1.self_attention.out_proj.\2",
-    ),
-    (
-        _TRANSFORMER + r"decoder\.(layers\.\d+)\.attentions\.1\.(.*)",
-        r"detector.decoder.\1.cross_attention.\2",
-    ),
-    (
-        _TRANSFORMER + r"decoder\.(layers\.\d+)\.norms\.0\.(.*)",
-        r"detector.decoder.\1.self_attention_norm.\2",
-    ),
-    (
-        _TRANSFORMER + r"decoder\.(layers\.\d+)\.norms\.1\.(.*)",
-        r"detector.decoder.\1.cross_attention_norm.\2",
-    ),
-    (
-        _TRANSFORMER + r"decoder\.(layers\.\d+)\.norms\.2\.(.*)",
-        r"detector.decoder.\1.feed_forward_norm.\2",
-    ),
-    (
-        _TRANSFORMER + r"decoder\.ref_point_head\.(.*)",
-        r"detector.decoder.anchor_position.mlp.\1",
-    ),
+    (_ENCODER + r"attentions\.0\.(.*)", r"detector.encoder.\1.attention.\2"),
+    (_ENCODER + r"norms\.0\.(.*)", r"detector.encoder.\1.attention_norm.\2"),
+    (_ENCODER + r"norms\.1\.(.*)", r"detector.encoder.\1.feed_forward_norm.\2"),
+    (_LAYERS + r"ffns\.0\.layers\.0\.0\.(.*)", r"detector.\1.\2.feed_forward.expand.\3"),
+    (_LAYERS + r"ffns\.0\.layers\.1\.(.*)", r"detector.\1.\2.feed_forward.contract.\3"),
+    (_SELF_ATTENTION + r"in_proj_(weight|bias)", r"detector.decoder.\1.self_attention.in_proj.\2"),
+    (_SELF_ATTENTION + r"out_proj\.(.*)", r"detector.decoder.\1.self_attention.out_proj.\2"),
+    (_DECODER + r"attentions\.1\.(.*)", r"detector.decoder.\1.cross_attention.\2"),
+    (_DECODER + r"norms\.0\.(.*)", r"detector.decoder.\1.self_attention_norm.\2"),
+    (_DECODER + r"norms\.1\.(.*)", r"detector.decoder.\1.cross_attention_norm.\2"),
+    (_DECODER + r"norms\.2\.(.*)", r"detector.decoder.\1.feed_forward_norm.\2"),
+    (_TRANSFORMER + r"decoder\.ref_point_head\.(.*)", r"detector.decoder.anchor_position.mlp.\1"),
     (_TRANSFORMER + r"decoder\.norm\.(.*)", r"detector.decoder.norm.\1"),
     (r"query_head\.cls_branches\.(.*)", r"detector.head.classify.\1"),
     (r"query_head\.reg_branches\.(.*)", r"detector.head.regress.\1"),
@@ -147,45 +111,18 @@ RULES: Rules = (
         r"query_head\.(?:dn_generator\.)?label_embedding\.(.*)",
         r"schemes.denoising.label_embedding.\1",
     ),
-    (r"query_head\.downsample\.(.*)", _COLLABORATIVE + r"extra_level.\1"),
-    (
-        _TRANSFORMER + r"aux_pos_trans\.(\d)\.(.*)",
-        _COLLABORATIVE + r"embeddings.{head\1}.project.\2",
-    ),
-    (
-        _TRANSFORMER + r"aux_pos_trans_norm\.(\d)\.(.*)",
-        _COLLABORATIVE + r"embeddings.{head\1}.norm.\2",
-    ),
-    (
-        _TRANSFORMER + r"pos_feats_trans\.(\d)\.(.*)",
-        _COLLABORATIVE + r"embeddings.{head\1}.project_feature.\2",
-    ),
-    (
-        _TRANSFORMER + r"pos_feats_norm\.(\d)\.(.*)",
-        _COLLABORATIVE + r"embeddings.{head\1}.feature_norm.\2",
-    ),
-    (r"rpn_head\.rpn_(conv|cls|reg)\.(.*)", _COLLABORATIVE + r"heads.{head0}.rpn.\1.\2"),
-    (
-        r"roi_head\.0\.bbox_head\.shared_fcs\.(\d)\.(.*)",
-        _COLLABORATIVE + r"heads.{head0}.box_head.fcs.\1.\2",
-    ),
-    (
-        r"roi_head\.0\.bbox_head\.fc_(cls|reg)\.(.*)",
-        _COLLABORATIVE + r"heads.{head0}.box_head.\1.\2",
-    ),
-    (
-        r"bbox_head\.0\.(cls|reg)_convs\.(\d+)\.conv\.(.*)",
-        _COLLABORATIVE + r"heads.{head1}.\1_tower.\2.conv.\3",
-    ),
-    (
-        r"bbox_head\.0\.(cls|reg)_convs\.(\d+)\.gn\.(.*)",
-        _COLLABORATIVE + r"heads.{head1}.\1_tower.\2.norm.\3",
-    ),
-    (
-        r"bbox_head\.0\.atss_(cls|reg|centerness)\.(.*)",
-        _COLLABORATIVE + r"heads.{head1}.\1.\2",
-    ),
-    (r"bbox_head\.0\.scales\.(\d+)\.scale", _COLLABORATIVE + r"heads.{head1}.scales.\1"),
+    (r"query_head\.downsample\.(.*)", r"schemes.collaborative.extra_level.\1"),
+    (_TRANSFORMER + r"aux_pos_trans\.(\d)\.(.*)", _EMBEDDING + r"project.\2"),
+    (_TRANSFORMER + r"aux_pos_trans_norm\.(\d)\.(.*)", _EMBEDDING + r"norm.\2"),
+    (_TRANSFORMER + r"pos_feats_trans\.(\d)\.(.*)", _EMBEDDING + r"project_feature.\2"),
+    (_TRANSFORMER + r"pos_feats_norm\.(\d)\.(.*)", _EMBEDDING + r"feature_norm.\2"),
+    (r"rpn_head\.rpn_(conv|cls|reg)\.(.*)", _HEAD0 + r"rpn.\1.\2"),
+    (_ROI + r"shared_fcs\.(\d)\.(.*)", _HEAD0 + r"box_head.fcs.\1.\2"),
+    (_ROI + r"fc_(cls|reg)\.(.*)", _HEAD0 + r"box_head.\1.\2"),
+    (_DENSE + r"(cls|reg)_convs\.(\d+)\.conv\.(.*)", _HEAD1 + r"\1_tower.\2.conv.\3"),
+    (_DENSE + r"(cls|reg)_convs\.(\d+)\.gn\.(.*)", _HEAD1 + r"\1_tower.\2.norm.\3"),
+    (_DENSE + r"atss_(cls|reg|centerness)\.(.*)", _HEAD1 + r"\1.\2"),
+    (_DENSE + r"scales\.(\d+)\.scale", _HEAD1 + r"scales.\1"),
 )
 
 _HEAD_POSITION = "query_head.transformer.head_pos_embed.weight"
@@ -203,7 +140,7 @@ def convert_official(
 
     def place(key: str, value: Tensor) -> Mapping[str, Tensor] | None:
         if key == _HEAD_POSITION and heads:  # one scalar per head
-            names = [f"{_COLLABORATIVE}embeddings.{name}.head_position" for name in heads]
+            names = [f"schemes.collaborative.embeddings.{name}.head_position" for name in heads]
             return dict(zip(names, value, strict=True))
         return named(_of_heads(rename(key, RULES), heads), value)
 

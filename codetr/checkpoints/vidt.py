@@ -58,9 +58,8 @@ def _shaped(key: str, value: Tensor) -> Tensor:
     return value
 
 
-def _within(pattern: str, name: str) -> tuple[str, str]:
-    return pattern, name.replace("detector.decoder.", "detector.decoder.decoder.")
-
-
-_DECODER_RULES: Rules = tuple(_within(*rule) for rule in h_detr.RULES)
+_DECODER_RULES: Rules = tuple(
+    (pattern, name.replace("detector.decoder.", "detector.decoder.decoder."))
+    for pattern, name in h_detr.RULES
+)
 """Rules of Deformable DETR, whose decoder is nested in ours."""
