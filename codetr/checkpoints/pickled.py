@@ -152,9 +152,7 @@ def _read_zip(file: IO[bytes]) -> Any:
 
         def storage(key: str, dtype: torch.dtype, count: int) -> Tensor:
             if key not in storages:
-                member = archive.getinfo(f"{folder}data/{key}")
-                _require_bytes(member.file_size, dtype, count)
-                storages[key] = _numbers(archive.read(member), dtype, count)
+                storages[key] = _numbers(archive.read(f"{folder}data/{key}"), dtype, count)
             return storages[key]
 
         with archive.open(found[0]) as content:
@@ -211,12 +209,8 @@ def _view(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int
     return torch.as_strided(storage, size, stride, offset)
 
 
-def _require_bytes(found: int, dtype: torch.dtype, count: int) -> None:
-    if found != count * dtype.itemsize:
-        raise pickle.UnpicklingError("truncated")
-
-
 def _numbers(data: bytes, dtype: torch.dtype, count: int) -> Tensor:
     """A tensor (count,) of ``dtype`` from raw bytes."""
-    _require_bytes(len(data), dtype, count)
+    if len(data) != count * dtype.itemsize:
+        raise pickle.UnpicklingError("truncated")
     return torch.frombuffer(bytearray(data), dtype=dtype) if count else torch.empty(0, dtype=dtype)
