@@ -129,12 +129,10 @@ def find_entry(source: str) -> ZooEntry:
     entries, name = read_zoo(), source.removeprefix(ZOO)
     if name not in entries:
         like = " or ".join(difflib.get_close_matches(name, entries, n=3, cutoff=0.5))
-        if not like:
-            raise UserError(f"{source}: no published weights of that name: codetr-zoo lists them")
-        raise UserError(
-            f"{source}: no published weights of that name: did you mean {like}? "
-            "codetr-zoo lists them all"
+        hint = (
+            f"did you mean {like}? codetr-zoo lists them all" if like else "codetr-zoo lists them"
         )
+        raise UserError(f"{source}: no published weights of that name: {hint}")
     return entries[name]
 
 
