@@ -12,147 +12,78 @@ from omegaconf.errors import OmegaConfBaseException
 from codetr.checkpoints.plain import plain
 from codetr.errors import UserError, user_error
 
-PARTS: Mapping[str, tuple[str, ...]] = {
-    "codetr.classification": ("Sigmoid", "Softmax"),
+PARTS: Mapping[str, str] = {
+    "codetr.classification": "Sigmoid Softmax",
     "codetr.supervision.assigners": (
-        "AnchorMatcher",
-        "FocalCost",
-        "HungarianMatcher",
-        "ProbabilityCost",
-        "TopKAssigner",
+        "AnchorMatcher FocalCost HungarianMatcher ProbabilityCost TopKAssigner"
     ),
-    "codetr.supervision.assigners.atss": ("AtssAssigner",),
-    "codetr.supervision.assigners.max_iou": ("MaxIouAssigner",),
-    "codetr.supervision.assigners.paa": ("PaaAssigner",),
-    "codetr.supervision.assigners.sampling": ("RandomSampler",),
-    "codetr.supervision.aux_heads.anchors": ("AnchorGrid", "DeltaCoder", "PointGrid"),
-    "codetr.supervision.aux_heads.atss": ("AtssHead",),
-    "codetr.supervision.aux_heads.fcos": ("FcosHead",),
-    "codetr.supervision.aux_heads.gfl": ("GflHead",),
-    "codetr.supervision.aux_heads.layers": ("SingleScaleAdapter",),
-    "codetr.supervision.aux_heads.paa": ("PaaHead",),
-    "codetr.supervision.aux_heads.rcnn": ("RcnnHead",),
-    "codetr.supervision.aux_heads.retinanet": ("RetinaNetHead",),
-    "codetr.supervision.aux_heads.roi_heads": (
-        "ConvFcBoxHead",
-        "FcnMaskHead",
-        "SharedFcBoxHead",
-    ),
-    "codetr.supervision.aux_heads.rpn": ("ProposalSelection", "Rpn"),
-    "codetr.supervision.aux_heads.selection": ("DenseSelection", "VotedSelection"),
+    "codetr.supervision.assigners.atss": "AtssAssigner",
+    "codetr.supervision.assigners.max_iou": "MaxIouAssigner",
+    "codetr.supervision.assigners.paa": "PaaAssigner",
+    "codetr.supervision.assigners.sampling": "RandomSampler",
+    "codetr.supervision.aux_heads.anchors": "AnchorGrid DeltaCoder PointGrid",
+    "codetr.supervision.aux_heads.atss": "AtssHead",
+    "codetr.supervision.aux_heads.fcos": "FcosHead",
+    "codetr.supervision.aux_heads.gfl": "GflHead",
+    "codetr.supervision.aux_heads.layers": "SingleScaleAdapter",
+    "codetr.supervision.aux_heads.paa": "PaaHead",
+    "codetr.supervision.aux_heads.rcnn": "RcnnHead",
+    "codetr.supervision.aux_heads.retinanet": "RetinaNetHead",
+    "codetr.supervision.aux_heads.roi_heads": "ConvFcBoxHead FcnMaskHead SharedFcBoxHead",
+    "codetr.supervision.aux_heads.rpn": "ProposalSelection Rpn",
+    "codetr.supervision.aux_heads.selection": "DenseSelection VotedSelection",
     "codetr.models.backbones": (
-        "Eva02Backbone",
-        "SwinBackbone",
-        "TimmBackbone",
-        "TokenSwinBackbone",
-        "TokenVitBackbone",
+        "Eva02Backbone SwinBackbone TimmBackbone TokenSwinBackbone TokenVitBackbone"
     ),
-    "codetr.models.backbones.eva02": ("Eva02Trunk",),
+    "codetr.models.backbones.eva02": "Eva02Trunk",
     "codetr.supervision.criteria": (
-        "FederatedClassification",
-        "FocalClassification",
-        "QualityClassification",
-        "SetCriterion",
-        "SoftmaxClassification",
+        "FederatedClassification FocalClassification QualityClassification SetCriterion "
+        "SoftmaxClassification"
     ),
     "codetr.data.augment": (
-        "Apply",
-        "Chain",
-        "Choice",
-        "DetrAugmentation",
-        "EvalResize",
-        "FlipOnly",
-        "KeepVisible",
-        "LsjAugmentation",
-        "LsjEval",
-        "PadToCanvas",
-        "RandomCrop",
-        "RandomShortSide",
-        "ResizeAndCrop",
-        "ScaleJitter",
+        "Apply Chain Choice DetrAugmentation EvalResize FlipOnly KeepVisible LsjAugmentation "
+        "LsjEval PadToCanvas RandomCrop RandomShortSide ResizeAndCrop ScaleJitter"
     ),
-    "codetr.data.copy_paste": ("CopyPaste",),
-    "codetr.data.custom": ("CustomFolder",),
-    "codetr.data.datamodule": ("CocoDataModule",),
-    "codetr.data.mixing": ("Mosaic", "MixUp"),
-    "codetr.data.ground_truth": ("DetrFilter", "MmdetFilter"),
-    "codetr.data.repeat": ("RepeatFactor", "image_counts"),
-    "codetr.data.sources": ("CocoFolder",),
-    "codetr.data.synthetic": ("SyntheticScenes",),
-    "codetr.data.teachers": ("Parallel", "Suppression", "TeacherBoxes"),
-    "codetr.models.detectors": ("Detr",),
-    "codetr.evaluation": ("CocoEvaluator", "Postprocess", "lvis_evaluator"),
-    "codetr.nms": ("ClasswiseNms", "Nms", "SoftNms"),
-    "codetr.models.heads": ("DetectionHead", "PerceptronHead", "TiedDetectionHead"),
-    "codetr.models.masks": ("MaskBranch", "MaskIouHead", "RefineMaskHead"),
-    "codetr.models.necks": ("ChannelMapper", "IdentityNeck", "Projection", "SimpleFeaturePyramid"),
+    "codetr.data.copy_paste": "CopyPaste",
+    "codetr.data.custom": "CustomFolder",
+    "codetr.data.datamodule": "CocoDataModule",
+    "codetr.data.mixing": "Mosaic MixUp",
+    "codetr.data.ground_truth": "DetrFilter MmdetFilter",
+    "codetr.data.repeat": "RepeatFactor image_counts",
+    "codetr.data.sources": "CocoFolder",
+    "codetr.data.synthetic": "SyntheticScenes",
+    "codetr.data.teachers": "Parallel Suppression TeacherBoxes",
+    "codetr.models.detectors": "Detr",
+    "codetr.evaluation": "CocoEvaluator Postprocess lvis_evaluator",
+    "codetr.nms": "ClasswiseNms Nms SoftNms",
+    "codetr.models.heads": "DetectionHead PerceptronHead TiedDetectionHead",
+    "codetr.models.masks": "MaskBranch MaskIouHead RefineMaskHead",
+    "codetr.models.necks": "ChannelMapper IdentityNeck Projection SimpleFeaturePyramid",
     "codetr.supervision.schemes": (
-        "Collaborative",
-        "CoordinateEmbedding",
-        "CoordinateFeatureEmbedding",
-        "Denoising",
-        "Group",
-        "Hybrid",
-        "InstanceMasks",
-        "Mixed",
-        "OneToOne",
-        "QueryDenoising",
-        "Teacher",
+        "Collaborative CoordinateEmbedding CoordinateFeatureEmbedding Denoising Group Hybrid "
+        "InstanceMasks Mixed OneToOne QueryDenoising Teacher"
     ),
-    "codetr.supervision.schemes.mixed": ("Branch",),
+    "codetr.supervision.schemes.mixed": "Branch",
     "codetr.models.transformers": (
-        "AnchorPosition",
-        "AnchorQueries",
-        "AnchorSpatial",
-        "ConditionalDecoder",
-        "ConditionalDecoderLayer",
-        "CrossFirstDecoderLayer",
-        "DeformableDecoder",
-        "DeformableDecoderLayer",
-        "DeformableEncoder",
-        "DeformableEncoderLayer",
-        "DenseEncoder",
-        "DenseEncoderLayer",
-        "IdentityDecoder",
-        "IdentityEncoder",
-        "LearnedQueries",
-        "MixedQueries",
-        "Patterns",
-        "PointQueries",
-        "PointSpatial",
-        "PositionedQueries",
-        "ProjectedTokenQueries",
-        "ProposalStage",
-        "QueryTable",
-        "ReadFirstDecoder",
-        "TokenQueries",
-        "UnknownLabel",
+        "AnchorPosition AnchorQueries AnchorSpatial ConditionalDecoder ConditionalDecoderLayer "
+        "CrossFirstDecoderLayer DeformableDecoder DeformableDecoderLayer DeformableEncoder "
+        "DeformableEncoderLayer DenseEncoder DenseEncoderLayer IdentityDecoder IdentityEncoder "
+        "LearnedQueries MixedQueries Patterns PointQueries PointSpatial PositionedQueries "
+        "ProjectedTokenQueries ProposalStage QueryTable ReadFirstDecoder TokenQueries "
+        "UnknownLabel"
     ),
-    "codetr.models.layers": ("ScaleMlp",),
-    "codetr.supervision.overlaps": ("PixelGiou", "RelativeGiou"),
-    "torch.nn": (
-        "BatchNorm2d",
-        "GELU",
-        "GroupNorm",
-        "Identity",
-        "LayerNorm",
-        "PReLU",
-        "ReLU",
-        "SiLU",
-    ),
+    "codetr.models.layers": "ScaleMlp",
+    "codetr.supervision.overlaps": "PixelGiou RelativeGiou",
+    "torch.nn": "BatchNorm2d GELU GroupNorm Identity LayerNorm PReLU ReLU SiLU",
     "torchvision.transforms.v2": (
-        "ColorJitter",
-        "GaussianBlur",
-        "RandomGrayscale",
-        "RandomHorizontalFlip",
-        "RandomPhotometricDistort",
-        "RandomVerticalFlip",
+        "ColorJitter GaussianBlur RandomGrayscale RandomHorizontalFlip "
+        "RandomPhotometricDistort RandomVerticalFlip"
     ),
 }
 """Classes that a file may instantiate, by module: parts of a model, its data and its evaluation.
 None of them calls, imports or builds what its arguments name.
 """
-NAMES = frozenset(f"{module}.{name}" for module, names in PARTS.items() for name in names)
+NAMES = frozenset(f"{module}.{name}" for module in PARTS for name in PARTS[module].split())
 
 Path = tuple[str | int, ...]
 """Keys and indices from the root of a configuration."""
