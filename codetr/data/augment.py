@@ -74,25 +74,19 @@ def resize(
     """Resize to ``size`` (height, width) and record the scale per axis; if given, crop the result
     to ``window``. ``antialias``: see ``resize_bilinear``.
     """
+
+    def resized(part: Any) -> Any:
+        if isinstance(part, tv_tensors.Mask):
+            return resize_nearest(part.as_subclass(Tensor), size, window)
+        if isinstance(part, tv_tensors.Image):
+            return resize_bilinear(part.as_subclass(Tensor), size, antialias, window)
+        boxes = v2.functional.resize(part, list(size))
+        return boxes if window is None else v2.functional.crop(boxes, *window)
+
     height, width = sample.size
-    moved = transform(sample, _Resize(size, antialias, window))
+    moved = transform(sample, lambda *parts: [resized(part) for part in parts])
     x, y = sample.scale
     return replace(moved, scale=(x * size[1] / width, y * size[0] / height))
-
-
-class _Resize(v2.Transform):
-    def __init__(self, size: tuple[int, int], antialias: bool, window: Window | None) -> None:
-        super().__init__()
-        self.size, self.antialias, self.window = size, antialias, window
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if isinstance(inpt, tv_tensors.Mask):
-            return tv_tensors.Mask(resize_nearest(inpt.as_subclass(Tensor), self.size, self.window))
-        if isinstance(inpt, tv_tensors.Image):
-            pixels = inpt.as_subclass(Tensor)
-            return tv_tensors.Image(resize_bilinear(pixels, self.size, self.antialias, self.window))
-        resized = v2.functional.resize(inpt, list(self.size))
-        return resized if self.window is None else v2.functional.crop(resized, *self.window)
 
 
 def without_tiny_boxes(sample: Sample, min_size_px: float = 0.0) -> Sample:
@@ -197,16 +191,16 @@ class RandomCrop:
 
 def cropped(sample: Sample, window: Window) -> Sample:
     """The sample cropped to ``window``, without boxes that have no area there."""
-    return without_tiny_boxes(transform(sample, _Crop(window)))
+    return without_tiny_boxes(
+        transform(sample, lambda *parts: [v2.functional.crop(part, *window) for part in parts])
+    )
 
 
-class _Crop(v2.Transform):
-    def __init__(self, window: Window) -> None:
-        super().__init__()
-        self.window = window
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return v2.functional.crop(inpt, *self.window)
+def padded(sample: Sample, x: int, y: int, size: tuple[int, ...]) -> Sample:
+    """The sample with its upper left corner at (x, y) of a grey canvas of (height, width)."""
+    height, width = sample.size
+    around = [x, y, size[1] - x - width, size[0] - y - height]
+    return transform(sample, v2.Pad(around, fill={tv_tensors.Image: GREY, "others": 0}))
 
 
 @dataclass(frozen=True)
@@ -276,9 +270,7 @@ class PadToCanvas:
 
     def __call__(self, sample: Sample) -> Sample:
         """Pad to the canvas, which must be at least as large as the image."""
-        height, width = sample.size
-        padding = [0, 0, self.canvas - width, self.canvas - height]
-        return transform(sample, v2.Pad(padding, fill={tv_tensors.Image: GREY, "others": 0}))
+        return padded(sample, 0, 0, (self.canvas, self.canvas))
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """See ``KnownSize``."""

@@ -7,11 +7,8 @@ from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
-from codetr.data.augment import cropped, resize, transform, without_tiny_boxes
-from codetr.data.coco import GREY
+from codetr.data.augment import cropped, padded, resize, without_tiny_boxes
 from codetr.data.resize import fitted_size
 from codetr.data.sample import BoxSet, Sample
 from codetr.errors import UserError
@@ -121,8 +118,8 @@ class Mosaic(Occasionally):
         window = (height - h if upper else 0, width - w if left else 0, h, w)
         part = cropped(fitted, window)
         x0, y0 = (x - w if left else x), (y - h if upper else y)
-        padded = _padded(part, x0, y0, (self.canvas, self.canvas))
-        return without_tiny_boxes(padded, self.min_box_px)
+        placed = padded(part, x0, y0, (self.canvas, self.canvas))
+        return without_tiny_boxes(placed, self.min_box_px)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,18 +148,11 @@ class MixUp(Occasionally):
         """The two images, blended."""
         (other,) = others
         size = tuple(max(sides) for sides in zip(sample.size, other.size, strict=True))
-        first, second = (_padded(part, 0, 0, size) for part in (sample, other))
+        first, second = (padded(part, 0, 0, size) for part in (sample, other))
         alpha = torch.tensor(float(self.alpha))
         share = torch.distributions.Beta(alpha, alpha).sample().item()
         blended = first.image * share + second.image * (1 - share)
         return _together(blended.round().to(torch.uint8), first, second)
-
-
-def _padded(sample: Sample, x: int, y: int, size: tuple[int, ...]) -> Sample:
-    """``sample`` with its upper left corner at (x, y) of a grey canvas of (height, width)."""
-    height, width = sample.size
-    around = [x, y, size[1] - x - width, size[0] - y - height]
-    return transform(sample, v2.Pad(around, fill={tv_tensors.Image: GREY, "others": 0}))
 
 
 def _together(image: Tensor, first: Sample, *others: Sample) -> Sample:
