@@ -33,26 +33,17 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OtherFields:
-    """Other fields of A annotations: ``sides`` (A, 2) float64, width and height in pixels as in the
-    file; ``area`` (A,) float64 in square pixels, by default their product; ``ignore`` (A,) bool.
-    """
-
-    sides: Tensor
-    area: Tensor
-    ignore: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
 class CocoAnnotations:
     """The content of one annotation file: I images and their A boxes, sorted by image.
 
     ``sizes`` (I, 2) int64 (height, width); ``boxes`` (A, 4) float32 xyxy pixels as in the file, not
-    yet clipped or filtered; ``labels`` (A,) int64 class indices; ``crowd`` (A,) bool; ``fields``:
-    further values; ``dropped`` (A,) bool: excluded from the targets by a training recipe (None: no
-    box is); ``annotation_ids`` as in the file; ``written_ids`` of the images as in the file,
-    strings where ``image_ids`` are hashes of them; image i owns the rows ``offsets[i]`` to
-    ``offsets[i + 1]``; ``segmentations`` of all rows, if requested.
+    yet clipped or filtered; ``sides`` (A, 2) float64, their width and height as in the file;
+    ``area`` (A,) float64 in square pixels, by default the product of the sides; ``labels`` (A,)
+    int64 class indices; ``crowd`` and ``ignore`` (A,) bool; ``dropped`` (A,) bool: excluded from
+    the targets by a training recipe (None: no box is); ``annotation_ids`` as in the file;
+    ``written_ids`` of the images as in the file, strings where ``image_ids`` are hashes of them;
+    image i owns the rows ``offsets[i]`` to ``offsets[i + 1]``; ``segmentations`` of all rows, if
+    requested.
     """
 
     path: Path
@@ -62,9 +53,11 @@ class CocoAnnotations:
     file_names: tuple[str, ...]
     sizes: Tensor
     boxes: Tensor
+    sides: Tensor
+    area: Tensor
     labels: Tensor
     crowd: Tensor
-    fields: OtherFields
+    ignore: Tensor
     annotation_ids: tuple[Any, ...]
     offsets: Tensor
     segmentations: Segmentations | None = None
@@ -81,8 +74,7 @@ class CocoAnnotations:
     @property
     def boxes_xywh_px(self) -> NDArray[np.float64]:
         """(A, 4) corner and size in pixels, as in the file."""
-        sides = self.fields.sides
-        return torch.cat([self.boxes[:, :2].to(sides.dtype), sides], dim=1).double().numpy()
+        return torch.cat([self.boxes[:, :2].to(self.sides), self.sides], dim=1).double().numpy()
 
     @cached_property
     def clipped(self) -> Tensor:
@@ -215,13 +207,11 @@ def _arranged(
         file_names=names,
         sizes=sizes,
         boxes=torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1).float(),
+        sides=xywh[:, 2:],
+        area=torch.from_numpy(objects.area),
         labels=torch.tensor([index[i] for i in objects.categories.tolist()], dtype=torch.int64),
         crowd=crowd,
-        fields=OtherFields(
-            sides=xywh[:, 2:],
-            area=torch.from_numpy(objects.area),
-            ignore=torch.from_numpy(objects.ignore),
-        ),
+        ignore=torch.from_numpy(objects.ignore),
         annotation_ids=tuple(entry.get("id") for entry in objects.entries),
         offsets=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
         segmentations=read_segmentations(objects.entries, crowd, sizes[image_of_box], path)

@@ -53,9 +53,8 @@ class MmdetFilter:
 
     def boxes(self, annotations: CocoAnnotations) -> Tensor:
         """See ``GroundTruthFilter``."""
-        fields = annotations.fields
-        large = (fields.sides >= self.min_box_px).all(dim=1)
-        return large & (fields.area > 0) & ~fields.ignore
+        large = (annotations.sides >= self.min_box_px).all(dim=1)
+        return large & (annotations.area > 0) & ~annotations.ignore
 
     def images(self, annotations: CocoAnnotations) -> Tensor:
         """See ``GroundTruthFilter``."""

@@ -11,7 +11,7 @@ import torch
 from torchvision.transforms import v2
 
 from codetr.classes import ClassList
-from codetr.data.annotations import CocoAnnotations, OtherFields
+from codetr.data.annotations import CocoAnnotations
 from codetr.data.augment import resize, transform, without_tiny_boxes
 from codetr.data.collate import Collate
 from codetr.data.sample import BoxSet, Sample
@@ -80,7 +80,9 @@ def _annotations(sizes: Mapping[int, tuple[int, ...]], num_classes: int) -> Coco
         boxes=torch.zeros(0, 4),
         labels=none,
         crowd=none.bool(),
-        fields=OtherFields(sides=torch.zeros(0, 2), area=torch.zeros(0), ignore=none.bool()),
+        sides=torch.zeros(0, 2),
+        area=torch.zeros(0),
+        ignore=none.bool(),
         annotation_ids=(),
         offsets=none.new_zeros(len(sizes) + 1),
     )

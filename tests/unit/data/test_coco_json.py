@@ -55,13 +55,13 @@ def write(root: Path, made: dict[str, Any]) -> Path:
 
 def by_training(path: Path) -> Objects:
     found = load_annotations(path)
-    corners, sides = found.boxes.double(), found.fields.sides
+    corners, sides = found.boxes.double(), found.sides
     return [
         (
             found.image_ids[int(found.image_of_box[i])],
             found.classes.category_ids[int(found.labels[i])],
             (*corners[i, :2].tolist(), *sides[i].tolist()),
-            float(found.fields.area[i]),
+            float(found.area[i]),
             bool(found.crowd[i]),
         )
         for i in range(len(found.boxes))

@@ -11,7 +11,7 @@ from PIL import Image
 from codetr.checkpoints.experiment import compose_train
 from codetr.classes import ClassList
 from codetr.conf_folder import conf_folder
-from codetr.data.annotations import CocoAnnotations, OtherFields, load_annotations
+from codetr.data.annotations import CocoAnnotations, load_annotations
 from codetr.data.augment import Chain
 from codetr.data.datamodule import CocoDataModule
 from codetr.data.sources import CocoFolder
@@ -85,11 +85,9 @@ def test_none_stands_twice_in_large_files() -> None:
         boxes=corners.expand(count, 4),
         labels=torch.zeros(count, dtype=torch.int64),
         crowd=torch.zeros(count, dtype=torch.bool),
-        fields=OtherFields(
-            sides=torch.full((count, 2), 2.0),
-            area=torch.full((count,), 4.0),
-            ignore=torch.zeros(count, dtype=torch.bool),
-        ),
+        sides=torch.full((count, 2), 2.0),
+        area=torch.full((count,), 4.0),
+        ignore=torch.zeros(count, dtype=torch.bool),
         annotation_ids=(0,) * count,
         offsets=torch.arange(count + 1),
     )

@@ -170,7 +170,7 @@ def test_masks_are_what_is_visible(tmp_path: Path) -> None:
             assert rows.max() < np.ceil(y1)
         last = len(targets) - 1  # nothing was painted over the last
         if last >= 0:
-            area = float(annotations.fields.area[annotations.offsets[index + 1] - 1])
+            area = float(annotations.area[annotations.offsets[index + 1] - 1])
             assert int(masks[last].sum()) == pytest.approx(area, abs=0.03 * area + 6)
             whole += 1
     assert whole > 5
