@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from codetr.tensor_struct import TensorStruct
+
 
 class SampleKey(NamedTuple):
     """A request of a sampler: the index of an image, the epoch to augment it for, and the number of
@@ -21,7 +23,7 @@ class SampleKey(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxSet:
+class BoxSet(TensorStruct):
     """Boxes of one image from one source: the ground truth, or a teacher.
 
     ``boxes`` (N, 4) float32 xyxy in pixels of the current image; ``labels`` (N,) int64, contiguous
@@ -43,6 +45,11 @@ class BoxSet:
         return cls(boxes=boxes, labels=labels, scores=torch.ones(len(labels)))
 
     @classmethod
+    def empty(cls) -> BoxSet:
+        """No boxes."""
+        return cls.ground_truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+
+    @classmethod
     def joined(cls, sets: Sequence[BoxSet]) -> BoxSet:
         """The boxes of several sets of one image; with masks if all sets have them."""
         masks = [s.masks for s in sets if s.masks is not None]
@@ -59,13 +66,8 @@ class BoxSet:
             if keep.all():
                 return self
             keep = keep.nonzero().flatten()
-        return BoxSet(
-            boxes=self.boxes[keep],
-            labels=self.labels[keep],
-            scores=self.scores[keep],
-            # Masks are large: index_select copies whole rows, indexing single elements.
-            masks=None if self.masks is None else self.masks.index_select(0, keep),
-        )
+        # Masks are large: index_select copies whole rows, indexing single elements.
+        return self.map(lambda values: values.index_select(0, keep))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +103,5 @@ class Sample:
 
 def as_sample(image: Tensor) -> Sample:
     """An image without boxes, uint8 (3, H, W), for the steps of ``augment``."""
-    nothing = BoxSet.ground_truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    return Sample(
-        image=image,
-        targets=nothing,
-        image_id=0,
-        original_size=(image.shape[-2], image.shape[-1]),
-    )
+    size = image.shape[-2], image.shape[-1]
+    return Sample(image=image, targets=BoxSet.empty(), image_id=0, original_size=size)

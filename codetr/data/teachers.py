@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,7 +43,7 @@ class Parallel:
 
     def __call__(self, found: Sequence[BoxSet | None], size: tuple[int, int]) -> tuple[BoxSet, ...]:
         """One set per teacher, empty if the image is not in its file."""
-        return tuple(_empty() if boxes is None else boxes for boxes in found)
+        return tuple(BoxSet.empty() if boxes is None else boxes for boxes in found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,19 +70,11 @@ class Suppression:
             )
         own = [(boxes, w) for boxes, w in zip(found, weights, strict=True) if boxes is not None]
         if not own:
-            return (_whole(size) if self.whole_image else _empty(),)
-        boxes = BoxSet(
-            boxes=torch.cat([b.boxes for b, _ in own]),
-            labels=torch.cat([b.labels for b, _ in own]),
-            scores=torch.cat([b.scores for b, _ in own]),
-        )
+            return (_whole(size) if self.whole_image else BoxSet.empty(),)
+        boxes = BoxSet.joined([b for b, _ in own])
         ranking = torch.cat([b.scores + w for b, w in own])
         order = batched_nms(boxes.boxes, ranking, boxes.labels, self.iou_threshold)
         return (boxes.select(order[: len(boxes) // len(own)]),)
-
-
-def _empty() -> BoxSet:
-    return BoxSet.ground_truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
 
 
 def _whole(size: tuple[int, int]) -> BoxSet:
@@ -110,11 +102,7 @@ class TeacherResults:
         if not self.named[index]:
             return None
         rows = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
-        return BoxSet(
-            boxes=self.boxes.boxes[rows],
-            labels=self.boxes.labels[rows],
-            scores=self.boxes.scores[rows],
-        )
+        return self.boxes.map(lambda values: values[rows])
 
 
 class TeacherBoxes:
@@ -179,7 +167,7 @@ def read_results(
         starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
         order = order[torch.arange(len(order)) - starts < top_k]
         counts = counts.clamp(max=top_k)
-    chosen = BoxSet(boxes=corners[order], labels=boxes.labels[order], scores=boxes.scores[order])
+    chosen = replace(boxes, boxes=corners).select(order)
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     return TeacherResults(boxes=chosen, offsets=offsets, named=named)
 
