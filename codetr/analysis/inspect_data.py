@@ -16,7 +16,7 @@ from codetr.analysis.data_facts import SplitFacts, gather_facts, shared_images
 from codetr.analysis.data_plots import box_figure, class_figure, picture_grid
 from codetr.data.annotations import CocoAnnotations
 from codetr.data.box_formats import similar_names
-from codetr.data.check import convention_errors
+from codetr.data.check import split_convention_error
 from codetr.data.images import DEFAULT_RULES, PixelRules
 from codetr.data.loading import load_split
 from codetr.data.placement import AUTO
@@ -72,8 +72,9 @@ def inspect_data(
         loaded[name] = load_split(
             splits, name, boxes, derived, classes=classes, flaws=flaws, notify=remarks.append
         )
-        wrong = convention_errors(loaded[name]) if splits.box_format == AUTO else []
-        problems += [f"{name}: {line}" for line in (*flaws, *wrong)]
+        if splits.box_format == AUTO and (wrong := split_convention_error(loaded[name])):
+            flaws.append(wrong)
+        problems += [f"{name}: {line}" for line in flaws]
         if not loaded[name].usable.any():
             problems.append(f"{name}: has no usable box, which training refuses")
     problems += similar_names(loaded["train"].classes.names)

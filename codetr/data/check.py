@@ -99,8 +99,8 @@ def check_split(
     in another format.
     """
     _require_files(annotations, images, tolerate_broken)
-    if box_format == AUTO:
-        _require_own_format(annotations)
+    if box_format == AUTO and (wrong := split_convention_error(annotations)):
+        raise UserError(f"annotation file {annotations.path}: {wrong}")
     _require_boxes(annotations, max_lost)
     boxes, usable = annotations.boxes, annotations.usable
     beyond = (boxes - annotations.clipped).abs().amax(dim=1) > _OUTSIDE_PX
@@ -164,16 +164,10 @@ def require_same_classes(train: CocoAnnotations, val: CocoAnnotations) -> None:
             )
 
 
-def _require_own_format(annotations: CocoAnnotations) -> None:
-    for wrong in convention_errors(annotations):
-        raise UserError(f"annotation file {annotations.path}: {wrong}")
-
-
-def convention_errors(annotations: CocoAnnotations) -> list[str]:
-    """Error messages if the boxes of a split are not in COCO's format."""
+def split_convention_error(annotations: CocoAnnotations) -> str | None:
+    """An error message if the boxes of a split are not in COCO's format; None otherwise."""
     sizes = annotations.sizes.flip(1)[annotations.image_of_box].numpy()
-    wrong = convention_error(annotations.boxes_xywh_px, sizes)
-    return [wrong] if wrong else []
+    return convention_error(annotations.boxes_xywh_px, sizes)
 
 
 def _require_boxes(annotations: CocoAnnotations, max_lost: float) -> None:
