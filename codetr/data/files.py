@@ -78,16 +78,11 @@ def without_suffix(file: str) -> str:
     return str(path.with_suffix("")) if known else file
 
 
-def _frequent(item: tuple[str, int]) -> tuple[int, str]:
-    return -item[1], item[0]
-
-
 def counted_suffixes(files: Iterable[str]) -> str:
     """``3 files (.heic 2, .txt 1)``, the most frequent first; empty for no files."""
     counts = Counter(PurePosixPath(file).suffix.lower() or "without suffix" for file in files)
-    kinds = ", ".join(
-        f"{suffix} {count}" for suffix, count in sorted(counts.items(), key=_frequent)
-    )
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    kinds = ", ".join(f"{suffix} {count}" for suffix, count in ordered)
     return f"{counts.total()} files ({kinds})" if counts else ""
 
 
