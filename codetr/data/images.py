@@ -182,11 +182,6 @@ def read_geometry(path: Path) -> Geometry:
         ) from None
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """(height, width) of ``read_geometry``."""
-    return read_geometry(path).size
-
-
 def geometry(file: Image.Image) -> Geometry:
     """``read_geometry`` for an open file."""
     width, height = file.size

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from codetr.data.images import read_size
+from codetr.data.images import read_geometry
 from codetr.data.scenes import SceneStyle, render_scene
 from codetr.errors import UserError
 
@@ -83,7 +83,7 @@ def _annotations(files: list[Path]) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index, path in enumerate(files):
-        height, width = read_size(path)
+        height, width = read_geometry(path).size
         images.append({"id": index + 1, "file_name": path.name, "height": height, "width": width})
         rng = np.random.default_rng(index)
         for _ in range(_OBJECTS):

@@ -13,7 +13,7 @@ from codetr.data.annotations import CocoAnnotations, load_annotations
 from codetr.data.custom import CustomFolder, recognise
 from codetr.data.formats.content import LabelledImage, Problem, SplitContent
 from codetr.data.formats.tree import list_files, split_of_name
-from codetr.data.images import read_image, read_scaled, read_size
+from codetr.data.images import read_geometry, read_image, read_scaled
 from codetr.data.sources import Splits
 from codetr.data.split_choice import divide
 from codetr.errors import UserError
@@ -199,10 +199,10 @@ def test_images_turned_by_exif_have_the_size_that_is_read(tmp_path: Path, ending
     exif[ExifTags.Base.Orientation] = 6
     path = tmp_path / f"a{ending}"
     Image.new("RGB", (40, 30)).save(path, exif=exif)
-    assert read_size(path) == tuple(read_image(path).shape[1:]) == (40, 30)
+    assert read_geometry(path).size == tuple(read_image(path).shape[1:]) == (40, 30)
     assert read_scaled(path, None)[1] == (40, 30)
     Image.new("RGB", (40, 30)).save(path)
-    assert read_size(path) == tuple(read_image(path).shape[1:]) == (30, 40)
+    assert read_geometry(path).size == tuple(read_image(path).shape[1:]) == (30, 40)
 
 
 def test_flaws_of_boxes_and_images_are_reported_with_their_files(tmp_path: Path) -> None:

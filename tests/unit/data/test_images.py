@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from codetr.data.files import is_image, missing_plugin
-from codetr.data.images import ImageError, PixelRules, as_array, read_image, read_size
+from codetr.data.images import ImageError, PixelRules, as_array, read_geometry, read_image
 from codetr.errors import UserError
 
 
@@ -142,7 +142,7 @@ def test_heic_is_read_in_a_process_that_has_listed_no_files(tmp_path: Path) -> N
             "-c",
             "import sys; from pathlib import Path; from codetr.data import images;"
             "path = Path(sys.argv[1]);"
-            "assert images.read_size(path) == tuple(images.read_image(path).shape[1:])",
+            "assert images.read_geometry(path).size == tuple(images.read_image(path).shape[1:])",
             str(path),
         ],
         capture_output=True,
@@ -150,7 +150,7 @@ def test_heic_is_read_in_a_process_that_has_listed_no_files(tmp_path: Path) -> N
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert read_size(path) == _gradient().shape[:2]
+    assert read_geometry(path).size == _gradient().shape[:2]
 
 
 def test_heic_is_read_or_said_to_need_its_plugin(tmp_path: Path) -> None:
