@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from codetr.data.formats.tree import split_of_folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +94,17 @@ def by_split(
     names = dict.fromkeys([*images, *lost])
     found = {n: SplitContent(images=images.get(n, ()), lost=lost.get(n, ())) for n in names}
     return {name: split for name, split in found.items() if split.images or split.lost}
+
+
+def by_folder(images: Iterable[LabelledImage], lost: Iterable[Problem]) -> dict[str, SplitContent]:
+    """The splits by the names of the folders of annotation files."""
+    found: dict[str, list[LabelledImage]] = defaultdict(list)
+    for image in images:
+        found[split_of_folders(image.source) or UNSPLIT].append(image)
+    problems: dict[str, list[Problem]] = defaultdict(list)
+    for problem in lost:
+        problems[split_of_folders(problem.file) or UNSPLIT].append(problem)
+    return by_split(found, problems)
 
 
 def finite(values: Sequence[Any]) -> bool:

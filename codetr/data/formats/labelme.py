@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -11,16 +10,15 @@ from typing import Any
 
 from codetr.data.box_formats import AUTO, require_box_format
 from codetr.data.formats.content import (
-    UNSPLIT,
     Box,
     FolderContent,
     LabelledImage,
     Problem,
-    by_split,
+    by_folder,
     one_line,
     short_repr,
 )
-from codetr.data.formats.tree import Tree, split_of_folders
+from codetr.data.formats.tree import Tree
 from codetr.data.json_columns import as_integer, as_label, as_number, as_side
 from codetr.data.outlines import area_of
 from codetr.errors import UserError
@@ -77,26 +75,22 @@ def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
     require_box_format(box_format, (AUTO,))
     problems: list[Problem] = []
     files: list[_File] = []
-    lost: dict[str, list[Problem]] = defaultdict(list)
+    unusable: list[Problem] = []  # annotation files
     for file in recognise(tree):
         try:
             files.append(_read_file(tree, file, problems))
         except UserError as error:
-            problem = Problem(file=file, text=f"{error}; the file was skipped")
-            problems.append(problem)
-            lost[split_of_folders(file) or UNSPLIT].append(problem)
+            unusable.append(Problem(file=file, text=f"{error}; the file was skipped"))
+            problems.append(unusable[-1])
     names = sorted({o.name for one in files for o in one.objects})
     ids = {name: i + 1 for i, name in enumerate(names)}
-    splits: dict[str, list[LabelledImage]] = defaultdict(list)
-    for one in files:
-        splits[split_of_folders(one.file) or UNSPLIT].append(_labelled(one, ids))
     without = len(tree.images) - len({one.image for one in files})
     remarks = [f"{without} images without annotation file were skipped"] if without > 0 else []
     joined = sum(one.joined for one in files)
     if joined:
         remarks.append(f"{joined} shapes were joined to others of their label and group_id")
     return FolderContent(
-        splits=by_split(splits, lost),
+        splits=by_folder((_labelled(one, ids) for one in files), unusable),
         categories={i: name for name, i in ids.items()},
         remarks=tuple(remarks),
         problems=tuple(problems),

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import TypeVar
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
@@ -24,19 +23,19 @@ from codetr.data.formats.content import (
     LabelledImage,
     Problem,
     SplitContent,
+    by_folder,
     by_split,
     one_line,
     short_repr,
 )
 from codetr.data.formats.text import decoded
-from codetr.data.formats.tree import ALL_SPLITS, Tree, split_of_folders
+from codetr.data.formats.tree import ALL_SPLITS, Tree
 from codetr.data.json_columns import as_flag, as_number
 from codetr.errors import UserError
 
 FORMAT = "Pascal VOC XML"
 _FOLDER = "annotations"
 _MAX_DEPTH = 32  # of nested elements; annotations have 4
-_Entry = TypeVar("_Entry", LabelledImage, Problem)
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -104,7 +103,7 @@ def read(tree: Tree, box_format: str = AUTO) -> FolderContent:
         splits = _listed(tree, lists, images, unusable, problems)
         problems += [problem for split in splits.values() for problem in split.lost]
     else:
-        splits = by_split(_by_folder(images.values()), _by_folder(unusable))
+        splits = by_folder(images.values(), unusable)
     listed = {image.source for split in splits.values() for image in split.images}
     unlisted = len(images) - len(listed)
     left_out = (f"{unlisted} annotated images are in no list: skipped",) if unlisted else ()
@@ -266,15 +265,6 @@ def _labelled(
         declared_wh=annotation.size_wh,
         flawed=annotation.flawed,
     )
-
-
-def _by_folder(entries: Iterable[_Entry]) -> dict[str, list[_Entry]]:
-    """Images or problems by split, from the folders of their annotation files."""
-    found: dict[str, list[_Entry]] = defaultdict(list)
-    for entry in entries:
-        file = entry.source if isinstance(entry, LabelledImage) else entry.file
-        found[split_of_folders(file) or UNSPLIT].append(entry)
-    return dict(found)
 
 
 def _listed(
