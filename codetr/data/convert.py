@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codetr.data.formats.content import Box, LabelledImage, Problem, finite
+from codetr.data.formats.content import Box, LabelledImage, Problem
 from codetr.data.images import Geometry, ImageError, read_geometry
 from codetr.data.json_columns import number_of
 from codetr.data.placement import AUTO, Claim, Placement, place
@@ -37,15 +38,12 @@ class CocoWriter:
     boxes: str = AUTO
     remarks: list[str] = field(default_factory=list)
 
-    def content(self, images: Sequence[LabelledImage]) -> Content:
-        """``contents`` of a single part."""
-        return self.contents([images])[0]
-
     def contents(
         self, parts: Sequence[Sequence[LabelledImage]], advance: Advance = lambda: None
     ) -> list[Content]:
-        """The content of a COCO file for each part. Images keep their ids, or get ``image_number``;
-        annotations are numbered from 1. ``advance`` is called after every image.
+        """The content of a COCO file for each part. Images keep their ids, or get the hash of their
+        file names, so that results by id (teachers' boxes) stay valid when images are added or
+        split differently; annotations are numbered from 1. ``advance`` is called after every image.
 
         Raises UserError if the interpretation of boxes is ambiguous.
         """
@@ -71,7 +69,7 @@ class CocoWriter:
         used: set[int | str] = set()
         annotations: list[Content] = []
         for image, (size, _), placement in images:
-            number = image_number(image.file) if image.number is None else image.number
+            number = number_of(image.file) if image.number is None else image.number
             while number in used and isinstance(number, int):  # a file twice, or a collision
                 number += 1
             used.add(number)
@@ -108,7 +106,7 @@ class CocoWriter:
         x0, x1 = (min(max(x, 0.0), float(width)) for x in corners[::2])
         y0, y1 = (min(max(y, 0.0), float(height)) for y in corners[1::2])
         reason = None
-        if not finite(corners):
+        if not all(map(math.isfinite, corners)):
             reason = "is not finite"
         elif corners[2] <= corners[0] or corners[3] <= corners[1]:
             reason = "has no area"
@@ -141,20 +139,12 @@ def _claim(image: LabelledImage, geometry: Geometry) -> Claim:
     )
 
 
-def image_number(file: str) -> int:
-    """An id for an image file (relative to the root) in data without ids. It depends on the name
-    alone, so that results by id (teachers' boxes) stay valid when images are added or split
-    differently.
-    """
-    return number_of(file)
-
-
 def _entry(box: Box, corners: tuple[float, float, float, float], placement: Placement) -> Content:
     """An annotation without its ids; ``area`` is that of the mask if the data has it."""
     x0, y0, x1, y1 = corners
     bbox = [round(v, 4) for v in (x0, y0, x1 - x0, y1 - y0)]
     area, extra = box.extra.get("area"), dict(box.extra)
-    if area is None or not finite([area]) or area <= 0:
+    if area is None or not 0 < area < math.inf:
         area = round((x1 - x0) * (y1 - y0), 4)
     elif not placement.is_identity:
         area = round(area * placement.area, 4)

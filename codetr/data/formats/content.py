@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import reprlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -105,21 +104,6 @@ def by_folder(images: Iterable[LabelledImage], lost: Iterable[Problem]) -> dict[
     for problem in lost:
         problems[split_of_folders(problem.file) or UNSPLIT].append(problem)
     return by_split(found, problems)
-
-
-def finite(values: Sequence[Any]) -> bool:
-    """Whether all ``values`` are finite numbers (not booleans or strings)."""
-    return all(
-        isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value)
-        for value in values
-    )
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond the range of floats
-        return False
 
 
 def short_repr(value: Any) -> str:

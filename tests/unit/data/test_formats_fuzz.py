@@ -113,7 +113,7 @@ def read_variant(kind: str, tree: Tree) -> str:
             splits |= divide(splits.pop(UNSPLIT), 0.2, 0)
         for split in splits.values() if found.categories else ():
             writer = CocoWriter(root=tree.root, categories=found.categories, problems=problems)
-            require_usable(json.loads(json.dumps(writer.content(split.images))))
+            require_usable(json.loads(json.dumps(writer.contents([split.images])[0])))
     except UserError as error:
         require_clear(str(error))
         return "error"

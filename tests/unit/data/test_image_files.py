@@ -65,7 +65,7 @@ def found_by_custom(root: Path) -> tuple[list[str], list[list[float]], str]:
     found = FORMATS[recognise(tree)].read(tree)
     problems = list(found.problems)
     writer = CocoWriter(root=root, categories=found.categories, problems=problems)
-    content = writer.content([image for split in found.splits.values() for image in split.images])
+    (content,) = writer.contents([[i for split in found.splits.values() for i in split.images]])
     return (
         [image["file_name"] for image in content["images"]],
         [annotation["bbox"] for annotation in content["annotations"]],
