@@ -253,11 +253,7 @@ class CocoDataModule(LightningDataModule):
             window=lambda: remaining_batches(self.trainer),
             batch_size=self.batch_size,
             sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=self.collate,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-            generator=self._generator(),
+            **self._loading(),
         )
 
     def val_dataloader(self) -> DataLoader:
@@ -266,11 +262,7 @@ class CocoDataModule(LightningDataModule):
             Batched(self.eval_dataset),
             batch_size=None,
             sampler=self._eval_sampler(),
-            num_workers=self.num_workers,
-            collate_fn=self.collate,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-            generator=self._generator(),
+            **self._loading(),
         )
 
     def test_dataloader(self) -> DataLoader:
@@ -376,11 +368,16 @@ class CocoDataModule(LightningDataModule):
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _generator(self) -> torch.Generator:
-        """A generator for the seeds of workers, which would otherwise be drawn from the generator
-        of the training.
-        """
-        return torch.Generator().manual_seed(self.seed)
+    def _loading(self) -> dict[str, Any]:
+        """What both loaders have in common."""
+        return {
+            "num_workers": self.num_workers,
+            "collate_fn": self.collate,
+            "pin_memory": torch.cuda.is_available(),
+            "persistent_workers": self.num_workers > 0,
+            # for the seeds of workers, else drawn from the generator of the training
+            "generator": torch.Generator().manual_seed(self.seed),
+        }
 
 
 @rank_zero_only
