@@ -70,16 +70,9 @@ def write_config(path: Path, record: RunRecord) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False))
 
 
-def fetch(
-    model: str,
-    *,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    force_download: bool = False,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
-) -> Path:
-    """The path of the weights in a local folder, or of a model on the Hub.
+def fetch(model: str, local_files_only: bool = False, **options: Any) -> Path:
+    """The path of the weights in a local folder, or of a model on the Hub, where ``options`` are
+    those of ``hf_hub_download``.
 
     Raises UserError if there are none, or the Hub is not available.
     """
@@ -94,11 +87,8 @@ def fetch(
                 hf_hub_download(
                     repo_id=model,
                     filename=WEIGHTS_FILE,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
                     local_files_only=local_files_only or offline,
-                    token=token,
+                    **options,
                 )
             )
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

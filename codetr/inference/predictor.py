@@ -116,22 +116,17 @@ class Predictor(ModelHubMixin):
         cls,
         model: str | Path,
         *,
-        device: str = "auto",
-        precision: str | int = "32",
-        batch: int = 1,
-        views: Views | None = None,
-        postprocess: Postprocess | None = None,
-        trust: bool = False,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         force_download: bool = False,
         local_files_only: bool = False,
         token: str | bool | None = None,
+        **options: Any,
     ) -> Predictor:
         """From a folder that ``save_pretrained`` wrote, or USER/MODEL of the Hub.
 
-        See ``load`` for the first options and ``huggingface_hub.hf_hub_download`` for those from
-        ``revision`` on. Raises UserError where there is no such model.
+        See ``huggingface_hub.hf_hub_download`` for ``revision`` to ``token``, and ``load`` for
+        further ``options``, such as ``device``. Raises UserError where there is no such model.
         """
         path = hub.fetch(
             str(model),
@@ -141,15 +136,7 @@ class Predictor(ModelHubMixin):
             local_files_only=local_files_only,
             token=token,
         )
-        return load(
-            path,
-            device=device,
-            precision=precision,
-            batch=batch,
-            views=views,
-            postprocess=postprocess,
-            trust=trust,
-        )
+        return load(path, **options)
 
     def generate_model_card(self, **details: Any) -> ModelCard:
         """The card that ``save_pretrained`` writes where there is none yet; see ``model_card`` for
