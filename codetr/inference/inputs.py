@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -53,7 +51,7 @@ def as_image(value: ImageLike, rules: PixelRules = DEFAULT_RULES) -> Regions:
         return value
     if isinstance(value, np.ndarray):
         if value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3 and value.size:
-            return _channels_first(value)
+            return torch.from_numpy(value.transpose(2, 0, 1).copy())
         raise _wrong_shape("array", value, "uint8 of shape (height, width, 3), RGB")
     if isinstance(value, Tensor):
         if value.dtype == torch.uint8 and value.ndim == 3 and len(value) == 3 and value.numel():
@@ -69,48 +67,28 @@ def _fetch(address: str, rules: PixelRules) -> Tensor:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "image")
         try:
-            with (
-                urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer,
-                path.open("wb") as file,
-            ):
-                shutil.copyfileobj(_Limited(answer, address), file)
-        except (OSError, ValueError, urllib.error.URLError) as error:
+            with urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer:
+                size = path.write_bytes(answer.read(MAX_BYTES + 1))
+        except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"{address}: cannot be fetched ({reason}): check the address and the network, or "
                 "give a file"
             ) from None
+        if size > MAX_BYTES:
+            raise UserError(
+                f"{address}: more than {MAX_BYTES >> 20} MiB: download it, and give the file"
+            )
         try:
             return read_image(path, rules)
         except UserError as error:
             raise UserError(str(error).replace(str(path), address)) from None
 
 
-class _Limited:
-    """A stream that raises UserError after ``MAX_BYTES``."""
-
-    def __init__(self, stream: Any, address: str) -> None:
-        self.stream, self.address, self.left = stream, address, MAX_BYTES
-
-    def read(self, size: int = -1, /) -> bytes:
-        """The next bytes."""
-        block: bytes = self.stream.read(size)
-        self.left -= len(block)
-        if self.left < 0:
-            raise UserError(
-                f"{self.address}: more than {MAX_BYTES >> 20} MiB: download it, and give the file"
-            )
-        return block
-
-
 def is_one_image(value: ImageLike | Sequence[ImageLike]) -> bool:
     """Whether it is a single image rather than several; invalid values count as a single one."""
     several = isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | Mapping)
     return isinstance(value, ImageLike) or not several
-
-
-def _channels_first(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 def _wrong_shape(kind: str, value: Any, expected: str) -> UserError:

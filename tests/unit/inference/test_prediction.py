@@ -287,5 +287,5 @@ def test_an_address_is_an_image(
     with pytest.raises(UserError, match=rf"image {address}/b.png"):
         as_image(f"{address}/b.png")
     monkeypatch.setattr(inputs, "MAX_BYTES", 10)
-    with pytest.raises(UserError, match=r"a\.png: more than 0 MiB"):
+    with pytest.raises(UserError, match=rf"^{address}/a\.png: more than 0 MiB"):
         as_image(f"{address}/a.png")
