@@ -126,9 +126,11 @@ def grid(images: Sequence[Tensor], columns: int, *, gap: int = 4) -> Tensor:
         raise ValueError("no image for the grid: give one or more")
     height = max(image.shape[-2] for image in images)
     width = max(image.shape[-1] for image in images)
-    cells = [_padded(image.cpu(), height, width) for image in images]
+    cells = torch.full((len(images), 3, height, width), BACKGROUND, dtype=torch.uint8)
+    for cell, image in zip(cells, images, strict=True):
+        cell[:, : image.shape[1], : image.shape[2]] = image
     columns = min(columns, len(cells))
-    return make_grid(torch.stack(cells), nrow=columns, padding=gap, pad_value=BACKGROUND)
+    return make_grid(cells, nrow=columns, padding=gap, pad_value=BACKGROUND)
 
 
 def save_png(path: str | Path, image: Tensor) -> None:
@@ -186,9 +188,3 @@ def _captioned(image: Tensor, caption: str, font: ImageFont.FreeTypeFont) -> Ten
     bar = Image.new("RGB", (image.shape[-1], int(bottom) + 8), (BACKGROUND,) * 3)
     ImageDraw.Draw(bar).text((4, 4), caption, fill=(255, 255, 255), font=font)
     return torch.cat([pil_to_tensor(bar), image.cpu()], dim=1)
-
-
-def _padded(image: Tensor, height: int, width: int) -> Tensor:
-    cell = image.new_full((image.shape[0], height, width), BACKGROUND)
-    cell[:, : image.shape[1], : image.shape[2]] = image
-    return cell
