@@ -15,24 +15,19 @@ from numpy.typing import NDArray
 
 from codetr.data.formats.content import one_line, short_repr
 from codetr.data.json_columns import (
+    BOX,
+    FLAG,
+    IDENTIFIER,
+    INTEGER,
+    NAME,
+    NUMBER,
+    SIDE,
     Entry,
     Field,
     Report,
     Table,
-    as_box,
-    as_flag,
-    as_identifier,
     as_integer,
     as_label,
-    as_name,
-    as_number,
-    as_side,
-    pack_boxes,
-    pack_flags,
-    pack_integers,
-    pack_numbers,
-    pack_sides,
-    pack_texts,
     refuse,
 )
 from codetr.data.other_tools import advice_for_json
@@ -45,47 +40,32 @@ LISTS = ("images", "annotations", "categories")
 _OTHER_KINDS = {"segments_info": "COCO's panoptic segments", "caption": "COCO's captions"}
 """Keys of annotations in COCO's files of other tasks, and what these contain."""
 
-_ID = Field(key="id", read=as_identifier, pack=pack_integers, needs="an integer or a name", blank=0)
+_ID = Field(key="id", kind=IDENTIFIER, needs="an integer or a name")
 _IMAGE_ID = replace(_ID, key="image_id")
-_CATEGORY_ID = replace(_ID, key="category_id", read=as_integer, needs="an integer")
+_CATEGORY_ID = Field(key="category_id", kind=INTEGER, needs="an integer")
 _FILE_NAME = Field(
     key="file_name",
-    read=as_name,
-    pack=pack_texts,
+    kind=NAME,
     needs="the name of a file",
-    blank="",
     optional=True,
     otherwise=lambda entry: entry.get("coco_url"),
 )
-_HEIGHT = Field(
-    key="height",
-    read=as_side,
-    pack=pack_sides,
-    needs="the number of pixels of the file",
-    blank=0,
-    optional=True,
-)
+_HEIGHT = Field(key="height", kind=SIDE, needs="the number of pixels of the file", optional=True)
 _WIDTH = replace(_HEIGHT, key="width")
 _BBOX = Field(
     key="bbox",
-    read=as_box,
-    pack=pack_boxes,
+    kind=BOX,
     needs="four finite numbers [x, y, width, height] in pixels",
-    blank=[0.0] * 4,
     otherwise=lambda entry: box_of(entry.get("segmentation")),
 )
 _AREA = Field(
     key="area",
-    read=as_number,
-    pack=pack_numbers,
+    kind=NUMBER,
     needs="a finite number of pixels, or left out",
-    blank=0.0,
     optional=True,
     otherwise=lambda entry: None if entry.get("bbox") else area_of(entry.get("segmentation")),
 )
-_CROWD = Field(
-    key="iscrowd", read=as_flag, pack=pack_flags, needs="0 or 1", blank=False, optional=True
-)
+_CROWD = Field(key="iscrowd", kind=FLAG, needs="0 or 1", optional=True)
 _IGNORE = replace(_CROWD, key="ignore")
 
 

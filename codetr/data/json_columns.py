@@ -127,23 +127,6 @@ def as_side(value: Any) -> int | None:
     return side if side is not None and 0 <= side < 2**31 else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Field:
-    """How the values of a key are read. ``read`` parses one value and returns None if it is not
-    what ``needs`` describes; ``pack`` makes an array of values that all have the expected type, or
-    returns None. ``blank`` replaces missing and null values, which are flaws unless ``optional``;
-    ``otherwise`` may derive a missing value from the rest of the entry.
-    """
-
-    key: str
-    read: Callable[[Any], Any]
-    pack: Callable[[list[Any]], Any]
-    needs: str
-    blank: Any
-    optional: bool = False
-    otherwise: Callable[[Entry], Any] | None = None
-
-
 def pack_integers(values: list[Any]) -> NDArray[np.int64] | None:
     """(N,) if all values are integers, else None. Raises OverflowError beyond 64 bits."""
     return np.array(values, np.int64) if {int}.issuperset(map(type, values)) else None
@@ -185,6 +168,40 @@ def pack_texts(values: list[Any]) -> list[str] | None:
     return values if texts else None
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A kind of values: ``read`` parses one, and returns None if it is of another kind; ``pack``
+    makes an array of values that all have the expected type, or returns None; ``blank`` replaces
+    missing and null values.
+    """
+
+    read: Callable[[Any], Any]
+    pack: Callable[[list[Any]], Any]
+    blank: Any
+
+
+INTEGER = Kind(as_integer, pack_integers, 0)
+IDENTIFIER = Kind(as_identifier, pack_integers, 0)
+SIDE = Kind(as_side, pack_sides, 0)
+NUMBER = Kind(as_number, pack_numbers, 0.0)
+FLAG = Kind(as_flag, pack_flags, False)
+NAME = Kind(as_name, pack_texts, "")
+BOX = Kind(as_box, pack_boxes, [0.0] * 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """The values of a key, which have to be as ``needs`` says. Missing and null values are flaws
+    unless ``optional``; ``otherwise`` may derive them from the rest of the entry.
+    """
+
+    key: str
+    kind: Kind
+    needs: str
+    optional: bool = False
+    otherwise: Callable[[Entry], Any] | None = None
+
+
 class Table:
     """The entries of a list in the file, and the first flaw of each by row."""
 
@@ -207,20 +224,20 @@ class Table:
                     found = field.otherwise(self.entries[row])
                     values[row] = value if found is None else found
         try:
-            packed = field.pack(values)
+            packed = field.kind.pack(values)
         except OverflowError:  # integers of more than 64 bits
             packed = None
         if packed is not None:
             return packed
-        return field.pack([self._value(row, value, field) for row, value in enumerate(values)])
+        return field.kind.pack([self._value(row, value, field) for row, value in enumerate(values)])
 
     def _value(self, row: int, value: Any, field: Field) -> Any:
         if value is None and field.optional:
-            return field.blank
-        parsed = field.read(value)
+            return field.kind.blank
+        parsed = field.kind.read(value)
         if parsed is None:
             self._flaw_value(row, value, field)
-            return field.blank
+            return field.kind.blank
         return parsed
 
     def _flaw_value(self, row: int, value: Any, field: Field) -> None:
