@@ -17,6 +17,9 @@ from torch import Tensor
 
 from codetr.errors import UserError
 
+RunLengths = Mapping[str, Any]
+"""An RLE of pycocotools: ``size`` [height, width] and compressed ``counts`` as bytes."""
+
 _MIN_COORDINATES = 6  # of a polygon: a triangle
 _LIMIT = 2**31  # of int32 coordinates
 
@@ -35,7 +38,7 @@ class Segmentations:
     coordinates: Tensor
     polygon_offsets: Tensor
     object_offsets: Tensor
-    encoded: Mapping[int, Mapping[str, Any]]
+    encoded: Mapping[int, RunLengths]
 
     def masks(self, rows: Sequence[int], size: tuple[int, int]) -> Tensor:
         """(N, H, W) uint8 masks, 1 on the object, of the annotations ``rows`` (N) in an image of
@@ -95,16 +98,16 @@ def read_segmentations(
     """
     coordinates: list[NDArray[np.float64]] = []
     lengths, object_offsets = [0], [0]
-    encoded: dict[int, Mapping[str, Any]] = {}
+    encoded: dict[int, RunLengths] = {}
     rows = zip(annotations, crowd.tolist(), sizes.tolist(), strict=True)
     for row, (annotation, of_many, size) in enumerate(rows):
         if not of_many:
             value = annotation.get("segmentation")
             try:
                 if isinstance(value, Mapping):
-                    encoded[row] = _compressed(value, size)
+                    encoded[row] = compressed(value, size)
                 else:
-                    polygons = _polygons(value)
+                    polygons = read_polygons(value)
                     coordinates.extend(polygons)
                     lengths.extend(len(polygon) for polygon in polygons)
             except (TypeError, ValueError, KeyError, IndexError) as error:
@@ -122,8 +125,10 @@ def read_segmentations(
     )
 
 
-def _polygons(value: Any) -> list[NDArray[np.float64]]:
-    """The polygons of one object in pixels."""
+def read_polygons(value: Any) -> list[NDArray[np.float64]]:
+    """The polygons of one object, x, y, x, y, ... in pixels. Raises ValueError or TypeError for
+    anything else.
+    """
     if not isinstance(value, list) or not value:
         raise ValueError(f"it is {value!r}" if value else "no polygon")
     for polygon in value:
@@ -144,11 +149,22 @@ def _table(polygons: list[NDArray[np.float64]]) -> Tensor:
     return torch.from_numpy(pixels)
 
 
-def _compressed(value: Mapping[str, Any], size: list[int]) -> Mapping[str, Any]:
+def compressed(value: Mapping[str, Any], size: list[int]) -> RunLengths:
+    """Run lengths as in COCO, compressed or not, in the compressed form. Raises ValueError,
+    TypeError or KeyError unless they are those of an image of ``size`` (height, width).
+    """
     if list(value["size"]) != size:
         raise ValueError(f"run lengths of size {value['size']} in an image of size {size}")
     counts = value["counts"]
-    if isinstance(counts, list):
-        runs: Mapping[str, Any] = rle.frPyObjects(dict(value), *size)
-        return runs
-    return {"size": size, "counts": counts}
+    try:
+        if isinstance(counts, list):
+            found = rle.frPyObjects({"size": size, "counts": counts}, *size)
+        else:
+            text = counts.encode() if isinstance(counts, str) else counts
+            found = {"size": size, "counts": text}
+        (runs,) = toUncompressedRLE([found])
+    except RuntimeError:
+        raise ValueError("damaged run lengths") from None
+    if sum(runs["counts"]) != size[0] * size[1]:
+        raise ValueError(f"run lengths of {sum(runs['counts'])} pixels in an image of size {size}")
+    return found  # type: ignore[no-any-return]

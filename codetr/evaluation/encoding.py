@@ -11,12 +11,10 @@ from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
 from torch import Tensor
 
+from codetr.data.segmentation import RunLengths, compressed, read_polygons
 from codetr.evaluation.detection_metric import EncodedMasks
 from codetr.masks import cropped_masks
 from codetr.structures import Detections
-
-RunLengths = Mapping[str, Any]
-"""An RLE of pycocotools: ``size`` [height, width] and compressed ``counts`` as bytes."""
 
 
 def encode(found: Detections, size: tuple[int, int]) -> EncodedMasks:
@@ -69,17 +67,8 @@ def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> RunLengths:
     polygons, whose union is the mask, or run lengths, compressed or not. Raises ValueError,
     TypeError or KeyError for anything else.
     """
-    height, width = size
     if isinstance(segmentation, Mapping):
-        if list(segmentation["size"]) != [height, width]:
-            raise ValueError(f"run lengths of size {segmentation['size']} in an image of {size}")
-        counts = segmentation["counts"]
-        if isinstance(counts, list):
-            found: RunLengths = rle.frPyObjects(dict(segmentation), height, width)
-            return found
-        text = counts.encode() if isinstance(counts, str) else counts
-        return {"size": [height, width], "counts": text}
-    if not isinstance(segmentation, list) or not segmentation:
-        raise ValueError(f"it is {segmentation!r}")
-    merged: RunLengths = rle.merge(rle.frPyObjects(segmentation, height, width))
+        return compressed(segmentation, list(size))
+    polygons = [polygon.tolist() for polygon in read_polygons(segmentation)]
+    merged: RunLengths = rle.merge(rle.frPyObjects(polygons, *size))
     return merged

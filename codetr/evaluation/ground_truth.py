@@ -18,8 +18,9 @@ from codetr.data.coco_json import (
     read_objects,
     require_lists,
 )
+from codetr.data.segmentation import RunLengths
 from codetr.errors import UserError
-from codetr.evaluation.encoding import RunLengths, encode_segmentation
+from codetr.evaluation.encoding import encode_segmentation
 from codetr.json_text import parse_json
 
 

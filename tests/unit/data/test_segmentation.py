@@ -1,5 +1,6 @@
 import contextlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
+from codetr.classes import ClassList
 from codetr.data.annotations import load_annotations
 from codetr.data.segmentation import read_segmentations
 from codetr.errors import UserError
+from codetr.evaluation.ground_truth import read_ground_truth
 
 PATH = Path("a.json")
 SIZE = (20, 30)
@@ -53,6 +56,11 @@ BAD = {
     "text": ([[1, 2, "x", 4, 5, 6]], "could not convert string"),
     "not a number": ([[1, 2, float("nan"), 4, 5, 6]], "not finite"),
     "size": ({"size": [20, 31], "counts": [620]}, r"size \[20, 31\]"),
+    "too few pixels": ({"size": [20, 30], "counts": [2, 3]}, "of 5 pixels"),
+    "too many pixels": ({"size": [20, 30], "counts": [2, 999]}, "exceed"),
+    "negative": ({"size": [20, 30], "counts": [605, -5]}, "damaged"),
+    "no text": ({"size": [20, 30], "counts": 600}, "damaged"),
+    "cut text": ({"size": [20, 30], "counts": "0550000000b1oooo"}, "damaged"),
     "no counts": ({"size": [20, 30]}, "counts"),
 }
 
@@ -64,6 +72,21 @@ def test_bad_segmentations_are_named(name: str) -> None:
     with pytest.raises(UserError, match=rf"annotation 1 in a\.json .*{reason}.*mix=null"):
         _read(good, value)
     assert len(_read(good, value, crowd=True).coordinates) == 0  # crowd regions need none
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_evaluation_refuses_them_too(tmp_path: Path, name: str) -> None:
+    value, reason = BAD[name]
+    entry = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "segmentation": value}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": SIZE[0], "width": SIZE[1]}],
+        "annotations": [entry],
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    classes = ClassList(names=("a",), category_ids=(1,))
+    with pytest.raises(UserError, match=rf"annotation 1 in .*{reason}.*evaluation\.masks=false"):
+        read_ground_truth(tmp_path / "a.json", classes, masks=True)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # of pycocotools with numpy 2
