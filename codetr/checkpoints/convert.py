@@ -17,10 +17,10 @@ from codetr.checkpoints.huggingface import HUGGINGFACE, read_huggingface
 from codetr.checkpoints.mmdet_swin import is_mmdet_swin
 from codetr.checkpoints.official_file import OfficialFile, read_official_file
 from codetr.checkpoints.renaming import Conversion
-from codetr.checkpoints.transfer import abbreviated, transfer
+from codetr.checkpoints.transfer import transfer
 from codetr.checkpoints.zoo import ZOO, find_entry
 from codetr.checkpoints.zoo_files import fetched_file
-from codetr.errors import UserError
+from codetr.errors import UserError, abbreviated
 from codetr.overrides import key_of
 
 log = logging.getLogger(__name__)

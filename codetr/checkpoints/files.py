@@ -23,7 +23,7 @@ from torch import Tensor
 from codetr.checkpoints.aliases import current_names
 from codetr.checkpoints.plain import plain, plain_text
 from codetr.classes import ClassList
-from codetr.errors import UserError
+from codetr.errors import UserError, first_line
 from codetr.torch_files import (
     MOST_TEXT,
     Inflated,
@@ -216,7 +216,7 @@ def _read_ckpt(path: Path) -> DetectorFile:
         require_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's unpickler raises any exception for foreign bytes
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(
             f"{path}: not a readable checkpoint ({reason}): it may be truncated; use another one"
         ) from error

@@ -27,7 +27,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from codetr.errors import UserError
+from codetr.errors import UserError, first_line
 from codetr.torch_files import Inflated, require_stored
 
 DTYPES = {
@@ -129,7 +129,7 @@ def read_pickled(path: Path) -> Any:
             "run code, and was not read further. Get it from its publisher, or as .safetensors"
         ) from None
     except Exception as error:  # foreign bytes may raise any exception
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(
             f"{path}: not readable as a checkpoint ({reason}): it may be truncated or in another "
             "format; download it again, or as .safetensors"

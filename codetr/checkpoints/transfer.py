@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rich.markup import escape
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from codetr.checkpoints.class_rows import ClassMatch, class_layout, copy_class_rows, match_classes
 from codetr.checkpoints.files import DETECTOR, SCHEMES, DetectorFile
 from codetr.classes import ClassList
-from codetr.errors import UserError
+from codetr.errors import UserError, abbreviated
 
 COUNTER = ".num_batches_tracked"
 """Suffix of batch norm's step counters, which a file may lack."""
@@ -167,8 +167,3 @@ def _detector_problems(done: Transfer) -> list[str]:
         for kind, names in kinds.items()
     }
     return [f"{len(names)} {kind} ({abbreviated(names)})" for kind, names in own.items() if names]
-
-
-def abbreviated(names: Sequence[str], limit: int = 3) -> str:
-    """The first ``limit`` names of a list."""
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

@@ -26,7 +26,7 @@ from huggingface_hub.errors import HFValidationError
 from torch.hub import download_url_to_file
 
 from codetr.checkpoints.zoo import ZOO, ByHand, HubFile, Url, ZooEntry, zoo_folder
-from codetr.errors import UserError
+from codetr.errors import UserError, first_line
 
 TIMEOUT = 10.0
 """Timeout of servers in seconds."""
@@ -165,8 +165,7 @@ def _download(entry: ZooEntry, place: Url, path: Path) -> None:
 def _download_failed(name: str, where: str, error: Exception, path: Path) -> UserError:
     """The error of a failed download."""
     plain = isinstance(error, URLError) and not isinstance(error, HTTPError)
-    cause = getattr(error, "reason", error) if plain else error
-    reason = (str(cause).strip().splitlines() or [type(error).__name__])[0]
+    reason = first_line(getattr(error, "reason", error) if plain else error)
     return UserError(
         f"{ZOO}{name}: cannot be downloaded from {where} ({reason}): download it elsewhere and "
         f"save it as {path}"

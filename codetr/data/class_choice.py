@@ -13,7 +13,7 @@ from codetr.data.derived import read_content, write_derived
 from codetr.data.formats.content import one_line, short_repr
 from codetr.data.json_columns import as_integer, as_label
 from codetr.data.sources import Splits
-from codetr.errors import UserError
+from codetr.errors import UserError, abbreviated
 
 _OF_IMAGES = ("neg_category_ids", "not_exhaustive_category_ids")
 """Keys of LVIS images with lists of categories."""
@@ -80,7 +80,7 @@ def _known(value: Any, names: Sequence[str], key: str) -> str:
         raise UserError(
             f"data.classes.{key}: the data has no class {short_repr(name)}: did you mean "
             f"{short_repr(near[0]) if near else 'none'}? It has {len(names)}: "
-            f"{', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
+            f"{abbreviated(names, 12)}"
         )
     return name
 

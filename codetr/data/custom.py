@@ -25,7 +25,7 @@ from codetr.data.other_tools import advice_for_json, advice_for_text
 from codetr.data.placement import AUTO, require_reading
 from codetr.data.sources import MAX_LOST, Split, Splits, require_share, rounded_up_share
 from codetr.data.split_choice import SplitChoice
-from codetr.errors import UserError
+from codetr.errors import UserError, abbreviated
 from codetr.json_text import parse_json
 from codetr.writing import new_folder
 
@@ -150,7 +150,11 @@ class CustomFolder:
         contents, placed = _contents(tree, found, (train, val), problems, options)
         remarks = [f"recognised as {FORMATS[name].FORMAT}", *found.remarks, *chosen, *placed]
         remarks += _foreign(tree)
-        remarks += [_classes(tuple(found.categories.values())), f"converted to {folder}"]
+        classes = tuple(found.categories.values())
+        remarks += [
+            f"{len(classes)} classes: {abbreviated(classes, _NAMED)}",
+            f"converted to {folder}",
+        ]
         about = {"remarks": remarks, "problems": [str(problem) for problem in problems]}
         names = ("train.json", "val.json", _ABOUT)
         with new_folder(folder) as unfinished:
@@ -265,11 +269,6 @@ def _foreign(tree: Tree) -> list[str]:
         f"{counted_suffixes(files)} are images that the installed Pillow cannot open: skipped"
         + (f"; {hint}" if hint else "")
     ]
-
-
-def _classes(names: Sequence[str]) -> str:
-    more = ", ..." if len(names) > _NAMED else ""
-    return f"{len(names)} classes: {', '.join(names[:_NAMED])}{more}"
 
 
 def _warn(root: Path, problems: Sequence[str], folder: Path) -> None:

@@ -12,7 +12,7 @@ from codetr.data.augment import Augmentation
 from codetr.data.collate import Collate
 from codetr.data.prepare import prepared
 from codetr.data.regions import Regions
-from codetr.errors import UserError
+from codetr.errors import UserError, first_line
 from codetr.evaluation import Postprocess
 from codetr.evaluation.detect import detect
 from codetr.inference.grouping import grouped
@@ -67,7 +67,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"device={name}: not available ({reason}): use device=auto") from None
     return device
 

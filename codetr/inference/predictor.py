@@ -20,7 +20,7 @@ from codetr.data.collate import Collate
 from codetr.data.images import DEFAULT_RULES, PixelRules
 from codetr.data.regions import Regions
 from codetr.data.resize import fitted_size, resize_regions
-from codetr.errors import UserError
+from codetr.errors import UserError, abbreviated
 from codetr.evaluation import Postprocess
 from codetr.inference import hub
 from codetr.inference.finder import DetectorFinder, choose_device, choose_precision
@@ -93,7 +93,6 @@ class Predictor(ModelHubMixin):
 
     def __repr__(self) -> str:
         names = self.record.classes.names
-        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         parameters = list(self.detector.parameters())
         network = (
             f"{type(self.detector).__name__} of {sum(map(Tensor.numel, parameters)) / 1e6:.1f} M"
@@ -102,7 +101,7 @@ class Predictor(ModelHubMixin):
         size = ", ".join(f"{side} {pixels}" for side, pixels in sides.items()) or "as they are"
         return (
             f"{type(self).__name__}({network} parameters on {parameters[0].device}; "
-            f"images: {size}; {len(names)} classes: {shown})"
+            f"images: {size}; {len(names)} classes: {abbreviated(names)})"
         )
 
     def _save_pretrained(self, save_directory: Path) -> None:

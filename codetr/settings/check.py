@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from codetr.errors import UserError
+from codetr.errors import UserError, first_line
 from codetr.overrides import is_within, key_of
 from codetr.settings.annotated import arguments_of
 from codetr.settings.kinds import NULL, Either, FilePath, FolderName, Kind
@@ -172,7 +172,7 @@ def _arguments(part: Mapping[Any, Any], key: Key) -> Mapping[str, Kind | None]:
     try:
         arguments = arguments_of(target)
     except Exception as error:  # the imported module may raise anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(
             f"{'.'.join(key)}._target_={_shown(target)}: cannot be imported ({reason}): correct it"
         ) from None

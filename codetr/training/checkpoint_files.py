@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from codetr.checkpoints.files import RunRecord
-from codetr.errors import UserError
+from codetr.errors import UserError, first_line
 from codetr.run_folder import RunFolder
 from codetr.torch_files import Inflated, materialised, require_archive, require_held
 from codetr.writing import replacing
@@ -110,7 +110,7 @@ def damage(path: Path) -> str | None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch's unpickler may raise any error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         return f"it is whole, but what it holds cannot be loaded: {reason}"
     try:
         require_held(_tensors(content))

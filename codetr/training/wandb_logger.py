@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from codetr.errors import first_line
 from codetr.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ def _online(options: Mapping[str, Any]) -> tuple[Any, bool]:
         log.warning(
             "W&B cannot start online (%s): this run is logged OFFLINE. Upload it later "
             "with `wandb sync`, or give logger.wandb.offline=true from the start",
-            _one_line(error),
+            first_line(error),
         )
         return wandb.init(**options, mode="offline"), True
 
@@ -273,9 +274,5 @@ def _warn_of_failure(error: Exception) -> None:
     log.warning(
         "W&B failed (%s): training continues without it; the run folder has metrics.csv "
         "and pictures",
-        _one_line(error),
+        first_line(error),
     )
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

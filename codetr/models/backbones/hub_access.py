@@ -12,7 +12,7 @@ import timm
 from huggingface_hub import constants
 from torch import Tensor
 
-from codetr.errors import UserError
+from codetr.errors import UserError, first_line
 
 _PATIENCE = 5.0  # seconds to wait for an answer
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
@@ -49,7 +49,7 @@ def reason_of(error: Exception, offline: bool) -> str:
     """Why a file of the hub is not available, in one line."""
     if offline:
         return "no network"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from codetr.errors import UserError
+from codetr.errors import UserError, abbreviated
 from codetr.models.backbones.frozen_norm import COUNTER
 from codetr.models.backbones.hub_access import hub_weights
 from codetr.torch_files import require_archive, require_header, require_held
@@ -45,8 +45,7 @@ class LoadReport:
         dropped = [f"{name} ({reason})" for name, reason in self.dropped.items()]
         rows = {"loaded": self.loaded, "new": self.new, "dropped": dropped}
         for kind, names in rows.items():
-            shown = ", ".join(list(names)[:3]) + (", ..." if len(names) > 3 else "")
-            table.add_row(kind, str(len(names)), escape(shown))
+            table.add_row(kind, str(len(names)), escape(abbreviated(list(names))))
         return table
 
 
