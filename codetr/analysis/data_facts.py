@@ -18,8 +18,6 @@ from codetr.data.images import DEFAULT_RULES, ImageError, PixelRules, read_annot
 TINY_PX = 2.0
 """Boxes with a shorter side than this are reported: they are rarely intended."""
 
-_OUTSIDE_PX = 1.0
-
 Advance = Callable[[], None]
 
 
@@ -122,13 +120,11 @@ def _check_images(
 
 def _check_boxes(annotations: CocoAnnotations) -> Iterator[str]:
     """A line for every box without area, beyond its image, tiny, or duplicate."""
-    boxes, crowd, degenerate = annotations.boxes, annotations.crowd, annotations.degenerate
-    usable = annotations.usable
-    beyond = (boxes - annotations.clipped).abs().amax(dim=1) > _OUTSIDE_PX
+    boxes, usable = annotations.boxes, annotations.usable
     shorter = (annotations.clipped[:, 2:] - annotations.clipped[:, :2]).amin(dim=1)
     flaws = {
-        "has no area within the image": degenerate & ~crowd,
-        "reaches beyond the image": beyond & usable,
+        "has no area within the image": annotations.without_area,
+        "reaches beyond the image": annotations.outside,
         f"is less than {TINY_PX:g} pixels wide or high": (shorter < TINY_PX) & usable,
         "is a duplicate": _repeated(annotations) & usable,
     }

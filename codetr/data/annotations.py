@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from codetr.classes import ClassList
+from codetr.data.box_formats import OUTSIDE_PX
 from codetr.data.coco_json import (
     CocoImages,
     CocoObjects,
@@ -87,6 +88,16 @@ class CocoAnnotations:
         """(A,) bool: not finite, or without area within the image."""
         area = (self.clipped[:, 2:] > self.clipped[:, :2]).all(dim=1)
         return ~(area & self.boxes.isfinite().all(dim=1))
+
+    @property
+    def without_area(self) -> Tensor:
+        """(A,) bool: degenerate objects; crowd regions are not counted."""
+        return self.degenerate & ~self.crowd
+
+    @property
+    def outside(self) -> Tensor:
+        """(A,) bool: targets that reach beyond their image, by more than rounding explains."""
+        return self.usable & ((self.boxes - self.clipped).abs().amax(dim=1) > OUTSIDE_PX)
 
     @cached_property
     def usable(self) -> Tensor:

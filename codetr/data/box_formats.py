@@ -13,11 +13,12 @@ from codetr.data.formats.content import short_repr
 from codetr.errors import UserError
 
 _FEWEST = 3  # with fewer boxes, all may look wrong by chance
-_BEYOND_PX, _BEYOND_SHARE = 2.0, 0.01  # tolerance, the latter of a side: annotation tools round
 _FAR_SHARE = 0.1  # of a side: sloppy boxes reach less far beyond the image, misread ones further
 _OFTEN = 0.1  # of all boxes: with misread corners, far more reach beyond the image
 _SMALLEST_PX = 8  # images with a shorter side are ignored
 
+OUTSIDE_PX = 1.0
+"""Tolerance beyond the border of an image: annotation tools round."""
 
 AUTO, XYWH, XYXY, CXCYWH = "auto", "xywh", "xyxy", "cxcywh"
 BOX_FORMATS = {
@@ -42,6 +43,11 @@ def to_xyxy(boxes: NDArray[np.float64], form: str) -> NDArray[np.float64]:
     return np.concatenate([start, start + boxes[:, 2:]], axis=1)
 
 
+def slack_px(sizes: NDArray[Any]) -> NDArray[np.float64]:
+    """How far boxes of the right format may reach beyond images with ``sizes`` in pixels."""
+    return 2.0 + 0.01 * sizes
+
+
 def fitting_formats(
     boxes: NDArray[np.float64], sizes_wh: NDArray[Any], form: str
 ) -> tuple[list[str], int]:
@@ -52,7 +58,7 @@ def fitting_formats(
     """
     known = (sizes_wh >= _SMALLEST_PX).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
     boxes, sizes = boxes[known], sizes_wh[known]
-    slack = _BEYOND_PX + _BEYOND_SHARE * sizes
+    slack = slack_px(sizes)
     over = _beyond(boxes, sizes, form)
     beyond = (over > slack).any(axis=1)
     if len(boxes) < _FEWEST or beyond.mean() < _OFTEN or not (over > _FAR_SHARE * sizes).any():

@@ -20,7 +20,6 @@ from codetr.errors import UserError
 log = logging.getLogger(__name__)
 
 _EXAMPLES = 3
-_OUTSIDE_PX = 1.0  # tolerance beyond the border: annotation tools round
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +100,8 @@ def check_split(
     _require_files(annotations, images, tolerate_broken)
     if box_format == AUTO and (wrong := split_convention_error(annotations)):
         raise UserError(f"annotation file {annotations.path}: {wrong}")
-    _require_boxes(annotations, max_lost)
-    boxes, usable = annotations.boxes, annotations.usable
-    beyond = (boxes - annotations.clipped).abs().amax(dim=1) > _OUTSIDE_PX
+    degenerate, usable = _finding(annotations, annotations.without_area), annotations.usable
+    _require_boxes(annotations, degenerate, max_lost)
     counts = torch.bincount(annotations.labels[usable], minlength=len(annotations.classes))
     with_boxes = annotations.image_of_box[usable].unique()
     return SplitReport(
@@ -112,8 +110,8 @@ def check_split(
         images_without_boxes=len(annotations) - len(with_boxes),
         boxes=int(usable.sum()),
         crowd=int(annotations.crowd.sum()),
-        degenerate=_finding(annotations, annotations.degenerate & ~annotations.crowd),
-        outside=_finding(annotations, beyond & usable),
+        degenerate=degenerate,
+        outside=_finding(annotations, annotations.outside),
         classes=len(annotations.classes),
         classes_without_boxes=tuple(
             name
@@ -170,9 +168,8 @@ def split_convention_error(annotations: CocoAnnotations) -> str | None:
     return convention_error(annotations.boxes_xywh_px, sizes)
 
 
-def _require_boxes(annotations: CocoAnnotations, max_lost: float) -> None:
+def _require_boxes(annotations: CocoAnnotations, flaws: Finding, max_lost: float) -> None:
     count, crowd = len(annotations.boxes), int(annotations.crowd.sum())
-    flaws = _finding(annotations, annotations.degenerate & ~annotations.crowd)
     if not annotations.usable.any():
         reason = "nothing is annotated: annotate some images"
         if count:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from codetr.data.box_formats import OUTSIDE_PX
 from codetr.data.formats.content import Box, LabelledImage, Problem
 from codetr.data.images import Geometry, ImageError, read_geometry
 from codetr.data.json_columns import number_of
@@ -18,8 +19,6 @@ from codetr.data.placement import AUTO, Claim, Placement, place
 
 Content = dict[str, Any]
 Advance = Callable[[], None]
-
-_OUTSIDE_PX = 1.0  # tolerance beyond the border: annotation tools round
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +115,7 @@ class CocoWriter:
             self._report(image.source, f"{box.where} with xyxy {written} {reason}; it was skipped")
             return None
         beyond = max(abs(c - k) for c, k in zip(corners, (x0, y0, x1, y1), strict=True))
-        if beyond > _OUTSIDE_PX:
+        if beyond > OUTSIDE_PX:
             text = f"{box.where} with xyxy {written} reaches beyond the image of {width}x{height}"
             self._report(image.source, f"{text}; it was clipped")
         return x0, y0, x1, y1

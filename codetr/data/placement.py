@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from codetr.data.box_formats import slack_px
 from codetr.data.images import ON_THEIR_SIDE, Geometry
 from codetr.data.json_columns import as_number
 from codetr.errors import UserError
@@ -29,7 +30,6 @@ _PIXELS = {
 }
 _TURNED, _RESIZED = "turned", "resized"
 _SAME_PX = 1  # annotation tools round
-_BEYOND_PX, _BEYOND_SHARE = 2.0, 0.01  # tolerance for boxes beyond the image, the latter of a side
 
 
 def require_reading(boxes: str) -> None:
@@ -84,7 +84,7 @@ class Claim:
         sizes = {UPRIGHT: self.upright_wh, STORED: self.stored_wh, SCALED: self.declared_wh}
         size = np.array(sizes[reading] * 2, np.float64)  # type: ignore[operator]
         beyond = np.maximum(self.corners - size, -self.corners)
-        return bool((beyond <= _BEYOND_PX + _BEYOND_SHARE * size).all())
+        return bool((beyond <= slack_px(size)).all())
 
 
 @dataclass(frozen=True, kw_only=True)
