@@ -200,17 +200,13 @@ class CocoDataModule(LightningDataModule):
         """Load annotations and check the data, once. Both splits for ``fit``, else the evaluated
         one.
         """
+        splits = self._splits()
+        checks = self.tolerate_broken, splits.max_lost, splits.box_format
         if self._train is None and stage == "fit":
             outlines = self.masks or (self.mix is not None and self.mix.needs_masks)
             train = self._load("train", None, segmentations=outlines)
             val = self._load("val", train.classes)
-            report = check_dataset(
-                (train, self.split("train").images),
-                (val, self.split("val").images),
-                self.tolerate_broken,
-                self._splits().max_lost,
-                self._splits().box_format,
-            )
+            report = check_dataset((train, splits.train.images), (val, splits.val.images), *checks)
             rank_zero_only(rich_print)(report)
             teachers = self.teacher_boxes(self.teachers, train) if self.teachers else None
             self._train = AugmentedDataset(
@@ -224,13 +220,7 @@ class CocoDataModule(LightningDataModule):
         if self._eval is None:
             if self._train is None:
                 evaluated = self._load(self.eval_split, None)
-                check_split(
-                    evaluated,
-                    self.split(self.eval_split).images,
-                    self.tolerate_broken,
-                    self._splits().max_lost,
-                    self._splits().box_format,
-                )
+                check_split(evaluated, self.split(self.eval_split).images, *checks)
             source = self._detection(self.eval_split, self._annotations[self.eval_split])
             self._eval = AugmentedDataset(source, self.eval_augmentation, self.seed)
 
