@@ -55,10 +55,14 @@ def resize_bilinear(
     """Resize uint8 (C, H, W) to ``size`` (height, width) and, if given, crop to ``window``.
 
     With ``antialias`` as Pillow, up to one grey level (two for about one in ten million values of
-    noise); else as OpenCV.
+    noise). Else as OpenCV's INTER_LINEAR, bit-exact with opencv 4.11.0 and 5.0.0; only ``window``
+    is computed, and the result is channels-last in memory, which is also the fastest layout for the
+    input. Raises TypeError for other dtypes.
     """
     if not antialias:
-        return resize_bilinear_opencv(image, size, window)
+        if image.dtype != torch.uint8:
+            raise TypeError(f"resize_bilinear takes uint8 images, not {image.dtype}")
+        return _opencv(image, size, window or (0, 0, *size), step=size[0])
     # channels-last, the layout of decoded images: several times faster, and with the other layout
     # torch fails for targets of a single pixel
     image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
@@ -66,23 +70,8 @@ def resize_bilinear(
     return resized if window is None else F.crop(resized, *window)
 
 
-def resize_bilinear_opencv(
-    image: Tensor, size: tuple[int, int], window: Window | None = None
-) -> Tensor:
-    """Resize uint8 (C, H, W) to ``size`` (height, width) as OpenCV's INTER_LINEAR; if given, only
-    the part in ``window`` is computed.
-
-    No antialiasing. Bit-exact with opencv 4.11.0 and 5.0.0, enlarging and shrinking. The result is
-    channels-last in memory, which is also the fastest layout for the input. Raises TypeError for
-    other dtypes.
-    """
-    if image.dtype != torch.uint8:
-        raise TypeError(f"resize_bilinear_opencv takes uint8 images, not {image.dtype}")
-    return _opencv(image, size, window or (0, 0, *size), step=size[0])
-
-
 def _opencv(image: Regions, size: tuple[int, int], window: Window, step: int) -> Tensor:
-    """``resize_bilinear_opencv``, computing ``step`` rows at a time."""
+    """``window`` of the image resized as OpenCV does, computing ``step`` rows at a time."""
     from codetr.data.resize_loops import interpolate  # numba takes half a second to import
 
     channels, height, width = image.shape

@@ -1,4 +1,4 @@
-"""The loops of ``resize_bilinear_opencv``: interpolation within each row, then between two rows."""
+"""The loops of resizing as OpenCV does: interpolation within each row, then between two rows."""
 
 from __future__ import annotations
 
