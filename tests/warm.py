@@ -1,5 +1,5 @@
-"""Commands in a fork of a process that has imported what they need: importing it takes seconds, and
-the tests give about a hundred commands.
+"""Commands and ranks in forks of a process that has imported what they need: importing it takes
+seconds, and the tests give about a hundred commands.
 """
 
 import atexit
@@ -10,8 +10,11 @@ import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from torch.multiprocessing import start_processes
 
 LIBRARIES = ["torch", "torchvision", "lightning.pytorch", "hydra.main", "timm", "matplotlib.pyplot"]
 COMMANDS = [
@@ -30,6 +33,11 @@ def run_warm(
 ) -> "subprocess.CompletedProcess[str]":
     """As ``subprocess.run`` with the output captured as text; ``line`` is python, script, words."""
     return Warm(line, cwd, env).ended(timeout)
+
+
+def run_ranks(function: Callable[..., object], args: tuple[Any, ...], ranks: int) -> None:
+    """Call ``function(rank, *args)`` in a process for each of ``ranks``, until all have ended."""
+    start_processes(function, args, ranks, start_method="forkserver")
 
 
 class Warm:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from tiny import backward, batch, build, composed, options, without_gradient
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from warm import run_ranks
 
 from codetr.loss_terms import total_loss
 from codetr.structures import Batch
@@ -151,4 +151,4 @@ def _train(rank: int, folder: Path) -> None:
 
 
 def test_every_head_trains_over_processes_of_which_one_has_no_boxes(tmp_path: Path) -> None:
-    mp.spawn(_train, args=(tmp_path,), nprocs=WORLD)
+    run_ranks(_train, (tmp_path,), WORLD)

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from test_aux_heads import Step
 from test_class_rows_are_known import check as check_class_rows
 from tiny import backward, batch, build, composed, options, without_gradient
 from torch.nn.parallel import DistributedDataParallel
+from warm import run_ranks
 
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess
@@ -216,4 +216,4 @@ def _train(rank: int, folder: Path) -> None:
 
 
 def test_they_train_over_processes_of_which_one_has_no_boxes(tmp_path: Path) -> None:
-    mp.spawn(_train, args=(tmp_path,), nprocs=2)
+    run_ranks(_train, (tmp_path,), 2)

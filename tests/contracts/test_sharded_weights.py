@@ -12,7 +12,6 @@ import test_token_detectors as tokens
 import test_vit_recipe as vit
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from test_aux_heads import WORLD, Step
 from test_experiment_training import FAMILIES, build, small
 from tiny import batch, composed
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from warm import run_ranks
 
 from codetr.structures import Batch
 from codetr.training.sharding import (
@@ -124,13 +124,13 @@ def _validate(whole: Steps, divided: Steps, rank: int) -> None:
 
 
 def test_layers_that_are_run_again_train_as_those_of_whole_weights(tmp_path: object) -> None:
-    mp.spawn(_compare, args=(str(tmp_path), ["checkpointed"]), nprocs=WORLD)
+    run_ranks(_compare, (str(tmp_path), ["checkpointed"]), WORLD)
 
 
 @pytest.mark.slow
 def test_every_family_trains_as_with_whole_weights(tmp_path: object) -> None:
     names = [name for name in MODELS if name != "checkpointed"]
-    mp.spawn(_compare, args=(str(tmp_path), names), nprocs=WORLD)
+    run_ranks(_compare, (str(tmp_path), names), WORLD)
 
 
 @pytest.mark.parametrize("name", ["vit", "yolos_s_150e_coco"])

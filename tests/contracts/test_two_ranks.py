@@ -5,12 +5,12 @@ from __future__ import annotations
 import test_token_detectors as tokens
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from test_aux_heads import WORLD, Step
 from test_experiment_training import build, small
 from tiny import batch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from warm import run_ranks
 
 RECIPES = (
     "conditional_detr_r50_dc5_50e_coco",
@@ -53,4 +53,4 @@ def _train(rank: int, folder: str) -> None:
 
 
 def test_every_family_trains_over_processes_of_which_one_has_no_boxes(tmp_path: object) -> None:
-    mp.spawn(_train, args=(str(tmp_path),), nprocs=WORLD)
+    run_ranks(_train, (str(tmp_path),), WORLD)

@@ -7,7 +7,7 @@ from typing import Any
 
 import evaluation_scenes as scenes
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from warm import run_ranks
 
 from codetr.evaluation import CocoEvaluator
 from codetr.training.evaluation_report import EvaluationReport
@@ -49,7 +49,7 @@ def test_two_ranks_equal_one_process(tmp_path):
     expected = _fill(evaluator, list(evaluator.truth))
     assert expected["numbers"]["AP"] > 0.1
 
-    mp.spawn(_evaluate, args=(tmp_path,), nprocs=WORLD)
+    run_ranks(_evaluate, (tmp_path,), WORLD)
     for rank in range(WORLD):
         results = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert results == {"one rank without images": expected, "uneven": expected}

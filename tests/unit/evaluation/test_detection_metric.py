@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
+from warm import run_ranks
 
 from codetr.evaluation import detection_metric
 from codetr.evaluation.detection_metric import DetectionMetric, EncodedMasks
@@ -128,7 +128,7 @@ def _collect(rank: int, folder: Path) -> None:
 
 
 def test_two_ranks_see_what_one_process_sees(tmp_path: Path) -> None:
-    mp.spawn(_collect, args=(tmp_path,), nprocs=2)
+    run_ranks(_collect, (tmp_path,), 2)
     for rank in range(2):
         results = json.loads((tmp_path / f"{rank}.json").read_text())
         own = results.pop("own again")

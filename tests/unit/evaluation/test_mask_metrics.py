@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from faster_coco_eval.core import mask as rle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from warm import run_ranks
 
 from codetr.classes import ClassList
 from codetr.data.annotations import load_annotations
@@ -138,7 +138,7 @@ def _rank(rank: int, folder: Path, path: Path) -> None:
 
 def test_two_ranks_equal_one_process(shared: Path, tmp_path: Path) -> None:
     expected = _fill(shared / VAL, None, None)
-    mp.spawn(_rank, args=(tmp_path, shared / VAL), nprocs=2)
+    run_ranks(_rank, (tmp_path, shared / VAL), 2)
     for rank in range(2):
         results = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert results == {"uneven": expected, "one without": expected}
