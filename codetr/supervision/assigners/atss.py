@@ -10,6 +10,7 @@ from torch import Tensor
 
 from codetr.boxes import centres_xyxy, encode_distances, paired_iou
 from codetr.supervision.assigners.max_iou import IGNORED, NEGATIVE
+from codetr.supervision.assigners.sampling import best_of_levels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +53,7 @@ class AtssAssigner:
         offset = centres_xyxy(anchors)[:, None] - centres_xyxy(boxes)
         distance = torch.linalg.vector_norm(offset, dim=-1)
         distance = distance.masked_fill(~usable[:, None], torch.inf)
-        found, start = [], 0
-        for level, size in zip(distance.split(list(level_sizes)), level_sizes, strict=True):
-            nearest = level.topk(min(self.per_level, size), dim=0, largest=False).indices
-            found.append(nearest + start)
-            start += size
-        return torch.cat(found)
+        return best_of_levels(distance, level_sizes, self.per_level, dim=0, largest=False)
 
     def _inside(self, anchors: Tensor, boxes: Tensor) -> Tensor:
         """(M, N) whether the centre of ``anchors`` (M, N, 4) is inside ``boxes`` (N, 4)."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from codetr.supervision.assigners.max_iou import NEGATIVE, MaxIouAssigner
 from codetr.supervision.assigners.mixture import MixtureFit
+from codetr.supervision.assigners.sampling import best_of_levels
 from codetr.tensor_struct import TensorStruct
 
 PROPOSAL = MaxIouAssigner(positive=0.1, negative=0.1, low_quality=0.0)
@@ -64,14 +65,9 @@ class PaaAssigner:
         """The candidates of the ``n`` boxes of one image."""
         box = torch.arange(n, device=proposed.device)
         cost = torch.where(proposed[:, None] == box, losses[:, None].detach(), torch.inf)
-        least, anchors, start = [], [], 0
-        for level, size in zip(cost.split(list(level_sizes)), level_sizes, strict=True):
-            best = level.topk(min(self.per_level, size), dim=0, largest=False)
-            least.append(best.values)
-            anchors.append(best.indices + start)
-            start += size
-        ascending, order = torch.cat(least).sort(dim=0, stable=True)
-        return Pools(anchors=torch.cat(anchors).gather(0, order), losses=ascending)
+        anchors = best_of_levels(cost, level_sizes, self.per_level, dim=0, largest=False)
+        ascending, order = cost.gather(0, anchors).sort(dim=0, stable=True)
+        return Pools(anchors=anchors.gather(0, order), losses=ascending)
 
     def split(self, losses: Tensor) -> Tensor:
         """Which of the candidates' ``losses`` (M, N), see ``Pools``, are positive: none where a box

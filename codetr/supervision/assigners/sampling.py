@@ -1,4 +1,4 @@
-"""Random choice of the anchors or regions that enter a loss."""
+"""Choice of anchors or regions: at random, or the best of each level."""
 
 from __future__ import annotations
 
@@ -53,6 +53,19 @@ class RandomSampler:
                 )
             )
         return samples
+
+
+def best_of_levels(
+    values: Tensor, level_sizes: Sequence[int], limit: int, dim: int, *, largest: bool = True
+) -> Tensor:
+    """Indices along ``dim`` of the ``limit`` largest (or smallest) ``values`` of each level, best
+    first, level by level; all of a level that has fewer.
+    """
+    found, start = [], 0
+    for level, size in zip(values.split(list(level_sizes), dim), level_sizes, strict=True):
+        found.append(level.topk(min(limit, size), dim, largest).indices + start)
+        start += size
+    return torch.cat(found, dim)
 
 
 def positives_first(positive: Tensor, limit: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from codetr.loss_terms import Count, Losses, LossTerm
 from codetr.structures import Images, Pyramid, Targets
 from codetr.supervision.assigners.max_iou import MaxIouAssigner
-from codetr.supervision.assigners.sampling import RandomSampler
+from codetr.supervision.assigners.sampling import RandomSampler, best_of_levels
 from codetr.supervision.aux_heads.anchors import AnchorGrid, Anchors, DeltaCoder
 from codetr.supervision.aux_heads.layers import flatten_level, init_convs
 from codetr.supervision.aux_heads.matched import true_boxes
@@ -53,14 +53,11 @@ class ProposalSelection:
         """Proposals of every image from ``scores`` (B, A) and decoded, clipped ``boxes_px``
         (B, A, 4) xyxy; boxes without area are dropped.
         """
-        best, start = [], 0
-        for level in scores.split(list(level_sizes), dim=1):
-            best.append(level.topk(min(self.per_level, level.shape[1]), dim=1).indices + start)
-            start += level.shape[1]
-        index = torch.cat(best, dim=1)
+        index = best_of_levels(scores, level_sizes, self.per_level, dim=1)
         scores = scores.gather(1, index)
         boxes = boxes_px.gather(1, index[..., None].expand(-1, -1, 4))
-        kept = surviving(boxes, scores, [level.shape[1] for level in best], self.iou)
+        best_sizes = [min(self.per_level, size) for size in level_sizes]
+        kept = surviving(boxes, scores, best_sizes, self.iou)
         # Boxes without area overlap nothing, so they can be dropped after the suppression.
         kept = kept & (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
         order = scores.masked_fill(~kept, -torch.inf).sort(dim=1, descending=True, stable=True)
