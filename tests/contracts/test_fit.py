@@ -107,7 +107,7 @@ def test_a_decoder_without_layers_has_nothing_for_mixed_supervision() -> None:
     )
     said = refusal(detector, schemes)
     assert said is not None
-    assert said.startswith("scheme=[mixed] reads what leaves the cross-attention of the decoder's")
+    assert said.startswith("scheme=[mixed] reads the output of cross-attention in the decoder's")
     with pytest.raises(KeyError):
         backward(detector, schemes, batch((3, 2)))
 
@@ -158,12 +158,12 @@ def test_mixed_supervision_has_as_many_branches_as_there_are_layers(model: str) 
         ),
         (
             ["model=co_dino", "scheme=[one_to_one]", f"+{SOFTMAX}"],
-            "scheme=\\[one_to_one\\] has a HungarianMatcher of sigmoid logits, but this model's "
+            "scheme=\\[one_to_one\\] has a HungarianMatcher for sigmoid logits, but this model's "
             "are Softmax\\(background=3\\)",
         ),
         (
             ["model=co_dino", "scheme=[mixed]", f"+{SOFTMAX}"],
-            "scheme=\\[mixed\\] has a TopKAssigner of sigmoid logits",
+            "scheme=\\[mixed\\] has a TopKAssigner for sigmoid logits",
         ),
     ],
 )

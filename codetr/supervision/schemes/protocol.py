@@ -85,8 +85,8 @@ def require_fit(detector: Detector, schemes: Mapping[str, Scheme]) -> None:
     adding = [name for name, scheme in schemes.items() if scheme.adds_groups]
     if adding and not detector.groups:
         raise UserError(
-            f"this detector decodes its main queries alone, but scheme=[{','.join(adding)}] trains "
-            "with further ones: leave that out, or choose another model"
+            f"this detector decodes its main queries only, but scheme=[{','.join(adding)}] adds "
+            "further ones: choose other schemes, or another model"
         )
     for name, scheme in schemes.items():
         if scheme.form is not None:
@@ -108,12 +108,12 @@ def _require_form(main: QueryForm, name: str, own: QueryForm) -> None:
         theirs, ours = ("boxes" if form.boxes else "points" for form in (own, main))
         raise UserError(
             f"scheme=[{name}] adds queries that start at {theirs}, but this model's start at "
-            f"{ours}: leave that out, or choose another model"
+            f"{ours}: choose another scheme, or another model"
         )
     if main.position and not own.position:
         raise UserError(
             f"scheme=[{name}] adds queries without a position, but this model's decoder takes "
-            "positions from its queries: leave that out, or choose another model"
+            "positions from its queries: choose another scheme, or another model"
         )
 
 
@@ -134,9 +134,9 @@ def _require_logits(detector: Detector, name: str, scheme: Scheme) -> None:
         reads = getattr(part, "reads", None)
         if reads is not None and not isinstance(detector.classification, reads):
             raise UserError(
-                f"scheme=[{name}] has a {type(part).__name__} of {reads.__name__.lower()} logits, "
-                f"but this model's are {detector.classification}: choose supervision= for such, or "
-                "another model"
+                f"scheme=[{name}] has a {type(part).__name__} for {reads.__name__.lower()} logits, "
+                f"but this model's are {detector.classification}: choose a supervision= for those, "
+                "or another model"
             )
 
 
@@ -146,8 +146,8 @@ def _require_taps(detector: Detector, name: str, scheme: Scheme) -> None:
         found = detector.taps.get(tap, 0)
         if not found:
             raise UserError(
-                f"scheme=[{name}] reads what leaves the {tap.replace('_', '-')} of the decoder's "
-                "layers, but this model has none: leave that out, or choose another model"
+                f"scheme=[{name}] reads the output of {tap.replace('_', '-')} in the decoder's "
+                "layers, but this model has none: choose another scheme, or another model"
             )
         if found != count:
             raise UserError(

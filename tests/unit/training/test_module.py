@@ -306,7 +306,7 @@ class Grouped(Slope):
 
 
 def test_a_scheme_that_the_detector_cannot_train_with_is_named_at_composition() -> None:
-    with pytest.raises(UserError, match=r"scheme=\[noisy\] trains with further ones"):
+    with pytest.raises(UserError, match=r"scheme=\[noisy\] adds further ones"):
         module(Grouped())
     able = OneWeight()
     able.groups = True
