@@ -30,7 +30,7 @@ EPS = 1e-6
 
 
 class PatchEmbed(nn.Module):
-    """One token per patch; pixels beyond the last whole patch are not seen."""
+    """One token per patch; pixels beyond the last whole patch are ignored."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -238,8 +238,8 @@ class Eva02Backbone(nn.Module):
     def forward(self, pixels: Tensor, padding: Tensor | None = None) -> Pyramid:
         """(B, 3, H, W) normalised pixels to one map (B, C, H // 16, W // 16).
 
-        Sides should be multiples of 32, which ``data.size_divisor`` sees to: pixels beyond the
-        last whole patch are not seen, as in the official code.
+        Sides should be multiples of 32 (``data.size_divisor``): pixels beyond the last whole
+        patch are ignored, as in the official code.
         """
         return Pyramid(maps=(self.body(pixels),), strides=self.strides)
 

@@ -24,7 +24,7 @@ class SameConv2d(Conv2dSame):
             side, stride = maps.shape[2 + axis], self.stride[axis]
             extent = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
             missing = round_up(side, stride) - stride + extent - side
-            if extent < stride:  # else it is not negative, whatever the side
+            if extent < stride:  # otherwise it is never negative
                 missing = max(missing, 0)
             borders += [missing // 2, missing - missing // 2]
         padded = F.pad(maps, borders)

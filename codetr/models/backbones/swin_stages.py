@@ -46,7 +46,7 @@ class SwinBlock(nn.Module):
     def attend(self, cells: Tensor, mask: Tensor) -> Tensor:
         """Attention alone: (B, H, W, C) of ``norm1`` to the same."""
         height, width = cells.shape[1:3]
-        # Padded cells are attended to like any other: the original masks the shift alone.
+        # Padded cells are attended to like any other: the original masks only the shift.
         cells = pad_cells(cells, self.window)
         grid = (cells.shape[1] // self.window, cells.shape[2] // self.window)
         if self.shift:

@@ -111,8 +111,8 @@ class TokenVit(nn.Module):
         tables: Tensor = self.pos_embed
         if self.mid_pos_embed is not None:
             tables = torch.cat([tables, self.mid_pos_embed[:, 0]])
-        # As officially: the number of patches decides, so that an upright image of as many patches
-        # as the table's takes its rows as they come.
+        # As in the official code, only the number of patches is compared: a portrait image of as
+        # many patches as the table's uses its rows without interpolation.
         if not torch.compiler.is_exporting() and grid[0] * grid[1] == math.prod(self.grid):
             return tables[:, None]
         ends = [1, tables.shape[1] - 1 - self.num_tokens, self.num_tokens]

@@ -139,8 +139,8 @@ class DeformableAttention(nn.Module):
         return SamplingFrame(origin, self._per_point(unit))
 
     def _locations(self, frame: SamplingFrame, offsets: Tensor) -> Tensor:
-        """(B, Q, heads, L, P, 2) sampling locations, relative to each level; ``offsets`` as their
-        layer gives them, (B, Q, heads * L * P * 2).
+        """(B, Q, heads, L, P, 2) sampling locations, relative to each level; ``offsets``
+        (B, Q, heads * L * P * 2) are the output of their layer.
         """
         offsets = offsets.to(frame.origin.dtype).unflatten(-1, (self.heads, -1))
         locations = torch.addcmul(frame.origin, offsets, frame.unit)

@@ -1,4 +1,4 @@
-"""RefineMask (Zhang et al. 2021, arXiv 2104.08569) as Co-DETR's instance models have it: masks in
+"""RefineMask (Zhang et al. 2021, arXiv 2104.08569) as in Co-DETR's instance models: masks in
 several stages, each at twice the resolution, with detail from a fine map of the whole image.
 
 Official parameter names (Sense-X/Co-DETR ``SimpleRefineMaskHead``) and ours: ``norm_layer`` is

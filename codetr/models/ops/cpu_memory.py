@@ -1,4 +1,4 @@
-"""How a process that computes on the CPU deals with its memory."""
+"""Memory allocation of processes that compute on the CPU."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ def keep_freed_memory() -> bool:
 
     By default glibc returns tensors above 32 MiB to the system, which hands them back filled with
     zeros: in a training step on the CPU that is up to a third of the time. In exchange the process
-    never shrinks, and grows beyond the most that was in use at once where tensors of varying sizes
-    leave gaps that later ones do not fit. Processes that it forks do the same. Returns whether this
-    system can do it (Linux with glibc).
+    never shrinks, and fragmentation by tensors of varying sizes may let it grow beyond its peak
+    use. Forked processes inherit this. Returns whether the system supports it (Linux with glibc).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

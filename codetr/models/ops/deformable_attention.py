@@ -116,7 +116,7 @@ def _failure(device: torch.device) -> str | None:
         from codetr.models.ops import msda_triton
 
         msda_triton.run_smallest(device)
-    except Exception as error:  # whatever a compiler, a driver and Triton can say
+    except Exception as error:  # any error of a compiler, a driver or Triton
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         return (

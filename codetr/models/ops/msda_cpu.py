@@ -110,7 +110,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "deformable-attention")
 
 
-if hasattr(os, "register_at_fork"):  # where there is fork, which takes no threads along
+if hasattr(os, "register_at_fork"):  # a forked process has no threads of the pool
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 

@@ -51,8 +51,8 @@ def pool_indexed(pyramid: Pyramid, indexed: Tensor, size: int) -> Tensor:
 
 
 def _from_every_map(pyramid: Pyramid, indexed: Tensor, level: Tensor, size: int) -> Tensor:
-    """All regions from each map, of which one counts: an exported file cannot know how many regions
-    each map has.
+    """All regions pooled from every map, of which one is kept: an exported program cannot have a
+    number of regions per map that depends on the data.
     """
     found = indexed.new_zeros(indexed.shape[0], pyramid.maps[0].shape[1], size, size)
     for number, (features, stride) in enumerate(zip(pyramid.maps, pyramid.strides, strict=True)):
@@ -77,8 +77,8 @@ def align_rois(features: Tensor, rois: Tensor, size: int, scale: float) -> Tenso
     (B, C, H, W) of ``scale`` cells per pixel: half-pixel aligned, with as many samples per bin as
     it has cells.
 
-    Only on the CPU by our backward pass: elsewhere torchvision has a deterministic form where that
-    is asked for.
+    Our backward pass is for the CPU only: torchvision's is deterministic on other devices if
+    that is required.
     """
     if features.device.type == "cpu" and not torch.compiler.is_exporting():
         found: Tensor = _RoiAlign.apply(features, rois, size, scale)
@@ -88,8 +88,8 @@ def align_rois(features: Tensor, rois: Tensor, size: int, scale: float) -> Tenso
 
 
 class _RoiAlign(torch.autograd.Function):
-    """torchvision's operator on the CPU, where its backward pass keeps to one thread: here every
-    thread has a share of the channels, which do not touch each other.
+    """torchvision's operator on the CPU, where its backward pass uses one thread: here every thread
+    has a share of the channels, which are independent.
     """
 
     @staticmethod

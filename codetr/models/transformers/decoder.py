@@ -119,13 +119,9 @@ class AnchorPosition(nn.Module):
 class DeformableDecoder(nn.Module):
     """Decodes queries layer by layer, refining their anchors.
 
-    ``layer`` builds one layer. ``anchor_position`` embeds the anchors anew in every layer (DINO);
-    None where queries have a fixed position (Deformable DETR). ``norm`` is applied to every
-    layer's output before the heads read it, but anchors are refined from the output before it
-    (DINO); None for no norm. ``look_forward_twice`` lets a layer's box loss reach the previous
-    layer through the refined anchors (DINO, section 3.5). Without ``refine`` every layer predicts
-    relative to the first anchors (plain Deformable DETR). ``eps`` clamps the inverse sigmoid of
-    anchors. Its taps are called ``CROSS_ATTENTION``.
+    ``layer`` builds one layer. ``anchor_position`` embeds the current anchors in every layer
+    (DINO); None where queries have a fixed position (Deformable DETR). ``norm``, ``eps``,
+    ``refine`` and ``look_forward_twice``: see ``decode``.
     """
 
     groups = True

@@ -72,10 +72,10 @@ class DenseBranches(nn.Module, ABC, Generic[AnyPriors]):
     """Two towers that all levels share, and behind them a classifier and a regression of
     ``regression_size`` numbers for each of the ``per_cell`` priors that ``grid`` puts on a cell.
 
-    A head adds how it decodes, assigns and measures, and perhaps a branch for ``quality``; its
+    A head adds decoding, assignment and losses, and optionally a branch for ``quality``; its
     constructor ends with ``finish_init``. ``channels`` of the maps: a multiple of 32 where the
     towers are ``normalised``. This is a base class and not a part of the head, so that parameters
-    keep the names and the order that checkpoints and optimiser states know them by.
+    keep the names and the order that checkpoints and optimiser states contain.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What follows from an assignment of boxes: targets, normalisers of losses, candidates, and the
+"""Results of an assignment of boxes: targets, normalisers of losses, candidates, and the
 sampled regions on which a second stage is trained.
 """
 

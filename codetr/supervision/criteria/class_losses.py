@@ -20,7 +20,7 @@ from codetr.supervision.criteria.focal import (
 class Classification(Protocol):
     """A classification loss: which targets a matched class gets, how they are measured, and what
     their sum is divided by. Groups of queries whose losses are equal are computed as one where they
-    are ``per_query``; a loss that holds tensors must equal itself alone.
+    are ``per_query``; a loss with tensors must be equal to itself only.
     """
 
     @property

@@ -19,7 +19,7 @@ class FederatedClassification(nn.Module):
     with a box in the batch count, and others drawn without replacement until ``num_classes`` are
     together, each with a probability that grows with ``counts`` ** ``power``; ``counts`` (K) are
     the numbers of training images with the class (a class of count 0 is never drawn). All other
-    columns of the loss are zero. Drawn anew for every group of queries and every decoder layer.
+    columns of the loss are zero. Classes are drawn for every group of queries and decoder layer.
     """
 
     weights: Tensor

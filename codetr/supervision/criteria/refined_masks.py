@@ -49,8 +49,8 @@ def _on(logits: Tensor) -> Tensor:
 
 def iou_targets(logits: Tensor, target: Tensor, visible: Tensor) -> Tensor:
     """(R,) IoU of masks with their objects: of the cells where the probability of ``logits``
-    (R, S, S) is above 0.5 with those of ``target`` (R, S, S) of 0 and 1, which shows the share
-    ``visible`` (R,) of the object. 0 where both are empty.
+    (R, S, S) is above 0.5 with those of ``target`` (R, S, S) of 0 and 1, which contains the
+    share ``visible`` (R,) of the object. 0 where both are empty.
     """
     mask = (logits.detach() > 0).to(target.dtype)
     inside = target.sum(dim=(1, 2))
@@ -74,7 +74,7 @@ def visible_shares(
     targets: Sequence[Targets], boxes: Sequence[Tensor], assigned: Sequence[Tensor]
 ) -> Tensor:
     """(R,) what share of the pixels of object ``assigned[b]`` (R_b,) lies in ``boxes[b]`` (R_b, 4)
-    xyxy px, whose corners are cut off to whole pixels; at least one pixel wide and high.
+    xyxy px, whose corners are truncated to whole pixels; at least one pixel wide and high.
     """
     return torch.cat(
         [

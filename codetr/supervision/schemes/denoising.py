@@ -142,7 +142,7 @@ def noisy_group(
 
 
 def padded(targets: Sequence[Targets], slots: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which slots are used (B, n), and labels (B, n), boxes (B, n, 4) with zeros in the rest."""
+    """Which slots are used (B, n), and labels (B, n) and boxes (B, n, 4), zeros elsewhere."""
     like = targets[0]
     used = torch.zeros(len(targets), slots, dtype=torch.bool, device=like.labels.device)
     labels = like.labels.new_zeros(len(targets), slots)

@@ -1,4 +1,4 @@
-"""Training of the detector's mask branch on its own boxes, as Co-DETR's instance models do it."""
+"""Training of the detector's mask branch on its own boxes, as in Co-DETR's instance models."""
 
 from __future__ import annotations
 

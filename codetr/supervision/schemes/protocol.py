@@ -1,4 +1,4 @@
-"""What a training scheme is. Everything that exists only to train is one of these."""
+"""The interface of training schemes, and the check that they fit a detector."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from codetr.supervision.schemes.scoring import Score
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What there is before decoding: the ``memory`` of a batch, the ``main`` queries, and ``own``,
+    """What a scheme starts from: the ``memory`` of a batch, the ``main`` queries, and ``own``,
     the queries of the scheme's own tables, one group each.
     """
 
@@ -49,10 +49,10 @@ class Scheme(nn.Module, ABC):
     together with the main ones. ``adds_groups`` says whether it adds query groups, which not
     every detector can decode; ``form`` is that of queries that it makes itself, if any; ``taps``
     are those into the decoder that it reads, by name, and how many there must be; ``trains_masks``
-    says whether it trains the detector's mask branch. Modules of it that read class logits say by
-    ``reads`` which kind of ``codetr.classification`` they take.
-    Losses are the same ones for every batch, with boxes and without, since processes reduce their
-    counts together.
+    says whether it trains the detector's mask branch. A module in it that reads class logits has an
+    attribute ``reads``, the kind of ``codetr.classification`` that it requires. The names of losses
+    are the same for every batch, with and without boxes, since processes reduce their counts
+    together.
     """
 
     tables: Sequence[QueryTable]

@@ -40,7 +40,7 @@ class Teacher(Scheme):
     one when the data was read (``codetr.data.teachers``).
 
     Args:
-        matcher: does not look at scores.
+        matcher: does not use the scores.
         criterion: as for the ground truth. Its GIoU loss is score * (1 - GIoU); the official code
             has 1 - score * GIoU, which differs by a constant.
         proposal_labels: see ``OneToOne``.
