@@ -77,7 +77,7 @@ def use_msda(choice: str, device: torch.device) -> str:
     kernel = _kernel(device) if choice == "auto" else choice
     obstacle = OBSTACLES[kernel](device) if kernel in OBSTACLES else None
     if choice == kernel and obstacle:
-        raise UserError(f"ops.msda={choice} cannot run: {obstacle}; ops.msda=auto takes what can")
+        raise UserError(f"ops.msda={choice} cannot run: {obstacle}; set ops.msda=auto")
     # else ``auto`` stays as it is, since a model may move to another device later
     _choice = "torch" if choice == "auto" and obstacle else choice
     if _choice == "torch":

@@ -38,9 +38,10 @@ def decode(
     """Every layer's predictions of ``queries``, and its tap ``CROSS_ATTENTION``.
 
     ``norm``, if any, is applied to a layer's output before the heads read it, but anchors are
-    refined from the output before it (DAB-DETR, DINO). ``look_forward_twice`` lets a layer's box loss reach the
-    previous layer through the refined anchors (DINO, section 3.5). Without ``refine`` every layer
-    predicts relative to the first anchors (Deformable DETR). ``eps`` clamps the inverse sigmoid of anchors.
+    refined from the output before it (DAB-DETR, DINO). ``look_forward_twice`` lets a layer's box
+    loss reach the previous layer through the refined anchors (DINO, section 3.5). Without
+    ``refine`` every layer predicts relative to the first anchors (Deformable DETR). ``eps`` clamps
+    the inverse sigmoid of anchors.
     """
     content = queries.content
     anchors = queries.anchors  # for attention
