@@ -13,19 +13,18 @@ def rotary_table(
     width: int,
     dim: int,
     span: float = 16.0,
-    base: float = 10000.0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> Tensor:
     """(2, height * width, dim) cosines and sines of the angles by which channels are rotated.
 
     Channels come in neighbouring pairs: the first half of ``dim`` turns with the row, the second
-    with the column. Positions run from 0 to ``span`` on both axes whatever the grid's size, so
-    that weights fit any resolution (Fang et al. 2023, "EVA-02"). ``dtype`` must be float32 or
-    wider: half precision tells large angles apart badly.
+    with the column. Positions run from 0 to ``span`` on both axes for a grid of any size, so that
+    weights fit any resolution (Fang et al. 2023, "EVA-02"). ``dtype`` must be float32 or wider:
+    half precision is too coarse for large angles.
     """
     count = partial(torch.arange, dtype=dtype, device=device)
-    frequencies = 1.0 / base ** (count(0, dim // 2, 2) / (dim // 2))
+    frequencies = 1.0 / 10000.0 ** (count(0, dim // 2, 2) / (dim // 2))
     rows, columns = (torch.outer(count(n) / n * span, frequencies) for n in (height, width))
     angles = torch.cat(
         [
