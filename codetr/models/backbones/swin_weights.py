@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
-from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codetr.errors import UserError
-from codetr.models.backbones.weights import LoadReport, match_weights
+from codetr.models.backbones.weights import LoadReport, load_named_weights
 
 _TABLE = "relative_position_bias_table"
 _MERGING = re.compile(r"(.*layers[._])(\d+)([._]downsample[._].*)")
@@ -30,23 +28,13 @@ def load_swin_weights(trunk: nn.Module, weights: Mapping[str, Tensor], source: s
             f"{source}: a Swin Transformer in mmdetection's layout: give the detector that it "
             "belongs to as checkpoint=official:FILE, or Swin's original file"
         )
-    state = trunk.state_dict()
-    rows = next(len(value) for name, value in state.items() if name.endswith(_TABLE))
+    tables = (value for name, value in trunk.state_dict().items() if name.endswith(_TABLE))
+    rows = len(next(tables))
     renamed = {
         name: resize_bias_table(value, rows) if name.endswith(_TABLE) else value
         for name, value in merge_at_the_end(weights).items()
     }
-    matched, report = match_weights(renamed, state)
-    missing = [name for name in report.new if not re.match(r"norm\d\.", name)]
-    if missing:
-        raise UserError(
-            f"{source}: {len(missing)} of the backbone's {len(state)} tensors are not in it or "
-            f"have another shape, such as {missing[0]}: give weights of the same architecture "
-            "(see model.backbone.name)"
-        )
-    trunk.load_state_dict(matched, strict=False)
-    Console().print(report.table(f"backbone weights of {Path(source).name}"))
-    return report
+    return load_named_weights(trunk, renamed, source, may_lack=re.compile(r"norm\d\.").match)
 
 
 def merge_at_the_end(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

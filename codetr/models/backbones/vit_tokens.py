@@ -218,15 +218,7 @@ def load_classifier(body: TokenVit, weights: Mapping[str, Tensor], source: str) 
         patches = resize_grid(table[:, 1:].float(), (side, side), body.grid)
         tokens = own.detach()[:, -body.num_tokens :].float()
         weights["pos_embed"] = torch.cat([table[:, :1].float(), patches, tokens], dim=1)
-    report = load_named_weights(body, weights, source)
-    missing = [name for name in report.new if name not in _OWN]
-    if missing:
-        raise UserError(
-            f"{source}: {len(missing)} of the backbone's tensors are not in it or have another "
-            f"shape, such as {missing[0]}: give weights of the same architecture (see "
-            "model.backbone.name)"
-        )
-    return report
+    return load_named_weights(body, weights, source, may_lack=_OWN.__contains__)
 
 
 def resize_grid(tables: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,13 +143,26 @@ def match_weights(
     return matched, LoadReport(loaded=tuple(matched), new=new, dropped=dropped)
 
 
-def load_named_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> LoadReport:
+def load_named_weights(
+    module: nn.Module,
+    weights: Mapping[str, Tensor],
+    source: str,
+    may_lack: Callable[[str], object] | None = None,
+) -> LoadReport:
     """Load ``weights`` (by timm's names) into ``module``, in place; messages name their ``source``.
 
     Prints a table of what was loaded, what is new (keeps its initial values) and what was
-    dropped. Raises UserError where nothing fits.
+    dropped. Raises UserError where nothing fits or, given ``may_lack``, where a tensor is missing
+    for whose name it is false.
     """
     matched, report = match_weights(weights, module.state_dict())
+    missing = [name for name in report.new if may_lack and not may_lack(name)]
+    if missing:
+        raise UserError(
+            f"{source}: {len(missing)} of the backbone's tensors are not in it or have another "
+            f"shape, such as {missing[0]}: give weights of the same architecture (see "
+            "model.backbone.name)"
+        )
     if not report.loaded:
         raise UserError(
             f"{source}: none of its {len(report.dropped)} tensors fits the backbone: check that "
