@@ -37,7 +37,7 @@ from tools.parity.values import Values, scored
 def samples_of(sampler: Any) -> Iterator[list[Sample]]:
     """Collect what ``sampler`` draws inside the context, image by image."""
     chosen: list[Sample] = []
-    draw = type(sampler).batch
+    draw = type(sampler).__call__
 
     def remember(self: Any, assigned: Sequence[Tensor]) -> list[Sample]:
         drawn: list[Sample] = draw(self, assigned)
@@ -45,7 +45,7 @@ def samples_of(sampler: Any) -> Iterator[list[Sample]]:
             chosen.extend(drawn)
         return drawn
 
-    with mock.patch.object(type(sampler), "batch", remember):
+    with mock.patch.object(type(sampler), "__call__", remember):
         yield chosen
 
 
