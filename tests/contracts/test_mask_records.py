@@ -20,10 +20,9 @@ from codetr.checkpoints.official import convert_official
 from codetr.checkpoints.renaming import Conversion
 from codetr.structures import Batch, ImageInfo
 from tools.parity.case import Case
-from tools.parity.inference import evaluation_values
-from tools.parity.loss_names import co_detr_loss
+from tools.parity.co_detr import co_detr_loss, evaluation_values, training_values
+from tools.parity.noise import as_recorded
 from tools.parity.step import entered, training_step
-from tools.parity.training import training_values, without_randomness
 
 ALONE = Path(__file__).parents[1] / "golden" / "heads" / "refine_mask"
 WHOLE = {
@@ -70,7 +69,7 @@ def tiny_case() -> Case:
 
 def record(info: dict, arrays: dict) -> Any:
     """Stands for a folder of recorded numbers."""
-    return SimpleNamespace(info=info, arrays=arrays, packed={}, losses={})
+    return SimpleNamespace(info=info, arrays=arrays, packed={}, losses={}, of_co_detr=True)
 
 
 def test_everything_that_the_branch_alone_records_is_compared_on_whole_detectors() -> None:
@@ -78,8 +77,8 @@ def test_everything_that_the_branch_alone_records_is_compared_on_whole_detectors
     recorded = json.loads((ALONE / "losses.json").read_text())
     names = set(json.loads((ALONE / "stats.json").read_text()))
     values = evaluation_values(case)
-    step = training_step(case, patches=without_randomness(case))
-    with entered(without_randomness(case)):
+    with entered(as_recorded(case)):
+        step = training_step(case)
         values |= training_values(case, step)
     assert {n for n in names if n.startswith(("train/", "eval/"))} <= set(values)
     assert set(recorded["losses"]) <= {co_detr_loss(n, len(step.main.layers)) for n in step.losses}

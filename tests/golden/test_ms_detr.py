@@ -13,9 +13,9 @@ from codetr.errors import UserError
 from codetr.supervision.assigners import TopKAssigner
 from tools.parity import rules_detr
 from tools.parity.check import check
+from tools.parity.components import check_matcher
 from tools.parity.inputs import make_batch
 from tools.parity.recorded import Recorded
-from tools.parity.top_k import check_matcher
 
 OVERRIDES = [
     {"pattern": r"refpoint_embed\.weight", "offset": [0.0, 0.0, -1.0, -1.0], "scale": 1.5},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,15 +10,17 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from timm.layers import DropPath
-from torch import Tensor, nn
+from torch import nn
 
+from codetr.checkpoints.dialects import dialect_of
 from codetr.checkpoints.experiment import compose_experiment, without_initial_weights
+from codetr.checkpoints.official import convert_official
 from codetr.checkpoints.renaming import Conversion
 from codetr.errors import UserError
 from codetr.evaluation import Postprocess
-from codetr.structures import Batch
+from codetr.structures import Batch, ImageInfo
 from tools.parity.inputs import make_batch
-from tools.parity.recorded import Recorded
+from tools.parity.recorded import INFO, KEYS, Recorded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +44,20 @@ class Case:
         return nn.ModuleDict({"detector": self.detector, "schemes": self.schemes})
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the run."""
+        return self.batch.images.pixels.dtype
+
+    @property
     def postprocess(self) -> Postprocess:
         """The postprocessing of the experiment's evaluation."""
         made: Postprocess = instantiate(self.cfg.evaluation.postprocess)
         return made
+
+    @property
+    def original_infos(self) -> tuple[ImageInfo, ...]:
+        """``infos`` of the batch with the original sizes of the recorded run, if it has any."""
+        return original_infos(self.recorded.info, self.batch.infos)
 
     @property
     def heads(self) -> dict[str, nn.Module]:
@@ -65,35 +77,32 @@ class Case:
         return None if names is None else names.split(", ")
 
 
-Convert = Callable[[Mapping[str, Tensor], DictConfig], Conversion]
-"""Renames an official state dict for an experiment."""
-
-
-def load_case(
-    recorded: Recorded,
-    convert: Convert,
-    overrides: Sequence[str] = (),
-    dtype: torch.dtype = torch.float64,
-) -> Case:
+def load_case(recorded: Recorded, dtype: torch.dtype = torch.float64) -> Case:
     """Build the experiment at full size and load the official state dict strictly, with all dropout
-    and stochastic depth off, as in the recorded runs. ``overrides`` as for train.py.
+    and stochastic depth off, as in the recorded runs.
 
-    Raises UserError if there is no such experiment, or if a key is left over or missing.
+    Raises UserError if there is no such experiment, or if a tensor is left over, missing or of
+    another shape.
     """
     name = recorded.experiment
-    cfg = compose_experiment(name, recorded.num_classes, overrides)
+    cfg = compose_experiment(name, recorded.num_classes)
     schemes = nn.ModuleDict({key: instantiate(part) for key, part in cfg.scheme.items()})
     detector = instantiate(without_initial_weights(cfg.model.detector))
-    conversion = convert(recorded.state(), cfg)
-    if conversion.unused:
-        raise UserError(f"{recorded.folder}: no rule knows {', '.join(conversion.unused[:5])}")
+    conversion = _converted(recorded, cfg)
     root = nn.ModuleDict({"detector": detector, "schemes": schemes})
-    answer = root.load_state_dict(conversion.state, strict=False)
-    if answer.missing_keys or answer.unexpected_keys:
+    own = root.state_dict()
+    misfits = [
+        f"{key} {tuple(value.shape)} against {tuple(own[key].shape) if key in own else 'none'}"
+        for key, value in conversion.state.items()
+        if key not in own or own[key].shape != value.shape
+    ]
+    misfits += [f"none against {key}" for key in own if key not in conversion.state]
+    if misfits:
         raise UserError(
-            f"{recorded.folder}: does not fit {name}: missing {answer.missing_keys[:5]}, "
-            f"unexpected {answer.unexpected_keys[:5]}"
+            f"{recorded.folder} does not fit {name}: {', '.join(misfits[:5])}: name the experiment "
+            f"of the recorded run in {INFO}"
         )
+    root.load_state_dict(conversion.state)
     for module in root.modules():
         if isinstance(module, DropPath):
             module.drop_prob = 0.0
@@ -110,4 +119,39 @@ def load_case(
         schemes=schemes,
         conversion=replace(conversion, state={}),
         batch=make_batch(recorded.inputs(), dtype, whole_canvas=lsj),
+    )
+
+
+def _converted(recorded: Recorded, cfg: DictConfig) -> Conversion:
+    """The official state dict under our names; Co-DETR may have any auxiliary heads."""
+    official = recorded.state()
+    dialect = dialect_of(official)
+    if recorded.of_co_detr:
+        conversion = convert_official(official, tuple(cfg.aux_heads))
+    elif dialect is not None:
+        conversion = dialect.convert(official, cfg)
+    else:
+        raise UserError(f"{recorded.folder / KEYS} holds no state dict of a known repository")
+    if conversion.unused:
+        raise UserError(f"{recorded.folder}: no rule knows {', '.join(conversion.unused[:5])}")
+    return conversion
+
+
+def original_infos(
+    recorded: Mapping[str, Any], infos: tuple[ImageInfo, ...]
+) -> tuple[ImageInfo, ...]:
+    """``infos`` with the original sizes and scale factors in info.json, if it has any, or in its
+    evaluation, which is an object, or a list with one object per image.
+    """
+    said = recorded.get("eval", {})
+    if not isinstance(said, dict):
+        said = {name: [image[name] for image in said] for name in said[0]} if said else {}
+    said = {**recorded, **said}
+    if "ori_shapes" not in said:
+        return infos
+    return tuple(
+        replace(info, original_size=(height, width), scale=(factor[0], factor[1]))
+        for info, (height, width), factor in zip(
+            infos, said["ori_shapes"], said["scale_factor_f32"], strict=True
+        )
     )

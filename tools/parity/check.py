@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,27 +13,20 @@ from codetr.errors import UserError
 from tools.parity.co_detr import co_detr
 from tools.parity.components import COMPONENTS
 from tools.parity.detector import Family, check_detector
+from tools.parity.detr import H_DETR, STUDENTS, TOKENS
 from tools.parity.heads import check_head
-from tools.parity.ms_detr import MS_DETR
-from tools.parity.recorded import Recorded
-from tools.parity.refine_mask import check_refine_mask, is_refine_mask
-from tools.parity.students import STUDENTS
+from tools.parity.recorded import ARRAYS, Recorded, read_arrays
 from tools.parity.table import Row
-from tools.parity.teach_detr import TEACH_DETR
-from tools.parity.tokens import VIDT, YOLOS
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 LOSS = re.compile(r"loss|total")
-GIVEN = re.compile(r"_paste_(index|window)$|^dn_draw_")
-"""Recorded arrays that are inputs of a check, not results."""
-HEAD_ALONE = {"head_config", "roi_head"}
-"""Keys of info.json that only records of a single auxiliary head have."""
+GIVEN = r"_paste_(index|window)$|^dn_draw_|^target_ext_"
+"""Recorded arrays that are inputs of a check of a head or detector, not results."""
+HEAD_ALONE = {"head_config", "roi_head", "num_candidates"}
+"""Keys of info.json that only records of a single head or of the mask branch alone have."""
 FAMILIES: dict[str, Family] = {
-    "ms_detr": MS_DETR,
-    "h_deformable": TEACH_DETR,
-    "teach_h_deformable": TEACH_DETR,
-    "yolos": YOLOS,
-    "vidt": VIDT,
+    **dict.fromkeys(("ms_detr", "h_deformable", "teach_h_deformable"), H_DETR),
+    **dict.fromkeys(("yolos", "vidt"), TOKENS),
     **dict.fromkeys(("conditional_detr", "dab_detr", "dn_detr", "dino"), STUDENTS),
 }
 """Detectors of other repositories, by the prefix of the experiment in info.json."""
@@ -41,7 +34,9 @@ FAMILIES: dict[str, Family] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """``rows`` of one folder; ``untouched`` are recorded arrays without a row."""
+    """``rows`` of one folder; ``untouched`` are recorded arrays without a row, neither inputs nor
+    left out by a rule.
+    """
 
     title: str
     rows: tuple[Row, ...]
@@ -49,8 +44,8 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether all rows hold and there is at least one."""
-        return bool(self.rows) and all(row.ok for row in self.rows)
+        """Whether everything recorded is compared, there is something, and all of it holds."""
+        return bool(self.rows) and all(row.ok for row in self.rows) and not self.untouched
 
 
 def check(folder: Path, precision: str | None = None) -> Report:
@@ -65,19 +60,19 @@ def check(folder: Path, precision: str | None = None) -> Report:
         raise UserError(f"{folder} is not a folder: give one with recorded numbers (io.npz)")
     name = folder.resolve().name
     if name in COMPONENTS:
-        return Report(title=name, rows=tuple(COMPONENTS[name](folder)))
+        component, given = COMPONENTS[name]
+        return _report(name, read_arrays(folder / ARRAYS), component(folder), given)
     recorded = Recorded.load(folder)
-    if not recorded.of_co_detr:
-        rows = check_detector(recorded, _family(recorded))
-        return _report(f"{name}: {recorded.experiment}, float64", recorded, rows)
-    if is_refine_mask(recorded):
-        return _report(f"heads/{name}", recorded, check_refine_mask(recorded))
-    if HEAD_ALONE & set(recorded.info):
-        return _report(f"heads/{name}", recorded, check_head(recorded))
-    chosen = precision or recorded.info.get("precision", "float64")
+    if recorded.of_co_detr and HEAD_ALONE & set(recorded.info):
+        return _report(f"heads/{name}", recorded.arrays, check_head(recorded))
+    chosen = "float64"
+    if recorded.of_co_detr:
+        chosen = precision or recorded.info.get("precision", chosen)
     dtype = PRECISIONS[chosen]
-    rows = check_detector(recorded, co_detr(dtype), dtype)
-    return _report(f"{name}: {recorded.experiment}, {chosen}", recorded, rows)
+    family = co_detr(dtype) if recorded.of_co_detr else _family(recorded)
+    title = f"{name}: {recorded.experiment}, {chosen}"
+    rows, left_out = check_detector(recorded, family, dtype)
+    return _report(title, recorded.arrays, rows, left_out=left_out)
 
 
 def _family(recorded: Recorded) -> Family:
@@ -90,9 +85,15 @@ def _family(recorded: Recorded) -> Family:
     )
 
 
-def _report(title: str, recorded: Recorded, rows: Sequence[Row]) -> Report:
-    known = {row.quantity.split(" (")[0] for row in rows}
-    rest = (name for name in recorded.arrays if name not in known and not GIVEN.search(name))
+def _report(
+    title: str,
+    arrays: Iterable[str],
+    rows: Sequence[Row],
+    given: str = GIVEN,
+    left_out: Sequence[Row] = (),
+) -> Report:
+    known = {row.recorded for row in (*rows, *left_out)}
+    rest = (name for name in arrays if name not in known and not re.search(given, name))
     return Report(title=title, rows=tuple(rows), untouched=tuple(rest))
 
 

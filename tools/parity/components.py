@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from codetr.models.detectors.grouping import attention_mask
 from codetr.models.detectors.protocol import MAIN
 from codetr.models.ops import multi_scale_deformable_attention, use_msda
 from codetr.nms import SoftNms
-from codetr.structures import Queries, QueryGroup, Targets
+from codetr.structures import Predictions, Queries, QueryGroup, Targets
+from codetr.supervision.assigners import TopKAssigner
 from codetr.supervision.criteria import QualityClassification, SetCriterion
 from codetr.supervision.schemes.denoising import Denoising, Noise
 from tools.parity.inputs import targets_of
@@ -36,11 +38,13 @@ from tools.parity.table import Row, Tolerance, Tolerances, compare, compare_all
 
 Arrays = dict[str, Array]
 
+MATCHER = "o2m_matcher_cases.npz"
+"""MS-DETR's one-to-many matcher on synthetic images, beside its detector."""
+
 NUM_CLASSES = 80
 IMAGES = Path("data/coco_tiny/val2017")
-SUPPRESSED = Tolerances(
-    arrays=Tolerance(absolute=1e-6), special={"float32": Tolerance(absolute=1e-4)}
-)
+SCORES = Tolerance(absolute=1e-6)
+SUPPRESSED = Tolerances(arrays=SCORES, special={"float32": Tolerance(absolute=1e-4)})
 
 
 def check_msda(folder: Path) -> list[Row]:
@@ -52,14 +56,16 @@ def check_msda(folder: Path) -> list[Row]:
         for choice in ("numba", "torch"):
             use_msda(choice, torch.device("cpu"))
             for case in _cases(arrays):
-                recorded = {k.removeprefix(f"{case}/"): v for k, v in arrays.items() if case in k}
-                rows += _msda_rows(f"{choice}: {case}", recorded, case == "case0")
+                for row in _msda_rows(case, _of_case(arrays, case), case == "case0"):
+                    rows.append(
+                        replace(row, quantity=f"{choice}: {row.quantity}", array=row.recorded)
+                    )
     finally:
         use_msda("auto", torch.device("cpu"))
     return rows
 
 
-def _msda_rows(name: str, recorded: Arrays, one_sided: bool) -> list[Row]:
+def _msda_rows(case: str, recorded: Arrays, one_sided: bool) -> list[Row]:
     """``one_sided``: a sampling location lies exactly on a pixel centre, where the gradient is not
     unique.
     """
@@ -69,15 +75,15 @@ def _msda_rows(name: str, recorded: Arrays, one_sided: bool) -> list[Row]:
     out = multi_scale_deformable_attention(inputs[0], shapes, inputs[1], inputs[2])
     gradients = torch.autograd.grad(out, inputs, torch.from_numpy(recorded["grad_out"]))
     tight, loose = Tolerance(absolute=1e-10), Tolerance(absolute=1e-5)
-    rows = [compare(f"{name}/out", out, recorded["out"], tight)]
+    rows = [compare(f"{case}/out", out, recorded["out"], tight)]
     for key, ours in zip(("value", "loc", "att"), gradients, strict=True):
         stored = recorded[f"grad_{key}"].copy()
         if one_sided and key == "loc":
             stored[0, 1, 1, 1, 0, 1] = ours[0, 1, 1, 1, 0, 1]
-        rows.append(compare(f"{name}/grad_{key}", ours, stored, tight))
+        rows.append(compare(f"{case}/grad_{key}", ours, stored, tight))
     value, locations, weights = (tensor.float() for tensor in given)
     single = multi_scale_deformable_attention(value, shapes, locations, weights)
-    return [*rows, compare(f"{name}/out (float32)", single, recorded["out"], loose)]
+    return [*rows, compare(f"{case}/out (float32)", single, recorded["out"], loose)]
 
 
 def check_soft_nms(folder: Path) -> list[Row]:
@@ -109,13 +115,16 @@ def check_dn_query(folder: Path) -> list[Row]:
             label_noise=info["label"],
             box_noise=info["box"],
         ).double()
-        recorded = {k.removeprefix(f"{case}/"): v for k, v in arrays.items() if case in k}
-        if sum(info["gts"]) == 0:
+        recorded = _of_case(arrays, case)
+        targets, most = _dn_targets(recorded, info["sizes"]), max(info["gts"])
+        if most == 0:
             rows.append(compare(f"{case}/pad_size", 0, info["pad_size"]))
-            continue
-        groups = max(1, info["num_dn"] // max(info["gts"]))
-        rows.append(compare(f"{case}/num_dn_group", groups, info["num_dn_group"]))
-        group = scheme.group(_dn_targets(recorded, info["sizes"]), _dn_noise(recorded, info))
+            noise = scheme.draw(len(targets), 0, 0, torch.zeros(0, dtype=torch.float64))
+        else:
+            groups = max(1, info["num_dn"] // most)
+            rows.append(compare(f"{case}/num_dn_group", groups, info["num_dn_group"]))
+            noise = _dn_noise(recorded, info)
+        group = scheme.group(targets, noise)
         rows += _dn_rows(case, recorded, scheme, group, info["nq"])
     return rows
 
@@ -193,22 +202,61 @@ def check_test_pipeline(folder: Path) -> list[Row]:
             scale = Tolerance(relative=1e-6)
             rows += [
                 compare(f"{case}/{name} shape", pixels.shape, expected["tensor_shape"]),
-                compare(f"{case}/{name} values", kept, stored, Tolerance(absolute=1e-6)),
+                replace(
+                    compare(f"{case}/{name} values", kept, stored, Tolerance(absolute=1e-6)),
+                    array=f"{case}/{number}",
+                ),
                 compare(f"{case}/{name} CRC-32", crc, expected["crc32_f32"]),
                 compare(f"{case}/{name} scale", sample.scale, expected["scale_factor"][:2], scale),
             ]
     return rows
 
 
-COMPONENTS: dict[str, Callable[[Path], list[Row]]] = {
-    "msda": check_msda,
-    "soft_nms": check_soft_nms,
-    "dn_query": check_dn_query,
-    "test_pipeline": check_test_pipeline,
-    "mask_pipeline": check_mask_pipeline,
+def check_matcher(folder: Path, assigner: TopKAssigner) -> list[Row]:
+    """Quality, votes and pairs of MS-DETR's one-to-many matcher. If more queries are positive than
+    may vote, the choice is random and only the bound on pairs per target is checked.
+    """
+    arrays, rows, tolerances = read_arrays(folder / MATCHER), list[Row](), Tolerances(arrays=SCORES)
+    for case in _cases(arrays):
+        own = _of_case(arrays, case)
+        boxes, logits = (torch.from_numpy(own[f"pred_{n}"]).double() for n in ("boxes", "logits"))
+        targets = Targets(
+            boxes=torch.from_numpy(own["gt_boxes"]).double(),
+            labels=torch.from_numpy(own["gt_labels"]),
+            weights=torch.ones(len(own["gt_labels"]), dtype=torch.float64),
+            size=torch.full((2,), 1000.0, dtype=torch.float64),
+        )
+        values = {"quality": assigner.quality(logits, boxes, targets)}
+        if len(targets):
+            values["best_gt"], values["positive"] = assigner.votes(values["quality"])
+        (pairs,) = assigner([Predictions(logits=logits[None], boxes=boxes[None])], [targets])
+        chosen = int(own["positive"].sum()) <= int(assigner.share * len(boxes))
+        if chosen:
+            values |= {"pair_query": pairs.query, "pair_gt": pairs.target}
+        found = [*compare_all(values, own, tolerances)]
+        if not chosen:
+            most = torch.bincount(pairs.target, minlength=len(targets)).max()
+            over = (most - assigner.k).clamp(min=0)
+            found.append(compare("pairs per target over the bound", over, 0))
+        place = f"{MATCHER.removesuffix('.npz')}/{case}/"
+        rows += [replace(row, quantity=place + row.quantity) for row in found]
+    return rows
+
+
+COMPONENTS: dict[str, tuple[Callable[[Path], list[Row]], str]] = {
+    "msda": (check_msda, r"/(value|loc|att|shapes|grad_out)$"),
+    "soft_nms": (check_soft_nms, r"/(boxes|scores|labels)$"),
+    "dn_query": (check_dn_query, r"/(gt\d+_(boxes|labels)|draw_\w+)$"),
+    "test_pipeline": (check_test_pipeline, r"$^"),
+    "mask_pipeline": (check_mask_pipeline, r"$^"),
 }
-"""Checks by folder name."""
+"""By folder name: the check, and the arrays that it takes as input."""
 
 
 def _cases(arrays: Arrays) -> list[str]:
     return sorted({name.split("/")[0] for name in arrays})
+
+
+def _of_case(arrays: Arrays, case: str) -> Arrays:
+    start = f"{case}/"
+    return {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}

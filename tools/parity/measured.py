@@ -1,31 +1,113 @@
-"""What official codes of DETR's family compute per layer: matched pairs, and logged metrics."""
+"""What official codes of DETR's family compute per layer, by their names: losses, matched pairs and
+logged metrics.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from codetr.structures import Assignment, Decoded, Predictions, Targets
+from codetr.structures import Assignment, Predictions, Targets
 from codetr.supervision.schemes.one_to_one import proposal_targets
-from tools.parity.loss_names import pattern
+from tools.parity.case import Case
+from tools.parity.step import Step
+
+TERMS = {"cls": "ce", "bbox": "bbox", "giou": "giou"}
+PATTERNS = {
+    "one_to_one": "{{}}{}",
+    "mixed": "{{}}{}_o2m",
+    "hybrid": "{{}}{}_one2many",
+    "teacher": "{{}}{}_ensemble",
+    "denoising": "{{}}_dn{}",
+    "query_denoising": "tgt_{{}}{}",
+}
+"""Official name of a quantity ``{{}}`` of a scheme at a place ``{}``."""
+
+PREFIXES = {
+    "one_to_one": ("", "o2o_", "one2one_"),
+    "mixed": ("o2m_",),
+    "hybrid": ("one2many_",),
+    "teacher": ("teacher_",),
+    "denoising": ("dn_",),
+    "query_denoising": ("dn_",),
+}
+"""Beginnings of the official names of a scheme's arrays, whatever the repository."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A layer's ``predictions`` and its ``pairs`` with ``targets``. ``name`` is the official name
-    of its quantities with ``{}`` for which one; ``match`` is the name of its recorded pairs, if
-    there are any.
+    """``predictions`` of a layer and their ``pairs`` with ``targets``, the whole list of which is
+    ``repeats`` copies. ``name`` is the official name of its quantities with ``{}`` for which one,
+    ``matches`` those that its recorded pairs may have.
     """
 
     name: str
-    match: str = ""
+    matches: Sequence[str]
     predictions: Predictions
     pairs: Assignment
     targets: Sequence[Targets]
+    repeats: int = 1
+
+    def pairs_by_image(self) -> Tensor:
+        """(P, 3) image, query and target, the latter counted from 0 in each image."""
+        own, counts = self.pairs, self._counts()
+        target = own.target - (counts.cumsum(0) - counts)[own.image]
+        return torch.stack([own.image, own.query, target], dim=1)
+
+    def without_copies(self, pairs: Tensor) -> Tensor:
+        """``pairs`` (P, 3) with the number of the original in place of that of its copy: which one
+        is matched is arbitrary, as their costs are equal.
+        """
+        if self.repeats == 1:
+            return pairs
+        originals = (self._counts() // self.repeats)[pairs[:, 0]]
+        return torch.cat([pairs[:, :2], (pairs[:, 2] % originals)[:, None]], dim=1)
+
+    def _counts(self) -> Tensor:
+        return torch.tensor([len(t) for t in self.targets])
+
+
+def measured(case: Case, step: Step, encoder: str) -> Iterator[Measured]:
+    """All layers and proposals that the official code measures, matched again by our schemes.
+
+    ``encoder`` is the official suffix of the proposals' losses.
+    """
+    main, truth = step.main, case.batch.targets
+    for name, scheme in case.schemes.items():
+        if name == "mixed":
+            layers = scheme.predictions(main)
+            yield from layered(name, layers, scheme.assigner(layers, truth), truth)
+        elif name in step.decoded:
+            answer = step.decoded[name]
+            targets, known = answer.group.targets, answer.group.assignment
+            if len(answer.group) == 0:
+                continue
+            pairs = scheme.matcher(answer.layers, targets) if known is None else None
+            yield from layered(
+                name,
+                answer.layers,
+                pairs or [known] * len(answer.layers),
+                targets,
+                getattr(scheme, "repeats", 1),
+            )
+        else:
+            for targets in case.batch.teachers if name == "teacher" else [truth]:
+                yield from layered(name, main.layers, scheme.matcher(main.layers, targets), targets)
+                if main.proposals is None:
+                    continue
+                labelled = proposal_targets(targets, scheme.proposal_labels)
+                matcher = getattr(scheme, "proposal_matcher", scheme.matcher)
+                (found,) = matcher([main.proposals], labelled)
+                yield Measured(
+                    name=pattern(name, "encoder", len(main.layers), encoder),
+                    matches=[f"match_{p}{e}" for p in PREFIXES[name] for e in ("enc", "interm")],
+                    predictions=main.proposals,
+                    pairs=found,
+                    targets=labelled,
+                )
 
 
 def layered(
@@ -33,57 +115,36 @@ def layered(
     layers: Sequence[Predictions],
     pairs: Sequence[Assignment],
     targets: Sequence[Targets],
-    match: str = "",
+    repeats: int = 1,
 ) -> Iterator[Measured]:
-    """All layers of a decoder; ``match`` has ``{}`` for the layer's number."""
+    """All layers of a decoder; the only one of a detector has no number."""
     for i, (layer, own) in enumerate(zip(layers, pairs, strict=True)):
+        names = [f"match_{prefix}l{i}" for prefix in PREFIXES[scheme]]
         yield Measured(
             name=pattern(scheme, f"layer{i}", len(layers)),
-            match=match.format(i),
+            matches=names if len(layers) > 1 else [*names, "match"],
             predictions=layer,
             pairs=own,
             targets=targets,
+            repeats=repeats,
         )
 
 
-def matched(
-    name: str,
-    scheme: Any,
-    main: Decoded,
-    targets: Sequence[Targets],
-    match: str = "match_l{}",
-    proposals: str = "match_enc",
-    encoder: str = "_enc",
-) -> Iterator[Measured]:
-    """Match ``targets`` again with every layer of the main queries, and with the encoder's
-    proposals if there are any, by the ``scheme`` called ``name``.
-
-    ``match`` as for ``layered``; ``proposals`` names the proposals' pairs, ``encoder`` is the
-    official suffix of their losses.
+def pattern(scheme: str, place: str, num_layers: int, encoder: str = "_enc") -> str:
+    """The official name of a quantity ``{}`` of our ``scheme`` at our ``place``: ``layer0`` and so
+    on, or ``encoder``, whose official suffix is ``encoder``.
     """
-    yield from layered(name, main.layers, scheme.matcher(main.layers, targets), targets, match)
-    if main.proposals is not None:
-        labelled = proposal_targets(targets, scheme.proposal_labels)
-        matcher = getattr(scheme, "proposal_matcher", scheme.matcher)
-        (pairs,) = matcher([main.proposals], labelled)
-        yield Measured(
-            name=pattern(name, "encoder", len(main.layers), encoder),
-            match=proposals,
-            predictions=main.proposals,
-            pairs=pairs,
-            targets=labelled,
-        )
+    if place == f"layer{num_layers - 1}":
+        where = ""
+    else:
+        where = encoder if place == "encoder" else f"_{int(place.removeprefix('layer'))}"
+    return PATTERNS[scheme].format(where)
 
 
-def matches(measured: Iterable[Measured]) -> dict[str, Tensor]:
-    """(P, 3) image, query and target, the latter counted from 0 in each image."""
-    found = {}
-    for one in measured:
-        starts, pairs = torch.tensor([0, *(len(t) for t in one.targets)]).cumsum(0), one.pairs
-        own = pairs.target - starts[pairs.image]
-        found[one.match] = torch.stack([pairs.image, pairs.query, own], dim=1)
-    found.pop("", None)
-    return found
+def detr_loss(name: str, num_layers: int, encoder: str = "_enc") -> str:
+    """The official name of one of our losses in repositories of DETR's family."""
+    scheme, *place, term = name.split("/")
+    return pattern(scheme, place[-1], num_layers, encoder).format(f"loss_{TERMS[term]}")
 
 
 @torch.no_grad()
@@ -99,9 +160,9 @@ def logged(measured: Iterable[Measured]) -> Iterator[tuple[str, float]]:
         counts = torch.tensor([len(t) for t in one.targets])
         best, number = logits.argmax(-1), max(len(pairs), 1)
         found = (best != logits.shape[-1] - 1).sum(1)
-        yield one.name.format("cardinality_error"), float((found - counts).abs().double().mean())
         right = best[pairs.image, pairs.query] == labels[pairs.target]
-        yield one.name.format("class_error"), 100 * (1 - float(right.sum()) / number)
         distance = (one.predictions.boxes[pairs.image, pairs.query] - boxes[pairs.target]).abs()
+        yield one.name.format("cardinality_error"), float((found - counts).abs().double().mean())
+        yield one.name.format("class_error"), 100 * (1 - float(right.sum()) / number)
         yield one.name.format("loss_xy"), float(distance[:, :2].sum()) / number
         yield one.name.format("loss_hw"), float(distance[:, 2:].sum()) / number

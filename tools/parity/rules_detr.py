@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from tools.parity.inputs import Inputs
-from tools.parity.rules import Array, centred, generator, make_image
+from tools.parity.rules import Array, centred
+from tools.parity.rules import make_inputs as make_any
 
 PROPOSAL_BIAS = (0.0, 0.0, 1.2, 1.2)
 """Mean of the proposals' last box bias: boxes larger than their anchors."""
@@ -74,30 +75,11 @@ def make_inputs(
     seed: int, sizes: Sequence[Sequence[int]], num_boxes: Sequence[int], num_classes: int = 91
 ) -> Inputs:
     """A batch of images of ``sizes`` (height, width) with ``num_boxes`` boxes each."""
-    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
-    pixels = np.zeros((len(sizes), 3, height, width), dtype=np.float32)
-    boxes, relative, labels = [], [], []
-    for b, ((h, w), count) in enumerate(zip(sizes, num_boxes, strict=True)):
-        rng = generator(1000 * seed + b)
-        pixels[b, :, :h, :w] = make_image(rng, h, w)
-        corners = _boxes(rng, h, w, count)
-        boxes.append(corners)
-        relative.append(_relative(corners, h, w))
-        labels.append(np.floor(num_classes * rng.random(count)).astype(np.int64))
+    seeds = [1000 * seed + b for b in range(len(sizes))]
+    pixels, boxes, labels = make_any(seeds, sizes, num_boxes, num_classes, sides=(0.1, 0.5))
+    relative = []
+    for corners, (height, width) in zip(boxes, sizes, strict=True):  # in float32
+        size = np.array([width, height], dtype=np.float32)
+        low, high = corners[:, :2], corners[:, 2:]
+        relative.append(np.concatenate([(low + high) / 2 / size, (high - low) / size], axis=1))
     return Inputs(pixels=pixels, sizes=sizes, boxes=boxes, labels=labels, relative=relative)
-
-
-def _boxes(rng: np.random.Generator, height: int, width: int, count: int) -> Array:
-    """(n, 4) xyxy px float32, clipped to the image."""
-    size = np.array([width, height])
-    drawn = rng.random((count, 4))
-    centre, half = (0.15 + 0.7 * drawn[:, :2]) * size, (0.1 + 0.5 * drawn[:, 2:]) * size / 2
-    corners = np.concatenate([centre - half, centre + half], axis=1)
-    return corners.clip(0, np.tile(size, 2)).astype(np.float32)
-
-
-def _relative(corners: Array, height: int, width: int) -> Array:
-    """(n, 4) cxcywh in [0, 1], computed in float32."""
-    size = np.array([width, height], dtype=np.float32)
-    low, high = corners[:, :2], corners[:, 2:]
-    return np.concatenate([(low + high) / 2 / size, (high - low) / size], axis=1)

@@ -1,26 +1,24 @@
-"""Run one training step and one evaluation of a case, and compare what all records of training
-have.
-"""
+"""Run one training step of a case, and compare what all records of training have."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
 import numpy as np
-import torch
 from torch import nn
 
 from codetr.loss_terms import Losses, total_loss
 from codetr.models.detectors.protocol import MAIN
-from codetr.structures import Decoded, Memory, Predictions
+from codetr.structures import Decoded, Memory
+from codetr.supervision.schemes import denoising, query_denoising
 from codetr.training.losses import training_losses
 from tools.parity.case import Case
-from tools.parity.probe import Seen, probe
 from tools.parity.recorded import Recorded, RecordedStep
 from tools.parity.table import EXACT, Row, Tolerance, Tolerances, compare
 from tools.parity.values import Values
@@ -28,7 +26,42 @@ from tools.parity.values import Values
 MEANS = Tolerance(relative=1e-9)
 """For fractional counts."""
 
-Patches = Sequence[AbstractContextManager[Any]]
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """``inputs[name]`` and ``outputs[name]``: one entry per call, in the order of the calls."""
+
+    inputs: dict[str, list[tuple[Any, ...]]] = field(default_factory=lambda: defaultdict(list))
+    outputs: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+
+
+@contextmanager
+def probe(modules: Mapping[str, nn.Module]) -> Iterator[Seen]:
+    """Record every call of the named ``modules`` inside the context."""
+    seen = Seen()
+
+    def hook(name: str) -> Any:
+        def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            seen.inputs[name].append(inputs)
+            seen.outputs[name].append(output)
+
+        return record
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def entered(patches: Iterable[AbstractContextManager[Any]]) -> Iterator[None]:
+    """Enter all ``patches``."""
+    with ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        yield
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +79,15 @@ class Step:
         """The decoder's answer for the main queries."""
         return self.decoded[MAIN]
 
+    @property
+    def noised(self) -> Decoded | None:
+        """The answer for the denoising queries, if there are any."""
+        groups = (query_denoising.GROUP, denoising.GROUP)
+        return next((a for n, a in self.decoded.items() if n in groups and len(a.group)), None)
 
-def training_step(
-    case: Case, watched: Mapping[str, nn.Module] | None = None, patches: Patches = ()
-) -> Step:
-    """One forward and backward pass of the real training code within ``patches``, from zero
-    gradients.
-    """
+
+def training_step(case: Case, watched: Mapping[str, nn.Module] | None = None) -> Step:
+    """One forward and backward pass of the real training code, from zero gradients."""
     root, decode = case.root, case.detector.decode
     root.train()
     root.zero_grad(set_to_none=True)
@@ -63,36 +98,11 @@ def training_step(
         found: Mapping[str, Decoded] = said["decoded"]
         return found
 
-    with entered(patches):
-        with probe(watched or {}) as seen, mock.patch.object(case.detector, "decode", remember):
-            losses = training_losses(case.detector, case.schemes, case.batch)
-        total = total_loss(losses)
-        total.backward()  # in here: checkpointed layers are run again
+    with probe(watched or {}) as seen, mock.patch.object(case.detector, "decode", remember):
+        losses = training_losses(case.detector, case.schemes, case.batch)
+    total = total_loss(losses)
+    total.backward()
     return Step(seen=seen, losses=losses, total=float(total.detach()), **said)
-
-
-@torch.no_grad()
-def evaluated(case: Case, patches: Patches = ()) -> Predictions:
-    """The detector's predictions within ``patches``."""
-    case.root.eval()
-    with entered(patches):
-        last: Predictions = case.detector(case.batch.images)
-    return last
-
-
-def recorded_selection(case: Case, name: str) -> AbstractContextManager[Any]:
-    """A patch that selects the proposals in the recorded array ``name``."""
-    indices = torch.from_numpy(case.recorded.arrays[name]).long()
-    return mock.patch.object(case.detector.query_init.stage, "select", return_value=indices)
-
-
-@contextmanager
-def entered(patches: Patches) -> Iterator[None]:
-    """Enter all ``patches``."""
-    with ExitStack() as stack:
-        for patch in patches:
-            stack.enter_context(patch)
-        yield
 
 
 def loss_rows(

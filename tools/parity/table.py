@@ -54,13 +54,21 @@ class Tolerances:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """``absolute`` and ``relative`` are the largest differences over all values of ``quantity``."""
+    """``absolute`` and ``relative`` are the largest differences over all values of ``quantity``.
+    ``array`` is the recorded one, if it is not named as the quantity up to a remark in brackets.
+    """
 
     quantity: str
     absolute: float
     relative: float
     tolerance: str
     ok: bool
+    array: str = ""
+
+    @property
+    def recorded(self) -> str:
+        """The name of the recorded array."""
+        return self.array or self.quantity.split(" (")[0]
 
 
 def compare_bits(quantity: str, ours: Any, recorded: Any, most: int = 0) -> Row:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from codetr.structures import Detections, Predictions, Pyramid
+from codetr.structures import Detections, ImageInfo, Pyramid
 from codetr.supervision.aux_heads.dense import DensePredictions
 from codetr.supervision.aux_heads.matched import DenseTargets
 
-Values = dict[str, Tensor]
+Values = dict[str, Any]
+"""Tensors or arrays by official name."""
 
 
 def numbered(name: str, values: Iterable[Tensor]) -> Values:
     """Name the values by ``name``, which has ``{}`` for their number."""
     return {name.format(i): value for i, value in enumerate(values)}
-
-
-def layers(name: str, predictions: Sequence[Predictions]) -> Values:
-    """``{name}boxes`` of all layers (L, B, Q, 4), and each one's logits, ``{name}logits_l0`` ..."""
-    logits = numbered(f"{name}logits_l{{}}", (layer.logits for layer in predictions))
-    return {f"{name}boxes": torch.stack([layer.boxes for layer in predictions]), **logits}
 
 
 def scored(boxes: Tensor, scores: Tensor) -> Tensor:
@@ -58,27 +54,40 @@ def branch_maps(name: str, said: DensePredictions, pyramid: Pyramid, quality: st
     return values
 
 
-def positives(name: str, wanted: DenseTargets, anchors: Tensor) -> Values:
-    """Index, label, target and anchor (a row of (A, 4)) of every positive; ``name`` as for
-    ``numbered``.
+def positives(
+    name: str, wanted: DenseTargets, anchors: Tensor, further: Mapping[str, Tensor] | None = None
+) -> Values:
+    """Index, label, target and anchor (a row of (A, 4)) of every positive, and rows of ``further``
+    tables (B, A, ...); ``name`` as for ``numbered``.
     """
     every = {
         "label": wanted.labels,
+        "target": wanted.boxes_px,
         "target_box": wanted.boxes_px,
         "anchor": anchors.expand_as(wanted.boxes_px),
     }
     values = numbered(f"{name}_pos_idx", map(places, wanted.positive))
-    for part, table in every.items():
-        values |= at_positives(f"{name}_pos_{part}", wanted, table)
+    for part, table in {**every, **(further or {})}.items():
+        rows = (own[positive] for own, positive in zip(table, wanted.positive, strict=True))
+        values |= numbered(f"{name}_pos_{part}", rows)
     return values
 
 
-def at_positives(name: str, wanted: DenseTargets, table: Tensor) -> Values:
-    """Rows of ``table`` (B, A, ...) at the positives; ``name`` as for ``numbered``."""
-    rows = (own[positive] for own, positive in zip(table, wanted.positive, strict=True))
-    return numbered(name, rows)
+def bitmaps(name: str, found: Detections, info: ImageInfo) -> Values:
+    """The masks of ``found`` in the frame of ``info``, and the area of each."""
+    bits = found.bitmaps(info.original_size)
+    return {f"{name}_bits": bits, f"{name}_area": bits.sum(dim=(1, 2))}
 
 
 def places(mask: Tensor) -> Tensor:
     """(P,) indices where ``mask`` (A,) is True."""
     return mask.nonzero().squeeze(1)
+
+
+def with_last_refinement(detector: Any, anchors: Tensor, last: Tensor) -> Tensor:
+    """(L + 1, B, Q, 4): ``anchors`` (L, B, Q, 4) before each decoder layer, and after the last one,
+    refined from its output ``last`` (B, Q, C) before the norm, which no layer sees.
+    """
+    part = detector.head.layer(len(anchors) - 1)
+    refined: Tensor = part.boxes(last, anchors[-1], detector.decoder.eps)
+    return torch.cat([anchors, refined[None]])

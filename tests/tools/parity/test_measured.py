@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from codetr.structures import Assignment, Predictions, Targets
-from tools.parity.loss_names import detr_loss
-from tools.parity.measured import layered, logged, matches
+from tools.parity.measured import detr_loss, layered, logged
 
 LAYERS = 3
 
@@ -48,7 +47,7 @@ def measured(targets: list[Targets], pairs: list[list[int]]) -> list:
     layer = Predictions(logits=logits, boxes=torch.full((2, 2, 4), 0.25))
     image, query, target_index = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 3).T
     own = Assignment(image=image, query=query, target=target_index)
-    return list(layered("one_to_one", [layer], [own], targets, "match_l{}"))
+    return list(layered("one_to_one", [layer], [own], targets))
 
 
 def test_errors_and_halves_of_the_distance_are_those_of_the_pairs() -> None:
@@ -57,8 +56,25 @@ def test_errors_and_halves_of_the_distance_are_those_of_the_pairs() -> None:
     assert values["class_error"] == pytest.approx(100 / 3)
     assert values["cardinality_error"] == 0.5
     assert values["loss_xy"] == values["loss_hw"] == pytest.approx(0.5)
-    pairs = matches(found)["match_l0"]
-    assert pairs.tolist() == [[0, 1, 0], [1, 0, 1], [1, 1, 0]]
+    (one,) = found
+    assert {"match_l0", "match_o2o_l0", "match_one2one_l0", "match"} == set(one.matches)
+    assert one.pairs_by_image().tolist() == [[0, 1, 0], [1, 0, 1], [1, 1, 0]]
+
+
+def test_copies_of_a_target_have_its_number() -> None:
+    """Two targets, then one, each list three times."""
+    targets = [target([1, 2] * 3), target([1] * 3)]
+    logits = torch.zeros(2, 2, 3)
+    layer = Predictions(logits=logits, boxes=torch.full((2, 2, 4), 0.25))
+    own = Assignment(
+        image=torch.tensor([0, 0, 1]), query=torch.tensor([0, 1, 1]), target=torch.tensor([4, 3, 8])
+    )
+    (one,) = layered("hybrid", [layer], [own], targets, repeats=3)
+    assert one.pairs_by_image().tolist() == [[0, 0, 4], [0, 1, 3], [1, 1, 2]]
+    found = one.without_copies(one.pairs_by_image())
+    assert found.tolist() == [[0, 0, 0], [0, 1, 1], [1, 1, 0]]
+    (plain,) = layered("hybrid", [layer], [own], targets)
+    assert torch.equal(plain.without_copies(plain.pairs_by_image()), plain.pairs_by_image())
 
 
 def test_without_pairs_every_class_counts_as_wrong_as_officially() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from codetr.errors import UserError
-from tools.parity import head_inputs
+from tools.parity import rules
 from tools.parity.check import check
 from tools.parity.heads import check_head
 from tools.parity.recorded import Recorded
@@ -54,15 +54,15 @@ def test_an_unknown_head_is_named(tmp_path: Path) -> None:
 
 def test_input_rule_equals_the_reference(shared: Path) -> None:
     reference = runpy.run_path(str(shared / "golden" / "heads" / "inputs.py"))
-    assert reference["STRIDES"] == head_inputs.STRIDES
-    ours = head_inputs.make_features([5, 71], (70, 90))
+    assert reference["STRIDES"] == rules.STRIDES
+    ours = rules.make_features([5, 71], (70, 90))
     theirs = reference["make_features"]([5, 71], (70, 90))
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.dtype == other.dtype
         assert np.array_equal(mine, other)
     for keep in ([0, 7, 3, 59], []):
         for mine, other in zip(
-            head_inputs.make_boxes(9, (70, 90), keep),
+            rules.make_boxes(9, (70, 90), keep),
             reference["make_gt"](9, (70, 90), keep),
             strict=True,
         ):
