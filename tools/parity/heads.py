@@ -42,7 +42,6 @@ from tools.parity.mask_branch import found_masks, trained_regions
 from tools.parity.recorded import Recorded
 from tools.parity.regions import rcnn_values, samples_of
 from tools.parity.rules import (
-    MASK_BRANCHES,
     STRIDES,
     fixed_permutation,
     make_candidates,
@@ -72,15 +71,17 @@ def check_head(recorded: Recorded) -> list[Row]:
 
     Raises UserError if the head is unknown.
     """
-    info, batch, official = recorded.info, make_batch(recorded.inputs()), recorded.state()
-    of_masks = all(key.startswith(MASK_BRANCHES) for key in official)
+    info, of_masks = recorded.info, "num_candidates" in recorded.info
+    if not of_masks:
+        head, rename = _head(recorded)
+        state = {rename(key): value for key, value in recorded.state().items()}
+        head.double().load_state_dict(state)
+    batch = make_batch(recorded.inputs())
     pyramid = make_pyramid(info["seeds"], info["sizes"], MASK_LEVELS if of_masks else len(STRIDES))
     with mock.patch.object(torch, "randperm", fixed_permutation):
         if of_masks:
             head, rename, values, losses = _mask_branch(recorded, pyramid, batch)
         else:
-            head, rename = _head(recorded)
-            head.double().load_state_dict({rename(k): value for k, value in official.items()})
             quantities = rcnn_values if isinstance(head, RcnnHead) else _dense_values
             output: AuxOutput = head(pyramid, batch)
             values, losses = quantities(head, pyramid, batch, output), output.losses
