@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,19 +56,16 @@ def check_msda(folder: Path) -> list[Row]:
         for choice in ("numba", "torch"):
             use_msda(choice, torch.device("cpu"))
             for case in _cases(arrays):
-                for row in _msda_rows(case, _of_case(arrays, case), case == "case0"):
-                    rows.append(
-                        replace(row, quantity=f"{choice}: {row.quantity}", array=row.recorded)
-                    )
+                rows += [
+                    replace(row, quantity=f"{choice}: {row.quantity}", array=row.recorded)
+                    for row in _msda_rows(case, _of_case(arrays, case))
+                ]
     finally:
         use_msda("auto", torch.device("cpu"))
     return rows
 
 
-def _msda_rows(case: str, recorded: Arrays, one_sided: bool) -> list[Row]:
-    """``one_sided``: a sampling location lies exactly on a pixel centre, where the gradient is not
-    unique.
-    """
+def _msda_rows(case: str, recorded: Arrays) -> list[Row]:
     given = [torch.from_numpy(recorded[key]) for key in ("value", "loc", "att")]
     shapes = tuple((int(h), int(w)) for h, w in recorded["shapes"])
     inputs = [tensor.clone().requires_grad_() for tensor in given]
@@ -78,7 +75,8 @@ def _msda_rows(case: str, recorded: Arrays, one_sided: bool) -> list[Row]:
     rows = [compare(f"{case}/out", out, recorded["out"], tight)]
     for key, ours in zip(("value", "loc", "att"), gradients, strict=True):
         stored = recorded[f"grad_{key}"].copy()
-        if one_sided and key == "loc":
+        if case == "case0" and key == "loc":
+            # this location is exactly a pixel centre, where the gradient is not unique
             stored[0, 1, 1, 1, 0, 1] = ours[0, 1, 1, 1, 0, 1]
         rows.append(compare(f"{case}/grad_{key}", ours, stored, tight))
     value, locations, weights = (tensor.float() for tensor in given)
@@ -106,7 +104,7 @@ def check_dn_query(folder: Path) -> list[Row]:
     """Denoising queries under the recorded draws: labels, boxes, mask, number of groups."""
     arrays, rows = read_arrays(folder / ARRAYS), []
     for number, info in enumerate(json.loads((folder / "cases.json").read_text())):
-        case = f"case{number}"
+        case, most = f"case{number}", max(info["gts"])
         scheme = Denoising(
             SetCriterion(QualityClassification()),
             NUM_CLASSES,
@@ -116,48 +114,35 @@ def check_dn_query(folder: Path) -> list[Row]:
             box_noise=info["box"],
         ).double()
         recorded = _of_case(arrays, case)
-        targets, most = _dn_targets(recorded, info["sizes"]), max(info["gts"])
-        if most == 0:
-            rows.append(compare(f"{case}/pad_size", 0, info["pad_size"]))
-            noise = scheme.draw(len(targets), 0, 0, torch.zeros(0, dtype=torch.float64))
-        else:
+        targets = [
+            targets_of(
+                recorded[f"gt{i}_boxes"].reshape(-1, 4),
+                recorded[f"gt{i}_labels"].astype("int64"),
+                torch.tensor([width, height]),
+            )
+            for i, (height, width) in enumerate(info["sizes"])
+        ]
+        if most:
             groups = max(1, info["num_dn"] // most)
             rows.append(compare(f"{case}/num_dn_group", groups, info["num_dn_group"]))
             noise = _dn_noise(recorded, info)
+        else:
+            rows.append(compare(f"{case}/pad_size", 0, info["pad_size"]))
+            noise = scheme.draw(len(targets), 0, 0, torch.zeros(0, dtype=torch.float64))
         group = scheme.group(targets, noise)
-        rows += _dn_rows(case, recorded, scheme, group, info["nq"])
+        table = torch.cat([torch.zeros(1, 8).double(), scheme.label_embedding.weight.detach()])
+        content = table[torch.from_numpy(recorded["label_plus1"]).long()]
+        none = content.new_zeros(len(content), info["nq"], 8)
+        main = QueryGroup(name=MAIN, queries=Queries(content=none, anchors=none[..., :4]))
+        allowed = attention_mask([group, main])
+        assert allowed is not None
+        tight, boxes = Tolerance(absolute=1e-9), torch.logit(group.queries.anchors)
+        rows += [
+            compare(f"{case}/label_plus1 (embedded)", group.queries.content, content, tight),
+            compare(f"{case}/bbox_logit", boxes, recorded["bbox_logit"], tight),
+            compare(f"{case}/attn_mask", ~allowed, recorded["attn_mask"]),
+        ]
     return rows
-
-
-def _dn_rows(
-    case: str, recorded: Arrays, scheme: Denoising, group: QueryGroup, matching: int
-) -> list[Row]:
-    table = torch.cat([torch.zeros(1, 8).double(), scheme.label_embedding.weight.detach()])
-    content = table[torch.from_numpy(recorded["label_plus1"]).long()]
-    queries = Queries(
-        content=content.new_zeros(len(content), matching, 8),
-        anchors=content.new_zeros(len(content), matching, 4),
-    )
-    allowed = attention_mask([group, QueryGroup(name=MAIN, queries=queries)])
-    assert allowed is not None
-    tight = Tolerance(absolute=1e-9)
-    boxes = torch.logit(group.queries.anchors)
-    return [
-        compare(f"{case}/label_plus1 (embedded)", group.queries.content, content, tight),
-        compare(f"{case}/bbox_logit", boxes, recorded["bbox_logit"], tight),
-        compare(f"{case}/attn_mask", ~allowed, recorded["attn_mask"]),
-    ]
-
-
-def _dn_targets(recorded: Arrays, sizes: Sequence[Sequence[int]]) -> list[Targets]:
-    return [
-        targets_of(
-            recorded[f"gt{i}_boxes"].reshape(-1, 4),
-            recorded[f"gt{i}_labels"].astype("int64"),
-            torch.tensor([width, height]),
-        )
-        for i, (height, width) in enumerate(sizes)
-    ]
 
 
 def _dn_noise(recorded: Arrays, info: dict[str, Any]) -> Noise:

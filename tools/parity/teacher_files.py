@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from codetr.classes import ClassList
 from codetr.data.annotations import CocoAnnotations
-from codetr.data.augment import resize, transform, without_tiny_boxes
+from codetr.data.augment import cropped, resize, transform
 from codetr.data.collate import Collate
 from codetr.data.sample import BoxSet, Sample
 from codetr.data.teachers import Suppression, TeacherBoxes
@@ -28,40 +28,32 @@ TOLERANCES = Tolerances(
 )
 
 
-class _Crop(v2.Transform):
-    def __init__(self, top: int, left: int, height: int, width: int) -> None:
-        super().__init__()
-        self.window = (top, left, height, width)
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return v2.functional.crop(inpt, *self.window)
-
-
 def check_loader(recorded: Recorded) -> list[Row]:
     """Ground truth and merged teacher boxes of every recorded image and case."""
     folder = recorded.folder
     arrays = read_arrays(folder / LOADER)
+    weights, seen = recorded.keys["ext_ann_weights"], recorded.keys["image_ids"]
     cases = list(dict.fromkeys(tuple(name.split("/")[:2]) for name in arrays))
-    ids = sorted({int(number) for _, number in cases})
-    sizes = {i: tuple(map(int, arrays[f"plain/{i}/size"])) for i in ids}
+    sizes = {
+        int(number): tuple(map(int, arrays[f"{case}/{number}/size"]))
+        for case, number in sorted(cases)
+        if case == "plain"
+    }
     annotations = _annotations(sizes, recorded.num_classes)
-    names = list(recorded.keys["ext_ann_weights"])
-    files = [folder / f"teacher_{name}.json" for name in names]
+    files = [folder / f"teacher_{name}.json" for name in weights]
     rows: list[Row] = []
     for case, number in cases:
-        weights = _numbers(case, r"weights_([\d.]+)_([\d.]+)")
-        merge = Suppression(weights=weights or list(recorded.keys["ext_ann_weights"].values()))
-        index = ids.index(int(number))
-        boxes = TeacherBoxes(files, annotations, merge)(index)
-        sample = _sample(recorded, sizes[int(number)], boxes)
-        place = f"{case}/{number}"
-        moved = _moved(sample, case, arrays[f"{place}/size"])
-        values = _values(moved)
+        merge = Suppression(
+            weights=_numbers(case, r"weights_([\d.]+)_([\d.]+)") or list(weights.values())
+        )
+        image, place = int(number), f"{case}/{number}"
+        boxes = TeacherBoxes(files, annotations, merge)(list(sizes).index(image))
+        sample = _sample(recorded, sizes[image], boxes)
+        values = _values(_moved(sample, case, arrays[f"{place}/size"]))
         rows += compare_all(values, arrays, TOLERANCES, f"{place}/")
-        if case == "plain" and int(number) in recorded.keys["image_ids"]:
-            image = recorded.keys["image_ids"].index(int(number))  # the losses saw its teachers
-            seen = {f"target_{name}_{image}": value for name, value in values.items()}
-            rows += recorded.rows({k: v for k, v in seen.items() if "_ext_" in k}, TOLERANCES)
+        if case == "plain" and image in seen:  # the losses saw its teachers
+            own = {f"target_{k}_{seen.index(image)}": v for k, v in values.items() if "ext_" in k}
+            rows += recorded.rows(own, TOLERANCES)
     return rows
 
 
@@ -113,7 +105,8 @@ def _moved(sample: Sample, case: str, size: Array) -> Sample:
         return resize(sample, (int(size[0]), int(size[1])))
     window = _numbers(case, r"crop_i(\d+)_j(\d+)_h(\d+)_w(\d+)")
     if window is not None:
-        return without_tiny_boxes(transform(sample, _Crop(*map(int, window))))
+        top, left, height, width = map(int, window)
+        return cropped(sample, (top, left, height, width))
     if case == "plain" or case.startswith("weights"):
         return sample
     raise UserError(f"{LOADER}: unknown case {case}: this program knows no such operation")
