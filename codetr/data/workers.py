@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 from collections.abc import Iterator
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from torch.utils.data import DataLoader
 
 T = TypeVar("T")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ITERATORS: WeakSet[Any] = WeakSet()
 
 
 class SignalSafeLoader(DataLoader[T]):
@@ -25,9 +28,21 @@ class SignalSafeLoader(DataLoader[T]):
         # Workers start with the signals blocked, since one may arrive before they ignore it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
-            return super().__iter__()
+            iterator = super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if self.num_workers > 0:
+            _ITERATORS.add(iterator)
+        return iterator
+
+
+@atexit.register
+def _stop_workers() -> None:
+    """Stop the workers of loaders that still exist when Python exits: multiprocessing would send
+    them SIGTERM, which they ignore, and wait for them forever.
+    """
+    for iterator in list(_ITERATORS):
+        iterator._shutdown_workers()
 
 
 def ignore_stop_signals(worker: int) -> None:

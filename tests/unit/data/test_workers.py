@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,19 @@ def test_workers_go_on_after_a_signal_to_all_processes(signum: signal.Signals) -
     del batches
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+HELD = """
+from codetr.data.workers import SignalSafeLoader
+
+batches = iter(SignalSafeLoader(range(8), num_workers=1, prefetch_factor=1))
+print(int(next(batches)))
+"""
+
+
+def test_python_exits_while_a_loader_is_held() -> None:
+    """Within an epoch, as after an error in a notebook."""
+    ended = subprocess.run(
+        [sys.executable, "-c", HELD], capture_output=True, text=True, timeout=120
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "0\n", "")
