@@ -50,7 +50,7 @@ def enclosed_area(polygon: NDArray[np.float64]) -> float:
 
 
 def _polygons(segmentation: Any) -> list[NDArray[np.float64]]:
-    """The vertices (P, 2) of each polygon; empty if one of them is invalid."""
+    """The vertices (P, 2) of each polygon with three or more; empty if one of them is invalid."""
     if not isinstance(segmentation, list) or not segmentation:
         return []
     if not any(isinstance(part, list) for part in segmentation):
@@ -58,9 +58,10 @@ def _polygons(segmentation: Any) -> list[NDArray[np.float64]]:
     found = []
     for part in segmentation:
         numbers = [as_number(value) for value in part] if isinstance(part, list) else []
-        if len(numbers) < _MIN_COORDINATES or len(numbers) % 2 or None in numbers:
+        if not isinstance(part, list) or len(numbers) % 2 or None in numbers:
             return []
-        found.append(np.array(numbers, np.float64).reshape(-1, 2))
+        if len(numbers) >= _MIN_COORDINATES:
+            found.append(np.array(numbers, np.float64).reshape(-1, 2))
     return found
 
 

@@ -126,15 +126,18 @@ def read_segmentations(
 
 
 def read_polygons(value: Any) -> list[NDArray[np.float64]]:
-    """The polygons of one object, x, y, x, y, ... in pixels. Raises ValueError or TypeError for
-    anything else.
+    """The polygons of one object, x, y, x, y, ... in pixels, without parts of one or two points,
+    which have no area. Raises ValueError or TypeError for anything else.
     """
     if not isinstance(value, list) or not value:
         raise ValueError(f"it is {value!r}" if value else "no polygon")
-    for polygon in value:
-        if not isinstance(polygon, list) or len(polygon) < _MIN_COORDINATES or len(polygon) % 2:
-            raise ValueError("a polygon is not a list of three or more x, y")
-    polygons = [np.asarray(polygon, np.float64) for polygon in value]
+    if not any(isinstance(part, list) for part in value):
+        value = [value]  # a single polygon that is not in a list
+    if any(not isinstance(polygon, list) or len(polygon) % 2 for polygon in value):
+        raise ValueError("a polygon is not a list of x, y")
+    polygons = [np.asarray(part, np.float64) for part in value if len(part) >= _MIN_COORDINATES]
+    if not polygons:
+        raise ValueError("no polygon has three or more points")
     if not all((np.abs(polygon) * 100 < _LIMIT).all() for polygon in polygons):
         raise ValueError("a polygon is not finite or far outside")
     return polygons

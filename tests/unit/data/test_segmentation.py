@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 
 from codetr.classes import ClassList
 from codetr.data.annotations import load_annotations
+from codetr.data.outlines import area_of, box_of
 from codetr.data.segmentation import read_segmentations
 from codetr.errors import UserError
 from codetr.evaluation.ground_truth import read_ground_truth
@@ -48,11 +49,25 @@ def test_every_notation_gives_its_pixels() -> None:
     assert _read(square).masks([], SIZE).shape == (0, *SIZE)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of pycocotools with numpy 2
+def test_parts_without_area_do_not_count() -> None:
+    """As in pycocotools, which draws nothing for them."""
+    square = [2, 3, 12, 3, 12, 9, 2, 9]
+    parts = [square, [20, 10, 28, 18], [5, 5]]
+    drawn = rle.decode(rle.merge(rle.frPyObjects(parts[:2], *SIZE)))
+    assert _read(parts).masks([0], SIZE)[0].equal(torch.from_numpy(drawn.copy()))
+    for same in (parts[::-1], square):
+        assert _read(same).masks([0], SIZE).equal(_read([square]).masks([0], SIZE))
+        assert box_of(same) == [2, 3, 10, 6]
+        assert area_of(same) == 60
+
+
 BAD = {
     "none": (None, "no polygon"),
     "empty": ([], "no polygon"),
-    "two points": ([[1, 2, 3, 4]], "three or more"),
-    "odd": ([[1, 2, 3, 4, 5, 6, 7]], "three or more"),
+    "two points": ([[1, 2, 3, 4], []], "three or more points"),
+    "odd": ([[1, 2, 3, 4, 5, 6, 7]], "not a list of x, y"),
+    "mixed": ([[1, 2, 3, 4, 5, 6], 7, 8], "not a list of x, y"),
     "text": ([[1, 2, "x", 4, 5, 6]], "could not convert string"),
     "not a number": ([[1, 2, float("nan"), 4, 5, 6]], "not finite"),
     "size": ({"size": [20, 31], "counts": [620]}, r"size \[20, 31\]"),
