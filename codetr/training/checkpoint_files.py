@@ -87,7 +87,7 @@ def require_fit(path: str, module: nn.Module) -> None:
         raise UserError(
             f"{path}: cannot be resumed with these settings, which make another model "
             f"({len(different)} weights differ in name or shape: {different[0]}, ...): give the "
-            f"whole command that started its run again, with ckpt_path={path}"
+            "whole command that started its run again, with the same ckpt_path"
         )
 
 

@@ -64,7 +64,7 @@ def test_a_run_is_not_resumed_as_another_model(
     assert done.returncode == 2, done.stderr[-2000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "runs/a/last.ckpt: cannot be resumed with these settings" in line
-    assert "give the whole command that started the run again, with ckpt_path=last" in line
+    assert "give the whole command that started its run again, with the same ckpt_path" in line
     assert (tmp_path / "runs/a/config.yaml").read_bytes() == config
 
 
