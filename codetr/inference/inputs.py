@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def _fetch(address: str, rules: PixelRules) -> Tensor:
         try:
             with urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer:
                 size = path.write_bytes(answer.read(MAX_BYTES + 1))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"{address}: cannot be fetched ({reason}): check the address and the network, or "

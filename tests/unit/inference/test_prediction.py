@@ -286,6 +286,10 @@ def test_an_address_is_an_image(
         as_image(f"{address}/c.png")
     with pytest.raises(UserError, match=rf"image {address}/b.png"):
         as_image(f"{address}/b.png")
+    with monkeypatch.context() as patch:  # a server that does not speak HTTP
+        patch.setattr(Quiet, "do_GET", lambda own: own.wfile.write(b"nonsense\r\n\r\n"))
+        with pytest.raises(UserError, match=rf"{address}/a.png: cannot be fetched \(nonsense"):
+            as_image(f"{address}/a.png")
     monkeypatch.setattr(inputs, "MAX_BYTES", 10)
     with pytest.raises(UserError, match=rf"^{address}/a\.png: more than 0 MiB"):
         as_image(f"{address}/a.png")
