@@ -148,3 +148,17 @@ def test_names_of_test_modules_are_unique() -> None:
     names = [path.name for path in (ROOT / "tests").rglob("*.py")]
     own = [name for name in names if name not in ("conftest.py", "__init__.py")]
     assert [name for name in set(own) if own.count(name) > 1] == []
+
+
+def test_legends_say_where_they_stand() -> None:
+    """matplotlib's search for the best place warns once it takes a second, as on a busy machine."""
+    legends = [
+        (path, call)
+        for folder in ("codetr", "tools", "docs")
+        for path in (ROOT / folder).rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "legend"
+    ]
+    assert len(legends) > 10
+    for path, call in legends:
+        assert any(given.arg == "loc" for given in call.keywords), f"{path}:{call.lineno}"

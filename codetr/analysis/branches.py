@@ -124,5 +124,5 @@ def _bars(values: Mapping[tuple[str, str], float | None]) -> Figure:
     axes.set_xticks(range(len(names)), [plain(name) for name in names])
     axes.set(ylabel="AP", xlim=(-0.5, len(names) - 0.5))
     axes.grid(alpha=0.3, axis="y")
-    axes.legend(fontsize="small")
+    figure.legend(fontsize="small", loc="outside right upper")
     return figure

@@ -15,7 +15,7 @@ from codetr.analysis.data_facts import SplitFacts
 from codetr.analysis.findings import colour, png
 from codetr.data.annotations import CocoAnnotations
 from codetr.data.images import DEFAULT_RULES, ImageError, PixelRules, read_annotated
-from codetr.evaluation.figures import any_script, plain
+from codetr.evaluation.figures import plain
 from codetr.inference.draw import draw_boxes, grid
 
 LONGEST_SIDE = 480
@@ -44,15 +44,14 @@ def class_figure(splits: Sequence[SplitFacts]) -> bytes:
     left = np.zeros(len(names))
     for i, split in enumerate(splits):
         counts = np.array([split.boxes_per_class.get(name, 0) for name in names])
-        axes.barh(places, counts, left=left, color=colour(i), label=split.name)
+        axes.barh(places, counts, left=left, color=colour(i), label=plain(split.name))
         left += counts
     axes.set_yticks(places, [plain(name) for name in names], fontsize="small")
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set(xlabel=axis)
     axes.grid(alpha=0.3, axis="x")
     axes.legend(fontsize="small", loc="lower right")
-    with any_script():
-        return png(figure)
+    return png(figure)
 
 
 def box_figure(splits: Sequence[SplitFacts]) -> bytes:
@@ -63,7 +62,7 @@ def box_figure(splits: Sequence[SplitFacts]) -> bytes:
     per_image, size, aspect, image = figure.subplots(2, 2).flatten()
     most = max(int(split.boxes_per_image.max(initial=0)) for split in splits)
     for i, split in enumerate(splits):
-        style = {"color": colour(i), "alpha": 0.55, "label": split.name}
+        style = {"color": colour(i), "alpha": 0.55, "label": plain(split.name)}
         per_image.hist(
             split.boxes_per_image, np.linspace(-0.5, most + 0.5, min(most, 40) + 2), **style
         )
@@ -78,7 +77,8 @@ def box_figure(splits: Sequence[SplitFacts]) -> bytes:
     image.set_ylim(0, None)
     for axes in (per_image, size, aspect, image):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+    names = per_image.get_legend_handles_labels()
+    figure.legend(*names, fontsize="small", loc="outside lower center", ncols=len(splits))
     return png(figure)
 
 

@@ -133,5 +133,6 @@ def colour(place: int) -> tuple[float, float, float, float]:
 def png(figure: Figure) -> bytes:
     """The figure as PNG data."""
     target = BytesIO()
-    figure.savefig(target, format="png", dpi=110)
+    with any_script():
+        figure.savefig(target, format="png", dpi=110)
     return target.getvalue()

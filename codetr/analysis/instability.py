@@ -181,5 +181,6 @@ def _figure(steps: Sequence[tuple[str, Sequence[tuple[float | None, float | None
         axes.set_title(title, fontsize="medium")
         axes.set(ylim=(0, None), ylabel="queries per image" if which == 0 else "")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+    numbers = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*numbers, fontsize="small", loc="outside right upper")
     return figure

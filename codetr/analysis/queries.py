@@ -214,5 +214,6 @@ def _bars(rows: Sequence[tuple[Cell, ...]]) -> Figure:
         axes.set_xticks(places, names, rotation=20, ha="right", fontsize="small")
         axes.set_title(measured, fontsize="medium")
         axes.grid(alpha=0.3, axis="y")
-    figure.axes[0].legend(fontsize="small")
+    kinds = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*kinds, fontsize="small", loc="outside lower center", ncols=len(KINDS))
     return figure

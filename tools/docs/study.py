@@ -157,7 +157,7 @@ def seeds_figure(sweeps: Mapping[str, Sweep]) -> bytes:
         draw_seeds(axes, sweep)
         axes.set_title(title, fontsize="medium")
         axes.label_outer()
-    panels[0].legend(fontsize="small")
+    panels[0].legend(fontsize="small", loc="lower right")
     return png(figure)
 
 

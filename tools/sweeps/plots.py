@@ -26,7 +26,7 @@ def ap_figure(sweep: Sweep) -> bytes:
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.subplots()
     draw_seeds(axes, sweep)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="lower right")
     return png(figure)
 
 

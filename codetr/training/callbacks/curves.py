@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.axes import Axes
@@ -15,6 +16,7 @@ from codetr.run_folder import RunFolder
 from codetr.training.csv_logger import STEP, CsvLogger
 
 Curve = list[tuple[float, float]]
+Corner = Literal["upper left", "upper right"]
 
 
 def read_curves(rows: Sequence[Mapping[str, str]], steps_per_epoch: int) -> dict[str, Curve]:
@@ -32,26 +34,27 @@ def plot_curves(curves: Mapping[str, Curve], path: Path) -> None:
     """Plot total loss, each scheme's part of it and validation AP over epochs to a PNG file."""
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     total, schemes, quality = figure.subplots(1, 3)
-    _draw(total, {"loss": curves.get("loss", [])}, "total loss")
+    _draw(total, {"loss": curves.get("loss", [])}, "total loss", "upper right")
     _draw(
         schemes,
         {n.removeprefix("loss_"): c for n, c in curves.items() if n.startswith("loss_")},
         "loss per scheme",
+        "upper right",
     )
     shown = {n: curves[n] for n in ("val/AP", "val/AP50", "val/AP75") if n in curves}
-    _draw(quality, shown, "validation")
+    _draw(quality, shown, "validation", "upper left")
     quality.set_ylim(0, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 
-def _draw(axes: Axes, curves: Mapping[str, Curve], title: str) -> None:
+def _draw(axes: Axes, curves: Mapping[str, Curve], title: str, corner: Corner) -> None:
     for name, points in curves.items():
         axes.plot(*zip(*points, strict=True) if points else ([], []), label=name, marker=".")
     axes.set(title=title, xlabel="epoch")
     axes.grid(alpha=0.3)
     if curves:
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc=corner)
 
 
 class CurvePlot(Callback):

@@ -163,5 +163,5 @@ class RangeTest:
         axes.axvline(suggestion, color="tab:red", label=f"optimizer.lr={suggestion:g}")
         axes.set(xscale="log", xlabel="optimizer.lr", ylabel="loss")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="lower left")
         return figure
