@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from codetr.distributed import mean_over_ranks
+from codetr.distributed import gathered
 from codetr.errors import UserError
 from codetr.host_copy import HostCopy
 from codetr.loss_terms import Losses
@@ -22,11 +22,9 @@ TOTAL = "loss"
 
 
 class LossMeter:
-    """Means on the device of the total loss, of each scheme's part of it and of the unweighted loss
-    terms between two readings.
-
-    The total is averaged over all processes. Parts and terms are those of this process, since
-    processes may have different terms.
+    """Means over all processes of the total loss, of each scheme's part of it and of the unweighted
+    loss terms between two readings; the sums stay on the device. A term counts in the steps and on
+    the processes that have it.
     """
 
     def __init__(self) -> None:
@@ -56,21 +54,31 @@ class LossMeter:
         """
         if self._total is None:
             return {}
-        sums: dict[str, list[float]] = {}
-        for names, (values, count) in self._terms.items():
-            for name, value in zip(names, values.tolist(), strict=True):
-                entry = sums.setdefault(name, [0.0, 0.0])
-                entry[0] += value
-                entry[1] += count
-        means = {TOTAL: mean_over_ranks(self._total).item() / self._steps}
+        everywhere = gathered((self._total.item(), self._steps, self._sums(), self._weights))
+        steps = sum(steps for _, steps, _, _ in everywhere)
+        sums: dict[str, float] = defaultdict(float)
+        counts: dict[str, int] = defaultdict(int)
         parts: dict[str, float] = defaultdict(float)
-        for name, (value, _) in sums.items():
-            parts[f"{TOTAL}_{name.split('/')[1]}"] += self._weights[name] * value / self._steps
+        for _, _, own, weights in everywhere:
+            for name, (value, count) in own.items():
+                sums[name] += value
+                counts[name] += count
+                parts[f"{TOTAL}_{name.split('/')[1]}"] += weights[name] * value / steps
+        means = {TOTAL: sum(total for total, *_ in everywhere) / steps}
         means |= parts
-        means |= {name: value / count for name, (value, count) in sums.items()}
+        means |= {name: value / counts[name] for name, value in sums.items()}
         self._terms.clear()
         self._total, self._steps = None, 0
         return means
+
+    def _sums(self) -> dict[str, tuple[float, int]]:
+        """Sum and number of this process's values, by term."""
+        sums: dict[str, tuple[float, int]] = {}
+        for names, (values, count) in self._terms.items():
+            for name, value in zip(names, values.tolist(), strict=True):
+                before, steps = sums.get(name, (0.0, 0))
+                sums[name] = (before + value, steps + count)
+        return sums
 
     @property
     def pending(self) -> float | None:

@@ -1,5 +1,9 @@
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
+from warm import run_ranks
 
 from codetr.errors import UserError
 from codetr.loss_terms import LossTerm, total_loss
@@ -22,6 +26,24 @@ def test_reads_means_of_the_total_its_parts_and_unweighted_terms_and_resets() ->
     terms = {"loss/a/cls": 2.0, "loss/a/box": 4.0, "loss/b/cls": 2.0}
     assert found == {"loss": 16.5, "loss_a": 16.0, "loss_b": 0.5, **terms}
     assert resumed.read() == {}
+
+
+def _read_on_a_rank(rank: int, folder: Path) -> None:
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    meter = LossMeter()
+    own = {"b/own": term(6.0, weight=3.0)} if rank else {}
+    for value in (1.0, 3.0 + 4 * rank):
+        losses = {"a/cls": term(value, weight=2.0), **own}
+        meter.update(losses, total_loss(losses))
+    terms = {"loss/a/cls": 3.0, "loss/b/own": 6.0}
+    assert meter.read() == {"loss": 15.0, "loss_a": 6.0, "loss_b": 9.0, **terms}
+    assert meter.read() == {}
+    dist.destroy_process_group()
+
+
+def test_means_are_over_all_processes_and_parts_add_up_to_the_total(tmp_path: Path) -> None:
+    run_ranks(_read_on_a_rank, (tmp_path,), 2)
 
 
 def test_sums_of_a_version_without_weights_are_left_out() -> None:
