@@ -108,12 +108,14 @@ def start_run(options: Mapping[str, Any], offline: bool) -> Any:
         return None
     folder = Path(run.dir).parent
     state = "offline" if offline else "online"
+    # The parts of a resumed offline run must be uploaded together: each alone replaces the others.
+    uploaded = folder.parent if options["resume"] else folder
     log.info(
         "W&B run (%s): %s - view it with `wandb leet %s`%s",
         state,
         folder,
         folder,
-        f", upload it with `wandb sync {folder}`" if offline else "",
+        f", upload it with `wandb sync {uploaded}`" if offline else "",
     )
     return run
 

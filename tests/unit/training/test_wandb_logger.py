@@ -1,5 +1,9 @@
 import logging
+import re
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -84,6 +88,24 @@ def test_start_without_network_falls_back_to_offline_with_a_warning(
     assert "long story" not in loud
     assert "wandb leet" in where
     assert "wandb sync" in where
+
+
+def test_parts_of_a_resumed_offline_run_are_uploaded_together(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for resumes in (None, "last"):
+        with caplog.at_level(logging.INFO, "codetr"):
+            logger = wandb_logger(tmp_path, "project", offline=True, resumes=resumes)
+        logger.log_metrics({"loss": 1.0}, 0)
+        logger.finalize("success")
+        time.sleep(1.1)  # W&B names folders by the second
+    said = [r.getMessage() for r in caplog.records if r.name == "codetr.training.wandb_logger"]
+    first, second = (re.findall("`wandb sync (.*)`", line)[0] for line in said)
+    command = [sys.executable, "-m", "wandb", "sync", second, "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "2 run(s)" in done.stderr
+    assert first.rpartition("/")[2] in done.stderr
 
 
 def test_without_a_server_nothing_is_tried_online(
