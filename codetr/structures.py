@@ -10,12 +10,13 @@ Boxes are ``cxcywh`` relative to the image (0 to 1) unless a name says otherwise
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from codetr.classification import SIGMOID, Classification
 from codetr.masks import Masks, paste
@@ -73,6 +74,29 @@ class Pyramid(TensorStruct):
     def tokens(self) -> Tensor:
         """(B, S, C) the vectors of all cells, level by level, row by row."""
         return torch.cat([m.flatten(2).transpose(1, 2) for m in self.maps], dim=1)
+
+    def masks(self, padding: Tensor) -> list[Tensor]:
+        """``padding`` (B, H, W) bool of the images at the cells of each map: (B, H_l, W_l)."""
+        return [resize_mask(padding, shape) for shape in self.shapes]
+
+    def memory(self, masks: Sequence[Tensor]) -> Memory:
+        """The cells as tokens; ``masks`` (B, H_l, W_l) bool are True in padding."""
+        dtype = torch.float64 if self.maps[0].dtype == torch.float64 else torch.float32
+        valid = [(~mask).to(dtype) for mask in masks]
+        ratios = [torch.stack([v[:, 0].mean(1), v[:, :, 0].mean(1)], dim=-1) for v in valid]
+        return Memory(
+            tokens=self.tokens(),
+            padding=torch.cat([mask.flatten(1) for mask in masks], dim=1),
+            shapes=self.shapes,
+            strides=self.strides,
+            valid_ratios=torch.stack(ratios, dim=1),
+            detection=self.detection,
+        )
+
+
+def resize_mask(mask: Tensor, shape: tuple[int, int]) -> Tensor:
+    """``mask`` (B, H, W) bool with another (H, W), by the nearest neighbour."""
+    return F.interpolate(mask[:, None].float(), size=shape, mode="nearest")[:, 0].bool()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from codetr.models.backbones.swin_weights import load_swin_weights
 from codetr.models.backbones.weights import initial_weights
 from codetr.models.backbones.window_attention import MASKED, WindowAttention, shift_mask
 from codetr.models.layers import sine_tokens
-from codetr.structures import DetectionTokens, Pyramid
+from codetr.structures import DetectionTokens, Pyramid, resize_mask
 
 TEMPERATURE = 10000.0
 
@@ -201,6 +201,6 @@ class TokenSwinBackbone(nn.Module):
         shape = (cells.shape[1], cells.shape[2])
         if padding is None:
             padding = cells.new_zeros(cells.shape[0], *shape, dtype=torch.bool)
-        padding = F.interpolate(padding[:, None].float(), size=shape, mode="nearest")[:, 0].bool()
+        padding = resize_mask(padding, shape)
         position = sine_tokens([padding], cells.shape[-1], TEMPERATURE, 0.0, self.positions)
         return PatchPositions(position, padding.flatten(1))

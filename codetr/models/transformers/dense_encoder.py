@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from codetr.errors import UserError
 from codetr.models.layers import RELU, FeedForward, SelfAttention, sine_tokens, xavier_matrices
-from codetr.models.transformers.identity import as_memory, resize_masks
 from codetr.structures import Memory, Pyramid
 
 
@@ -66,8 +65,8 @@ class DenseEncoder(nn.Module):
                 f"this encoder takes one map, and the neck gives {len(pyramid.maps)}: set "
                 "model.backbone.out_indices to one level and model.neck to a Projection"
             )
-        masks = resize_masks(padding, pyramid.shapes)
-        memory = as_memory(pyramid, masks)
+        masks = pyramid.masks(padding)
+        memory = pyramid.memory(masks)
         tokens, like = memory.tokens, next(self.parameters())
         position = sine_tokens(masks, tokens.shape[-1], self.temperature, 0.0, like)
         valid = ~memory.padding[:, None, None]

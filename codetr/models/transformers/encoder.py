@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from codetr.models.layers import DeformableAttention, FeedForward, SamplingFrame, sine_tokens
-from codetr.models.transformers.identity import as_memory, resize_masks
 from codetr.structures import Memory, Pyramid
 
 
@@ -79,8 +78,8 @@ class DeformableEncoder(nn.Module):
                 f"the neck gives {len(pyramid.maps)} levels but the encoder is made for "
                 f"{len(self.level_embed)}: set model.levels to the neck's number"
             )
-        masks = resize_masks(padding, pyramid.shapes)
-        memory = as_memory(pyramid, masks)
+        masks = pyramid.masks(padding)
+        memory = pyramid.memory(masks)
         tokens = memory.tokens
         position = sine_tokens(
             masks, tokens.shape[-1], self.temperature, self.offset, self.level_embed
