@@ -146,17 +146,18 @@ class Matching(Kind):
 
 
 class OneOf(Kind):
-    """An enumeration of values."""
+    """An enumeration of values; ``note`` ends its description."""
 
-    def __init__(self, *choices: Any) -> None:
-        self.choices = choices
+    def __init__(self, *choices: Any, note: str = "") -> None:
+        self.choices, self.note = choices, note
 
     def takes(self, value: Any) -> bool:
         """See ``Kind``."""
         return any(value == choice and type(value) is type(choice) for choice in self.choices)
 
     def __str__(self) -> str:
-        return " or ".join("null" if choice is None else str(choice) for choice in self.choices)
+        choices = ["null" if choice is None else str(choice) for choice in self.choices]
+        return " or ".join(choices) + self.note
 
 
 @dataclass(frozen=True)

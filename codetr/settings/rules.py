@@ -44,6 +44,7 @@ BELOW_ONE = Real(0, 1, below=True)
 BATCHES = Whole(0) | Real(0, 1)
 """Batches per epoch: an integer is a number, a float a share of the epoch."""
 ACCELERATOR = Matching("auto|cpu|gpu|cuda", "auto, cpu, gpu or cuda")
+OTHER_SPLIT = "; another split with data=custom is data.source.val=NAME"
 METRIC = Matching(
     r"val/(mask_)?A[PR](\d+|[smlrcf])?|loss(/.+)?", "val/AP or another metric such as val/AP50"
 )
@@ -157,7 +158,7 @@ RULES: Mapping[str, tuple[tuple[Kind, str], ...]] = {
         (Whole(0, 1000), "num_workers"),
         (COUNT | NULL, "num_images name_parts teacher_boxes.top_k"),
         (OneOf("equal_size", "padded"), "eval_batches"),
-        (OneOf("train", "val"), "eval_split"),
+        (OneOf("train", "val", note=OTHER_SPLIT), "eval_split"),
         (PATH, "train_annotations val_annotations train_images val_images"),
         (PATH, "data.derived source.cache source.train source.val"),
         (Real(0, 1, above=True, below=True), "val_share"),
