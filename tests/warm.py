@@ -23,13 +23,16 @@ COMMANDS = [
 ]
 """What the commands import once hydra has read their words."""
 
+TIMEOUT_S = 600
+"""For what takes less than a minute: a machine with other work to do can be ten times slower."""
+
 _fork = multiprocessing.get_context("forkserver")
 _fork.set_forkserver_preload([*LIBRARIES, *COMMANDS])
 _numbers = itertools.count()
 
 
 def run_warm(
-    line: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: float
+    line: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: float = TIMEOUT_S
 ) -> "subprocess.CompletedProcess[str]":
     """As ``subprocess.run`` with the output captured as text; ``line`` is python, script, words."""
     return Warm(line, cwd, env).ended(timeout)

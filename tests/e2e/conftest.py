@@ -19,7 +19,7 @@ def command(tmp_path: Path) -> Command:
     """Run ``script overrides...`` in an empty folder; the output is text."""
 
     def run(script: str, *overrides: str) -> "subprocess.CompletedProcess[str]":
-        return run_warm(arguments(script, *overrides), tmp_path, environment(), timeout=300)
+        return run_warm(arguments(script, *overrides), tmp_path, environment())
 
     return run
 

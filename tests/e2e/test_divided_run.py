@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import Command, arguments, environment
+from warm import TIMEOUT_S
 
 COMPARED = ("loss", "train/gradient_norm", "lr/rest", "val/AP")
 CPUS = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32")
@@ -37,7 +38,7 @@ def test_stopped_and_resumed_it_equals_one_of_ddp(
     line = arguments("train.py", *options, "trainer=fsdp", "name=cut")
     running = subprocess.Popen(line, cwd=tmp_path, env=environment())
     run, whole = tmp_path / "runs/cut", tmp_path / "runs/whole"
-    deadline = time.monotonic() + 250
+    deadline = time.monotonic() + TIMEOUT_S
     while not (run / "last.ckpt").is_file() and time.monotonic() < deadline:
         time.sleep(0.02)
     running.send_signal(signal.SIGTERM)

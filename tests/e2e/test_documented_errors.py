@@ -86,7 +86,7 @@ def test_error_is_said_by_its_command(words: str, given: tuple[str, ...], tmp_pa
         script.write_text(SIMULATED.format(simulated=row.simulated, script=line[1]))
         line[1] = str(script)
     with row.make(tmp_path) or nullcontext():
-        done = run_warm(line, tmp_path, {**environment(), "HOME": str(tmp_path)}, timeout=300)
+        done = run_warm(line, tmp_path, {**environment(), "HOME": str(tmp_path)})
     assert done.returncode == row.status, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     said = [*done.stdout.splitlines(), *done.stderr.splitlines()]  # a sweep logs its jobs' errors

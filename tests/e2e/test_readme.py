@@ -105,7 +105,7 @@ def run(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on the built-in data; its parent holds no other."""
     place = tmp_path_factory.mktemp("run")
     line = arguments("train.py", *TINY, *_built_in(data_root), *EPOCHS, "name=made")
-    done = run_warm(line, place, environment(), timeout=300)
+    done = run_warm(line, place, environment())
     assert done.returncode == 0, done.stderr
     return place / "runs/made"
 
@@ -122,7 +122,7 @@ def onnx_file(run: Path) -> Path:
     _, script, *overrides = shlex.split(ONNX_EXPORT)
     overrides = [o.replace("runs/NAME", str(run)) for o in overrides]
     line = arguments(script, *overrides, *OF_A_RUN[script])
-    done = run_warm(line, run, environment(), timeout=300)
+    done = run_warm(line, run, environment())
     assert done.returncode == 0, done.stderr
     return run / "model.onnx"
 

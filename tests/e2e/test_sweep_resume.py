@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from commands import Command, arguments, environment
+from warm import TIMEOUT_S
 
 ONE_STEP = ("trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "schedule.epochs=1")
 
@@ -42,7 +43,7 @@ def test_killed_sweep_goes_on_and_has_a_page(
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + TIMEOUT_S
         while not any(map(finished, tmp_path.glob("runs/sweeps/*/0"))):
             assert process.poll() is None, "the sweep ended before it could be killed"
             assert time.monotonic() < deadline

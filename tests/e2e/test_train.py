@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import Command, arguments, environment, write_coco
+from warm import TIMEOUT_S
 
 from codetr.checkpoints.files import read_detector_file
 from codetr.evaluation.diagnosis import PICTURES
@@ -70,7 +71,7 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(
         arguments("train.py", *options, "name=cut"), cwd=tmp_path, env=environment()
     )
     run = tmp_path / "runs/cut"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + TIMEOUT_S
     while not (run / "last.ckpt").is_file() and time.monotonic() < deadline:
         time.sleep(0.02)  # written at the end of the first epoch
     killed.send_signal(signal.SIGKILL)

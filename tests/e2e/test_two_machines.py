@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT, Command, environment
+from warm import TIMEOUT_S
 
 SAME = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32", "schedule.epochs=2")
 
@@ -46,7 +47,7 @@ def test_losses_are_those_of_one_machine_with_two_processes(
         )
         for rank in (0, 1)
     ]
-    said = [machine.communicate(timeout=300)[0] for machine in machines]
+    said = [machine.communicate(timeout=TIMEOUT_S)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], said[0][-3000:]
     one, two = losses(tmp_path / "runs/one"), losses(tmp_path / "runs/two")
     assert len(one) > 2

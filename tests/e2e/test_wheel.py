@@ -28,6 +28,7 @@ TWO_STEPS = (
 USE = """
 import codetr
 from PIL import Image
+from warm import TIMEOUT_S
 
 detector = codetr.load("runs/mine/best.ckpt", device="cpu")
 found = detector.predict(Image.new("RGB", (64, 48)), threshold=0.0)
@@ -54,7 +55,7 @@ def bare(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Call:  # noqa:
         env = {k: v for k, v in environment().items() if k != "PYTHONPATH"} | {"PYTHONPATH": "own"}
         line = [str(place / "env/bin" / program), *words]
         return subprocess.run(
-            line, cwd=work, env=env, capture_output=True, text=True, timeout=300, check=False
+            line, cwd=work, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
 
     call.work = work  # type: ignore[attr-defined]

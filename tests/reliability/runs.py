@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from commands import arguments, environment
 from torch import Tensor
-from warm import Warm
+from warm import TIMEOUT_S, Warm
 
 TINY = (
     "data.source.num_train=12",
@@ -45,7 +45,6 @@ TINY = (
 RANKS = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32")
 CLOCK = "perf/"
 """Begins the columns of metrics.csv that no two runs have in common."""
-TIMEOUT_S = 300
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from commands import ROOT, environment
-from runs import TIMEOUT_S, Place, differences, outcome
+from runs import Place, differences, outcome
+from warm import TIMEOUT_S
 
 SRUN = '#!/bin/bash\necho $$ > srun.pid\nexec "$@"\n'
 SCONTROL = '#!/bin/bash\necho "$@" >> scontrol.txt\n'

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import RANKS, TIMEOUT_S, Place, differences, kept_step, outcome, wait_until
+from runs import RANKS, Place, differences, kept_step, outcome, wait_until
 
 from codetr.training.checkpoint_files import damage
 
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 FAILING = """
 from lightning.pytorch import Callback
 from codetr.errors import UserError
+from warm import TIMEOUT_S
 
 class Fails(Callback):
     def __init__(self, rank, kind):

@@ -103,7 +103,7 @@ def address(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             [sys.executable, "app.py"], cwd=folder, env=env, stdout=out, stderr=out
         )
     try:
-        end = time.monotonic() + 180
+        end = time.monotonic() + TIMEOUT_S
         while "Running on" not in log.read_text():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < end, log.read_text()
@@ -141,7 +141,7 @@ def test_page_answers(address: str, checkpoint: Path, photo: str, tmp_path: Path
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=TIMEOUT_S,
     )
     assert done.returncode == 0, done.stderr
     captions, picture, said, refused = json.loads(done.stdout.splitlines()[-1])
@@ -156,6 +156,7 @@ def test_page_answers(address: str, checkpoint: Path, photo: str, tmp_path: Path
 BROWSE = """
 import sys
 from playwright.sync_api import sync_playwright
+from warm import TIMEOUT_S
 program, address, photo = sys.argv[1:]
 asked = []
 with sync_playwright() as tools:
@@ -183,7 +184,7 @@ def test_page_works_in_a_browser_and_asks_no_other_host(address: str, photo: str
         capture_output=True,
         text=True,
         check=False,
-        timeout=400,
+        timeout=TIMEOUT_S,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []

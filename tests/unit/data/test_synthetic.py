@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from warm import TIMEOUT_S
 
 from codetr.data import scenes
 from codetr.data.annotations import load_annotations
@@ -58,7 +59,7 @@ def test_two_at_once_are_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     rename = Path.rename
 
     def meet(path: Path, target: Path) -> Path:
-        barrier.wait(timeout=20)
+        barrier.wait(timeout=TIMEOUT_S)
         return rename(path, target)
 
     monkeypatch.setattr("codetr.data.synthetic.Progress", _NoProgress)

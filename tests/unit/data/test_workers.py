@@ -38,6 +38,7 @@ def test_workers_go_on_after_a_signal_to_all_processes(signum: signal.Signals) -
 
 HELD = """
 from codetr.data.workers import SignalSafeLoader
+from warm import TIMEOUT_S
 
 batches = iter(SignalSafeLoader(range(8), num_workers=1, prefetch_factor=1))
 print(int(next(batches)))
@@ -47,6 +48,6 @@ print(int(next(batches)))
 def test_python_exits_while_a_loader_is_held() -> None:
     """Within an epoch, as after an error in a notebook."""
     ended = subprocess.run(
-        [sys.executable, "-c", HELD], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", HELD], capture_output=True, text=True, timeout=TIMEOUT_S
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "0\n", "")

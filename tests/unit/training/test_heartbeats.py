@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from warm import TIMEOUT_S
 
 from codetr.training.heartbeats import (
     DONE,
@@ -43,7 +44,7 @@ def seen(beat: Heartbeat | None, silent_s: float = 0.0, code: int | None = None)
 
 
 def wait_for(process: "subprocess.Popen[bytes]", states: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline:
         state = process_state(process.pid)
         if state is not None and state[0] in states:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from commands import environment
 from omegaconf import OmegaConf
-from warm import Warm
+from warm import TIMEOUT_S, Warm
 
 from codetr.training.heartbeats import HeartbeatFolder
 from codetr.training.rank_monitor import RankMonitor, is_connection_error, waiting_limit_s
@@ -72,7 +72,7 @@ class Run:
             for rank, (do, stage) in enumerate(zip(what, stages, strict=True))
         ]
         beats = HeartbeatFolder(folder / "ranks", "here:1::::")
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + TIMEOUT_S
         while {s.rank: s.stage for s in beats.read().values()}.keys() != set(range(SIZE)):
             assert time.monotonic() < deadline
             time.sleep(0.01)

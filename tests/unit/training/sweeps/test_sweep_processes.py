@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from warm import TIMEOUT_S
 
 from codetr.errors import UserError
 from codetr.training.sweeps.local import BUSY, LocalRunner, Slot, make_slots
@@ -38,7 +39,7 @@ def test_jobs_run_in_parallel(tmp_path: Path) -> None:
     """Each of two jobs waits for a file of the other: one after another, they would fail."""
     meet = (
         "import sys, time; from pathlib import Path; own, other = map(Path, {!r}); own.touch()\n"
-        "end = time.monotonic() + 20\n"
+        "end = time.monotonic() + 120\n"
         "while not other.exists():\n"
         "    time.sleep(0.01)\n"
         "    time.monotonic() < end or sys.exit(1)"
@@ -107,11 +108,11 @@ def test_jobs_end_with_the_sweep_and_have_the_time_to_save(tmp_path: Path) -> No
         "LocalRunner(make_slots(1, None))([start], lambda index, code: None)"
     )
     process = subprocess.Popen([sys.executable, "-c", sweep], cwd=ROOT)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + TIMEOUT_S
     while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    assert process.wait(timeout=TIMEOUT_S) == 128 + signal.SIGTERM
     assert (tmp_path / "saved").exists()
 
 
