@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from commands import ROOT, SMALL, environment
 from test_packages import build, tree  # noqa: F401
+from warm import TIMEOUT_S
 
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -28,7 +29,6 @@ TWO_STEPS = (
 USE = """
 import codetr
 from PIL import Image
-from warm import TIMEOUT_S
 
 detector = codetr.load("runs/mine/best.ckpt", device="cpu")
 found = detector.predict(Image.new("RGB", (64, 48)), threshold=0.0)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from runs import RANKS, Place, differences, kept_step, outcome, wait_until
+from warm import TIMEOUT_S
 
 from codetr.training.checkpoint_files import damage
 
@@ -19,7 +20,6 @@ pytestmark = pytest.mark.slow
 FAILING = """
 from lightning.pytorch import Callback
 from codetr.errors import UserError
-from warm import TIMEOUT_S
 
 class Fails(Callback):
     def __init__(self, rank, kind):

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny_checkpoint import save_tiny
+from warm import TIMEOUT_S
 
 import codetr
 from codetr.analysis.demo import attention, find, page, pictures
@@ -156,7 +157,6 @@ def test_page_answers(address: str, checkpoint: Path, photo: str, tmp_path: Path
 BROWSE = """
 import sys
 from playwright.sync_api import sync_playwright
-from warm import TIMEOUT_S
 program, address, photo = sys.argv[1:]
 asked = []
 with sync_playwright() as tools:

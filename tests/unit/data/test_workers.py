@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from torch.utils.data import Dataset
+from warm import TIMEOUT_S
 
 from codetr.data.workers import SignalSafeLoader
 
@@ -38,7 +39,6 @@ def test_workers_go_on_after_a_signal_to_all_processes(signum: signal.Signals) -
 
 HELD = """
 from codetr.data.workers import SignalSafeLoader
-from warm import TIMEOUT_S
 
 batches = iter(SignalSafeLoader(range(8), num_workers=1, prefetch_factor=1))
 print(int(next(batches)))
