@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from codetr.data.json_columns import as_integer, as_number
 
-_MIN_COORDINATES = 6  # of a polygon: a triangle
+_MIN_POINTS = 3  # of a polygon
 _LONGEST_SIDE = 2**24
 
 
@@ -43,6 +43,34 @@ def area_of(segmentation: Any) -> float | None:
     return None if runs is None else float((runs[0][1] - runs[0][0]).sum())
 
 
+def polygons_of(segmentation: Any) -> list[NDArray[np.float64]]:
+    """The vertices (P, 2) of each polygon in pixels, without parts of one or two points, which have
+    no area. Raises ValueError for anything else than polygons.
+    """
+    if not isinstance(segmentation, list) or not segmentation:
+        raise ValueError(f"it is {segmentation!r}" if segmentation else "no polygon")
+    if not any(isinstance(part, list) for part in segmentation):
+        segmentation = [segmentation]  # a single polygon that is not in a list
+    polygons = [_vertices(part) for part in segmentation]
+    if not any(len(polygon) >= _MIN_POINTS for polygon in polygons):
+        raise ValueError("no polygon has three or more points")
+    return [polygon for polygon in polygons if len(polygon) >= _MIN_POINTS]
+
+
+def _vertices(part: Any) -> NDArray[np.float64]:
+    if not isinstance(part, list) or len(part) % 2:
+        raise ValueError("a polygon is not a list of x, y")
+    if not {int, float}.issuperset(map(type, part)):
+        part = [as_number(value) for value in part]
+    try:
+        vertices = np.array(part, np.float64).reshape(-1, 2)  # None becomes NaN
+    except OverflowError:  # an integer beyond the range of floats
+        vertices = np.full((1, 2), np.nan)
+    if not np.isfinite(vertices).all():
+        raise ValueError("a coordinate of a polygon is not a finite number")
+    return vertices
+
+
 def enclosed_area(polygon: NDArray[np.float64]) -> float:
     """The area of a polygon by the shoelace formula."""
     x, y = polygon.T
@@ -50,19 +78,10 @@ def enclosed_area(polygon: NDArray[np.float64]) -> float:
 
 
 def _polygons(segmentation: Any) -> list[NDArray[np.float64]]:
-    """The vertices (P, 2) of each polygon with three or more; empty if one of them is invalid."""
-    if not isinstance(segmentation, list) or not segmentation:
+    try:
+        return polygons_of(segmentation)
+    except ValueError:
         return []
-    if not any(isinstance(part, list) for part in segmentation):
-        segmentation = [segmentation]  # a single polygon that is not in a list
-    found = []
-    for part in segmentation:
-        numbers = [as_number(value) for value in part] if isinstance(part, list) else []
-        if not isinstance(part, list) or len(numbers) % 2 or None in numbers:
-            return []
-        if len(numbers) >= _MIN_COORDINATES:
-            found.append(np.array(numbers, np.float64).reshape(-1, 2))
-    return found
 
 
 def _runs(

@@ -15,12 +15,12 @@ from faster_coco_eval.mask_api_new_cpp import toUncompressedRLE
 from numpy.typing import NDArray
 from torch import Tensor
 
+from codetr.data.outlines import polygons_of
 from codetr.errors import UserError
 
 RunLengths = Mapping[str, Any]
 """An RLE of pycocotools: ``size`` [height, width] and compressed ``counts`` as bytes."""
 
-_MIN_COORDINATES = 6  # of a polygon: a triangle
 _LIMIT = 2**31  # of int32 coordinates
 
 
@@ -126,20 +126,12 @@ def read_segmentations(
 
 
 def read_polygons(value: Any) -> list[NDArray[np.float64]]:
-    """The polygons of one object, x, y, x, y, ... in pixels, without parts of one or two points,
-    which have no area. Raises ValueError or TypeError for anything else.
+    """``polygons_of`` an object as x, y, x, y, ...; raises ValueError too where one lies too far
+    outside of any image.
     """
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"it is {value!r}" if value else "no polygon")
-    if not any(isinstance(part, list) for part in value):
-        value = [value]  # a single polygon that is not in a list
-    if any(not isinstance(polygon, list) or len(polygon) % 2 for polygon in value):
-        raise ValueError("a polygon is not a list of x, y")
-    polygons = [np.asarray(part, np.float64) for part in value if len(part) >= _MIN_COORDINATES]
-    if not polygons:
-        raise ValueError("no polygon has three or more points")
-    if not all((np.abs(polygon) * 100 < _LIMIT).all() for polygon in polygons):
-        raise ValueError("a polygon is not finite or far outside")
+    polygons = [polygon.ravel() for polygon in polygons_of(value)]
+    if any(np.abs(polygon).max() * 100 >= _LIMIT for polygon in polygons):
+        raise ValueError("a polygon is far outside the image")
     return polygons
 
 
@@ -156,7 +148,7 @@ def compressed(value: Mapping[str, Any], size: list[int]) -> RunLengths:
     """Run lengths as in COCO, compressed or not, in the compressed form. Raises ValueError,
     TypeError or KeyError unless they are those of an image of ``size`` (height, width).
     """
-    if list(value["size"]) != size:
+    if not isinstance(value["size"], Sequence) or list(value["size"]) != size:
         raise ValueError(f"run lengths of size {value['size']} in an image of size {size}")
     counts = value["counts"]
     try:
@@ -166,7 +158,7 @@ def compressed(value: Mapping[str, Any], size: list[int]) -> RunLengths:
             text = counts.encode() if isinstance(counts, str) else counts
             found = {"size": size, "counts": text}
         (runs,) = toUncompressedRLE([found])
-    except RuntimeError:
+    except (RuntimeError, OverflowError):
         raise ValueError("damaged run lengths") from None
     if sum(runs["counts"]) != size[0] * size[1]:
         raise ValueError(f"run lengths of {sum(runs['counts'])} pixels in an image of size {size}")

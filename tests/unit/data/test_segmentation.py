@@ -68,16 +68,41 @@ BAD = {
     "two points": ([[1, 2, 3, 4], []], "three or more points"),
     "odd": ([[1, 2, 3, 4, 5, 6, 7]], "not a list of x, y"),
     "mixed": ([[1, 2, 3, 4, 5, 6], 7, 8], "not a list of x, y"),
-    "text": ([[1, 2, "x", 4, 5, 6]], "could not convert string"),
-    "not a number": ([[1, 2, float("nan"), 4, 5, 6]], "not finite"),
+    "text": ([[1, 2, "x", 4, 5, 6]], "not a finite number"),
+    "truth value": ([[1, 2, True, 4, 5, 6]], "not a finite number"),
+    "points": ([[[1, 1], [3, 1], [3, 3], [1, 3], [0, 1], [0, 2]]], "not a finite number"),
+    "four points": ([[[1, 1], [3, 1], [3, 3], [1, 3]]], "not a finite number"),
+    "not a number": ([[1, 2, float("nan"), 4, 5, 6]], "not a finite number"),
+    "no float": ([[10**400, 1, 2, 3, 4, 5]], "not a finite number"),
+    "far": ([[1e9, 1, 2, 3, 4, 5]], "far outside"),
     "size": ({"size": [20, 31], "counts": [620]}, r"size \[20, 31\]"),
     "too few pixels": ({"size": [20, 30], "counts": [2, 3]}, "of 5 pixels"),
     "too many pixels": ({"size": [20, 30], "counts": [2, 999]}, "exceed"),
     "negative": ({"size": [20, 30], "counts": [605, -5]}, "damaged"),
+    "huge": ({"size": [20, 30], "counts": [10**30, 5]}, "damaged"),
+    "fractions": ({"size": [20, 30], "counts": [600.5, 5]}, "damaged"),
+    "texts": ({"size": [20, 30], "counts": ["600"]}, "damaged"),
+    "no list": ({"size": [20, 30], "counts": None}, "damaged"),
+    "nothing": ({"size": [20, 30], "counts": []}, "of 0 pixels"),
+    "no ASCII": ({"size": [20, 30], "counts": "\u00e9\u20ac"}, "damaged"),
+    "size of texts": ({"size": ["20", "30"], "counts": [600]}, "size"),
+    "no size": ({"size": 5, "counts": [600]}, "size"),
     "no text": ({"size": [20, 30], "counts": 600}, "damaged"),
     "cut text": ({"size": [20, 30], "counts": "0550000000b1oooo"}, "damaged"),
     "no counts": ({"size": [20, 30]}, "counts"),
 }
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_they_give_no_box_either(name: str) -> None:
+    value, _ = BAD[name]
+    if name not in ("far", "size"):
+        assert box_of(value) is None
+
+
+def test_numbers_as_texts_are_taken_as_in_boxes() -> None:
+    square = [2, 3, 12, 3, 12, 9, 2, 9]
+    assert _read([[*map(str, square)]]).masks([0], SIZE).equal(_read([square]).masks([0], SIZE))
 
 
 @pytest.mark.parametrize("name", BAD)
