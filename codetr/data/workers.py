@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import signal
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -42,7 +43,10 @@ def _stop_workers() -> None:
     them SIGTERM, which they ignore, and wait for them forever.
     """
     for iterator in list(_ITERATORS):
-        iterator._shutdown_workers()
+        with contextlib.suppress(Exception):  # the others are stopped all the same
+            iterator._shutdown_workers()
+        for worker in iterator._workers:
+            worker.kill()  # one that hangs, as in a read from a lost network folder
 
 
 def ignore_stop_signals(worker: int) -> None:
