@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from codetr.checkpoints.files import RunRecord
-from codetr.errors import UserError, first_line
+from codetr.errors import UserError, abbreviated, first_line
 from codetr.run_folder import RunFolder
 from codetr.torch_files import Inflated, materialised, require_archive, require_held
 from codetr.writing import replacing
@@ -85,9 +85,9 @@ def require_fit(path: str, module: nn.Module) -> None:
     different = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})
     if different:
         raise UserError(
-            f"{path}: cannot be resumed with these settings, which make another model "
-            f"({len(different)} weights differ in name or shape: {different[0]}, ...): give the "
-            "whole command that started its run again, with the same ckpt_path"
+            f"{path}: cannot be resumed with these settings, which make another model (of "
+            f"{len(different)} weights name or shape differ: {abbreviated(different, 1)}): give "
+            "the whole command that started its run again, with the same ckpt_path"
         )
 
 

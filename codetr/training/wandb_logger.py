@@ -109,7 +109,8 @@ def start_run(options: Mapping[str, Any], offline: bool) -> Any:
     folder = Path(run.dir).parent
     state = "offline" if offline else "online"
     # The parts of a resumed offline run must be uploaded together: each alone replaces the others.
-    uploaded = folder.parent if options["resume"] else folder
+    several = len(list(folder.parent.glob(f"offline-run-*-{run.id}"))) > 1
+    uploaded = folder.parent if several else folder
     log.info(
         "W&B run (%s): %s - view it with `wandb leet %s`%s",
         state,
