@@ -44,7 +44,10 @@ BELOW_ONE = Real(0, 1, below=True)
 BATCHES = Whole(0) | Real(0, 1)
 """Batches per epoch: an integer is a number, a float a share of the epoch."""
 ACCELERATOR = Matching("auto|cpu|gpu|cuda", "auto, cpu, gpu or cuda")
-OTHER_SPLIT = "; another split with data=custom is data.source.val=NAME"
+OTHER_SPLIT = (
+    "; to evaluate another split, give data.source.val=NAME (data=custom) or "
+    "data.source.val_annotations=FILE and data.source.val_images=FOLDER (data=coco)"
+)
 METRIC = Matching(
     r"val/(mask_)?A[PR](\d+|[smlrcf])?|loss(/.+)?", "val/AP or another metric such as val/AP50"
 )

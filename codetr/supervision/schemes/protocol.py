@@ -135,8 +135,8 @@ def _require_logits(detector: Detector, name: str, scheme: Scheme) -> None:
         if reads is not None and not isinstance(detector.classification, reads):
             raise UserError(
                 f"scheme=[{name}] has a {type(part).__name__} for {reads.__name__.lower()} logits, "
-                f"but this model's are {detector.classification}: choose a supervision= for those, "
-                "or another model"
+                f"but this model's are {detector.classification}: choose another scheme, a "
+                "supervision= for this model's logits, or another model"
             )
 
 

@@ -198,7 +198,10 @@ def test_a_record_of_an_earlier_version_takes_what_it_lacks(tmp_path: Path) -> N
         ("data.source.outside=true", r"data\.source\.outside: CustomFolder takes no 'outside'"),
         ("data.source.val_share=x", r"data\.source\.val_share=x: give"),
         ("data.eval_spit=train", r"data\.eval_spit: .*did you mean eval_split"),
-        ("data.eval_split=test", r"give train or val; another split .*data\.source\.val=NAME"),
+        (
+            "data.eval_split=test",
+            r"give train or val; .*another split, .*source\.val=NAME",
+        ),
         ("data.classes.kep=[a]", r"data\.classes\.kep: .*did you mean data\.classes\.keep"),
         ("augmentation.evl.short=3", r"augmentation\.evl\.short: nothing reads"),
         ("evaluation.postproces.max_detections=3", r"evaluation\.postproces\.max_detections: noth"),
