@@ -156,17 +156,17 @@ def load_named_weights(
     for whose name it is false.
     """
     matched, report = match_weights(weights, module.state_dict())
+    if not report.loaded:
+        raise UserError(
+            f"{source}: none of its {len(report.dropped)} tensors fits the backbone: check that "
+            "the file belongs to model.backbone.name"
+        )
     missing = [name for name in report.new if may_lack and not may_lack(name)]
     if missing:
         raise UserError(
             f"{source}: {len(missing)} of the backbone's tensors are not in it or have another "
             f"shape, such as {missing[0]}: give weights of the same architecture (see "
             "model.backbone.name)"
-        )
-    if not report.loaded:
-        raise UserError(
-            f"{source}: none of its {len(report.dropped)} tensors fits the backbone: check that "
-            "the file belongs to model.backbone.name"
         )
     module.load_state_dict(matched, strict=False)
     Console().print(report.table(f"backbone weights of {Path(source).name}"))

@@ -56,7 +56,8 @@ def relative_position_index(window: int) -> Tensor:
 
 def round_up(length: int, part: int) -> int:
     """The next multiple of ``part``, in a form that torch.export simplifies where sizes are free:
-    ((n - 1) // 2 + 1 - 1) // 2 + 1 it knows to be (n - 1) // 4 + 1, but not nested remainders.
+    it reduces ((n - 1) // 2 + 1 - 1) // 2 + 1 to (n - 1) // 4 + 1, but cannot reduce nested
+    remainders.
     """
     return ((length - 1) // part + 1) * part
 
