@@ -85,9 +85,9 @@ def require_fit(path: str, module: nn.Module) -> None:
     different = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})
     if different:
         raise UserError(
-            f"{path}: cannot be resumed with these settings, which make another model (of "
-            f"{len(different)} weights name or shape differ: {abbreviated(different, 1)}): give "
-            "the whole command that started its run again, with the same ckpt_path"
+            f"{path}: cannot be resumed with these settings, which make another model "
+            f"(weights that differ in name or shape: {abbreviated(different)}): give the whole "
+            "command that started its run again, with the same ckpt_path"
         )
 
 
